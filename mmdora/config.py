@@ -1,0 +1,233 @@
+"""The whole experiment as frozen, self-validating dataclasses; YAML and dotted overrides on top.
+
+This file is a leaf: it knows no torch and no other room. `load_config` is the only way a file
+becomes a `RunConfig`; `Modality` also validates the dicts given to `mmdora.inject`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from mmdora.errors import MmdoraError
+
+MODALITIES = ("vision", "projector", "language")
+METHODS = ("none", "lora", "dora", "magnitude", "full")
+LOW_RANK = ("lora", "dora")
+DEFAULT_RANK = {"vision": 8, "projector": 8, "language": 16}
+
+Positive = Annotated[StrictInt, Field(ge=1)]
+Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+T = TypeVar("T")
+
+_strict = ConfigDict(extra="forbid")
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class Modality:
+    """How one modality of the model is adapted."""
+
+    method: Annotated[Literal["none", "lora", "dora", "magnitude", "full"], Field(description="none: frozen")] = "none"
+    rank: Annotated[Positive | None, Field(description="r of B A; default vision 8, projector 8, language 16")] = None
+    alpha: Annotated[Rate | None, Field(description="scaling is alpha / rank; default 2 * rank")] = None
+    dropout: Annotated[Share, Field(description="on the input of the low-rank branch")] = 0.0
+    rslora: Annotated[StrictBool, Field(description="scaling alpha / sqrt(rank)")] = False
+    targets: Annotated[
+        tuple[str, ...], Field(description="roles (attention, mlp, all), module names or glob patterns")
+    ] = ("all",)
+    lr: Annotated[Rate | None, Field(description="learning rate here; default training.lr")] = None
+    magnitude_lr: Annotated[Rate | None, Field(description="of magnitudes; default lr of this modality")] = None
+    weight_decay: Annotated[Rate | None, Field(description="default training.weight_decay")] = None
+    magnitude_weight_decay: Annotated[Rate, Field(description="of magnitudes")] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target_is_a_list(cls, values: Any) -> Any:
+        kwargs = getattr(values, "kwargs", values)
+        if isinstance(kwargs, dict) and isinstance(kwargs.get("targets"), str):
+            kwargs["targets"] = [kwargs["targets"]]
+        return values
+
+    @model_validator(mode="after")
+    def _targets_given(self) -> Modality:
+        if not self.targets:
+            raise ValueError("targets is empty; leave it out for 'all', or use method: none")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class Adapt:
+    """What is adapted, per modality."""
+
+    vision: Modality = Modality()
+    projector: Modality = Modality()
+    language: Modality = Modality()
+    parts: Annotated[
+        dict[Literal["vision", "projector", "language"], tuple[str, ...]] | None,
+        Field(description="module prefixes per modality, for a model whose parts cannot be found"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class Model:
+    """The base that is adapted."""
+
+    base: Annotated[str, Field(description="bundled name, hub id or folder")] = "tiny-llava"
+    dtype: Annotated[Literal["fp32", "bf16", "fp16"], Field(description="of the frozen weights")] = "fp32"
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class Data:
+    """Records (JSONL: messages + images) and how they become batches."""
+
+    train: Annotated[Path | None, Field(description="JSONL of records to train on")] = None
+    eval: Annotated[Path | None, Field(description="JSONL of records for the loss during training")] = None
+    eval_rows: Annotated[Positive | None, Field(description="use only the first N of eval")] = None
+    images: Annotated[Path | None, Field(description="root of image paths; default: the records' folder")] = None
+    max_turns: Annotated[
+        Positive | None, Field(description="rows with more turns become several rows, all with the images")
+    ] = None
+    max_length: Annotated[Positive | None, Field(description="tokens per row, images included")] = None
+    too_long: Annotated[
+        Literal["error", "drop", "shrink"],
+        Field(description="rows over max_length; shrink leaves out turns from the end, never an image"),
+    ] = "error"
+    group_by_length: Annotated[StrictBool, Field(description="batches of like length and modality")] = True
+    workers: Annotated[StrictInt, Field(ge=0, description="loader processes")] = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class Training:
+    """The optimisation."""
+
+    output: Annotated[Path, Field(description="run folder")] = Path("runs/run")
+    steps: Annotated[Positive | None, Field(description="optimizer steps; instead of epochs")] = None
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    batch_size: Annotated[Positive, Field(description="rows per forward pass and process")] = 8
+    accumulation: Annotated[Positive, Field(description="forward passes per optimizer step")] = 1
+    lr: Annotated[Rate, Field(description="peak learning rate")] = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[Rate, Field(description="steps, or a share of them when below 1")] = 0.03
+    weight_decay: Rate = 0.0
+    adam_beta2: Share = 0.999
+    adam_eps: Rate = 1e-8
+    max_grad_norm: Rate = 1.0
+    precision: Annotated[Literal["fp32", "bf16"], Field(description="of the computation (autocast)")] = "fp32"
+    gradient_checkpointing: StrictBool = False
+    log_every: Positive = 10
+    eval_every: Annotated[Positive | None, Field(description="steps; needs data.eval")] = None
+    save_every: Annotated[Positive | None, Field(description="steps between checkpoints")] = None
+    keep: Annotated[Positive, Field(description="checkpoints kept, besides the best")] = 2
+    seed: StrictInt = 0
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
+class RunConfig:
+    """One training run."""
+
+    model: Model = Model()
+    adapt: Adapt = Adapt()
+    data: Data = Data()
+    training: Training = Training()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML or JSON."""
+        return TypeAdapter(RunConfig).dump_python(self, mode="json")
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `--a.b value` / `--a.b=value` overrides, validate.
+
+    Raises:
+        MmdoraError: naming the file (or "command line"), the key, and what was probably meant.
+    """
+    path = Path(path)
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MmdoraError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise MmdoraError(f"{path}: not a readable UTF-8 file ({error.__class__.__name__})") from None
+    except yaml.YAMLError as error:
+        raise MmdoraError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise MmdoraError(f"{path}: expected sections model, adapt, data, training; found {type(tree).__name__}")
+    changed = _override(tree, list(overrides))
+    return validate(RunConfig, tree, where=lambda key: "command line" if key in changed else str(path))
+
+
+def validate(kind: type[T], values: Any, where: Callable[[str], str]) -> T:
+    """Build `kind` from plain values; the first problem becomes one `MmdoraError` line."""
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        raise MmdoraError(_first_problem(kind, error, where)) from None
+
+
+def _override(tree: dict[str, Any], tokens: list[str]) -> set[str]:
+    changed = set()
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--"):
+            raise MmdoraError(f"command line: expected --section.key, found {token!r}")
+        key, joined, text = token[2:].partition("=")
+        if not joined:
+            if not tokens:
+                raise MmdoraError(f"command line: --{key} needs a value")
+            text = tokens.pop(0)
+        key = key.replace("-", "_")
+        node, parts = tree, key.split(".")
+        for part in parts[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise MmdoraError(f"command line: --{key}: {part} is not a section")
+            node = child
+        try:
+            node[parts[-1]] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise MmdoraError(f"command line: --{key}: {text!r} is not a YAML value") from None
+        changed.add(key)
+    return changed
+
+
+def _first_problem(kind: type, error: ValidationError, where: Callable[[str], str]) -> str:
+    problem = error.errors(include_url=False)[0]
+    location = [str(part) for part in problem["loc"]]
+    key = ".".join(location)
+    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _fields_at(kind, location[:-1])
+        close = difflib.get_close_matches(location[-1], known, 1, 0.4)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        return f"{where(key)}: {key}: unknown key; {hint}"
+    message = problem["msg"].removeprefix("Value error, ")
+    given = problem.get("input")
+    shown = f" (found {given!r})" if isinstance(given, (str, int, float, bool, type(None))) else ""
+    return f"{where(key)}: {key}: {message}{shown}" if key else f"{where(key)}: {message}"
+
+
+def _fields_at(kind: Any, location: Iterable[str]) -> list[str]:
+    for name in location:
+        hint = TypeAdapter(kind).core_schema and {f.name: f for f in dataclasses.fields(kind)}.get(name)
+        kind = type(hint.default) if hint is not None else None
+        if kind is None or not dataclasses.is_dataclass(kind):
+            return []
+    return [field.name for field in dataclasses.fields(kind)]
+
+
+def as_modalities(adapt: Adapt | Mapping[str, Any]) -> dict[str, Modality]:
+    """The `adapt` section, from a config or from a plain dict, as one `Modality` per name."""
+    if not isinstance(adapt, Adapt):
+        adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")
+    return {name: getattr(adapt, name) for name in MODALITIES}

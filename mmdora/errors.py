@@ -1,0 +1,9 @@
+"""The one exception that means "the input is wrong, not the program"."""
+
+
+class MmdoraError(ValueError):
+    """A mistake in what the user handed in.
+
+    The message is one line: what is wrong, where, and how to mend it. The command line prints that
+    line and exits with code 2; Python callers catch it like any `ValueError`.
+    """
