@@ -1,0 +1,31 @@
+"""mmdora: adapt vision-language models with DoRA and LoRA, modality by modality."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "mmdora.models.load",
+    "find_parts": "mmdora.modality",
+    "inject": "mmdora.injectors",
+    "merge": "mmdora.injectors",
+    "save_adapter": "mmdora.adapters",
+    "load_adapter": "mmdora.adapters",
+    "MmdoraError": "mmdora.errors",
+}
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from mmdora.adapters import load_adapter, save_adapter
+    from mmdora.errors import MmdoraError
+    from mmdora.injectors import inject, merge
+    from mmdora.modality import find_parts
+    from mmdora.models.load import load
+
+
+def __getattr__(name: str) -> Any:
+    # lazy, so that `mmdora --help` does not wait for torch
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'mmdora' has no attribute {name!r}")

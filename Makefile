@@ -1,0 +1,66 @@
+# Every target sets up what it needs in .venv; nothing here is needed to work by hand (CONTRIBUTING.md).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+# Two workers with one thread each: the whole suite is sized for two cores.
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format browser-test wheel audit clean
+
+help:  ## Show the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+quickstart: $(VENV)/.installed  ## Adapt, evaluate, export and compare a real VLM (ARGS=--no-demo: no page)
+	$(BIN)/mmdora quickstart $(ARGS)
+
+test: lint  ## Lint, type check, layer contract and the whole test suite
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) $(ARGS)
+
+lint: $(VENV)/.installed-dev  ## ruff, pyright, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+browser-test: $(VENV)/.installed-browser  ## The page in a real headless browser
+	@command -v chromium >/dev/null || { $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install -y chromium; }
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+wheel: $(VENV)/.installed-dev  ## Build dist/*.whl
+	$(BIN)/python -m build --wheel
+
+audit: $(VENV)/.installed-dev  ## Known vulnerabilities of what is installed
+	$(BIN)/pip-audit --local --skip-editable
+
+clean:  ## Remove .venv and build leftovers (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+
+AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+
+# A stamp per set of extras: installation is repeated only when pyproject.toml changes.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-browser: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install -e ".[dev,browser]"
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "mmdora needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)."; \
+	  echo "Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }

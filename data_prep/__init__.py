@@ -1,0 +1,1 @@
+"""Public datasets to records, one module each."""

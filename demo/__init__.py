@@ -1,0 +1,1 @@
+"""The page: several models answer the same question side by side."""

@@ -1,0 +1,7 @@
+"""`python -m mmdora` is `mmdora`."""
+
+import sys
+
+from mmdora.cli import main
+
+sys.exit(main())

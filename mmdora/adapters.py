@@ -1,0 +1,282 @@
+"""Adapter files in PEFT's format, both ways.
+
+`adapter_model.safetensors` and `adapter_config.json` are what `peft.PeftModel.from_pretrained` reads;
+`mmdora.json` beside them holds what PEFT has no place for: methods per module, the parts, the base's fingerprint.
+
+PEFT knows one `use_dora` for all modules and no rank 0. So when any module has a magnitude, a LoRA module is
+written with magnitude ||W0 + s B A||, which changes nothing, and a magnitude alone with rank 1, A = 0, B = 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mmdora.errors import MmdoraError
+from mmdora.fingerprint import fingerprint, same_base
+from mmdora.injectors import Plan, apply, plan_of, trainable_parameters
+from mmdora.layers.linear import AdaptedLinear, check
+from mmdora.peft_config import plan_from_peft, write_peft_config
+
+WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
+PREFIX = "base_model.model."
+
+__all__ = ["adapter_state", "fingerprint", "load_adapter", "load_adapter_state", "restore_adapter", "save_adapter"]
+
+
+def adapter_state(model: nn.Module) -> dict[str, Tensor]:
+    """Everything that trains, by parameter name; the tensors are the model's own, not copies."""
+    return {name: parameter.detach() for name, parameter, _, _ in trainable_parameters(model)}
+
+
+def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Put back what `adapter_state` gave, into a model with the same plan.
+
+    Raises:
+        MmdoraError: listing every missing, unexpected or misshapen tensor; nothing is loaded then.
+    """
+    own = adapter_state(model)
+    _compare(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, "adapter state")
+    with torch.no_grad():
+        for name, tensor in own.items():
+            model.get_parameter(name).copy_(state[name].to(tensor.device))
+
+
+def save_adapter(model: nn.Module, folder: Path | str, *, base: str | None = None) -> None:
+    """Write the adapter of an adapted model. A plan of `full` parts alone has no PEFT config: PEFT cannot hold it.
+
+    Args:
+        model: an adapted model.
+        folder: made if need be; files are replaced one by one, each complete.
+        base: name of the base, for whoever loads the adapter; default: the model's own `name_or_path`.
+    """
+    plan = plan_of(model)
+    if plan is None:
+        raise MmdoraError("save_adapter: this model is not adapted; call mmdora.inject first")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    name = base or getattr(model, "name_or_path", "") or None
+    whole = covering_modules(model, plan)
+    tensors = {
+        PREFIX + key: tensor.detach().cpu().contiguous().clone()
+        for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
+    }
+    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    if plan.entries:
+        _write_json(folder / CONFIG, write_peft_config(plan, whole, base=name))
+    else:
+        (folder / CONFIG).unlink(missing_ok=True)
+    _write_json(folder / OURS, {"format": 1, "mmdora": _version(), "base": name, "plan": plan.to_dict()})
+
+
+def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
+    """Adapt an untouched base by the files that `save_adapter` or PEFT wrote (LoRA and DoRA on linears).
+
+    Raises:
+        MmdoraError: already adapted; another base; something PEFT can express and mmdora cannot; or a list of
+            every missing, unexpected or misshapen tensor. The model is untouched then.
+    """
+    folder = Path(folder)
+    if plan_of(model) is not None:
+        raise MmdoraError(f"{folder}: this model is already adapted; merge or unload it first, or load the base again")
+    tensors = _read_tensors(folder)
+    if (folder / OURS).exists():
+        plan = _own_plan(_read_json(folder / OURS), folder / OURS)
+        if difference := same_base(plan.fingerprint, fingerprint(model)):
+            raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}; load its own base")
+    else:
+        plan = plan_from_peft(model, _read_json(folder / CONFIG), tensors, folder)
+        warnings.warn(
+            f"{folder}: this adapter carries no fingerprint, so it is not checked that this base is its own",
+            UserWarning,
+            stacklevel=2,
+        )
+    shapes = _expected(model, plan, folder)
+    buffers = {name for name, _ in model.named_buffers()}
+    _compare({name: t for name, t in tensors.items() if name not in buffers}, shapes, str(folder / WEIGHTS))
+    apply(model, plan)
+    _fill(model, plan, tensors)
+    return plan
+
+
+def restore_adapter(model: nn.Module, folder: Path | str) -> None:
+    """Put an adapter that `save_adapter` wrote back into a model that is adapted by the same plan (a resumed run).
+
+    Raises:
+        MmdoraError: listing every tensor that does not fit; nothing is loaded then.
+    """
+    folder, plan = Path(folder), plan_of(model)
+    if plan is None:
+        raise MmdoraError(f"{folder}: this model is not adapted; call mmdora.inject or load_adapter")
+    own = {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, covering_modules(model, plan))}
+    tensors = _read_tensors(folder)
+    _compare(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(folder / WEIGHTS))
+    _fill(model, plan, tensors)
+
+
+def covering_modules(model: nn.Module, plan: Plan) -> list[str]:
+    """Largest modules all of whose parameters train in full; PEFT's `modules_to_save` names modules."""
+    full = {id(model.get_parameter(name)) for name in plan.full}
+
+    def descend(module: nn.Module, path: str) -> list[str]:
+        own = [id(parameter) for parameter in module.parameters()]
+        if path and own and all(key in full for key in own) and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            return [path]
+        if not any(key in full for key in own):
+            return []
+        return [
+            name
+            for leaf, child in module.named_children()
+            for name in descend(child, f"{path}.{leaf}" if path else leaf)
+        ]
+
+    return descend(model, "")
+
+
+def _low_rank_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
+    magnitudes = any(entry.method != "lora" for entry in plan.entries)
+    tensors = {}
+    for entry in plan.entries:
+        module = model.get_submodule(entry.name)
+        assert isinstance(module, AdaptedLinear)
+        norm = module.row_norm()
+        empty = norm.new_zeros
+        tensors[f"{entry.name}.lora_A.weight"] = (
+            empty(1, module.in_features) if module.lora_A is None else module.lora_A
+        )
+        tensors[f"{entry.name}.lora_B.weight"] = (
+            empty(module.out_features, 1) if module.lora_B is None else module.lora_B
+        )
+        if magnitudes:
+            own = norm if module.magnitude is None else module.magnitude
+            tensors[f"{entry.name}.lora_magnitude_vector"] = own
+    return tensors
+
+
+def _full_tensors(model: nn.Module, plan: Plan, whole: list[str]) -> dict[str, Tensor]:
+    """Parameters trained in full, and what else `modules_to_save` must bring: buffers, tied names."""
+    tensors: dict[str, Tensor] = {name: model.get_parameter(name) for name in plan.full}
+    for name in whole:
+        tensors |= {f"{name}.{key}": tensor for key, tensor in model.get_submodule(name).state_dict().items()}
+    return tensors
+
+
+def _expected(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape that the files of this plan hold, on the untouched base."""
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    magnitudes = any(entry.method != "lora" for entry in plan.entries)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for entry in plan.entries:
+        if entry.name not in modules:
+            raise MmdoraError(f"{folder}: {type(model).__name__} has no module {entry.name}; load the adapter's own base")
+        check(base := modules[entry.name])
+        assert isinstance(base, nn.Linear)
+        shapes[f"{entry.name}.lora_A.weight"] = (entry.rank or 1, base.in_features)
+        shapes[f"{entry.name}.lora_B.weight"] = (base.out_features, entry.rank or 1)
+        if magnitudes:
+            shapes[f"{entry.name}.lora_magnitude_vector"] = (base.out_features,)
+    if absent := [name for name in plan.full if name not in parameters]:
+        raise MmdoraError(f"{folder}: {type(model).__name__} has no parameter {absent[0]}; load the adapter's own base")
+    full = {id(parameters[name]) for name in plan.full}
+    shapes |= {name: tuple(p.shape) for name, p in parameters.items() if id(p) in full}
+    return shapes
+
+
+def _fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    buffers = dict(model.named_buffers())
+    with torch.no_grad():
+        for entry in plan.entries:
+            module = model.get_submodule(entry.name)
+            assert isinstance(module, AdaptedLinear)
+            for own, leaf in (("lora_A", ".weight"), ("lora_B", ".weight"), ("magnitude", "")):
+                parameter = getattr(module, own)
+                if parameter is not None:
+                    key = "lora_magnitude_vector" if own == "magnitude" else own
+                    parameter.copy_(tensors[f"{entry.name}.{key}{leaf}"])
+        for name in plan.full:
+            model.get_parameter(name).copy_(tensors[name])
+        for name in buffers.keys() & tensors.keys():
+            buffers[name].copy_(tensors[name])
+
+
+def _compare(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Raise one error that lists every tensor that is missing, unexpected or of another shape."""
+    problems = [f"missing {name}" for name in shapes if name not in found]
+    problems += [f"unexpected {name}" for name in found if name not in shapes]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, not {shape}"
+        for name, shape in shapes.items()
+        if name in found and tuple(found[name].shape) != shape
+    ]
+    if problems:
+        raise MmdoraError(f"{where}: {len(problems)} tensors do not fit: {'; '.join(problems)}")
+
+
+def _read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Tensors by their name in the model, PEFT's prefix taken off."""
+    path = folder / WEIGHTS
+    if not path.exists():
+        if (folder / "adapter_model.bin").exists():
+            raise MmdoraError(
+                f"{folder}: adapter_model.bin is a pickle, which can run code when read; "
+                "load it with peft and save it again with save_pretrained, which writes safetensors"
+            )
+        raise MmdoraError(f"{folder}: no adapter here ({WEIGHTS} is missing)")
+    try:
+        tensors = load_file(path)
+    except Exception as error:  # safetensors raises its own class, not exported as a base of one kind
+        raise MmdoraError(f"{path}: not a readable safetensors file ({error})") from None
+    if odd := [name for name in tensors if not name.startswith(PREFIX)]:
+        raise MmdoraError(f"{path}: not an adapter of PEFT: {odd[0]} does not start with {PREFIX}")
+    return {
+        name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector"): tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _own_plan(values: Mapping[str, Any], path: Path) -> Plan:
+    if values.get("format") != 1:
+        raise MmdoraError(f"{path}: written by a newer mmdora ({values.get('mmdora')}); update mmdora")
+    try:
+        return Plan.from_dict(values["plan"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise MmdoraError(f"{path}: damaged ({type(error).__name__}: {error}); save the adapter again") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise MmdoraError(f"{path.parent}: no adapter here ({path.name} is missing)") from None
+    except (OSError, ValueError) as error:
+        raise MmdoraError(f"{path}: not a readable JSON file ({error})") from None
+    if not isinstance(values, dict):
+        raise MmdoraError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    _replace(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
+
+
+def _replace(path: Path, write: Any) -> None:
+    """Write beside the file, then rename over it."""
+    beside = path.with_name(f".{path.name}.tmp")
+    write(beside)
+    os.replace(beside, path)
+
+
+def _version() -> str:
+    try:
+        return version("mmdora")
+    except PackageNotFoundError:
+        return "source"

@@ -1,0 +1,82 @@
+"""The config keys as help text, read from the dataclasses so that they cannot differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from mmdora.config import MODALITIES, RunConfig
+
+
+@dataclass(frozen=True)
+class Key:
+    """One config key; `text` is its description with the default."""
+
+    name: str
+    kind: str
+    text: str
+
+
+def describe(kind: Any = RunConfig, prefix: str = "") -> dict[str, list[Key]]:
+    """Every key by section; the modalities, which have the same keys, are one: `adapt.MODALITY`."""
+    sections: dict[str, list[Key]] = {}
+    fields = kind.__pydantic_fields__
+    for name, field in fields.items():
+        hint, path = field.annotation, f"{prefix}{name}"
+        if not dataclasses.is_dataclass(hint):
+            default = f"[default: {_plain(field.default)}]"
+            text = f"{field.description} {default}" if field.description else default
+            sections.setdefault(prefix.rstrip("."), []).append(Key(path, _kind(hint), text))
+            continue
+        alike = [other for other in fields if fields[other].annotation is hint]
+        if name == alike[0]:
+            shown = path if len(alike) == 1 else f"{prefix}MODALITY"
+            sections |= describe(hint, f"{shown}.")
+    return sections
+
+
+def _kind(hint: Any) -> str:
+    """A type as users write it: `int`, `fp32|bf16`, `list of str`."""
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return _kind(args[0])
+    if origin in (Union, types.UnionType):
+        return _kind(next(arg for arg in args if arg is not type(None)))
+    if origin is Literal:
+        return "|".join(args)
+    if origin is tuple:
+        return f"list of {_kind(args[0])}"
+    if origin is dict:
+        return "mapping"
+    return {Path: "path"}.get(hint, hint.__name__)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(value)}]"
+    return "none" if value is None else str(value).lower()
+
+
+def draw(console: Any, options: Any, panel: Any) -> None:
+    """Help formatter of cyclopts that lists the config keys below a command's own options."""
+    from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel, InlineText
+
+    show = DefaultFormatter()
+    show(console, options, panel)
+    if panel.title != "Parameters":
+        return
+    for title, keys in describe().items():
+        entries = [
+            HelpEntry(
+                positive_names=(f"--{key.name}",),
+                metavar=key.kind,
+                description=InlineText.from_format(key.text, format="plaintext"),
+            )
+            for key in keys
+        ]
+        if title.endswith("MODALITY"):
+            title += f" ({', '.join(MODALITIES)})"
+        show(console, options, HelpPanel(format="parameter", title=f"Config: {title}", entries=entries))

@@ -1,0 +1,127 @@
+"""The one place where conversations become token ids, for training, evaluation and the page.
+
+Training and generation render the same template through the same processor call, so that the ids
+up to an answer are equal in both (tests hold them so).
+"""
+
+from __future__ import annotations
+
+import bisect
+from typing import Any
+
+from PIL import Image
+
+from mmdora.errors import MmdoraError
+
+Messages = list[dict[str, Any]]
+IGNORE = -100
+
+
+def prompt_messages(record: dict[str, Any]) -> Messages:
+    """The conversation up to, not including, its last answer."""
+    messages = record["messages"]
+    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:last]
+
+
+def answer_text(record: dict[str, Any]) -> str:
+    """The text of the last answer."""
+    message = [m for m in record["messages"] if m["role"] == "assistant"][-1]
+    return "".join(part["text"] for part in message["content"])
+
+
+def render(processor: Any, messages: Messages, *, generation_prompt: bool = False) -> str:
+    """The conversation as the chat template writes it, images still as their placeholder."""
+    return _render_all(processor, [messages], generation_prompt)[0]
+
+
+def _render_all(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
+    mark = getattr(processor, "image_token", None)
+    for message in conversations[-1] if mark else ():
+        for part in message["content"]:
+            if mark in part.get("text", ""):
+                raise MmdoraError(f"the text {part['text']!r:.60} holds the image placeholder {mark!r}; remove it")
+    return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
+
+
+def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+    """The rendered conversation and the character spans [start, end) of its answers, end-of-turn token included.
+
+    The spans are found by rendering the conversation prefix by prefix, because most templates of the
+    hub have no `{% generation %}` block and the stock mask is then silently empty.
+
+    Raises:
+        MmdoraError: if the template does not write a conversation as a continuation of its prefix.
+    """
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    before = _render_all(processor, [messages[:i] for i in answers], True)
+    after = _render_all(processor, [*(messages[: i + 1] for i in answers), messages], False)
+    text, spans = after.pop(), []
+    for head, tail in zip(before, after, strict=True):
+        if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
+            raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
+        spans.append((len(head), _end_of_turn(processor, text, len(head), len(tail))))
+    return text, spans
+
+
+def _end_of_turn(processor: Any, text: str, start: int, end: int) -> int:
+    """Leave out the blank that ChatML-like templates write after the end-of-turn token."""
+    stop = processor.tokenizer.eos_token
+    body = text[start:end].rstrip()
+    return start + len(body) if stop and body.endswith(stop) else end
+
+
+def encode(processor: Any, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False) -> Any:
+    """Rendered texts and their images as padded tensors (input_ids [B, L], pixel_values, …).
+
+    Args:
+        left: pad on the left (generation) or on the right (training).
+        offsets: keep `offset_mapping` and the place of each expanded image.
+    """
+    start = processor.tokenizer.bos_token
+    return processor(
+        text=texts,
+        images=images if any(images) else None,
+        padding=True,
+        padding_side="left" if left else "right",
+        # a template that writes the start token itself must not get a second one
+        add_special_tokens=not (start and texts[0].startswith(start)),
+        return_tensors="pt",
+        **({"return_offsets_mapping": True, "return_text_replacement_offsets": True} if offsets else {}),
+    )
+
+
+def encode_prompts(processor: Any, conversations: list[Messages], images: list[list[Image.Image]]) -> Any:
+    """Prompts ready for `generate`: left padded, ending where the answer begins."""
+    texts = [render(processor, messages, generation_prompt=True) for messages in conversations]
+    return encode(processor, texts, images, left=True)
+
+
+def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]:
+    """Labels of one row: its ids inside the answer spans, `IGNORE` elsewhere.
+
+    Args:
+        encoded: what `encode(..., offsets=True)` gave.
+        spans: character spans before image placeholders were expanded.
+
+    Raises:
+        MmdoraError: if a token straddles the start of an answer, since generation would then see
+            other ids than training.
+    """
+    expanded = (encoded.get("text_replacement_offsets") or [[]] * (row + 1))[row]
+    ends = [item["span"][1] for item in expanded]
+    gained = [0] + [item["new_span"][1] - item["span"][1] for item in expanded]
+    ids = encoded["input_ids"][row].tolist()
+    offsets = encoded["offset_mapping"][row].tolist()
+    labels = [IGNORE] * len(ids)
+    position = 0
+    for span in spans:
+        start, end = (char + gained[bisect.bisect_right(ends, char)] for char in span)
+        while position < len(offsets) and (offsets[position][1] <= start or offsets[position][1] == 0):
+            position += 1
+        if position < len(offsets) and offsets[position][0] < start:
+            raise MmdoraError("a token spans the end of the prompt and the start of the answer; the template needs a break")
+        while position < len(offsets) and start <= offsets[position][0] < end:
+            labels[position] = ids[position]
+            position += 1
+    return labels

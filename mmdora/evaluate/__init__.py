@@ -1,0 +1,1 @@
+"""Scores of generated answers, and the run that generates them."""

@@ -1,0 +1,322 @@
+"""From the `adapt` section to an adapted model: plan, replace, freeze, report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdora.config import DEFAULT_RANK, LOW_RANK, MODALITIES, Adapt, Modality, as_modalities, validate
+from mmdora.errors import MmdoraError
+from mmdora.fingerprint import fingerprint
+from mmdora.layers.linear import AdaptedLinear, Method
+from mmdora.modality import Parts, find_parts
+from mmdora.targets import linears_of, resolve
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapted module; `parameters` counts what the adapter adds."""
+
+    name: str
+    modality: str
+    method: Method
+    rank: int
+    alpha: float
+    scaling: float
+    dropout: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One modality of a plan, for tables."""
+
+    modality: str
+    method: str
+    modules: int
+    rank: str
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters over the modality's, adapters included."""
+        return self.trainable / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is adapted and trained. `full` names parameters trained as they are; `notes` say what was left out."""
+
+    parts: Parts
+    entries: tuple[Entry, ...]
+    full: tuple[str, ...]
+    base_sizes: Mapping[str, int]
+    """Parameters of the base per modality, and under "other"."""
+    full_sizes: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+    fingerprint: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def trainable(self) -> int:
+        return sum(row.trainable for row in self.by_modality())
+
+    @property
+    def total(self) -> int:
+        return sum(self.base_sizes.values()) + sum(entry.parameters for entry in self.entries)
+
+    def by_modality(self) -> tuple[Row, ...]:
+        rows = []
+        for modality in MODALITIES:
+            entries = [entry for entry in self.entries if entry.modality == modality]
+            full = [name for name in self.full if self.parts.of(name) == modality]
+            methods = sorted({entry.method for entry in entries}) + (["full"] if full else [])
+            ranks = sorted({entry.rank for entry in entries if entry.rank})
+            added = sum(entry.parameters for entry in entries)
+            rows.append(
+                Row(
+                    modality=modality,
+                    method="+".join(methods) or "none",
+                    modules=len(entries) + len({name.rpartition(".")[0] for name in full}),
+                    rank="-".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0}) if ranks else "",
+                    trainable=added + self.full_sizes.get(modality, 0),
+                    total=added + self.base_sizes.get(modality, 0),
+                )
+            )
+        return tuple(rows)
+
+    def __str__(self) -> str:
+        cells = [["modality", "method", "modules", "rank", "trainable", "parameters", "share"]]
+        for row in self.by_modality():
+            modules = str(row.modules) if row.modules else ""
+            cells.append(
+                [row.modality, row.method, modules, row.rank, f"{row.trainable:,}", f"{row.total:,}", f"{row.share:.2%}"]
+            )
+        if other := self.base_sizes.get("other"):
+            cells.append(["other", "none", "", "", "0", f"{other:,}", f"{0:.2%}"])
+        share = self.trainable / self.total if self.total else 0.0
+        cells.append(["total", "", "", "", f"{self.trainable:,}", f"{self.total:,}", f"{share:.2%}"])
+        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        return cls(
+            parts=Parts(**{kind: tuple(names) for kind, names in values["parts"].items()}),
+            entries=tuple(Entry(**entry) for entry in values["entries"]),
+            full=tuple(values["full"]),
+            base_sizes=dict(values["base_sizes"]),
+            full_sizes=dict(values["full_sizes"]),
+            notes=tuple(values["notes"]),
+            fingerprint=dict(values["fingerprint"]),
+        )
+
+
+def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
+    """What `inject` would do; the model is not touched.
+
+    Raises:
+        MmdoraError: already adapted; parts not found; a target without a match; nothing to train.
+    """
+    if plan_of(model) is not None:
+        raise MmdoraError("this model is already adapted; merge or unload it first, or load the base again")
+    if not isinstance(adapt, Adapt):
+        adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")
+    parts = find_parts(model, adapt.parts)
+    entries: list[Entry] = []
+    full: list[str] = []
+    notes: list[str] = []
+    for modality, settings in as_modalities(adapt).items():
+        if settings.method == "none":
+            continue
+        if settings.method == "full":
+            full += _full(model, parts, modality, settings)
+        else:
+            found, said = _entries(model, parts, modality, settings, settings.method)
+            entries += found
+            notes += said
+    if not entries and not full:
+        raise MmdoraError("adapt: every modality has method none, so nothing would be trained")
+    return build_plan(model, parts, entries, full, notes)
+
+
+def build_plan(
+    model: nn.Module, parts: Parts, entries: list[Entry], full: list[str], notes: list[str] | tuple[str, ...] = ()
+) -> Plan:
+    """Count and fingerprint; the model must be the untouched base."""
+    base_sizes, full_sizes, chosen = {}, {}, set(full)
+    for name, parameter in model.named_parameters():
+        modality = parts.of(name) or "other"
+        base_sizes[modality] = base_sizes.get(modality, 0) + parameter.numel()
+        if name in chosen:
+            full_sizes[modality] = full_sizes.get(modality, 0) + parameter.numel()
+    return Plan(parts, tuple(entries), tuple(full), base_sizes, full_sizes, tuple(notes), fingerprint(model))
+
+
+def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
+    """Adapt a model in place and freeze the rest. At this point its outputs are the base's.
+
+    Args:
+        model: an untouched vision-language model.
+        adapt: the `adapt` section: per modality a method, rank, targets and so on.
+
+    Raises:
+        MmdoraError: see `make_plan`.
+    """
+    return apply(model, make_plan(model, adapt))
+
+
+def apply(model: nn.Module, plan: Plan) -> Plan:
+    """Carry out a plan that was made for this model."""
+    model.requires_grad_(False)
+    for entry in plan.entries:
+        base = model.get_submodule(entry.name)
+        assert isinstance(base, nn.Linear)
+        adapted = AdaptedLinear(base, entry.method, rank=entry.rank, scaling=entry.scaling, dropout=entry.dropout)
+        model.set_submodule(entry.name, adapted)
+    for name in plan.full:
+        model.get_parameter(name).requires_grad_(True)
+    model.mmdora_plan = plan  # type: ignore[assignment]
+    return plan
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """The plan a model was adapted by, or None."""
+    return getattr(model, "mmdora_plan", None)
+
+
+def adapted_modules(model: nn.Module) -> dict[str, AdaptedLinear]:
+    """Name -> adapted module, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+
+
+def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, str]]:
+    """(name, parameter, modality, kind) of everything that trains; kind is low_rank, magnitude or full."""
+    plan = _plan(model)
+    kinds = {"lora_A": "low_rank", "lora_B": "low_rank", "magnitude": "magnitude"}
+    modalities = {entry.name: entry.modality for entry in plan.entries}
+    full = set(plan.full)
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        if module in modalities and leaf in kinds:
+            yield name, parameter, modalities[module], kinds[leaf]
+        elif name in full:
+            yield name, parameter, plan.parts.of(name) or "other", "full"
+
+
+def merge(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Write the adapters into the weights, in place: merged in fp32, rounded once; plain modules again.
+
+    Args:
+        model: an adapted model.
+        dtype: of every floating parameter afterwards; default: each keeps its own.
+    """
+    _plan(model)
+    with torch.no_grad():
+        for name, module in adapted_modules(model).items():
+            model.set_submodule(name, module.merge(dtype))
+        for parameter in model.parameters():
+            if dtype is not None and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return _plain(model)
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Take the adapters off, in place; the base's weights are as they were.
+
+    Raises:
+        MmdoraError: parts were trained in full, so the base's weights are gone.
+    """
+    if _plan(model).full:
+        raise MmdoraError("unload: parts of this model were trained in full; load the base again instead")
+    for name, module in adapted_modules(model).items():
+        model.set_submodule(name, module.unload())
+    return _plain(model)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    del model.mmdora_plan
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model
+
+
+def _plan(model: nn.Module) -> Plan:
+    if (plan := plan_of(model)) is None:
+        raise MmdoraError("this model is not adapted; call mmdora.inject or mmdora.load_adapter first")
+    return plan
+
+
+def _full(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> list[str]:
+    if settings.targets != ("all",):
+        raise MmdoraError(f"adapt.{modality}.targets: method full trains the whole part; leave targets out")
+    parameters = {name: p for name, p in model.named_parameters() if parts.of(name) == modality}
+    if not parameters:
+        raise MmdoraError(f"adapt.{modality}: {type(model).__name__} has no {modality} parameters to train in full")
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise MmdoraError(f"adapt.{modality}: {name} is {parameter.dtype} (quantised); it cannot train in full")
+    return list(parameters)
+
+
+def _entries(
+    model: nn.Module, parts: Parts, modality: str, settings: Modality, method: Method
+) -> tuple[list[Entry], list[str]]:
+    linears = linears_of(model, parts, modality)
+    rank = (settings.rank or DEFAULT_RANK[modality]) if method in LOW_RANK else 0
+    alpha = (2.0 * rank if settings.alpha is None else settings.alpha) if rank else 0.0
+    scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
+    entries = [
+        make_entry(name, model.get_submodule(name), modality, method, rank, alpha, scaling, settings.dropout)
+        for name in resolve(linears, settings.targets, modality)
+    ]
+    notes = []
+    if linears.experts:
+        some = linears.experts[0] + (f" and {len(linears.experts) - 1} more" if len(linears.experts) > 1 else "")
+        notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {some}")
+    if set(settings.targets) & {"all", "attention", "mlp"}:
+        for reason, names in _by_reason({**linears.unused, **linears.refused}).items():
+            some = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            notes.append(f"{modality}: left out {some}: {reason}")
+    return entries, notes
+
+
+def make_entry(
+    name: str,
+    module: nn.Module,
+    modality: str,
+    method: Method,
+    rank: int,
+    alpha: float,
+    scaling: float,
+    dropout: float,
+) -> Entry:
+    """An `Entry` with its parameters counted from the linear's shape."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    rows, columns = weight.shape
+    added = rank * (rows + columns) + (0 if method == "lora" else rows)
+    return Entry(name, modality, method, rank, alpha, scaling, dropout if rank else 0.0, added)
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        grouped.setdefault(reason, []).append(name)
+    return grouped

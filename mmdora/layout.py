@@ -1,0 +1,163 @@
+"""Names of tensors in checkpoint files: the layout of the hub, which serving engines read.
+
+transformers 5 names a module by its place in the Python tree and writes a checkpoint in the layout
+it was *loaded* from; a CLIP LLaVA built from its config then lacks the `vision_tower.vision_model.`
+level that vLLM, llama.cpp and mlx-vlm expect. So for the architectures in `HUB` the names are
+written from this table, wherever the base came from; others keep the layout of their base.
+Sources: transformers' `conversion_mapping` (read backwards), vLLM's `hf_to_vllm_mapper`; the
+resulting lists are in tests/layouts.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmdora.errors import MmdoraError
+
+
+class Rule(NamedTuple):
+    """`module.` prefix in the Python tree -> prefix in the file; `towers`: only these vision model types."""
+
+    module: str
+    file: str
+    towers: tuple[str, ...] = ()
+
+
+_LLAVA = (
+    Rule("lm_head.", "language_model.lm_head."),
+    Rule("model.language_model.", "language_model.model."),
+    Rule("model.multi_modal_projector.", "multi_modal_projector."),
+    # CLIP and SigLIP towers have one level more in files than in the tree; other towers have not.
+    Rule("model.vision_tower.", "vision_tower.vision_model.", towers=("clip_vision_model", "siglip_vision_model")),
+    Rule("model.vision_tower.", "vision_tower."),
+    Rule("model.image_newline", "image_newline"),
+)
+_QWEN = (
+    Rule("lm_head.", "lm_head."),
+    Rule("model.language_model.", "model."),
+    Rule("model.visual.", "visual."),
+)
+HUB: dict[str, tuple[Rule, ...]] = {
+    "LlavaForConditionalGeneration": _LLAVA,
+    "LlavaNextForConditionalGeneration": _LLAVA,
+    "Qwen2VLForConditionalGeneration": _QWEN,
+    "Qwen2_5_VLForConditionalGeneration": _QWEN,
+}
+
+
+def save_checkpoint(model: PreTrainedModel, folder: Path, *, shard: str = "5GB") -> None:
+    """Write config, generation config and weights (safetensors) in the hub's layout; tied tensors once."""
+    if type(model).__name__ in HUB:
+        model.save_pretrained(folder, state_dict=hub_state(model), save_original_format=False, max_shard_size=shard)
+    else:
+        model.save_pretrained(folder, max_shard_size=shard)
+
+
+def hub_state(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of `model` under the names of the hub; of tied ones only the source.
+
+    Raises:
+        MmdoraError: if the table does not cover a tensor (an adapted module, or another architecture).
+    """
+    rules, tower = HUB[type(model).__name__], model.config.vision_config.model_type
+    tied: Mapping[str, str] = model.all_tied_weights_keys  # type: ignore[assignment]
+    state = model.state_dict()
+    return {
+        hub_name(name, rules, tower): tensor
+        for name, tensor in state.items()
+        if not (name in tied and state[tied[name]].data_ptr() == tensor.data_ptr())
+    }
+
+
+def hub_name(name: str, rules: tuple[Rule, ...], tower: str) -> str:
+    """The name in the file of the tensor called `name` in the tree; the first rule that matches."""
+    for rule in rules:
+        if name.startswith(rule.module) and (not rule.towers or tower in rule.towers):
+            return rule.file + name.removeprefix(rule.module)
+    raise MmdoraError(f"{name}: no place for it in the hub's layout; merge the adapters first")
+
+
+# Architectures whose text part and image part llama.cpp's convert_hf_to_gguf.py both registers
+# (TEXT_MODEL_MAP and MMPROJ_MODEL_MAP of its conversion/__init__.py). Its LLaVA image part takes Pixtral towers
+# only; a CLIP tower goes through tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py.
+_CONVERTED = frozenset(
+    f"{name}ForConditionalGeneration"
+    for name in (
+        "Gemma3 Gemma3n Gemma4 Glm4v Glm4vMoe GlmOcr HunYuanVL Janus Llama4 Mistral3 "
+        "Qwen2VL Qwen2_5_VL Qwen3VL Qwen3VLMoe Qwen3_5 Qwen3_5Moe"
+    ).split()
+)
+_WHOLE = """\
+# in a checkout of llama.cpp
+python convert_hf_to_gguf.py {folder} --outfile {folder}/model.gguf
+python convert_hf_to_gguf.py {folder} --outfile {folder}/mmproj.gguf --mmproj"""
+_CLIP_LLAVA = """\
+# in a checkout of llama.cpp; convert_hf_to_gguf.py writes the language model only
+python convert_hf_to_gguf.py {folder} --outfile {folder}/model.gguf
+# the CLIP tower and the projector, split off for the older converter of image encoders
+python - {folder} <<'END'
+import json, sys, torch
+from pathlib import Path
+from safetensors.torch import load_file, save_file
+folder = Path(sys.argv[1])
+vision = folder / "vision"
+vision.mkdir(exist_ok=True)
+tensors = {{k: v.float() for f in folder.glob("*.safetensors") for k, v in load_file(f).items()
+           if k.startswith(("vision_tower.", "multi_modal_projector."))}}
+tower = {{k.removeprefix("vision_tower."): v for k, v in tensors.items() if k.startswith("vision_tower.")}}
+save_file(tower, vision / "model.safetensors", {{"format": "pt"}})
+torch.save({{k: v for k, v in tensors.items() if k.startswith("multi_modal")}}, vision / "llava.projector")
+config = json.loads((folder / "config.json").read_text())
+(vision / "config.json").write_text(json.dumps(
+    config["vision_config"] | {{"vision_feature_layer": config["vision_feature_layer"]}}))
+END
+# this converter needs the module names of transformers 4
+pip install "transformers<5"
+python tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py -m {folder}/vision --clip-model-is-vision \\
+    --llava-projector {folder}/vision/llava.projector --output-dir {folder} {pixels}"""
+
+
+def llama_cpp_commands(folder: Path | str) -> str:
+    """Shell commands that turn an exported checkpoint into GGUF files for llama.cpp.
+
+    Returns:
+        The commands, or one comment line saying that the converter has no path for this architecture.
+
+    Raises:
+        MmdoraError: if `folder` is no checkpoint.
+    """
+    folder = Path(folder).resolve()
+    config = _read(folder / "config.json")
+    if config is None:
+        raise MmdoraError(f"{folder}: no readable config.json; give the folder of an exported checkpoint")
+    architecture = (config.get("architectures") or ["an unnamed architecture"])[0]
+    tower = config.get("vision_config", {}).get("model_type")
+    text = config.get("text_config", {}).get("model_type")
+    quoted = shlex.quote(str(folder))
+    if architecture in _CONVERTED or (architecture == "LlavaForConditionalGeneration" and tower == "pixtral"):
+        return _WHOLE.format(folder=quoted)
+    if architecture == "LlavaForConditionalGeneration" and tower == "clip_vision_model" and text in ("llama", "mistral"):
+        processor = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json") or {}
+        processor = processor.get("image_processor", processor)
+        pixels = " ".join(
+            f"--{key.replace('_', '-')} {' '.join(map(str, processor[key]))}"
+            for key in ("image_mean", "image_std")
+            if key in processor
+        )
+        return _CLIP_LLAVA.format(folder=quoted, pixels=pixels)
+    parts = f"{architecture} ({text} language model, {tower} tower)" if tower else architecture
+    return f"# llama.cpp's convert_hf_to_gguf.py has no path for {parts}"
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,220 @@
+"""Which modules of a vision-language model are its tower, its projector, its language model.
+
+By identity of configs, not by names: a root is the outermost module whose `.config` *is* one of the model's
+sub-configs. What lies outside the roots and is neither an embedding nor the head is the projector; so are the
+last children of a tower that end at the text width (Qwen's `visual.merger`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mmdora.config import MODALITIES
+from mmdora.errors import MmdoraError
+
+SUBCONFIGS = {
+    "vision": ("vision", "image", "visual", "vit"),
+    "language": ("text", "language", "llm", "decoder"),
+    "other": ("audio", "speech", "talker", "code2wav", "action", "expert", "vq"),
+}
+"""Words in a sub-config's name. Any other sub-config (a Q-Former, a resampler) belongs to the projector."""
+
+OTHER_BLOCKS = ("MllamaCrossAttentionDecoderLayer", "IdeficsGatedCrossAttentionLayer")
+"""Blocks inside a language root that belong to none of the three: gated cross-attention to the image."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Prefixes of modules (and of loose parameters, such as `model.image_newline`) per modality.
+
+    The longest prefix of a name decides, so a projector may lie inside a tower. `other` holds what is none of
+    the three (audio, gated cross-attention): it is never adapted.
+    """
+
+    vision: tuple[str, ...] = ()
+    projector: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+
+    def of(self, name: str) -> str | None:
+        """The modality of a module or parameter, or None."""
+        found = [
+            (len(prefix), modality)
+            for modality in (*MODALITIES, "other")
+            for prefix in getattr(self, modality)
+            if name == prefix or name.startswith(prefix + ".")
+        ]
+        modality = max(found, default=(0, "other"))[1]
+        return None if modality == "other" else modality
+
+
+def find_parts(model: nn.Module, prefixes: Mapping[str, tuple[str, ...]] | None = None) -> Parts:
+    """Find the parts, or check the ones given by hand.
+
+    Args:
+        model: a `transformers` vision-language model, adapted or not.
+        prefixes: modality -> module prefixes; nothing is searched then.
+
+    Raises:
+        MmdoraError: with the module tree, where a part cannot be found.
+    """
+    if prefixes is not None:
+        return _given(model, prefixes)
+    roots = _roots(model)
+    for kind, native in (("vision", _native_encoder), ("language", _native_decoder)):
+        if kind not in roots.values() and (name := native(model)):
+            roots[name] = kind
+    missing = [kind for kind in ("vision", "language") if kind not in roots.values()]
+    if missing:
+        raise MmdoraError(
+            f"{type(model).__name__}: cannot tell which module is the {' or the '.join(missing)} part; name the "
+            f"prefixes under adapt.parts, as in {{vision: [...], projector: [...], language: [...]}}. Its modules:\n"
+            + "\n".join(_tree(model))
+        )
+    modules = dict(model.named_modules())
+    found: dict[str, list[str]] = {kind: [] for kind in (*MODALITIES, "other")}
+    for name, kind in roots.items():
+        found[kind].append(name)
+    width = _text_width(modules[found["language"][0]])
+    for name in found["vision"]:
+        found["projector"] += _inner_projectors(name, modules[name], width)
+    heads = _embeddings(model)
+    found["language"] += [name for name in heads if not _within(name, roots)]
+    found["projector"] += _outside(model, "", {*roots, *heads}, found["other"])
+    found["other"] += [
+        name
+        for root in found["language"]
+        for name, module in modules[root].named_modules(prefix=root)
+        if type(module).__name__ in OTHER_BLOCKS
+    ]
+    order = {name: index for index, name in enumerate([*modules, *dict(model.named_parameters())])}
+    return Parts(**{kind: tuple(sorted(set(names), key=order.__getitem__)) for kind, names in found.items()})
+
+
+def _given(model: nn.Module, prefixes: Mapping[str, tuple[str, ...]]) -> Parts:
+    known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+    for modality, names in prefixes.items():
+        for name in names:
+            if not name or name not in known:
+                raise MmdoraError(
+                    f"adapt.parts.{modality}: {type(model).__name__} has no module {name!r}. Its modules:\n"
+                    + "\n".join(_tree(model))
+                )
+    return Parts(**{kind: tuple(names) for kind, names in prefixes.items()})
+
+
+def _roots(model: nn.Module) -> dict[str, str]:
+    """Outermost module name -> kind, for modules whose config is a sub-config."""
+    kinds = dict(_subconfigs(getattr(model, "config", None)))
+    roots: dict[str, str] = {}
+    for name, module in model.named_modules():
+        kind = kinds.get(id(getattr(module, "config", None)))
+        if name and kind and isinstance(module, PreTrainedModel) and not _within(name, roots):
+            roots[name] = kind
+    return roots
+
+
+def _subconfigs(config: Any) -> Iterator[tuple[int, str]]:
+    for key in getattr(config, "sub_configs", None) or {}:
+        sub = getattr(config, key, None)
+        if sub is None:
+            continue
+        for kind, words in SUBCONFIGS.items():
+            if any(word in key for word in words):
+                yield id(sub), kind
+                break
+        yield from _subconfigs(sub)
+
+
+def _native_encoder(model: nn.Module) -> str | None:
+    return _name_of(model, model.get_encoder(modality="image")) if hasattr(model, "get_encoder") else None
+
+
+def _native_decoder(model: nn.Module) -> str | None:
+    return _name_of(model, model.get_decoder()) if hasattr(model, "get_decoder") else None
+
+
+def _name_of(model: nn.Module, module: Any) -> str | None:
+    return next((name for name, candidate in model.named_modules() if name and candidate is module), None)
+
+
+def _embeddings(model: nn.Module) -> list[str]:
+    """Names of the input embedding and the output head."""
+    found = []
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            module = getattr(model, getter)()
+        except (AttributeError, NotImplementedError):
+            continue
+        if module is not None and (name := _name_of(model, module)):
+            found.append(name)
+    return found
+
+
+def _text_width(language: nn.Module) -> int | None:
+    config: Any = getattr(language, "config", None)
+    return getattr(config, "hidden_size", None) or getattr(config, "d_model", None)
+
+
+def _inner_projectors(name: str, tower: nn.Module, text_width: int | None) -> list[str]:
+    """Children after the tower's blocks that end at the text width and do not keep the block's width."""
+    children = list(tower.named_children())
+    blocks = [i for i, (_, child) in enumerate(children) if _blocks(child)]
+    if not blocks:
+        return []
+    block_width = _widths(_blocks(children[blocks[-1]][1])[-1])[-1:]
+    found = []
+    for leaf, child in children[blocks[-1] + 1 :]:
+        widths = _widths(child)
+        keeps = block_width and widths and widths[0][0] == block_width[0][1] == text_width
+        if widths and widths[-1][1] == text_width and not keeps:
+            found.append(f"{name}.{leaf}")
+    return found
+
+
+def _blocks(module: nn.Module) -> list[nn.Module]:
+    return [child for child in module.modules() if isinstance(child, GradientCheckpointingLayer)]
+
+
+def _widths(module: nn.Module) -> list[tuple[int, int]]:
+    """(in, out) of every linear, convolution or adapted linear, in order of registration."""
+    found = []
+    for child in module.modules():
+        if hasattr(child, "in_features") and hasattr(child, "out_features"):
+            found.append((child.in_features, child.out_features))
+        elif isinstance(child, nn.modules.conv._ConvNd):
+            found.append((child.in_channels, child.out_channels))
+    return found
+
+
+def _outside(module: nn.Module, name: str, taken: set[str], other: list[str]) -> list[str]:
+    """Outermost modules and loose parameters that hold nothing taken; audio ones go to `other`."""
+    join = f"{name}.{{}}".format if name else str
+    found = [join(leaf) for leaf, _ in module.named_parameters(recurse=False)]
+    for leaf, child in module.named_children():
+        path = join(leaf)
+        if path in taken or not any(True for _ in child.parameters()):
+            continue
+        if any(entry.startswith(path + ".") for entry in taken):
+            found += _outside(child, path, taken, other)
+        elif any(word in leaf for word in SUBCONFIGS["other"]):
+            other.append(path)
+        else:
+            found.append(path)
+    return found
+
+
+def _within(name: str, roots: Mapping[str, str] | set[str]) -> bool:
+    return any(name == root or name.startswith(root + ".") for root in roots)
+
+
+def _tree(model: nn.Module) -> Iterator[str]:
+    for name, module in model.named_modules():
+        if name and name.count(".") < 2:
+            yield f"  {name}: {type(module).__name__}"

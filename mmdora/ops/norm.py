@@ -1,0 +1,54 @@
+"""Row norms of W0 + s B A without the dense product.
+
+    ||V_j||^2 = ||W0_j||^2 + 2 s ((W0 A^T) * B).sum(1)_j + s^2 ((B A A^T) * B).sum(1)_j
+
+O(O R + R^2) memory. The sum cancels where V is much shorter than W0; those rows are recomputed densely.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CANCELLED = 0.1
+"""Rows with ||V||^2 under this share of ||W0||^2 are recomputed densely: at 0.1, fp32 keeps 1e-6 in n."""
+
+CHUNK = 4096
+"""Rows that are upcast at a time, so that a half-precision weight never exists whole in fp32."""
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to accumulate in: fp32 for half precision, else the dtype itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def squared_norm(weight: Tensor) -> Tensor:
+    """||W0_j||^2 [O], accumulated in fp32 or better. A constant of the base: compute it once."""
+    rows = [torch.linalg.vector_norm(part.to(wide(weight.dtype)), dim=1) for part in weight.split(CHUNK)]
+    return torch.cat(rows).square()
+
+
+def row_norm(
+    weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, base: Tensor, *, exact: bool = True
+) -> Tensor:
+    """n_j = ||W0_j + s (B A)_j|| [O], fp32 or better, outside autograd.
+
+    Args:
+        weight: W0 [O, I], any float dtype.
+        lora_A: [R, I], fp32 or better.
+        lora_B: [O, R], same dtype as A.
+        scaling: s.
+        base: `squared_norm(weight)`.
+        exact: recompute cancelled rows densely. This looks at the data, which a compiled graph cannot.
+    """
+    with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        dtype = lora_A.dtype
+        projected = torch.cat([part.to(dtype) @ lora_A.T for part in weight.split(CHUNK)])
+        mixed = projected.mul_(2 * scaling).addmm_(lora_B, lora_A @ lora_A.T, alpha=scaling**2)
+        squared = (mixed.mul_(lora_B).sum(1) + base).clamp_(min=0)
+        if exact:
+            rows = (squared < CANCELLED * base).nonzero().squeeze(1)
+            for part in rows.split(CHUNK) if rows.numel() else ():
+                dense = weight[part].to(dtype).addmm(lora_B[part], lora_A, alpha=scaling)
+                squared[part] = torch.linalg.vector_norm(dense, dim=1).square()
+        return squared.sqrt_()

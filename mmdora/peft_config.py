@@ -1,0 +1,146 @@
+"""Between a `Plan` and PEFT's `adapter_config.json`."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdora.errors import MmdoraError
+from mmdora.injectors import Entry, Plan, build_plan, make_entry
+from mmdora.layers.linear import check
+from mmdora.modality import find_parts
+
+UNSUPPORTED = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "fan_in_fan_out",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_qalora",
+)
+"""Fields that change what the adapter computes, in a way mmdora has no layer for."""
+
+KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mipl")
+"""Values of `init_lora_weights` that leave the base's weights alone; PiSSA and its kin change them."""
+
+
+def write_peft_config(plan: Plan, whole: list[str], *, base: str | None) -> dict[str, Any]:
+    """The `adapter_config.json` of a plan with adapted modules.
+
+    Every module is named in full. Scaling is written as alpha = scaling * rank, rsLoRA included, because PEFT has
+    one `use_rslora` for all modules. Dropout is one for all too: it is written only where ours is.
+
+    Args:
+        plan: with at least one entry.
+        whole: modules trained in full.
+        base: name or folder of the base.
+    """
+    ranks = {entry.name: entry.rank or 1 for entry in plan.entries}
+    alphas = {entry.name: _whole(entry.scaling * (entry.rank or 1)) for entry in plan.entries}
+    rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
+    dropouts = {entry.dropout for entry in plan.entries if entry.rank}
+    return {
+        "peft_type": "LORA",
+        "task_type": None,
+        "base_model_name_or_path": base,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": dropouts.pop() if len(dropouts) == 1 else 0.0,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_dora": any(entry.method != "lora" for entry in plan.entries),
+        "use_rslora": False,
+        "target_modules": list(ranks),
+        "modules_to_save": whole or None,
+        "rank_pattern": {_exactly(name): value for name, value in ranks.items() if value != rank},
+        "alpha_pattern": {_exactly(name): value for name, value in alphas.items() if value != alpha},
+    }
+
+
+def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Plan:
+    """The plan of an adapter that PEFT wrote.
+
+    Which modules are adapted, and at what rank, is read from the tensors; scaling from the config.
+
+    Args:
+        model: the untouched base.
+        config: `adapter_config.json`.
+        tensors: by name in the model.
+        folder: for messages.
+
+    Raises:
+        MmdoraError: a kind of adapter that mmdora has no layer for, or a module the model does not have.
+    """
+    _supported(config, tensors, folder)
+    parts = find_parts(model)
+    modules = dict(model.named_modules())
+    entries: list[Entry] = []
+    for key, tensor in tensors.items():
+        name, found, _ = key.partition(".lora_A.")
+        if not found:
+            continue
+        if name not in modules:
+            raise MmdoraError(f"{folder}: {type(model).__name__} has no module {name}; load the adapter's own base")
+        check(modules[name])
+        rank = tensor.shape[0]
+        alpha = float(_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
+        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        method = "dora" if config.get("use_dora") else "lora"
+        dropout = float(config.get("lora_dropout") or 0.0)
+        modality = parts.of(name) or "other"
+        entries.append(make_entry(name, modules[name], modality, method, rank, alpha, scaling, dropout))
+    if not entries:
+        raise MmdoraError(f"{folder}: no lora_A in the adapter's tensors")
+    whole = tuple(config.get("modules_to_save") or ())
+    full = [
+        name
+        for name, _ in model.named_parameters()
+        if name in tensors and any(re.match(rf"(.*\.)?{re.escape(module)}(\.|$)", name) for module in whole)
+    ]
+    order = {name: index for index, name in enumerate(modules)}
+    return build_plan(model, parts, sorted(entries, key=lambda entry: order[entry.name]), full)
+
+
+def _supported(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> None:
+    if config.get("peft_type") != "LORA":
+        raise MmdoraError(f"{folder}: peft_type is {config.get('peft_type')}; mmdora loads LORA (LoRA and DoRA)")
+    if config.get("bias", "none") != "none":
+        raise MmdoraError(f"{folder}: bias is {config['bias']!r}; mmdora loads adapters with bias 'none'")
+    for key in UNSUPPORTED:
+        if config.get(key):
+            raise MmdoraError(f"{folder}: {key} is set; mmdora has no layer for it, load this adapter with peft")
+    if config.get("init_lora_weights") not in KEEPS_BASE:
+        raise MmdoraError(
+            f"{folder}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base's weights; "
+            "convert it to plain LoRA with peft (save_pretrained(path_initial_model_for_weight_conversion=...))"
+        )
+    if odd := [name for name in tensors if ".lora_embedding_" in name]:
+        raise MmdoraError(f"{folder}: {odd[0]}: adapters on embeddings are not supported; load it with peft")
+    if odd := [name for name, t in tensors.items() if ".lora_A." in name and t.ndim != 2]:
+        raise MmdoraError(f"{folder}: {odd[0]}: adapters on convolutions are not supported; load it with peft")
+
+
+def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
+    """The first pattern that matches wins, as in PEFT."""
+    return next((v for p, v in (patterns or {}).items() if re.match(rf"(.*\.)?({p})$", name)), default)
+
+
+def _exactly(name: str) -> str:
+    return "^" + re.escape(name)
+
+
+def _whole(value: float) -> float | int:
+    return int(value) if value == int(value) else value

@@ -1,0 +1,152 @@
+"""Which linears of a modality a list of targets means: roles, names, glob patterns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mmdora.errors import MmdoraError
+from mmdora.layers.linear import AdaptedLinear, problem
+from mmdora.modality import Parts
+
+ROLES = ("attention", "mlp", "all")
+
+ATTENTION = re.compile(r"attn|attention", re.I)
+MLP = re.compile(r"mlp|feed_?forward|ffn|intermediate|relu_?dense|gated_?dense", re.I)
+"""Looked for in the name and class of each module around a linear, nearest first."""
+
+MLP_NAMES = re.compile(r"fc\d|lin\d|w[123]|wi(_\d)?|wo|linear_fc\d|(gate|up|down|gate_up)_proj|c_fc|c_proj")
+"""Linears of a feed-forward that lie directly in the block (OPT, BART, T5)."""
+
+ROUTERS = ("gate", "router", "shared_expert_gate")
+
+
+@dataclass
+class Linears:
+    """What a modality offers: linears by name with their role, and what is left out, with the reason."""
+
+    roles: dict[str, str | None] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+    experts: list[str] = field(default_factory=list)
+
+
+def linears_of(model: nn.Module, parts: Parts, modality: str) -> Linears:
+    """Every linear-like module under a modality, in the model's order."""
+    modules = dict(model.named_modules())
+    tied = _tied(model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    unused = _unused(model, parts) if modality == "vision" else {}
+    found = Linears()
+    for name, module in modules.items():
+        if parts.of(name) != modality:
+            continue
+        if "expert" in (name + type(module).__name__).lower() and any(
+            p.ndim == 3 for p in module.parameters(recurse=False)
+        ):
+            found.experts.append(name)
+        if not isinstance(module, (nn.Linear, AdaptedLinear)):
+            continue
+        reason = problem(module)
+        if name in tied:
+            reason = f"its weight is tied to {tied[name]}, which a merge would change too"
+        skipped = next((why for prefix, why in unused.items() if name.startswith(prefix + ".")), None)
+        if skipped:
+            found.unused[name] = skipped
+        elif reason:
+            found.refused[name] = reason
+        else:
+            found.roles[name] = "head" if module is head else _role(name, modules, parts)
+    return found
+
+
+def resolve(linears: Linears, targets: Iterable[str], modality: str) -> list[str]:
+    """Names of the linears that the targets mean, in the model's order.
+
+    Raises:
+        MmdoraError: a target matches nothing, or names a module that cannot be adapted.
+    """
+    chosen: set[str] = set()
+    for target in targets:
+        if target in ROLES:
+            matched = {name for name, role in linears.roles.items() if role != "head" and target in ("all", role)}
+        else:
+            pattern = any(sign in target for sign in "*?[")
+            matched = {name for name in linears.roles if _matches(name, target)}
+            barred = [name for name in linears.refused if _matches(name, target)]
+            if barred and not (pattern and matched):
+                raise MmdoraError(f"adapt.{modality}.targets: {barred[0]}: {linears.refused[barred[0]]}")
+        if not matched:
+            raise MmdoraError(f"adapt.{modality}.targets: {target!r} matches no linear there; {_candidates(linears)}")
+        chosen |= matched
+    return [name for name in linears.roles if name in chosen]
+
+
+def _matches(name: str, target: str) -> bool:
+    return fnmatchcase(name, target) or fnmatchcase(name, "*." + target)
+
+
+def _candidates(linears: Linears) -> str:
+    roles = sorted({role for role in linears.roles.values() if role in ROLES})
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in linears.roles))
+    if not leaves:
+        return "this part has no linear that can be adapted (method full trains it whole)"
+    shown = ", ".join(leaves[:12]) + (", ..." if len(leaves) > 12 else "")
+    return f"roles there: {', '.join([*roles, 'all'])}; names there: {shown}"
+
+
+def _role(name: str, modules: dict[str, nn.Module], parts: Parts) -> str | None:
+    """attention or mlp, by what the linear lies in; None for neither."""
+    path, _, leaf = name.rpartition(".")
+    parent = path.rpartition(".")[2]
+    roots = {prefix for prefixes in (parts.vision, parts.projector, parts.language) for prefix in prefixes}
+    while path and path not in roots:
+        label = f"{path.rpartition('.')[2]} {type(modules[path]).__name__}"
+        if ATTENTION.search(label) and not isinstance(modules[path], GradientCheckpointingLayer):
+            return "attention"
+        if MLP.search(label):
+            return None if leaf in ROUTERS else "mlp"
+        path = path.rpartition(".")[0]
+    return "mlp" if MLP_NAMES.fullmatch(leaf) or parent == "output" else None
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Module name -> another parameter name that shares its weight."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {
+        name.removesuffix(".weight"): next(other for other in shared if other != name)
+        for shared in names.values()
+        if len(shared) > 1
+        for name in shared
+        if name.endswith(".weight")
+    }
+
+
+def _unused(model: nn.Module, parts: Parts) -> dict[str, str]:
+    """Modules of the tower that never run: layers behind `vision_feature_layer`, pooling heads."""
+    config = getattr(model, "config", None)
+    layer = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
+    chosen = [layer] if isinstance(layer, int) else list(layer or [])
+    found = {}
+    for name, module in model.named_modules():
+        if parts.of(name) != "vision":
+            continue
+        if "PoolingHead" in type(module).__name__:
+            found[name] = "the pooling head does not reach the projector"
+        if not (chosen and isinstance(module, nn.ModuleList) and _blocks(module)):
+            continue
+        needed = max(index if index >= 0 else len(module) + 1 + index for index in chosen)
+        for index in range(needed, len(module)):
+            found[f"{name}.{index}"] = f"it does not run: vision_feature_layer is {layer}"
+    return found
+
+
+def _blocks(module: nn.ModuleList) -> bool:
+    return len(module) > 0 and all(isinstance(child, GradientCheckpointingLayer) for child in module)

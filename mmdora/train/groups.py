@@ -1,0 +1,48 @@
+"""Trainable parameters to optimizer groups: one per modality and kind, each with its own rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from mmdora.config import Adapt, Modality, Training
+from mmdora.errors import MmdoraError
+from mmdora.injectors import trainable_parameters
+
+
+def parameter_groups(model: nn.Module, adapt: Adapt, training: Training) -> list[dict[str, Any]]:
+    """Groups named `modality/kind` (kind: low_rank, magnitude, full, full_no_decay).
+
+    Weight decay leaves out vectors of fully trained parts (biases, norms) and, unless asked for,
+    magnitudes. Every trainable parameter is in exactly one group.
+
+    Raises:
+        MmdoraError: if nothing is trainable.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for _, parameter, modality, kind in trainable_parameters(model):
+        if kind == "full" and parameter.ndim < 2:
+            kind = "full_no_decay"
+        name = f"{modality}/{kind}"
+        if name not in groups:
+            groups[name] = {"name": name, "params": [], **_rates(getattr(adapt, modality), kind, training)}
+        groups[name]["params"].append(parameter)
+    grouped = sum(len(group["params"]) for group in groups.values())
+    if not grouped:
+        raise MmdoraError("adapt: every modality has method 'none', so there is nothing to train")
+    trainable = sum(parameter.requires_grad for parameter in model.parameters())
+    if grouped != trainable:
+        raise RuntimeError(f"{trainable} trainable tensors, {grouped} in optimizer groups")
+    return list(groups.values())
+
+
+def _rates(modality: Modality, kind: str, training: Training) -> dict[str, float]:
+    lr = training.lr if modality.lr is None else modality.lr
+    decay = training.weight_decay if modality.weight_decay is None else modality.weight_decay
+    if kind == "magnitude":
+        lr = lr if modality.magnitude_lr is None else modality.magnitude_lr
+        decay = modality.magnitude_weight_decay
+    elif kind == "full_no_decay":
+        decay = 0.0
+    return {"lr": lr, "weight_decay": decay}

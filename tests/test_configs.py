@@ -1,0 +1,138 @@
+"""Every committed config loads, names itself in a runnable header, and plans what its file says."""
+
+import shlex
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Qwen2_5_VLConfig,
+)
+
+from mmdora.config import load_config
+from mmdora.injectors import inject, make_plan, trainable_parameters
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def full_size_llava() -> LlavaConfig:
+    """llava-hf/llava-1.5-7b-hf, as its config.json states it (vocabulary without the added image tokens)."""
+    return LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=LlamaConfig(vocab_size=32000, rms_norm_eps=1e-5, max_position_embeddings=4096),
+        vision_feature_layer=-2,
+    )
+
+
+def shrunken(base: str):
+    """The architecture of a base (bundled, made by another recipe, or of the hub) with two layers of width 16."""
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    if base in ("tiny-llava", "llava-hf/llava-1.5-7b-hf") or base.startswith("runs/"):
+        config = LlavaConfig(
+            vision_config=CLIPVisionConfig(**sizes, image_size=16, patch_size=8),
+            text_config=LlamaConfig(**sizes, vocab_size=40),
+            image_token_index=39,
+            vision_feature_layer=-2 if base.startswith("llava-hf/") else -1,
+        )
+    elif base == "Qwen/Qwen2.5-VL-7B-Instruct":
+        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
+        text = sizes | {"num_key_value_heads": 1, "vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2}
+        vision = {"hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2, "out_hidden_size": 16}
+        config = Qwen2_5_VLConfig(vision_config=vision, text_config=text | {"rope_parameters": rope})
+    else:
+        pytest.fail(f"no shrunken model for base {base}; add one here")
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def targets(plan, modality):
+    return Counter(entry.name.rpartition(".")[2] for entry in plan.entries if entry.modality == modality)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_loads_with_a_runnable_header_and_plans(path):
+    name = path.relative_to(ROOT).as_posix()
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    commands = [line.lstrip("# ") for line in header if "mmdora train " in line]
+    assert commands, f"{name}: no header line '# mmdora train {name}'"
+    words = shlex.split(commands[0])
+    assert words[:3] == ["mmdora", "train", name]
+    config = load_config(path, words[3:])
+    for given in (config.data.train, config.data.eval, config.data.images, config.training.output):
+        assert given is None or not given.is_absolute()
+    plan = make_plan(shrunken(config.model.base), config.adapt)
+    for row in plan.by_modality():
+        section = getattr(config.adapt, row.modality)
+        assert row.method == section.method
+        assert (row.trainable > 0) == (section.method != "none")
+        if section.method in ("lora", "dora") and section.rank:
+            assert {e.rank for e in plan.entries if e.modality == row.modality} == {section.rank}
+
+
+@pytest.mark.parametrize("method", ["dora", "lora"])
+def test_llava_1_5_is_the_papers_recipe(method):
+    config = load_config(ROOT / f"configs/llava_1.5_7b_{method}.yaml")
+    plan = make_plan(shrunken(config.model.base), config.adapt)
+    assert targets(plan, "language") == dict.fromkeys(LLAMA, 2)
+    assert not targets(plan, "vision") and not targets(plan, "projector")
+    assert sorted(plan.full) == [
+        f"model.multi_modal_projector.linear_{i}.{part}" for i in (1, 2) for part in ("bias", "weight")
+    ]
+    assert {(e.method, e.rank, e.alpha, e.scaling, e.dropout) for e in plan.entries} == {(method, 128, 256, 2.0, 0.05)}
+    training = config.training
+    assert training.batch_size * training.accumulation == 128
+    assert (training.lr, config.adapt.projector.lr, training.schedule, training.warmup) == (2e-4, 2e-5, "cosine", 0.03)
+    assert (training.precision, training.gradient_checkpointing, training.epochs) == ("bf16", True, 1)
+    assert (config.data.max_length, config.data.group_by_length) == (2048, True)
+
+
+def test_the_two_llava_recipes_differ_in_the_method_only():
+    lora, dora = (load_config(ROOT / f"configs/llava_1.5_7b_{method}.yaml").to_dict() for method in ("lora", "dora"))
+    for tree in (lora, dora):
+        del tree["adapt"]["language"]["method"], tree["training"]["output"]
+    assert lora == dora
+
+
+def test_qwen_adapts_language_and_merger_but_not_the_tower():
+    config = load_config(ROOT / "configs/qwen2_5_vl_dora.yaml")
+    plan = make_plan(shrunken(config.model.base), config.adapt)
+    assert targets(plan, "language") == dict.fromkeys(LLAMA, 2)
+    assert [e.name for e in plan.entries if e.modality == "projector"] == [
+        "model.visual.merger.mlp.0",
+        "model.visual.merger.mlp.2",
+    ]
+    assert not targets(plan, "vision") and not plan.full
+
+
+@pytest.mark.parametrize(("method", "magnitudes", "share"), [("lora", 0, 461), ("dora", 1_359_872, 463)])
+def test_llava_1_5_7b_has_the_papers_parameter_counts(method, magnitudes, share, monkeypatch):
+    monkeypatch.setattr("mmdora.injectors.fingerprint", lambda model: {})  # samples values, which meta has none of
+    config = load_config(ROOT / f"configs/llava_1.5_7b_{method}.yaml")
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(full_size_llava())
+        assert sum(p.numel() for n, p in model.named_parameters() if "vision_tower" in n) == 303_507_456
+        plan = inject(model, config.adapt)
+    counts: Counter[str] = Counter()
+    for _, parameter, _, kind in trainable_parameters(model):
+        counts[kind] += parameter.numel()
+    assert counts["low_rank"] == 319_815_680
+    assert counts["full"] == 20_979_712
+    assert counts["magnitude"] == magnitudes
+    assert plan.trainable == sum(counts.values())
+    # of the adapted model, tower included; the paper's table cuts 4.616 to 4.61 instead of rounding it
+    assert int(10_000 * plan.trainable / plan.total) == share

@@ -1,0 +1,246 @@
+"""From the `adapt` section to what trains: plans, targets, freezing, merging."""
+
+import json
+import re
+
+import pytest
+import torch
+from mmdora.config import Adapt, Modality
+from mmdora.errors import MmdoraError
+from mmdora.injectors import Plan, adapted_modules, inject, make_plan, merge, plan_of, trainable_parameters, unload
+from shrunken import CONFIGS, llava_inputs, shrunken, shrunken_llava
+from torch import nn
+
+EXAMPLE = {
+    "vision": {"method": "dora", "rank": 4},
+    "projector": {"method": "full"},
+    "language": {"method": "lora", "rank": 8, "alpha": 16, "targets": ["attention", "mlp"]},
+}
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(**llava_inputs()).logits
+
+
+def names(model, section, modality):
+    return [e.name for e in make_plan(model, {modality: {"method": "lora", **section}}).entries]
+
+
+def leaves(model, section, modality):
+    return {name.rpartition(".")[2] for name in names(model, section, modality)}
+
+
+def test_example_plan_counts_and_prints():
+    model = shrunken_llava()
+    base = sum(p.numel() for p in model.parameters())
+    plan = inject(model, EXAMPLE)
+    trainable = {name: p.numel() for name, p, _, _ in trainable_parameters(model)}
+    assert set(trainable) == {name for name, p in model.named_parameters() if p.requires_grad}
+    assert plan.trainable == sum(trainable.values())
+    assert plan.total == sum(p.numel() for p in model.parameters()) > base
+    by = {row.modality: row for row in plan.by_modality()}
+    # Two layers of six linears run in the tower; the third is behind vision_feature_layer -2.
+    assert (by["vision"].modules, by["vision"].method, by["vision"].rank) == (12, "dora", "4")
+    assert by["vision"].trainable == 2 * (4 * (4 * 32 + 16) + (4 * 48 + 32) + (4 * 48 + 16))
+    assert (by["projector"].modules, by["projector"].method, by["projector"].share) == (2, "full", 1.0)
+    assert by["language"].modules == 14
+    text = str(plan)
+    assert re.search(r"vision +dora +12 +4 +2,016 ", text) and "vision_feature_layer is -2" in text
+    assert len({len(line.rstrip()) for line in text.splitlines()[:5]}) == 1
+
+
+def test_kinds_and_modalities_of_trainable_parameters():
+    model = shrunken_llava()
+    inject(model, EXAMPLE)
+    found = {(modality, kind) for _, _, modality, kind in trainable_parameters(model)}
+    assert found == {
+        ("vision", "low_rank"), ("vision", "magnitude"), ("projector", "full"), ("language", "low_rank"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["lora", "dora", "magnitude", "full"])
+def test_starts_as_the_base(method):
+    model = shrunken_llava()
+    before = logits(model)
+    inject(model, {modality: {"method": method} for modality in ("vision", "projector", "language")})
+    torch.testing.assert_close(logits(model), before, rtol=1e-6, atol=1e-6)
+
+
+def test_config_and_dict_give_the_same_plan():
+    adapt = Adapt(language=Modality(method="dora", targets=("q_proj",)))
+    assert make_plan(shrunken_llava(), adapt) == make_plan(
+        shrunken_llava(), {"language": {"method": "dora", "targets": "q_proj"}}
+    )
+
+
+def test_plan_survives_json_and_planning_touches_nothing():
+    model = shrunken_llava()
+    plan = make_plan(model, EXAMPLE)
+    assert plan_of(model) is None and not adapted_modules(model) and all(p.requires_grad for p in model.parameters())
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == plan
+
+
+def test_rank_alpha_and_rslora():
+    entry = make_plan(shrunken_llava(), {"vision": {"method": "lora"}}).entries[0]
+    assert (entry.rank, entry.alpha, entry.scaling) == (8, 16.0, 2.0)
+    entry = make_plan(shrunken_llava(), {"language": {"method": "lora", "rslora": True}}).entries[0]
+    assert (entry.rank, entry.alpha, entry.scaling) == (16, 32.0, 8.0)
+
+
+def test_names_stay_inside_their_modality():
+    model = shrunken_llava()
+    assert all(name.startswith("model.language_model.") for name in names(model, {"targets": ["q_proj"]}, "language"))
+    assert all(name.startswith("model.vision_tower.") for name in names(model, {"targets": ["q_proj"]}, "vision"))
+
+
+@pytest.mark.parametrize(
+    ("targets", "count"),
+    [(["all"], 14), (["attention"], 8), (["mlp"], 6), (["attention", "q_proj"], 8), (["layers.0.*"], 7)]
+    + [(["layers.1.self_attn.o_proj"], 1), (["model.language_model.layers.0.mlp.up_proj", "k_proj"], 3)],
+    ids=str,
+)
+def test_targets(targets, count):
+    assert len(names(shrunken_llava(), {"targets": targets}, "language")) == count
+
+
+@pytest.mark.parametrize("modality", ["vision", "projector", "language"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_all_is_every_linear_that_can_be_adapted(name, modality):
+    model = shrunken(name)
+    plan = make_plan(model, {modality: {"method": "lora"}})
+    head = model.get_output_embeddings()
+    expected = {
+        path
+        for path, module in model.named_modules()
+        if type(module) is nn.Linear and plan.parts.of(path) == modality and module is not head
+    }
+    left_out = expected - {entry.name for entry in plan.entries}
+    unused = {"llava": r"layers\.2\.", "llava_next": r"layers\.2\.", "llava_onevision": r"\.head\."}.get(name)
+    if modality == "vision" and unused:
+        assert left_out and all(re.search(unused, path) for path in left_out)
+    else:
+        assert not left_out
+
+
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+CLIP_ATTENTION = {"q_proj", "k_proj", "v_proj", "out_proj"}
+LLAMA_MLP = {"gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize(
+    ("name", "modality", "attention", "mlp"),
+    [
+        ("llava", "vision", CLIP_ATTENTION, {"fc1", "fc2"}),
+        ("llava", "language", ATTENTION, LLAMA_MLP),
+        ("qwen2_vl", "vision", {"qkv", "proj"}, {"fc1", "fc2"}),
+        ("qwen2_5_vl", "vision", {"qkv", "proj"}, LLAMA_MLP),
+        ("qwen3_vl", "vision", {"qkv", "proj"}, {"linear_fc1", "linear_fc2"}),
+        ("qwen3_vl", "language", ATTENTION, LLAMA_MLP),
+        ("gemma3", "vision", CLIP_ATTENTION, {"fc1", "fc2"}),
+        ("internvl", "vision", {"q_proj", "k_proj", "v_proj", "projection_layer"}, {"fc1", "fc2"}),
+        ("mistral3", "vision", ATTENTION, LLAMA_MLP),
+        ("blip-2", "vision", {"qkv", "projection"}, {"fc1", "fc2"}),
+        ("blip-2", "projector", {"query", "key", "value", "dense"}, {"dense"}),
+        ("blip-2", "language", CLIP_ATTENTION, {"fc1", "fc2"}),
+        ("mllama", "vision", ATTENTION, {"fc1", "fc2"}),
+        ("mllama", "language", ATTENTION, LLAMA_MLP),
+    ],
+)
+def test_roles(name, modality, attention, mlp):
+    model = shrunken(name)
+    assert leaves(model, {"targets": ["attention"]}, modality) == attention
+    assert leaves(model, {"targets": ["mlp"]}, modality) == mlp
+
+
+def test_gated_cross_attention_is_never_adapted():
+    found = names(shrunken("mllama"), {}, "language")
+    assert found and not any(".layers.1." in name for name in found)
+
+
+def test_a_target_without_a_match_lists_candidates():
+    with pytest.raises(MmdoraError, match=r"adapt\.vision\.targets: 'o_proj'.*attention, mlp, all.*out_proj"):
+        make_plan(shrunken_llava(), {"vision": {"method": "dora", "targets": ["q_proj", "o_proj"]}})
+
+
+def test_refusals():
+    model = shrunken_llava()
+    for section, message in [
+        ({}, "nothing would be trained"),
+        ({"vision": {"method": "full", "targets": ["mlp"]}}, "leave targets out"),
+        ({"vision": {"method": "lore"}}, "vision.method"),
+        ({"sight": {"method": "lora"}}, "sight"),
+    ]:
+        with pytest.raises(MmdoraError, match=message):
+            make_plan(model, section)
+    inject(model, EXAMPLE)
+    with pytest.raises(MmdoraError, match="already adapted"):
+        inject(model, EXAMPLE)
+
+
+def test_tied_head_and_modules_that_are_read_are_refused_by_name():
+    tied = shrunken("paligemma")
+    assert tied.lm_head.weight is tied.get_input_embeddings().weight
+    with pytest.raises(MmdoraError, match="lm_head: its weight is tied to"):
+        make_plan(tied, {"language": {"method": "lora", "targets": ["lm_head"]}})
+    assert names(shrunken_llava(), {"targets": ["lm_head"]}, "language") == ["lm_head"]
+    with pytest.raises(MmdoraError, match="read, not called"):
+        attention = shrunken_llava()
+        attention.model.multi_modal_projector.pool = nn.MultiheadAttention(16, 2)
+        make_plan(attention, {"projector": {"method": "lora", "targets": ["out_proj"]}})
+    notes = make_plan(attention, {"projector": {"method": "lora"}}).notes
+    assert any("pool.out_proj" in note for note in notes)
+
+
+def test_experts_are_noted():
+    model = shrunken_llava()
+    mlp = model.model.language_model.layers[0].mlp
+    mlp.experts = nn.Module()
+    mlp.experts.down_proj = nn.Parameter(torch.zeros(4, 24, 40))
+    plan = make_plan(model, {"language": {"method": "lora", "targets": ["mlp"]}})
+    assert any("experts" in note and "layers.0.mlp.experts" in note for note in plan.notes)
+
+
+def test_merge_equals_adapted_and_is_plain():
+    model = shrunken_llava()
+    classes = {name: type(module) for name, module in model.named_modules()}
+    keys = list(model.state_dict())
+    inject(model, EXAMPLE)
+    shake(model)
+    adapted = logits(model)
+    assert merge(model) is model and plan_of(model) is None
+    assert {name: type(module) for name, module in model.named_modules()} == classes
+    assert list(model.state_dict()) == keys and all(p.requires_grad for p in model.parameters())
+    assert (logits(model) - adapted).abs().max() / adapted.abs().max() <= 1e-5
+
+
+def test_merge_into_bf16_rounds_the_fp32_weight_once():
+    model = shrunken_llava()
+    inject(model, EXAMPLE)
+    shake(model)
+    exact = {name: module.merged_weight() for name, module in adapted_modules(model).items()}
+    merge(model, torch.bfloat16)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert all(torch.equal(model.get_parameter(f"{name}.weight"), w.bfloat16()) for name, w in exact.items())
+
+
+def test_unload():
+    model = shrunken_llava()
+    before = logits(model)
+    inject(model, {"language": {"method": "dora"}})
+    shake(model)
+    assert not torch.allclose(logits(model), before)
+    assert torch.equal(logits(unload(model)), before)
+    inject(model, EXAMPLE)
+    with pytest.raises(MmdoraError, match="trained in full"):
+        unload(model)
+
+
+def shake(model):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for _, parameter, _, kind in trainable_parameters(model):
+            if kind == "magnitude":
+                parameter *= 1 + 0.2 * torch.rand_like(parameter)
+            else:
+                parameter += 0.05 * torch.randn_like(parameter)
