@@ -25,7 +25,7 @@ LICENCE = "Apache-2.0 (drawn by this package)"
 SOURCE = "mmdora data_prep/scenes.py"
 
 SIDE = 64
-SHAPES = ("circle", "rectangle", "triangle", "star", "cross", "ring")
+SHAPES = ("circle", "rectangle", "triangle", "star", "cross")
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "black": ((0, 0, 0), (25, 25, 30)),
     "gray": ((128, 128, 128), (110, 112, 115), (150, 150, 150)),
@@ -110,7 +110,7 @@ def scene(random: Random) -> tuple[list[Thing], Image.Image]:
     background = tuple(random.randint(228, 255) if light else random.randint(0, 255) for _ in range(3))
     picture = Image.new("RGB", (SIDE * scale, SIDE * scale), background)
     pen, things = ImageDraw.Draw(picture), []
-    for _ in range(random.choice((1, 1, 1, 2, 2, 3, 3, 4))):
+    for _ in range(random.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4))):
         thing, rgb = _place(random, things, background)
         if thing is None:
             continue
@@ -125,9 +125,9 @@ def _place(random: Random, others: list[Thing], background: tuple[int, ...]) -> 
         rgb = random.choice(COLOURS[colour])
         if math.dist(rgb, background) < 90 or any(thing.colour == colour for thing in others):
             continue
-        shape = random.choice(SHAPES[:3] if random.random() < 0.7 else SHAPES[3:])
-        width = random.uniform(9, 32)
-        height = random.uniform(8, 32) if shape == "rectangle" else width
+        shape = random.choice(SHAPES[:3] if random.random() < 0.8 else SHAPES[3:])
+        width = random.uniform(10, 32)
+        height = random.uniform(9, 32) if shape == "rectangle" else width
         x, y = random.uniform(width / 2, SIDE - width / 2), random.uniform(height / 2, SIDE - height / 2)
         if all(
             abs(x - o.x) > (width + o.width) / 2 + 1 or abs(y - o.y) > (height + o.height) / 2 + 1 for o in others
@@ -143,8 +143,6 @@ def _draw(pen: ImageDraw.ImageDraw, thing: Thing, rgb: tuple[int, ...], scale: i
         pen.rectangle(box, fill=rgb)
     elif thing.shape == "circle":
         pen.ellipse(box, fill=rgb)
-    elif thing.shape == "ring":
-        pen.ellipse(box, outline=rgb, width=max(2 * scale, int(w * 0.45)))
     elif thing.shape == "triangle":
         pen.polygon([(x, y - h), (x - w, y + h), (x + w, y + h)], fill=rgb)
     elif thing.shape == "cross":
@@ -162,12 +160,17 @@ Pairs = list[tuple[str, str]]
 
 
 def conversation(random: Random, things: list[Thing]) -> Pairs:
-    """Three to five turns about a scene, in shuffled order; follow-ups stay behind their question."""
-    makers: list[Callable[[Random, list[Thing]], Pairs]] = [_colour, _shape, _exists, _exists, _absent, _statement]
+    """Three or four turns about a scene, in shuffled order; follow-ups stay behind their question.
+
+    One of them is about shape, which a tower learns last.
+    """
+    makers: list[Callable[[Random, list[Thing]], Pairs]] = [_colour, _exists, _exists, _absent, _statement]
     makers += [_caption, _size_place, _count]
     if len(things) > 1:
         makers += [_relation, _count, _caption]
-    return [pair for make in random.sample(makers, random.choice((3, 4, 4))) for pair in make(random, things)]
+    chosen = [_shape, *random.sample(makers, 2)]
+    random.shuffle(chosen)
+    return [pair for make in chosen for pair in make(random, things)]
 
 
 def _article(words: str) -> str:

@@ -12,8 +12,10 @@ from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
+from gradio.utils import get_upload_folder
+from gradio_client.utils import is_http_url_like
 
-from mmdora.demo.cards import CSS, answers_html
+from mmdora.demo.cards import CSS, NOTE, TITLE, answers_html
 from mmdora.demo.compare import (
     MAX_QUESTION,
     MAX_TOKENS,
@@ -37,8 +39,6 @@ THEME = gr.themes.Default(
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
 )
-TITLE = """<div class="title"><h1>mmdora</h1>
-<p>One picture, one question, the same settings: compare what each model answers.</p></div>"""
 
 
 def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr.Blocks:
@@ -66,9 +66,16 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
         if stop := stops.get(str(request.session_hash)):
             stop.set()
 
-    def end(request: gr.Request) -> tuple[Any, Any]:
+    def leave(request: gr.Request) -> None:
+        halt(request)
         stops.pop(str(request.session_hash), None)
+
+    def end(request: gr.Request) -> tuple[Any, Any]:
+        leave(request)
         return gr.update(interactive=True), gr.update(interactive=False)
+
+    def reset(request: gr.Request) -> tuple[Any, ...]:
+        return None, "", idle, *end(request)
 
     def compare(
         image: dict[str, Any], question: str, max_tokens: int, temperature: float, top_p: float, seed: int
@@ -89,14 +96,16 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
         gr.HTML(TITLE, js_on_load=None, elem_classes="page-html")
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                image = gr.Image(
-                    sources=["upload", "webcam", "clipboard"],
-                    type="filepath",
-                    label="Picture",
-                    height=340,
-                    buttons=["fullscreen"],
-                    elem_classes="picture",
-                    alt_text="The picture that the question is about",
+                image = _uploads_only(
+                    gr.Image(
+                        sources=["upload", "webcam", "clipboard"],
+                        type="filepath",
+                        label="Picture",
+                        height=405,
+                        buttons=["fullscreen"],
+                        elem_classes="picture",
+                        alt_text="The picture that the question is about",
+                    )
                 )
             with gr.Column(scale=3, min_width=280):
                 question = gr.Textbox(
@@ -116,11 +125,7 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
                     with gr.Column(elem_classes="examples"):
                         gr.Examples(rows, inputs=[image, question], api_visibility="private")
         answers = gr.HTML(idle, js_on_load=None, elem_classes="page-html")
-        gr.Markdown(
-            "First token: seconds from the model's turn to its first token, the picture's preprocessing included. "
-            "Tokens/s: after the first token. The models answer one after the other; waiting is not counted.",
-            elem_classes="note",
-        )
+        gr.HTML(NOTE, js_on_load=None, elem_classes="page-html")
 
         inputs = [image, question, *settings]
         quiet = {"api_visibility": "private", "show_progress": "hidden"}
@@ -129,9 +134,8 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
         shown = asked.then(show, inputs, answers, preprocess=False, concurrency_id="models", **quiet)
         shown.then(end, None, [ask, stop], queue=False, **quiet)
         stop.click(halt, None, None, queue=False, **quiet)
-        clear.click(halt, None, None, queue=False, **quiet)
-        clear.click(lambda: (None, "", idle), None, [image, question, answers], queue=False, **quiet)
-        page.unload(halt)
+        clear.click(reset, None, [image, question, answers, ask, stop], cancels=[shown], queue=False, **quiet)
+        page.unload(leave)
 
         gr.Button(visible=False).click(
             compare,
@@ -165,12 +169,15 @@ def serve(
     columns = load_columns(specs)
     page = build(columns, easy_vqa_examples() if examples is None else examples)
     over = threading.Event()
-    for name in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(name, lambda *_: over.set())
-    _launch(page, host, port)
-    print(f"mmdora: {', '.join(column.name for column in columns)} at {page.local_url} (Ctrl-C ends)", flush=True)
-    over.wait()
-    page.close(verbose=False)
+    before = {name: signal.signal(name, lambda *_: over.set()) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _launch(page, host, port)
+        print(f"mmdora: {', '.join(column.name for column in columns)} at {page.local_url} (Ctrl-C ends)", flush=True)
+        over.wait()
+    finally:
+        page.close(verbose=False)
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 def _launch(page: gr.Blocks, host: str, port: int) -> None:
@@ -193,15 +200,32 @@ def _launch(page: gr.Blocks, host: str, port: int) -> None:
         raise MmdoraError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
 
 
+def _uploads_only(image: gr.Image) -> gr.Image:
+    """Gradio would fetch a URL that an API caller gives as the picture; this server makes no requests."""
+    move = image.async_move_resource_to_block_cache
+
+    async def move_file(path: Any) -> str | None:
+        if is_http_url_like(str(path)):
+            raise gr.Error("URLs are not fetched; upload the picture.", print_exception=False)
+        return await move(path)
+
+    image.async_move_resource_to_block_cache = move_file
+    return image
+
+
 def _settings() -> list[gr.components.Component]:
     default = Settings()
     with gr.Accordion("Settings", open=False):
         with gr.Row():
             tokens = gr.Slider(1, MAX_TOKENS, default.max_tokens, step=1, label="Max tokens", min_width=200)
-            temperature = gr.Slider(0, 2, default.temperature, step=0.05, label="Temperature (0: greedy)", min_width=200)
+            temperature = gr.Slider(
+                0, 2, default.temperature, step=0.05, label="Temperature (0: greedy)", min_width=200
+            )
         with gr.Row():
             top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", min_width=200)
-            seed = gr.Number(default.seed, precision=0, minimum=0, label="Seed (the same for every model)", min_width=200)
+            seed = gr.Number(
+                default.seed, precision=0, minimum=0, label="Seed (the same for every model)", min_width=200
+            )
     return [tokens, temperature, top_p, seed]
 
 
@@ -212,11 +236,15 @@ def _compare(
     settings: tuple[Any, ...],
     stop: threading.Event | None = None,
 ) -> Iterator[tuple[Answer, ...]]:
-    """Check what came over the wire, then ask. `image` is an upload that Gradio found in its cache."""
+    """Check what came over the wire, then ask."""
     if not image or not image.get("path"):
         raise MmdoraError("Choose a picture first.")
     question = check_question(question)
-    picture = read_image(Path(image["path"]))
+    path = Path(image["path"]).resolve()
+    # Gradio checks this only for callers who mark the path as a file of theirs
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise MmdoraError("The picture is no upload to this page.")
+    picture = read_image(path)
     yield from answer(columns, picture, question, Settings(*settings), stop)
 
 

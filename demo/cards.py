@@ -16,17 +16,21 @@ STATUS = {
     "failed": "failed",
 }
 
+TITLE = """<div class="title"><h1>mmdora</h1>
+<p>One picture, one question, the same settings: compare what each model answers.</p></div>"""
+NOTE = """<p class="note">First token: time from the model's turn to its first token, the picture's preprocessing
+included. Tokens/s: after the first token. The models answer one after the other; waiting is not counted.</p>"""
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.page-html { padding: 0 !important; }
+.page-html .html-container { padding: 0; }
 .title h1 { font-size: 1.7rem; font-weight: 650; letter-spacing: -.02em; margin: .4rem 0 .15rem; }
-.title p, .note p { color: var(--body-text-color-subdued); margin: 0; }
-.note p { font-size: .8rem; }
+.title p, .note { color: var(--body-text-color-subdued); margin: 0; }
+p.note { font-size: .8rem; }
 .picture img { width: 100%; height: 100%; object-fit: contain; }
-.examples table, .examples tbody { display: block; border: 0; }
+.examples table { display: block; border: 0; padding: 0; }
 .examples thead { display: none; }
 .examples .table-wrap { border: 0; overflow: visible; }
-.examples tbody { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr)); }
+.examples tbody { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(max(145px, 30%), 1fr)); }
 .examples tr.tr-body { display: flex; align-items: center; gap: 10px; padding: 6px; cursor: pointer;
   background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 10px; }
 .examples tr.tr-body:hover { border-color: var(--color-accent); }

@@ -97,7 +97,11 @@ def parse_specs(specs: Sequence[str]) -> dict[str, str]:
             raise MmdoraError(f"{spec!r}: the name {name!r} is there twice; each column needs its own")
         folder = Path(path).expanduser()
         # a hub id is NAME or OWNER/NAME; whatever cannot be one must be there
-        hub = path.count("/") < 2 and not path.startswith((".", "/", "~")) and not ("/" in path and folder.parent.is_dir())
+        hub = (
+            path.count("/") < 2
+            and not path.startswith((".", "/", "~"))
+            and not ("/" in path and folder.parent.is_dir())
+        )
         if not hub and not folder.exists():
             raise MmdoraError(f"{spec!r}: there is no folder {path}")
         named[name] = path if hub else str(folder)
@@ -126,7 +130,8 @@ def describe(model: Any, path: str) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
     if plan := plan_of(model):
         methods = sorted({entry.method for entry in plan.entries} | ({"full"} if plan.full else set()))
-        return f"{_methods(methods)} on {model.name_or_path}, {_short(plan.trainable)} of {_short(size)} parameters trained"
+        share = f"{_short(plan.trainable)} of {_short(size)} parameters trained"
+        return f"{_methods(methods)} on {Path(model.name_or_path).name}, {share}"
     merged = [tag for tag in _card_tags(Path(path)) if tag in METHODS]
     kind = f"{_methods(merged)}, merged" if merged else "base" if path in bundled() else "checkpoint"
     return f"{kind}, {_short(size)} parameters"
@@ -231,7 +236,9 @@ def _methods(names: Sequence[str]) -> str:
 
 
 def _short(count: int) -> str:
-    return f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} K"
+    return (
+        f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} K"
+    )
 
 
 def _card_tags(folder: Path) -> list[str]:

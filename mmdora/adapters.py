@@ -23,9 +23,10 @@ from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
 from mmdora.fingerprint import fingerprint, same_base
-from mmdora.injectors import Plan, apply, plan_of, trainable_parameters
+from mmdora.injectors import apply, plan_of, trainable_parameters
 from mmdora.layers.linear import AdaptedLinear, check
 from mmdora.peft_config import plan_from_peft, write_peft_config
+from mmdora.plan import Plan
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
 PREFIX = "base_model.model."
@@ -177,7 +178,9 @@ def _expected(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tuple[int
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in plan.entries:
         if entry.name not in modules:
-            raise MmdoraError(f"{folder}: {type(model).__name__} has no module {entry.name}; load the adapter's own base")
+            raise MmdoraError(
+                f"{folder}: {type(model).__name__} has no module {entry.name}; load the adapter's own base"
+            )
         check(base := modules[entry.name])
         assert isinstance(base, nn.Linear)
         shapes[f"{entry.name}.lora_A.weight"] = (entry.rank or 1, base.in_features)

@@ -5,6 +5,7 @@ Rooms are imported inside the commands, so that `mmdora --help` does not wait fo
 
 from __future__ import annotations
 
+import difflib
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -42,7 +43,6 @@ def quickstart(
     out: Path = Path("runs/quickstart"),
     limit: int | None = None,
     demo: bool = True,
-    host: str = "127.0.0.1",
     port: int = 7860,
 ) -> None:
     """Adapt, evaluate, export and compare a real VLM on a laptop, in minutes.
@@ -63,14 +63,12 @@ def quickstart(
         Evaluate on the first N test questions only (a rehearsal; the report says so).
     demo
         Open the page at the end.
-    host
-        Address of the page.
     port
-        Port of the page.
+        Port of the page on 127.0.0.1.
     """
     from mmdora.quickstart import quickstart as run
 
-    run(out, overrides=overrides, limit=limit, page=(host, port) if demo else None)
+    run(out, overrides=overrides, limit=limit, port=port if demo else None)
 
 
 @app.command(sort_key=2)
@@ -165,10 +163,10 @@ def evaluate(
     trust_remote_code
         Run code that a checkpoint brings along.
     """
+    import torch
     from rich.console import Console
 
     from mmdora.data.records import read_records
-    from mmdora.demo.compare import parse_specs
     from mmdora.evaluate.run import evaluate as score
     from mmdora.models.load import load
     from mmdora.report import Row, scores_table
@@ -176,8 +174,9 @@ def evaluate(
     records = read_records(data, images)
     chosen = [records[i] for i in range(min(limit or len(records), len(records)))]
     rows = []
-    for name, path in parse_specs(models).items():
-        model, processor = load(path, trust_remote_code=trust_remote_code)
+    for name, path in _named(models).items():
+        device = "cuda" if torch.cuda.is_available() else None
+        model, processor = load(path, device=device, trust_remote_code=trust_remote_code)
         folder = out / name if out else None
         scores = score(model, processor, chosen, records.root, batch_size=batch_size, out=folder, progress=True)
         rows.append(Row(name, scores.to_dict()))
@@ -247,7 +246,7 @@ for _name in DATASETS:
 
 
 @prep.default
-def prep_list(*, list: Annotated[bool, Flag] = False) -> None:
+def prep_list(*unknown: Overrides, list: Annotated[bool, Flag] = False) -> None:
     """Turn a public dataset into records: `mmdora prep NAME --out DIR`. Without a name: the list.
 
     Example: `mmdora prep easy-vqa --out data/easy-vqa`
@@ -257,6 +256,11 @@ def prep_list(*, list: Annotated[bool, Flag] = False) -> None:
     list
         List the datasets with licence and source.
     """
+    if unknown:
+        known = [name.replace("_", "-") for name in DATASETS]
+        close = difflib.get_close_matches(unknown[0], known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        raise MmdoraError(f"prep: no dataset {unknown[0]!r}; {hint}")
     for name in DATASETS:
         module = import_module(f"mmdora.data_prep.{name}")
         print(f"{module.NAME:<12} {module.LICENCE:<40} {module.SOURCE}")
@@ -269,6 +273,20 @@ def env() -> None:
 
     for name, value in collect().items():
         print(f"{name:<14} {value}")
+
+
+def _named(models: Iterable[str]) -> dict[str, str]:
+    """NAME=MODEL or MODEL, which is then named by its last part."""
+    named: dict[str, str] = {}
+    for spec in models:
+        name, joined, path = spec.partition("=")
+        name, path = (name, path) if joined else (Path(spec).name, spec)
+        if not name or not path or name in named:
+            raise MmdoraError(f"{spec!r}: give each model its own name, as in base=tiny-llava dora=runs/dora")
+        named[name] = path
+    if not named:
+        raise MmdoraError("eval: name at least one model")
+    return named
 
 
 def main(tokens: Iterable[str] | None = None) -> int:

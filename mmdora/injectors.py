@@ -4,128 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mmdora.config import DEFAULT_RANK, LOW_RANK, MODALITIES, Adapt, Modality, as_modalities, validate
+from mmdora.config import DEFAULT_RANK, LOW_RANK, Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
 from mmdora.fingerprint import fingerprint
 from mmdora.layers.linear import AdaptedLinear, Method
 from mmdora.modality import Parts, find_parts
+from mmdora.plan import Entry, Plan
 from mmdora.targets import linears_of, resolve
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One adapted module; `parameters` counts what the adapter adds."""
-
-    name: str
-    modality: str
-    method: Method
-    rank: int
-    alpha: float
-    scaling: float
-    dropout: float
-    parameters: int
-
-
-@dataclass(frozen=True)
-class Row:
-    """One modality of a plan, for tables."""
-
-    modality: str
-    method: str
-    modules: int
-    rank: str
-    trainable: int
-    total: int
-
-    @property
-    def share(self) -> float:
-        """Trainable parameters over the modality's, adapters included."""
-        return self.trainable / self.total if self.total else 0.0
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is adapted and trained. `full` names parameters trained as they are; `notes` say what was left out."""
-
-    parts: Parts
-    entries: tuple[Entry, ...]
-    full: tuple[str, ...]
-    base_sizes: Mapping[str, int]
-    """Parameters of the base per modality, and under "other"."""
-    full_sizes: Mapping[str, int]
-    notes: tuple[str, ...] = ()
-    fingerprint: Mapping[str, Any] = field(default_factory=dict, repr=False)
-
-    @property
-    def trainable(self) -> int:
-        return sum(row.trainable for row in self.by_modality())
-
-    @property
-    def total(self) -> int:
-        return sum(self.base_sizes.values()) + sum(entry.parameters for entry in self.entries)
-
-    def by_modality(self) -> tuple[Row, ...]:
-        rows = []
-        for modality in MODALITIES:
-            entries = [entry for entry in self.entries if entry.modality == modality]
-            full = [name for name in self.full if self.parts.of(name) == modality]
-            methods = sorted({entry.method for entry in entries}) + (["full"] if full else [])
-            ranks = sorted({entry.rank for entry in entries if entry.rank})
-            added = sum(entry.parameters for entry in entries)
-            rows.append(
-                Row(
-                    modality=modality,
-                    method="+".join(methods) or "none",
-                    modules=len(entries) + len({name.rpartition(".")[0] for name in full}),
-                    rank="-".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0}) if ranks else "",
-                    trainable=added + self.full_sizes.get(modality, 0),
-                    total=added + self.base_sizes.get(modality, 0),
-                )
-            )
-        return tuple(rows)
-
-    def __str__(self) -> str:
-        cells = [["modality", "method", "modules", "rank", "trainable", "parameters", "share"]]
-        for row in self.by_modality():
-            modules = str(row.modules) if row.modules else ""
-            cells.append(
-                [row.modality, row.method, modules, row.rank, f"{row.trainable:,}", f"{row.total:,}", f"{row.share:.2%}"]
-            )
-        if other := self.base_sizes.get("other"):
-            cells.append(["other", "none", "", "", "0", f"{other:,}", f"{0:.2%}"])
-        share = self.trainable / self.total if self.total else 0.0
-        cells.append(["total", "", "", "", f"{self.trainable:,}", f"{self.total:,}", f"{share:.2%}"])
-        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if column < 2 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in cells
-        ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
-        return cls(
-            parts=Parts(**{kind: tuple(names) for kind, names in values["parts"].items()}),
-            entries=tuple(Entry(**entry) for entry in values["entries"]),
-            full=tuple(values["full"]),
-            base_sizes=dict(values["base_sizes"]),
-            full_sizes=dict(values["full_sizes"]),
-            notes=tuple(values["notes"]),
-            fingerprint=dict(values["fingerprint"]),
-        )
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:

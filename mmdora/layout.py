@@ -87,12 +87,9 @@ def hub_name(name: str, rules: tuple[Rule, ...], tower: str) -> str:
 # Architectures whose text part and image part llama.cpp's convert_hf_to_gguf.py both registers
 # (TEXT_MODEL_MAP and MMPROJ_MODEL_MAP of its conversion/__init__.py). Its LLaVA image part takes Pixtral towers
 # only; a CLIP tower goes through tools/mtmd/legacy-models/convert_image_encoder_to_gguf.py.
-_CONVERTED = frozenset(
-    f"{name}ForConditionalGeneration"
-    for name in (
-        "Gemma3 Gemma3n Gemma4 Glm4v Glm4vMoe GlmOcr HunYuanVL Janus Llama4 Mistral3 "
-        "Qwen2VL Qwen2_5_VL Qwen3VL Qwen3VLMoe Qwen3_5 Qwen3_5Moe"
-    ).split()
+_CONVERTED = (
+    *("Gemma3", "Gemma3n", "Gemma4", "Glm4v", "Glm4vMoe", "GlmOcr", "HunYuanVL", "Janus", "Llama4", "Mistral3"),
+    *("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe"),
 )
 _WHOLE = """\
 # in a checkout of llama.cpp
@@ -141,19 +138,21 @@ def llama_cpp_commands(folder: Path | str) -> str:
     tower = config.get("vision_config", {}).get("model_type")
     text = config.get("text_config", {}).get("model_type")
     quoted = shlex.quote(str(folder))
-    if architecture in _CONVERTED or (architecture == "LlavaForConditionalGeneration" and tower == "pixtral"):
+    family = architecture.removesuffix("ForConditionalGeneration")
+    if family in _CONVERTED or (family == "Llava" and tower == "pixtral"):
         return _WHOLE.format(folder=quoted)
-    if architecture == "LlavaForConditionalGeneration" and tower == "clip_vision_model" and text in ("llama", "mistral"):
-        processor = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json") or {}
-        processor = processor.get("image_processor", processor)
-        pixels = " ".join(
-            f"--{key.replace('_', '-')} {' '.join(map(str, processor[key]))}"
-            for key in ("image_mean", "image_std")
-            if key in processor
-        )
-        return _CLIP_LLAVA.format(folder=quoted, pixels=pixels)
+    if family == "Llava" and tower == "clip_vision_model" and text in ("llama", "mistral"):
+        return _CLIP_LLAVA.format(folder=quoted, pixels=_pixel_options(folder))
     parts = f"{architecture} ({text} language model, {tower} tower)" if tower else architecture
     return f"# llama.cpp's convert_hf_to_gguf.py has no path for {parts}"
+
+
+def _pixel_options(folder: Path) -> str:
+    """The means and deviations that pixels are normalised by, as options of the converter."""
+    processor = _read(folder / "preprocessor_config.json") or _read(folder / "processor_config.json") or {}
+    processor = processor.get("image_processor", processor)
+    keys = [key for key in ("image_mean", "image_std") if key in processor]
+    return " ".join(f"--{key.replace('_', '-')} {' '.join(map(str, processor[key]))}" for key in keys)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ class Parts:
         return None if modality == "other" else modality
 
 
-def find_parts(model: nn.Module, prefixes: Mapping[str, tuple[str, ...]] | None = None) -> Parts:
+def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None = None) -> Parts:
     """Find the parts, or check the ones given by hand.
 
     Args:
@@ -97,7 +97,7 @@ def find_parts(model: nn.Module, prefixes: Mapping[str, tuple[str, ...]] | None 
     return Parts(**{kind: tuple(sorted(set(names), key=order.__getitem__)) for kind, names in found.items()})
 
 
-def _given(model: nn.Module, prefixes: Mapping[str, tuple[str, ...]]) -> Parts:
+def _given(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]]) -> Parts:
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for modality, names in prefixes.items():
         for name in names:
@@ -132,11 +132,11 @@ def _subconfigs(config: Any) -> Iterator[tuple[int, str]]:
         yield from _subconfigs(sub)
 
 
-def _native_encoder(model: nn.Module) -> str | None:
+def _native_encoder(model: Any) -> str | None:
     return _name_of(model, model.get_encoder(modality="image")) if hasattr(model, "get_encoder") else None
 
 
-def _native_decoder(model: nn.Module) -> str | None:
+def _native_decoder(model: Any) -> str | None:
     return _name_of(model, model.get_decoder()) if hasattr(model, "get_decoder") else None
 
 

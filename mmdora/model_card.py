@@ -61,7 +61,8 @@ def card(
     )
     parts = [
         f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        f"`{shown}`" + (f", adapted with {', '.join(methods)} and merged" if methods else "")
+        f"`{shown}`"
+        + (f", adapted with {', '.join(methods)} and merged" if methods else "")
         + f", by mmdora {mmdora.__version__}. Weights: {dtype}.",
         f"## Load it\n\n{_LOAD.format(name=name)}",
     ]
@@ -99,7 +100,7 @@ def _training(config: RunConfig) -> str:
 
 def _licence(base: Path) -> str | None:
     try:
-        return ModelCard.load(base / "README.md").data.license
+        return ModelCard.load(base / "README.md").data.to_dict().get("license")
     except (OSError, ValueError):
         return None
 

@@ -57,7 +57,9 @@ def skeleton(name: str) -> Any:
             model = AutoModelForImageTextToText.from_config(config)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise MmdoraError(f"model {name!r}: not a folder, a hub id or one of {', '.join(bundled())}: {reason}") from None
+        raise MmdoraError(
+            f"model {name!r}: not a folder, a hub id or one of {', '.join(bundled())}: {reason}"
+        ) from None
     zeros: dict[int, nn.Parameter] = {}  # by identity, so that tied parameters stay tied
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
@@ -70,7 +72,9 @@ def module_tree(model: nn.Module, parts: Parts, plan: Plan | None = None) -> Tre
     """The model's parts as a tree; repeated blocks are drawn once, planned modules carry their method."""
     marks: dict[str, str] = {}
     if plan is not None:
-        marks |= {entry.name: f"{entry.method} r {entry.rank}" if entry.rank else entry.method for entry in plan.entries}
+        marks |= {
+            entry.name: f"{entry.method} r {entry.rank}" if entry.rank else entry.method for entry in plan.entries
+        }
         marks |= dict.fromkeys(plan.full, "full")
     root = Tree(f"[bold]{type(model).__name__}[/]  {_count(model)}")
     for modality in MODALITIES:
@@ -84,11 +88,17 @@ def module_tree(model: nn.Module, parts: Parts, plan: Plan | None = None) -> Tre
     return root
 
 
-def _draw(branch: Tree, label: str, path: str, module: nn.Module, parts: Parts, modality: str, marks: dict[str, str]) -> None:
-    direct = {marks[f"{path}.{leaf}"] for leaf, _ in module.named_parameters(recurse=False) if f"{path}.{leaf}" in marks}
+def _draw(
+    branch: Tree, label: str, path: str, module: nn.Module, parts: Parts, modality: str, marks: dict[str, str]
+) -> None:
+    direct = {
+        marks[f"{path}.{leaf}"] for leaf, _ in module.named_parameters(recurse=False) if f"{path}.{leaf}" in marks
+    }
     mark = marks.get(path) or next(iter(direct), None)
     node = branch.add(f"{escape(label)}  [dim]{type(module).__name__}[/]  {_count(module)}{_mark(mark)}")
-    children = [(f"{path}.{leaf}", child) for leaf, child in module.named_children() if any(True for _ in child.parameters())]
+    children = [
+        (f"{path}.{leaf}", child) for leaf, child in module.named_children() if any(True for _ in child.parameters())
+    ]
     mine = [(name, child) for name, child in children if parts.of(name) == modality]
     for _, same in groupby(mine, key=lambda pair: _signature(*pair, marks)):
         run = list(same)
@@ -186,7 +196,9 @@ def _spans(processor: Any, batch: dict[str, torch.Tensor], row: int) -> Iterator
     image = getattr(processor, "image_token_id", None)
     tokens = [
         (int(token), int(label) != IGNORE, int(token) == image)
-        for token, label, seen in zip(batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True)
+        for token, label, seen in zip(
+            batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True
+        )
         if seen
     ]
     for (loss, is_image), run in groupby(tokens, key=lambda token: token[1:]):

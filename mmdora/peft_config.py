@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
-from mmdora.injectors import Entry, Plan, build_plan, make_entry
+from mmdora.injectors import build_plan, make_entry
 from mmdora.layers.linear import check
 from mmdora.modality import find_parts
+from mmdora.plan import Entry, Plan
 
 UNSUPPORTED = (
     "alora_invocation_tokens",

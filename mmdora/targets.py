@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -40,7 +41,8 @@ def linears_of(model: nn.Module, parts: Parts, modality: str) -> Linears:
     """Every linear-like module under a modality, in the model's order."""
     modules = dict(model.named_modules())
     tied = _tied(model)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = get_head()
     unused = _unused(model, parts) if modality == "vision" else {}
     found = Linears()
     for name, module in modules.items():

@@ -3,6 +3,7 @@
 import shlex
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,12 @@ def full_size_llava() -> LlavaConfig:
 
 def shrunken(base: str):
     """The architecture of a base (bundled, made by another recipe, or of the hub) with two layers of width 16."""
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     if base in ("tiny-llava", "llava-hf/llava-1.5-7b-hf") or base.startswith("runs/"):
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(**sizes, image_size=16, patch_size=8),

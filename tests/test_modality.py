@@ -3,11 +3,12 @@
 import copy
 
 import pytest
+from shrunken import CONFIGS, shrunken
+from torch import nn
+
 from mmdora.errors import MmdoraError
 from mmdora.injectors import inject
 from mmdora.modality import Parts, find_parts
-from shrunken import CONFIGS, shrunken
-from torch import nn
 
 TOWER, PROJECTOR, TEXT = "model.vision_tower", "model.multi_modal_projector", ("model.language_model", "lm_head")
 USUAL = Parts((TOWER,), (PROJECTOR,), TEXT)

@@ -49,8 +49,6 @@ class Records:
             while cause is not None and not isinstance(cause, MmdoraError):
                 cause = cause.__cause__ or cause.__context__
             raise cause or error from None
-        if not len(self._table):
-            raise MmdoraError(f"{self.path}: holds no records")
 
     def __len__(self) -> int:
         return len(self._table)
@@ -147,9 +145,13 @@ def check_record(row: Any, where: str) -> Record:
 
 def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, str]]:
     del stamp
+    empty = True
     for record in _parse(Path(path)):
+        empty = False
         for piece in split_turns(record, max_turns):
             yield {"json": json.dumps(piece, ensure_ascii=False)}
+    if empty:
+        raise MmdoraError(f"{path}: holds no records")
 
 
 def _parse(path: Path) -> Iterator[Record]:

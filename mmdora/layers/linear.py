@@ -42,8 +42,9 @@ class AdaptedLinear(nn.Module):
     writes parameters through `.data` outside a `torch.optim` step must call `refresh`.
     """
 
-    lora_A: nn.Parameter | None
-    lora_B: nn.Parameter | None
+    bias: nn.Parameter | None
+    lora_A: nn.Parameter | None  # noqa: N815
+    lora_B: nn.Parameter | None  # noqa: N815
     magnitude: nn.Parameter | None
 
     def __init__(self, base: nn.Linear, method: Method, *, rank: int = 0, scaling: float = 1.0, dropout: float = 0.0):
@@ -52,8 +53,9 @@ class AdaptedLinear(nn.Module):
         self.in_features, self.out_features = base.in_features, base.out_features
         self.method, self.rank, self.scaling, self.dropout = method, rank, scaling, dropout
         self.training = base.training
-        self.weight = base.weight.requires_grad_(False)
-        self.register_parameter("bias", None if base.bias is None else base.bias.requires_grad_(False))
+        self.weight = base.weight
+        self.register_parameter("bias", base.bias)
+        base.requires_grad_(False)
         self.refresh()
         dtype, device = norm.wide(self.weight.dtype), self.weight.device
         for name, shape in (("lora_A", (rank, self.in_features)), ("lora_B", (self.out_features, rank))):
@@ -113,10 +115,9 @@ class AdaptedLinear(nn.Module):
     def unload(self) -> nn.Linear:
         """The plain linear with the base's own parameters, trainable as a fresh linear's are."""
         plain = nn.Linear(self.in_features, self.out_features, bias=False, device="meta")
-        plain.weight, plain.bias = self.weight.requires_grad_(True), self.bias
-        if self.bias is not None:
-            self.bias.requires_grad_(True)
-        return plain.train(self.training)
+        plain.weight = self.weight
+        plain.register_parameter("bias", self.bias)
+        return plain.requires_grad_(True).train(self.training)
 
     def refresh(self) -> None:
         """Forget every cached norm."""

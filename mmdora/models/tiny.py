@@ -68,6 +68,7 @@ def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
         num_attention_heads=5,
         num_key_value_heads=5,
         max_position_embeddings=1024,
+        initializer_range=0.05,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

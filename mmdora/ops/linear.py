@@ -17,7 +17,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -73,9 +72,7 @@ def adapted_linear(
     factor, inverse_norm, keep = scaled if scaled is not None else (None, None, False)
     rows = x.reshape(-1, x.shape[-1])
     branch = None if dropped is None else dropped.reshape(rows.shape)
-    y = _AdaptedLinear.apply(
-        rows, branch, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm, scaling, keep
-    )
+    y = _AdaptedLinear.apply(rows, branch, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm, scaling, keep)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -164,16 +161,16 @@ class _AdaptedLinear(torch.autograd.Function):
                 dm *= inverse_norm
             if factor is not None:
                 g = g * factor
-            if lora_A is not None:
+            if lora_A is not None and lora_B is not None:
                 g_low = g.to(low)
                 dB = _mm(g_low.T, hidden.to(low), acc).mul_(scaling)
                 d_hidden = _mm(g_low, lora_B.to(low), acc).mul_(scaling)
                 dA = _mm(d_hidden.to(low).T, branch.to(low), acc)
             if wants_x:
                 dx = _mm(g.to(ctx.dtype), weight.to(ctx.dtype), acc)
-                if d_hidden is not None and not ctx.separate:
+                if d_hidden is not None and lora_A is not None and not ctx.separate:
                     _add_mm(dx, d_hidden, lora_A, 1.0, low)
                 dx = dx.to(ctx.dtype)
-            if wants_dropped:
+            if wants_dropped and d_hidden is not None and lora_A is not None:
                 d_dropped = _mm(d_hidden.to(low), lora_A.to(low), acc).to(ctx.dtype)
         return dx, d_dropped, None, None, dA, dB, dm, None, None, None, None

@@ -1,17 +1,19 @@
 """The adapted linear as a module: names, cache, conversions, refusals."""
 
 import copy
+from typing import Any
 
 import pytest
 import torch
-from mmdora.errors import MmdoraError
-from mmdora.layers.linear import AdaptedLinear
-from mmdora.ops import reference
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdora.errors import MmdoraError
+from mmdora.layers.linear import AdaptedLinear
+from mmdora.ops import reference
 
-def make(method="dora", dtype=torch.float32, **kwargs):
+
+def make(method: Any = "dora", dtype=torch.float32, **kwargs) -> tuple[nn.Linear, Any]:
     torch.manual_seed(0)
     base = nn.Linear(24, 40).to(dtype)
     options = {} if method == "magnitude" else {"rank": 4, "scaling": 2.0}
@@ -111,7 +113,7 @@ def test_norm_is_fresh_after_everything_else():
 def test_gradients_through_checkpointing_are_the_same():
     _, layer = make()
     shake(layer)
-    x = torch.randn(7, 24, requires_grad=True)
+    x: Any = torch.randn(7, 24, requires_grad=True)
     layer(x).square().sum().backward()
     plain = [p.grad.clone() for p in (x, layer.lora_A, layer.lora_B, layer.magnitude)]
     for p in (x, layer.lora_A, layer.lora_B, layer.magnitude):

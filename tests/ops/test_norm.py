@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from mmdora.ops.norm import row_norm, squared_norm
 
 

@@ -1,0 +1,74 @@
+"""Steps that are reused when they are complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+
+@dataclass
+class Steps:
+    """Runs steps, says how far they are, remembers what is complete.
+
+    Each leaves `folder/TITLE.json` with a hash of what it was made from, what came out and how long
+    it took. It is done again when what it is made from, or a file it left, is another or gone.
+    """
+
+    folder: Path
+    count: int
+    console: Console
+    timing: list[tuple[str, str]] = field(default_factory=list)
+
+    def run(
+        self,
+        number: int,
+        title: str,
+        made_from: Mapping[str, Any],
+        leaves: Iterable[Path],
+        work: Callable[[], Any],
+    ) -> Any:
+        """Do `work`, or reuse what it left and returned (plain JSON values) earlier."""
+        marker = self.folder / f"{title.replace(' ', '-')}.json"
+        key = sha256(json.dumps(made_from, sort_keys=True).encode())
+        before = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
+        self.console.print(f"[bold cyan]{number}/{self.count}[/] [bold]{title}[/]", end=" ")
+        if before.get("key") == key and all(path.is_file() for path in leaves):
+            took = duration(before["seconds"])
+            self.console.print(f"[green]reused[/], took {took}", highlight=False)
+            self.timing.append((title, f"{took} (reused)"))
+            return before["result"]
+        marker.unlink(missing_ok=True)
+        self.console.print("…")
+        begun = time.monotonic()
+        result = work()
+        seconds = time.monotonic() - begun
+        self.folder.mkdir(parents=True, exist_ok=True)
+        partial = marker.with_suffix(".partial")
+        partial.write_text(json.dumps({"key": key, "result": result, "seconds": seconds}, indent=2), encoding="utf-8")
+        partial.replace(marker)
+        self.console.print(f"    [green]done[/] in {duration(seconds)}", highlight=False)
+        self.timing.append((title, duration(seconds)))
+        return result
+
+
+def sha256(content: bytes | Path) -> str:
+    """Of bytes, or of the bytes of a file."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as `0.4 s`, `12 s` or `4 min 2 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

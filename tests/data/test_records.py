@@ -1,0 +1,108 @@
+"""Reading records: JSONL and LLaVA's layout, turns cut into rows, mistakes named by file and line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmdora.data.records import read_records, split_turns, write_records
+from mmdora.errors import MmdoraError
+
+IMAGE = {"type": "image"}
+
+
+def said(role: str, text: str, *before) -> dict:
+    return {"role": role, "content": [*before, {"type": "text", "text": text}]}
+
+
+def conversation(turns: int, images: int = 1) -> dict:
+    messages = []
+    for turn in range(turns):
+        messages += [said("user", f"q{turn}", *([IMAGE] * images if turn == 0 else [])), said("assistant", f"a{turn}")]
+    return {"id": "c", "messages": messages, "images": [f"{i}.png" for i in range(images)]}
+
+
+def test_written_records_are_read_back(tmp_path: Path):
+    rows = [conversation(2), conversation(1, images=0) | {"meta": {"type": "other"}}]
+    assert write_records(tmp_path / "r.jsonl", rows) == 2
+    records = read_records(tmp_path / "r.jsonl")
+    assert len(records) == 2 and records.root == tmp_path
+    assert records[0] == rows[0] | {"meta": {}}
+    assert [row["meta"] for row in records] == [{}, {"type": "other"}]
+
+
+def test_a_changed_file_is_read_anew(tmp_path: Path):
+    path = tmp_path / "r.jsonl"
+    write_records(path, [conversation(1)])
+    assert len(read_records(path)) == 1
+    write_records(path, [conversation(1), conversation(2)])
+    assert len(read_records(path)) == 2
+
+
+def test_turns_are_cut_and_every_piece_has_the_images_and_the_system_text():
+    record = conversation(5)
+    record["messages"].insert(0, said("system", "be brief"))
+    pieces = split_turns(record, 2)
+    assert [[m["content"][-1]["text"] for m in piece["messages"]] for piece in pieces] == [
+        ["be brief", "q0", "a0", "q1", "a1"],
+        ["be brief", "q2", "a2", "q3", "a3"],
+        ["be brief", "q4", "a4"],
+    ]
+    assert all(piece["messages"][1]["content"][0] == IMAGE and piece["images"] == ["0.png"] for piece in pieces)
+    assert len({piece["id"] for piece in pieces}) == 3
+    assert split_turns(record, 5) == [record]
+
+
+def test_a_conversation_with_a_later_image_stays_whole():
+    record = conversation(3)
+    record["messages"][2]["content"].insert(0, IMAGE)
+    record["images"].append("late.png")
+    assert split_turns(record, 1) == [record]
+
+
+def test_llava_layout(tmp_path: Path):
+    rows = [
+        {"id": 7, "image": "a.png", "conversations": [
+            {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]},
+        {"id": "t", "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi."}]},
+        {"id": "u", "image": "b.png", "conversations": [{"from": "human", "value": "no mark"}, {"from": "gpt", "value": "x"}]},
+    ]  # fmt: skip
+    (tmp_path / "llava.json").write_text(json.dumps(rows))
+    first, text_only, unmarked = read_records(tmp_path / "llava.json")
+    assert first["id"] == "7" and first["images"] == ["a.png"]
+    assert first["messages"][0] == {"role": "user", "content": [IMAGE, {"type": "text", "text": "What is this?"}]}
+    assert text_only["images"] == [] and text_only["messages"][1]["role"] == "assistant"
+    assert unmarked["messages"][0]["content"][0] == IMAGE
+
+
+GOOD = json.dumps(conversation(1))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no records"),
+        (f"{GOOD}\n{GOOD[:50]}\n", r"r\.jsonl:2: broken JSON"),
+        (f"{GOOD}\n\n[1]\n", r"r\.jsonl:3: a record needs"),
+        (json.dumps({"messages": [said("robot", "x")]}), "role"),
+        (json.dumps({"messages": [{"role": "user", "content": "plain"}]}), "'content' must be a list of parts, not str"),
+        (json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}), "found"),
+        (json.dumps(conversation(1) | {"images": []}), "1 image parts for 0 images"),
+        (json.dumps({"messages": [said("user", "x")]}), "no assistant message"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, message: str):
+    (tmp_path / "r.jsonl").write_text(text)
+    with pytest.raises(MmdoraError, match=message):
+        read_records(tmp_path / "r.jsonl")
+
+
+def test_not_text_and_not_there(tmp_path: Path):
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(MmdoraError, match="not UTF-8"):
+        read_records(tmp_path / "b.jsonl")
+    with pytest.raises(MmdoraError, match="no such file"):
+        read_records(tmp_path / "missing.jsonl")
+    (tmp_path / "l.json").write_text(json.dumps([{"id": 1, "image": "a", "conversations": [{"from": "gpt"}]}]))
+    with pytest.raises(MmdoraError, match="row 0"):
+        read_records(tmp_path / "l.json")

@@ -1,0 +1,124 @@
+"""The quickstart end to end in a few steps on the bundled base, then again: reuse, resume, change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from mmdora.errors import MmdoraError
+from mmdora.quickstart import METHODS, quickstart
+from mmdora.quickstart_report import BASELINE, verdict
+from mmdora.steps import Steps, duration
+
+OVERRIDES = ("--training.steps=2", "--training.batch_size=4", "--training.log_every=1", "--training.save_every=1")
+TITLES = 1 + 2 + 4 + 2  # data, trainings, evaluations, exports
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished rehearsal."""
+    folder = tmp_path_factory.mktemp("quickstart") / "with: blank"
+    quickstart(folder, overrides=OVERRIDES, limit=16, port=None)
+    return folder
+
+
+def test_it_leaves_runs_scores_exports_and_a_report(out: Path) -> None:
+    for name, folder in METHODS.items():
+        assert (out / folder / "adapter" / "adapter_model.safetensors").is_file()
+        assert (out / "export" / folder / "model.safetensors").is_file()
+        assert len((out / "eval" / name / "predictions.jsonl").read_text().splitlines()) == 16
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for text in (
+        "LoRA",
+        "DoRA",
+        BASELINE,
+        "a rehearsal on the first 16 questions",
+        "max-rel",
+        "data:image/png",
+        "<svg",
+    ):
+        assert text in page
+    assert len(list((out / "steps").iterdir())) == TITLES
+
+
+def test_again_reuses_everything_and_says_so(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = out / "dora" / "adapter" / "adapter_model.safetensors"
+    before = adapter.stat().st_mtime_ns
+    quickstart(out, overrides=OVERRIDES, limit=16, port=None)
+    assert capsys.readouterr().out.count("reused, took") == TITLES
+    assert adapter.stat().st_mtime_ns == before
+
+
+def test_only_what_a_change_touches_is_made_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quickstart(out, overrides=OVERRIDES, limit=12, port=None)
+    shown = capsys.readouterr().out
+    for title in ("data", "train LoRA", "train DoRA"):
+        assert f"{title} reused" in shown
+    for title in ("evaluate base", "evaluate DoRA", "export LoRA"):
+        assert f"{title} …" in shown
+
+
+def test_a_half_finished_training_resumes(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "steps" / "train-DoRA.json").unlink()
+    (out / "dora" / "complete.json").unlink()
+    shutil.rmtree(out / "dora" / "checkpoint-2")
+    (out / "dora" / "adapter" / "adapter_model.safetensors").unlink()
+    quickstart(out, overrides=OVERRIDES, limit=12, port=None)
+    shown = capsys.readouterr().out
+    assert "train LoRA reused" in shown and "train DoRA …" in shown
+    assert json.loads((out / "dora" / "complete.json").read_text())["resumed"] is True
+
+
+def test_a_taken_port_is_said_before_the_work(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(MmdoraError, match=r"--port N or --no-demo"):
+            quickstart(tmp_path / "new", port=taken.getsockname()[1])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_step_leaves_no_marker(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, 7, Console(quiet=True))
+    with pytest.raises(KeyboardInterrupt):
+        steps.run(1, "one", {"a": 1}, (), _interrupted)
+    assert steps.run(1, "one", {"a": 1}, (), lambda: 5) == 5
+    assert steps.run(1, "one", {"a": 1}, (), _interrupted) == 5, "complete: not done again"
+    assert steps.run(1, "one", {"a": 2}, (), lambda: 6) == 6, "made from something else"
+    (tmp_path / "left").touch()
+    assert steps.run(1, "two", {}, (tmp_path / "left",), lambda: 7) == 7
+    (tmp_path / "left").unlink()
+    assert steps.run(1, "two", {}, (tmp_path / "left",), lambda: 8) == 8, "what it left is gone"
+
+
+def _interrupted() -> int:
+    raise KeyboardInterrupt
+
+
+def _verdict(lora: list[bool], dora: list[bool]) -> list[str]:
+    def scores(right: list[bool]) -> dict:
+        part = {"accuracy": sum(right) / len(right), "n": len(right)}
+        return {"overall": part, "by_type": {"yes/no": part}}
+
+    predictions = {"LoRA": [{"correct": r} for r in lora], "DoRA": [{"correct": r} for r in dora]}
+    table = {"LoRA": scores(lora), "DoRA": scores(dora), "base": scores([False]), BASELINE: scores([True, False])}
+    return verdict(table, predictions, [str(i) for i in range(len(lora))])
+
+
+def test_verdict_is_honest() -> None:
+    all_right, some = [True] * 200, [i % 5 > 0 for i in range(200)]
+    assert _verdict(some, all_right)[0].startswith("DoRA is better here. DoRA 100.0%, LoRA 80.0%: +20.0 points")
+    assert _verdict(all_right, some)[0].startswith("LoRA is better here.")
+    assert "cannot be told apart" in _verdict(all_right, all_right)[0]
+    assert "cannot be told apart" in _verdict(some, [*some[:-1], not some[-1]])[0]
+    assert "LoRA misses it, DoRA reaches it" in _verdict(some, all_right)[2]
+    assert "only DoRA on 40" in _verdict(some, all_right)[3]
+
+
+def test_duration() -> None:
+    assert [duration(s) for s in (0.44, 12.4, 242.2, 59.8)] == ["0.4 s", "12 s", "4 min 2 s", "1 min 0 s"]

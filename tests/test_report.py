@@ -1,0 +1,137 @@
+"""The report page: self-contained, escaped, complete; the paired interval against a known case."""
+
+import io
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from mmdora.report import Example, Report, Row, draw_curves, paired_interval, render, scores_table, write_report
+
+EVIL = "<script>alert('x')</script>"
+
+
+def _scores(overall: float, yes_no: float, other: float | None) -> dict:
+    def part(accuracy: float, n: int) -> dict:
+        return {
+            "accuracy": accuracy,
+            "n": n,
+            "correct": round(accuracy * n),
+            "interval95": [accuracy - 0.01, accuracy + 0.01],
+        }
+
+    by_type = {"yes/no": part(yes_no, 7136)} | ({} if other is None else {"other": part(other, 2537)})
+    return {"overall": part(overall, 9673), "by_type": by_type}
+
+
+def _png(colour: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), colour).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def report() -> Report:
+    answers = {"base": ("no idea", False), "LoRA": (EVIL, False), "DoRA": ("teal", True)}
+    return Report(
+        title="tiny-llava on easy-VQA",
+        lead="A & B",
+        verdict=["DoRA and LoRA cannot be told apart here.", "One seed."],
+        rows=[
+            Row("question only", _scores(0.67, 0.825, 0.233), "majority answer per question"),
+            Row("base", _scores(0.61, 0.70, None)),
+            Row("LoRA", _scores(0.962, 0.97, 0.94)),
+            Row("DoRA", _scores(0.964, 0.971, 0.945)),
+        ],
+        curves={"LoRA": [(1, 2.0), (10, 0.5), (20, 0.1)], "DoRA": [(1, 2.0), (10, 0.45), (20, 0.09)]},
+        galleries={"Drawn at random": [Example(_png("teal"), "what color is it?", "teal", answers)], "Empty": []},
+        parity={"LoRA": "max-rel 3e-7"},
+        plans={"LoRA": "vision  lora"},
+        timing=[("training", "4 min 2 s")],
+        facts={"device": "CPU"},
+        commands=["mmdora demo base=tiny-llava"],
+    )
+
+
+class _Balanced(HTMLParser):
+    VOID = frozenset({"meta", "img", "br", "link", "input"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, tag
+
+
+def test_page_is_well_formed_and_shows_everything(report: Report) -> None:
+    page = render(report)
+    parser = _Balanced()
+    parser.feed(page)
+    assert parser.open == []
+    for text in ("96.2%", "96.4%", "94.5%", "9,673", "what color is it?", "4 min 2 s", "max-rel 3e-7", "vision  lora"):
+        assert text in page
+    assert "A &amp; B" in page
+    assert "Empty" not in page, "an empty gallery leaves no heading"
+    assert 'name="viewport"' in page and "prefers-color-scheme: dark" in page
+
+
+def test_model_output_is_escaped(report: Report) -> None:
+    page = render(report)
+    assert EVIL not in page and "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_page_asks_for_nothing_outside_itself(report: Report) -> None:
+    page = render(report)
+    assert not re.search(r"""(?:src|href|action)\s*=\s*["'](?!data:|#)""", page)
+    assert not re.search(r"url\((?!#)|@import|<link|<iframe", page)
+
+
+def test_missing_answer_type_is_a_dash(report: Report) -> None:
+    assert "–<span" in render(report)
+
+
+def test_curves_take_the_colours_of_the_page(report: Report) -> None:
+    svg = draw_curves(report.curves)
+    assert svg.startswith("<svg") and "var(--c1)" in svg and "var(--c2)" in svg and "var(--ink)" in svg
+    assert not re.search(r"#0[0-9a-f]0[0-9a-f]0[0-9a-f]\b", svg)
+
+
+def test_write_leaves_no_partial_file(report: Report, tmp_path) -> None:
+    write_report(report, tmp_path / "report.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_terminal_table(report: Report) -> None:
+    console = Console(file=io.StringIO(), width=120)
+    console.print(scores_table(report.rows))
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    for text in ("question only", "67.0%", "96.4%", "yes/no", "other", "9,673", "–"):
+        assert text in printed
+
+
+def test_paired_interval_finds_a_real_difference_and_no_false_one() -> None:
+    random = np.random.default_rng(1)
+    groups = [str(i // 10) for i in range(2000)]
+    first = random.random(2000) < 0.90
+    better = first | (random.random(2000) < 0.5)
+    low, high = paired_interval(first.tolist(), better.tolist(), groups)
+    assert 0.02 < low < better.mean() - first.mean() < high < 0.08
+    assert paired_interval(first.tolist(), first.tolist(), groups) == (0.0, 0.0)
+
+
+def test_paired_interval_resamples_pictures_not_questions() -> None:
+    # all questions of a picture fall together, so 20 pictures know less than 2,000 questions seem to
+    groups = [str(i // 100) for i in range(2000)]
+    first = [False] * 2000
+    second = [i // 100 < 10 for i in range(2000)]
+    low, high = paired_interval(first, second, groups)
+    assert high - low > 0.3
