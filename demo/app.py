@@ -128,7 +128,7 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
         gr.HTML(NOTE, js_on_load=None, elem_classes="page-html")
 
         inputs = [image, question, *settings]
-        quiet = {"api_visibility": "private", "show_progress": "hidden"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asked = gr.on([question.submit, ask.click], begin, None, [ask, stop], queue=False, **quiet)
         # raw values (preprocess=False): Pillow must not touch an upload before its size is checked
         shown = asked.then(show, inputs, answers, preprocess=False, concurrency_id="models", **quiet)

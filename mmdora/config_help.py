@@ -51,7 +51,7 @@ def _kind(hint: Any) -> str:
         return f"list of {_kind(args[0])}"
     if origin is dict:
         return "mapping"
-    return {Path: "path"}.get(hint, hint.__name__)
+    return "path" if hint is Path else str(hint.__name__)
 
 
 def _plain(value: Any) -> str:

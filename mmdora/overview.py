@@ -141,8 +141,9 @@ def memory_table(model: Any, plan: Plan, config: RunConfig) -> Table:
         ("activations (rough)", activations, f"{config.training.batch_size} rows of {tokens:,} tokens"),
     ]
     table = Table(title="Estimated memory of a training step", title_justify="left", box=None, pad_edge=False)
-    for column, justify in (("", "left"), ("MiB", "right"), ("", "left")):
-        table.add_column(column, justify=justify)
+    table.add_column("")
+    table.add_column("MiB", justify="right")
+    table.add_column("")
     for name, size, note in [*rows, ("sum", sum(size for _, size, _ in rows), "")]:
         table.add_row(name, f"{size / 2**20:,.1f}", note)
     return table
@@ -156,9 +157,9 @@ def estimate_activations(model: Any, plan: Plan, config: RunConfig) -> tuple[int
     A tower keeps nothing when neither it nor anything before it trains.
     """
     text = model.config.get_text_config()
-    vision = getattr(model.config, "vision_config", None)
-    sides = (getattr(vision, "image_size", None), getattr(vision, "patch_size", None))
-    patches = (sides[0] // sides[1]) ** 2 if all(isinstance(side, int) for side in sides) else 0
+    vision: Any = getattr(model.config, "vision_config", None)
+    image, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
+    patches = (image // patch) ** 2 if isinstance(image, int) and isinstance(patch, int) else 0
     tokens = config.data.max_length or (getattr(model.config, "image_seq_length", None) or patches) + 128
     precision = 2 if config.training.precision == "bf16" or config.model.dtype != "fp32" else 4
     per_value = precision * (1 if config.training.gradient_checkpointing else 17)

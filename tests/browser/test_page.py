@@ -26,7 +26,7 @@ def test_ask_and_watch_every_column_answer(visit, url):
     assert texts[0].startswith(early) and len(texts[0]) > len(early), "the answer came at once"
     assert texts[0] == texts[1] == texts[2]
     for figures in tab.page.locator(".answer dl").all_inner_texts():
-        first, _, rate, _, tokens, _ = figures.split("\n")
+        _, first, _, rate, _, tokens = figures.split("\n")
         assert first.endswith(("ms", " s")) and int(rate) > 0 and tokens == "128"
     assert tab.page.locator(".answer h2").all_inner_texts() == ["base", "lora", "dora"]
     expect(tab.page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()

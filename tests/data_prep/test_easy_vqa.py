@@ -1,0 +1,35 @@
+"""easy-VQA as the package carries it, whole."""
+
+from pathlib import Path
+
+import pytest
+
+from mmdora.data.records import read_records
+from mmdora.data_prep import easy_vqa
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("easy")
+    assert easy_vqa.prepare(out) == {"train": 4000, "test": 9673}
+    return out
+
+
+def test_all_questions_are_there(prepared):
+    train = read_records(prepared / "train.jsonl")
+    assert sum(len(record["messages"]) // 2 for record in train) == 38575
+    assert len(read_records(prepared / "train.jsonl", max_turns=1)) == 38575
+    test = read_records(prepared / "test.jsonl")
+    assert len(test) == 9673
+    kinds = [record["meta"]["type"] for record in test]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"yes/no": 7136, "other": 2537}
+    assert test[0]["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "what is the red shape?"}]
+    assert (prepared / test[0]["images"][0]).is_file()
+
+
+def test_no_picture_is_in_both_splits(prepared):
+    def hashes(split):
+        return {path.read_bytes() for path in (prepared / "images" / split).glob("*.png")}
+
+    train, test = hashes("train"), hashes("test")
+    assert (len(train), len(test)) == (4000, 1000) and not train & test
