@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format browser-test wheel audit clean
+.PHONY: help quickstart test lint format browser-test gpu-test pretrain wheel audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,19 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
 browser-test: $(VENV)/.installed-browser  ## The page in a real headless browser
 	@command -v chromium >/dev/null || { $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install -y chromium; }
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+gpu-test: $(VENV)/.installed-dev  ## Train, kill, resume and merge in bf16 on CUDA (at most 8 minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
+
+PRETRAIN := runs/pretrain
+pretrain: $(VENV)/.installed  ## Make the bundled base anew in runs/pretrain (about 30 minutes on 2 cores)
+	$(BIN)/mmdora prep scenes --out $(PRETRAIN)/scenes --rows 48000
+	$(BIN)/python -m mmdora.models.tiny $(PRETRAIN)/untrained
+	$(BIN)/mmdora train configs/tiny/pretrain_1_projector.yaml
+	$(BIN)/mmdora export $(PRETRAIN)/stage1 $(PRETRAIN)/stage1_merged
+	$(BIN)/mmdora train configs/tiny/pretrain_2_all.yaml
+	$(BIN)/mmdora export $(PRETRAIN)/stage2 $(PRETRAIN)/tiny-llava
+	$(BIN)/mmdora eval $(PRETRAIN)/tiny-llava --data $(PRETRAIN)/scenes/test.jsonl
 
 wheel: $(VENV)/.installed-dev  ## Build dist/*.whl
 	$(BIN)/python -m build --wheel

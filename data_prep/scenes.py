@@ -66,24 +66,31 @@ class Thing:
         return f"{self.colour} {self.shape}"
 
 
-def prepare(out: Path, *, rows: int = 1000, seed: int = 0, held_out: int = 500, workers: int = 2) -> dict[str, int]:
-    """Write `train.jsonl`, `test.jsonl` (single questions, other scenes) and `images/` below `out`."""
+def prepare(
+    out: Path, *, rows: int = 1000, seed: int = 0, held_out: int = 500, first_words: bool = False, workers: int = 2
+) -> dict[str, int]:
+    """Write `train.jsonl`, `test.jsonl` (single questions, other scenes) and `images/` below `out`.
+
+    Args:
+        first_words: one thing per scene and its shape and colour as the only questions, for a model
+            that cannot see yet.
+    """
     counts = {}
     for split, amount, first in (("train", rows, 0), ("test", held_out, 10**9)):
         (out / "images" / split).mkdir(parents=True, exist_ok=True)
-        jobs = [(out, split, seed, first + i) for i in range(amount)]
+        jobs = [(out, split, seed, first + i, first_words) for i in range(amount)]
         with ProcessPoolExecutor(workers) as pool:
             counts[split] = write_records(out / f"{split}.jsonl", pool.map(_make, jobs, chunksize=200))
     return counts
 
 
-def _make(job: tuple[Path, str, int, int]) -> dict[str, Any]:
-    out, split, seed, number = job
+def _make(job: tuple[Path, str, int, int, bool]) -> dict[str, Any]:
+    out, split, seed, number, first_words = job
     random = Random(f"{seed}:{number}")
-    things, picture = scene(random)
+    things, picture = scene(random, most=1 if first_words else 4)
     name = f"images/{split}/{number}.png"
     picture.save(out / name, optimize=False, compress_level=1)
-    pairs = conversation(random, things)
+    pairs = (naming if first_words else conversation)(random, things)
     if split == "test":
         pairs = [random.choice([pair for pair in pairs if "it?" not in pair[0]])]  # no follow-up without its question
     return record(f"{split}-{number}", name, pairs)
@@ -103,14 +110,14 @@ def record(name: str, image: str, pairs: list[tuple[str, str]]) -> dict[str, Any
 # --- drawing ---------------------------------------------------------------------------------
 
 
-def scene(random: Random) -> tuple[list[Thing], Image.Image]:
-    """Draw one to four shapes that do not overlap, on a light, seldom a dark, background."""
+def scene(random: Random, most: int = 4) -> tuple[list[Thing], Image.Image]:
+    """Draw one to `most` shapes that do not overlap, on a light, seldom a dark, background."""
     scale = random.choice((1, 4))  # hard or smooth edges
     light = random.random() < 0.85
     background = tuple(random.randint(228, 255) if light else random.randint(0, 255) for _ in range(3))
     picture = Image.new("RGB", (SIDE * scale, SIDE * scale), background)
     pen, things = ImageDraw.Draw(picture), []
-    for _ in range(random.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4))):
+    for _ in range(min(most, random.choice((1, 1, 1, 1, 1, 1, 2, 2, 3, 4)))):
         thing, rgb = _place(random, things, background)
         if thing is None:
             continue
@@ -159,19 +166,27 @@ def _draw(pen: ImageDraw.ImageDraw, thing: Thing, rgb: tuple[int, ...], scale: i
 Pairs = list[tuple[str, str]]
 
 
+def naming(random: Random, things: list[Thing]) -> Pairs:
+    """Shape and colour of the only thing; neither question gives the other's answer away."""
+    thing = things[0]
+    pairs = [*_shape(random, things), (_ask_colour(random, "object"), thing.colour)]
+    random.shuffle(pairs)
+    return pairs
+
+
 def conversation(random: Random, things: list[Thing]) -> Pairs:
     """Three or more turns about a scene; follow-ups stay behind their question.
 
-    The shape is asked first and a caption comes last: a turn that an earlier one gives away teaches
-    to read the conversation instead of the picture.
+    A caption comes last: what it gives away would otherwise teach to read the conversation instead
+    of the picture.
     """
-    makers: list[Callable[[Random, list[Thing]], Pairs]] = [_colour, _exists, _exists, _absent, _statement]
+    makers: list[Callable[[Random, list[Thing]], Pairs]] = [_colour, _shape, _exists, _exists, _absent, _statement]
     makers += [_caption, _size_place, _count]
     if len(things) > 1:
         makers += [_relation, _count, _caption]
-    chosen = random.sample(makers, 2)
+    chosen = random.sample(makers, 3)
     chosen.sort(key=lambda make: make is _caption)
-    return [pair for make in (_shape, *chosen) for pair in make(random, things)]
+    return [pair for make in chosen for pair in make(random, things)]
 
 
 def _article(words: str) -> str:
@@ -208,9 +223,12 @@ def _colour(random: Random, things: list[Thing]) -> Pairs:
     thing = _one(random, things, "shape")
     if sum(o.shape == thing.shape for o in things) > 1:
         return _shape(random, things)
-    what = thing.shape if random.random() < 0.7 or len(things) > 1 else "object"
-    return [(_said(random, f"name the color of the {what}.", f"the {what} has which color?",
-                   f"which color was the {what} painted in?", f"tell me how the {what} is colored."), thing.colour)]  # fmt: skip
+    return [(_ask_colour(random, thing.shape if random.random() < 0.7 or len(things) > 1 else "object"), thing.colour)]
+
+
+def _ask_colour(random: Random, what: str) -> str:
+    return _said(random, f"name the color of the {what}.", f"the {what} has which color?",
+                 f"which color was the {what} painted in?", f"tell me how the {what} is colored.")  # fmt: skip
 
 
 def _shape(random: Random, things: list[Thing]) -> Pairs:

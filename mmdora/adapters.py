@@ -118,6 +118,9 @@ def restore_adapter(model: nn.Module, folder: Path | str) -> None:
     folder, plan = Path(folder), plan_of(model)
     if plan is None:
         raise MmdoraError(f"{folder}: this model is not adapted; call mmdora.inject or load_adapter")
+    saved = _own_plan(_read_json(folder / OURS), folder / OURS)
+    if difference := same_base(saved.fingerprint, plan.fingerprint):
+        raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}")
     own = {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, covering_modules(model, plan))}
     tensors = _read_tensors(folder)
     _compare(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(folder / WEIGHTS))

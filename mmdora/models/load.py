@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.adapters import CONFIG, OURS, WEIGHTS, load_adapter
 from mmdora.errors import MmdoraError
@@ -74,6 +75,8 @@ def load(
     if dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     options = {"trust_remote_code": trust_remote_code}
+    bars = is_progress_bar_enabled()
+    disable_progress_bar()  # one line a tensor; shards of a large model take long, but say nothing useful either
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[dtype], **options)
@@ -83,6 +86,9 @@ def load(
         raise MmdoraError(
             f"model {base!r}: cannot be loaded as a folder, a hub id or a bundled name ({known}): {reason}"
         ) from None
+    finally:
+        if bars:
+            enable_progress_bar()
     model.name_or_path = base
     if adapter is not None:
         load_adapter(model, adapter)

@@ -1,7 +1,7 @@
-"""The untrained `tiny-llava`: its shape, its tokenizer, its processor.
+"""`tiny-llava` before LLaVA's two stages: its shape, its tokenizer, its processor, a tower that sees.
 
 `python -m mmdora.models.tiny OUT` writes it as an ordinary checkpoint folder; the two stages of
-`configs/tiny/pretrain_*.yaml` then train it (see the model card of the bundled base).
+`configs/tiny/pretrain_*.yaml` then train it (`make pretrain` does all of it).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from transformers import (
 )
 
 from mmdora.data_prep import scenes
+from mmdora.models.tiny_tower import train_tower_of
 
 SIDE, PATCH, VOCABULARY = 64, 8, 2048
 IMAGE, PAD, BOS, EOS = "<image>", "<pad>", "<s>", "</s>"
@@ -147,9 +148,13 @@ def _corpus() -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description="Write tiny-llava as it is before LLaVA's two stages.")
     parser.add_argument("out", type=Path)
-    build(parser.parse_args().out)
+    parser.add_argument("--tower-steps", type=int, default=2400, help="0 leaves the tower untrained")
+    options = parser.parse_args()
+    build(options.out)
+    if options.tower_steps:
+        print(train_tower_of(options.out, steps=options.tower_steps))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,11 @@ import yaml
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
 from transformers.integrations import TensorBoardCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
 
-from mmdora.adapters import save_adapter
+from mmdora.adapters import restore_adapter, save_adapter
 from mmdora.config import RunConfig
 from mmdora.data.collate import Collator
 from mmdora.data.fit import Rows, fit
@@ -80,7 +82,11 @@ def train(config: RunConfig, *, resume: bool | Path = False, say: Callable[[str]
         ],
     )
     started = time.monotonic()
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is not None and _is_last(checkpoint):
+        restore_adapter(model, _best(checkpoint))  # stopped between the last step and the end
+        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - started
     save_adapter(trainer.model, output / "adapter", base=config.model.base)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
@@ -116,8 +122,7 @@ def _arguments(config: RunConfig, evaluates: bool) -> TrainingArguments:
         adam_epsilon=training.adam_eps,
         max_grad_norm=training.max_grad_norm,
         bf16=training.precision == "bf16",
-        gradient_checkpointing=training.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False} if training.gradient_checkpointing else None,
+        **_activation_checkpointing(training.gradient_checkpointing),
         logging_steps=training.log_every,
         logging_first_step=True,
         logging_nan_inf_filter=False,  # the filter logs 0.0 where the loss is NaN
@@ -130,12 +135,20 @@ def _arguments(config: RunConfig, evaluates: bool) -> TrainingArguments:
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,
         dataloader_num_workers=data.workers,
+        dataloader_pin_memory=torch.cuda.is_available(),
         remove_unused_columns=False,
         label_names=["labels"],
         report_to="none",
         seed=training.seed,
         disable_tqdm=True,
     )
+
+
+def _activation_checkpointing(on: bool) -> dict[str, Any]:
+    # the name changed within transformers 5, and the old one warns in the new
+    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if new else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if on else {}
 
 
 def _check_schedule(config: RunConfig) -> None:
@@ -165,7 +178,7 @@ def _check_output(config: RunConfig, resume: bool | Path) -> Path | None:
     if checkpoint is None:
         if (output / DONE).exists() or not (output / CONFIG).exists():
             raise MmdoraError(f"--resume: no checkpoint in {output}")
-    elif not (checkpoint / "trainer_state.json").is_file():
+    elif not (checkpoint / TRAINER_STATE_NAME).is_file():
         raise MmdoraError(f"--resume: {checkpoint} is not a checkpoint of a run")
     before = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8")) if (output / CONFIG).exists() else {}
     changed = [
@@ -176,6 +189,16 @@ def _check_output(config: RunConfig, resume: bool | Path) -> Path | None:
     if changed:
         raise MmdoraError(f"--resume: the config differs from the run in {output}: {'; '.join(changed)}")
     return checkpoint
+
+
+def _is_last(checkpoint: Path) -> bool:
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return state.global_step >= state.max_steps
+
+
+def _best(checkpoint: Path) -> Path:
+    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
+    return checkpoint.parent / Path(state.best_model_checkpoint).name if state.best_model_checkpoint else checkpoint
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

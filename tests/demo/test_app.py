@@ -100,7 +100,7 @@ def test_an_upload_that_is_no_image_is_told(client, tmp_path):
 
 def test_an_upload_over_the_limit_is_refused(client, tmp_path):
     (tmp_path / "x.png").write_bytes(b"\0" * 11_000_000)
-    with pytest.raises(Exception, match="(?i)exceeds|413"):
+    with pytest.raises(Exception, match=r"(?i)exceeds|413"):
         client.predict(image=handle_file(tmp_path / "x.png"), question=QUESTION, api_name="/compare")
 
 
