@@ -67,30 +67,29 @@ class Thing:
 
 
 def prepare(
-    out: Path, *, rows: int = 1000, seed: int = 0, held_out: int = 500, first_words: bool = False, workers: int = 2
+    out: Path, *, rows: int = 1000, seed: int = 0, held_out: int = 500, only_presence: bool = False, workers: int = 2
 ) -> dict[str, int]:
     """Write `train.jsonl`, `test.jsonl` (single questions, other scenes) and `images/` below `out`.
 
     Args:
-        first_words: one thing per scene and its shape and colour as the only questions, for a model
-            that cannot see yet.
+        only_presence: mostly scenes of one thing, and questions whether something is there.
     """
     counts = {}
     for split, amount, first in (("train", rows, 0), ("test", held_out, 10**9)):
         (out / "images" / split).mkdir(parents=True, exist_ok=True)
-        jobs = [(out, split, seed, first + i, first_words) for i in range(amount)]
+        jobs = [(out, split, seed, first + i, only_presence) for i in range(amount)]
         with ProcessPoolExecutor(workers) as pool:
             counts[split] = write_records(out / f"{split}.jsonl", pool.map(_make, jobs, chunksize=200))
     return counts
 
 
 def _make(job: tuple[Path, str, int, int, bool]) -> dict[str, Any]:
-    out, split, seed, number, first_words = job
+    out, split, seed, number, only_presence = job
     random = Random(f"{seed}:{number}")
-    things, picture = scene(random, most=1 if first_words else 4)
+    things, picture = scene(random, most=random.choice((1, 1, 1, 2)) if only_presence else 4)
     name = f"images/{split}/{number}.png"
     picture.save(out / name, optimize=False, compress_level=1)
-    pairs = (naming if first_words else conversation)(random, things)
+    pairs = (presence if only_presence else conversation)(random, things)
     if split == "test":
         pairs = [random.choice([pair for pair in pairs if "it?" not in pair[0]])]  # no follow-up without its question
     return record(f"{split}-{number}", name, pairs)
@@ -136,9 +135,7 @@ def _place(random: Random, others: list[Thing], background: tuple[int, ...]) -> 
         width = random.uniform(10, 32)
         height = random.uniform(9, 32) if shape == "rectangle" else width
         x, y = random.uniform(width / 2, SIDE - width / 2), random.uniform(height / 2, SIDE - height / 2)
-        if all(
-            abs(x - o.x) > (width + o.width) / 2 + 1 or abs(y - o.y) > (height + o.height) / 2 + 1 for o in others
-        ):
+        if all(abs(x - o.x) > (width + o.width) / 2 + 1 or abs(y - o.y) > (height + o.height) / 2 + 1 for o in others):
             return Thing(shape, colour, x, y, width, height), rgb
     return None, ()
 
@@ -166,12 +163,11 @@ def _draw(pen: ImageDraw.ImageDraw, thing: Thing, rgb: tuple[int, ...], scale: i
 Pairs = list[tuple[str, str]]
 
 
-def naming(random: Random, things: list[Thing]) -> Pairs:
-    """Shape and colour of the only thing; neither question gives the other's answer away."""
-    thing = things[0]
-    pairs = [*_shape(random, things), (_ask_colour(random, "object"), thing.colour)]
-    random.shuffle(pairs)
-    return pairs
+def presence(random: Random, things: list[Thing]) -> Pairs:
+    """What is there, and four questions whether something is: what a small model learns last."""
+    pairs = [*_shape(random, things), *_colour(random, things)] if random.random() < 0.5 else []
+    makers = [_exists, _exists, random.choice((_absent, _statement)), random.choice((_exists, _absent))]
+    return pairs + [pair for make in makers for pair in make(random, things)]
 
 
 def conversation(random: Random, things: list[Thing]) -> Pairs:

@@ -71,7 +71,9 @@ def _end_of_turn(processor: Any, text: str, start: int, end: int) -> int:
     return start + len(body) if stop and body.endswith(stop) else end
 
 
-def encode(processor: Any, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False) -> Any:
+def encode(
+    processor: Any, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False
+) -> Any:
     """Rendered texts and their images as padded tensors (input_ids [B, L], pixel_values, …).
 
     Args:
@@ -120,7 +122,9 @@ def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]
         while position < len(offsets) and (offsets[position][1] <= start or offsets[position][1] == 0):
             position += 1
         if position < len(offsets) and offsets[position][0] < start:
-            raise MmdoraError("a token spans the end of the prompt and the start of the answer; the template needs a break")
+            raise MmdoraError(
+                "a token spans the end of the prompt and the start of the answer; the template needs a break"
+            )
         while position < len(offsets) and start <= offsets[position][0] < end:
             labels[position] = ids[position]
             position += 1

@@ -126,13 +126,17 @@ def check_record(row: Any, where: str) -> Record:
         if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
             raise MmdoraError(f"{where}: every message needs a role: system, user or assistant")
         if not isinstance(message.get("content"), list):
-            raise MmdoraError(f"{where}: 'content' must be a list of parts, not {type(message.get('content')).__name__}")
+            raise MmdoraError(
+                f"{where}: 'content' must be a list of parts, not {type(message.get('content')).__name__}"
+            )
         for part in message["content"]:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind == "image":
                 marks += 1
             elif kind != "text" or not isinstance(part.get("text"), str):
-                raise MmdoraError(f"{where}: a part is {{type: image}} or {{type: text, text: a string}}; found {part!r:.80}")
+                raise MmdoraError(
+                    f"{where}: a part is {{type: image}} or {{type: text, text: a string}}; found {part!r:.80}"
+                )
     images = row.get("images", [])
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise MmdoraError(f"{where}: 'images' must be a list of paths")
@@ -140,7 +144,12 @@ def check_record(row: Any, where: str) -> Record:
         raise MmdoraError(f"{where}: {marks} image parts for {len(images)} images")
     if not any(message["role"] == "assistant" for message in row["messages"]):
         raise MmdoraError(f"{where}: no assistant message, so there is nothing to learn or to score")
-    return {"id": str(row.get("id", where)), "messages": row["messages"], "images": images, "meta": row.get("meta") or {}}
+    return {
+        "id": str(row.get("id", where)),
+        "messages": row["messages"],
+        "images": images,
+        "meta": row.get("meta") or {},
+    }
 
 
 def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, str]]:

@@ -121,8 +121,8 @@ def test_markup_in_an_answer_stays_text(visit, monkeypatch, free_port):
 
 
 def _settings(tab, label: str, value: str) -> None:
-    if not tab.page.get_by_label(label).first.is_visible():
-        tab.page.get_by_role("button", name="Settings", exact=True).first.click()
     box = tab.page.get_by_label(f"number input for {label}")
+    if not box.is_visible():
+        tab.page.locator("button.label-wrap", has_text="Settings").click()
     box.fill(value)
     box.press("Tab")

@@ -90,7 +90,13 @@ def test_prompt_ids_are_equal_in_training_and_use_up_to_the_answer(processor, sc
     for row in range(len(records)):
         prompt = use["input_ids"][row][use["attention_mask"][row].bool()]
         learned_at = (training["labels"][row] != IGNORE).nonzero().flatten()
-        last_turn = learned_at[-1] - (training["labels"][row].flip(0)[len(training["labels"][row]) - 1 - learned_at[-1] :] == IGNORE).int().argmax() + 1
+        last_turn = (
+            learned_at[-1]
+            - (training["labels"][row].flip(0)[len(training["labels"][row]) - 1 - learned_at[-1] :] == IGNORE)
+            .int()
+            .argmax()
+            + 1
+        )
         assert torch.equal(prompt, training["input_ids"][row][:last_turn]), row
 
 

@@ -85,7 +85,10 @@ GOOD = json.dumps(conversation(1))
         (f"{GOOD}\n{GOOD[:50]}\n", r"r\.jsonl:2: broken JSON"),
         (f"{GOOD}\n\n[1]\n", r"r\.jsonl:3: a record needs"),
         (json.dumps({"messages": [said("robot", "x")]}), "role"),
-        (json.dumps({"messages": [{"role": "user", "content": "plain"}]}), "'content' must be a list of parts, not str"),
+        (
+            json.dumps({"messages": [{"role": "user", "content": "plain"}]}),
+            "'content' must be a list of parts, not str",
+        ),
         (json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}), "found"),
         (json.dumps(conversation(1) | {"images": []}), "1 image parts for 0 images"),
         (json.dumps({"messages": [said("user", "x")]}), "no assistant message"),

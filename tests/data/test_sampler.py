@@ -31,7 +31,9 @@ def test_batches_are_of_one_modality_and_like_length(sampler):
     pure = (modalities.all(1) | ~modalities.any(1)).mean()
     assert pure > 0.95  # the rest that fills no batch stands at the end
     spread = sampler.lengths[batches].max(1) - sampler.lengths[batches].min(1)
-    random_spread = sampler.lengths[np.random.default_rng(1).permutation(ROWS)[: len(batches) * BATCH]].reshape(-1, BATCH)
+    random_spread = sampler.lengths[np.random.default_rng(1).permutation(ROWS)[: len(batches) * BATCH]].reshape(
+        -1, BATCH
+    )
     assert spread.mean() < 0.2 * (random_spread.max(1) - random_spread.min(1)).mean()
 
 
