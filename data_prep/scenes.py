@@ -257,8 +257,9 @@ def _yes(value: bool) -> str:
 
 def _exists(random: Random, things: list[Thing]) -> Pairs:
     words, present = _described(random, things)
-    return [(_said(random, f"can you see {_article(words)}?", f"do you find {_article(words)} here?",
-                   f"does this picture show {_article(words)}?", f"has anyone drawn {_article(words)}?"), _yes(present))]  # fmt: skip
+    ask = _said(random, f"can you see {_article(words)}?", f"do you find {_article(words)} here?",
+                f"does this picture show {_article(words)}?", f"has anyone drawn {_article(words)}?")  # fmt: skip
+    return [(ask, _yes(present))]
 
 
 def _absent(random: Random, things: list[Thing]) -> Pairs:

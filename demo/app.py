@@ -47,20 +47,29 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
     idle = answers_html([Answer(column.name) for column in columns], kinds)
     stops: dict[str, threading.Event] = {}  # of the question that a browser session waits for
 
+    def buttons(busy: bool) -> tuple[Any, Any]:
+        return gr.update(interactive=not busy), gr.update(interactive=busy)
+
     def begin(request: gr.Request) -> tuple[Any, Any]:
         stops[str(request.session_hash)] = threading.Event()
-        return gr.update(interactive=False), gr.update(interactive=True)
+        return buttons(busy=True)
 
     def show(
         image: Any, question: Any, tokens: Any, temperature: Any, top_p: Any, seed: Any, request: gr.Request
-    ) -> Iterator[str]:
-        stop = stops.get(str(request.session_hash))
+    ) -> Iterator[tuple[Any, ...]]:
+        html, problem = idle, None
         try:
+            stop = stops.get(str(request.session_hash))
             for states in _compare(columns, image, question, (tokens, temperature, top_p, seed), stop):
-                yield answers_html(states, kinds)
+                html = answers_html(states, kinds)
+                yield html, *buttons(busy=True)
         except MmdoraError as error:
-            yield idle
-            raise gr.Error(str(error), print_exception=False) from None
+            problem = gr.Error(str(error), print_exception=False)
+        finally:
+            leave(request)
+        yield html, *buttons(busy=False)
+        if problem:
+            raise problem
 
     def halt(request: gr.Request) -> None:
         if stop := stops.get(str(request.session_hash)):
@@ -70,12 +79,9 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
         halt(request)
         stops.pop(str(request.session_hash), None)
 
-    def end(request: gr.Request) -> tuple[Any, Any]:
-        leave(request)
-        return gr.update(interactive=True), gr.update(interactive=False)
-
     def reset(request: gr.Request) -> tuple[Any, ...]:
-        return None, "", idle, *end(request)
+        leave(request)
+        return None, "", idle, *buttons(busy=False)
 
     def compare(
         image: dict[str, Any], question: str, max_tokens: int, temperature: float, top_p: float, seed: int
@@ -131,8 +137,7 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         asked = gr.on([question.submit, ask.click], begin, None, [ask, stop], queue=False, **quiet)
         # raw values (preprocess=False): Pillow must not touch an upload before its size is checked
-        shown = asked.then(show, inputs, answers, preprocess=False, concurrency_id="models", **quiet)
-        shown.then(end, None, [ask, stop], queue=False, **quiet)
+        shown = asked.then(show, inputs, [answers, ask, stop], preprocess=False, concurrency_id="models", **quiet)
         stop.click(halt, None, None, queue=False, **quiet)
         clear.click(reset, None, [image, question, answers, ask, stop], cancels=[shown], queue=False, **quiet)
         page.unload(leave)

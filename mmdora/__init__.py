@@ -14,7 +14,16 @@ _HOMES = {
     "load_adapter": "mmdora.adapters",
     "MmdoraError": "mmdora.errors",
 }
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "MmdoraError",
+    "__version__",
+    "find_parts",
+    "inject",
+    "load",
+    "load_adapter",
+    "merge",
+    "save_adapter",
+]
 
 if TYPE_CHECKING:
     from mmdora.adapters import load_adapter, save_adapter

@@ -34,7 +34,8 @@ TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
     "{% if message['role'] == 'system' %}{% for part in message['content'] %}{{ part['text'] }} {% endfor %}"
     "{% elif message['role'] == 'user' %}USER:"
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %} <image>{% else %} {{ part['text'] }}{% endif %}"
     "{% endfor %} ASSISTANT:"
     "{% else %}{% generation %}{% for part in message['content'] %} {{ part['text'] }}{% endfor %}{{ eos_token }}"
     "{% endgeneration %}{% endif %}{% endfor %}"
@@ -128,11 +129,11 @@ def make_processor() -> LlavaProcessor:
 
 
 # plain English that every Python carries
-DOCUMENTED = (
-    "argparse collections contextlib csv datetime decimal difflib doctest email enum fractions functools heapq "
-    "inspect itertools json logging math pathlib random re shutil statistics string subprocess tempfile textwrap "
-    "threading tokenize typing unittest urllib.parse uuid zipfile"
-).split()
+DOCUMENTED = """
+argparse collections contextlib csv datetime decimal difflib doctest email enum fractions functools heapq
+inspect itertools json logging math pathlib random re shutil statistics string subprocess tempfile textwrap
+threading tokenize typing unittest urllib.parse uuid zipfile
+"""
 
 
 def _corpus() -> Iterator[str]:
@@ -141,7 +142,7 @@ def _corpus() -> Iterator[str]:
         things, _ = scenes.scene(rng)
         for question, answer in scenes.conversation(rng, things):
             yield f"USER: {question} ASSISTANT: {answer}"
-    for name in DOCUMENTED:
+    for name in DOCUMENTED.split():
         module = importlib.import_module(name)
         for thing in (module, *(value for key, value in sorted(vars(module).items()) if not key.startswith("_"))):
             yield inspect.getdoc(thing) or ""

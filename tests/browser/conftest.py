@@ -115,4 +115,4 @@ def url(endless: Path) -> Iterator[str]:
     line = next((line for line in run.stdout if line.startswith("mmdora:")), "the page did not start")
     yield line.partition(" at ")[2].split()[0]
     run.terminate()
-    assert run.wait(timeout=20) == 0
+    assert run.wait(timeout=60) == 0

@@ -89,6 +89,7 @@ def test_an_example_fills_picture_and_question(visit, url):
     tab.page.get_by_text(QUESTION).first.click()
     expect(tab.page.get_by_label("Question", exact=True)).to_have_value(QUESTION)
     tab.page.locator(".picture img").wait_for()
+    _settings(tab, "Max tokens", "5")
     tab.page.get_by_role("button", name="Ask", exact=True).click()
     expect(tab.cards("done")).to_have_count(3)
 
@@ -96,7 +97,7 @@ def test_an_example_fills_picture_and_question(visit, url):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_phone_does_not_scroll_sideways(visit, url, dark):
     tab = visit(url, width=390, height=844, dark=dark)
-    _settings(tab, "Max tokens", "60")
+    _settings(tab, "Max tokens", "20")
     tab.ask(PICTURE, "long " * 100)
     expect(tab.cards("done")).to_have_count(3)
     assert tab.page.evaluate("document.documentElement.scrollWidth") == 390

@@ -89,14 +89,10 @@ def test_prompt_ids_are_equal_in_training_and_use_up_to_the_answer(processor, sc
     assert torch.equal(training["pixel_values"], use["pixel_values"])
     for row in range(len(records)):
         prompt = use["input_ids"][row][use["attention_mask"][row].bool()]
-        learned_at = (training["labels"][row] != IGNORE).nonzero().flatten()
-        last_turn = (
-            learned_at[-1]
-            - (training["labels"][row].flip(0)[len(training["labels"][row]) - 1 - learned_at[-1] :] == IGNORE)
-            .int()
-            .argmax()
-            + 1
-        )
+        masked = training["labels"][row] == IGNORE
+        learned_at = (~masked).nonzero().flatten()
+        # the last answer starts after the last masked token before the last learned one
+        last_turn = masked[: learned_at[-1]].nonzero().flatten()[-1] + 1
         assert torch.equal(prompt, training["input_ids"][row][:last_turn]), row
 
 
@@ -133,7 +129,7 @@ def test_length_limits_never_cut_an_image(processor, scene_records, policy):
     lengths = [count_tokens(processor, r["messages"], r["images"], records.root) for r in records]
     limit = sorted(lengths)[len(lengths) // 2]
     if policy == "error":
-        with pytest.raises(MmdoraError, match="record scene-.* has .* tokens"):
+        with pytest.raises(MmdoraError, match=r"record scene-.* has .* tokens"):
             fit(records, processor, limit, policy)
         return
     rows = fit(records, processor, limit, policy)
@@ -152,5 +148,5 @@ def test_a_first_turn_over_the_limit_cannot_shrink(processor, tmp_path: Path):
     things, picture = scenes.scene(Random(1))
     picture.save(tmp_path / "a.png")
     write_records(tmp_path / "r.jsonl", [scenes.record("long", "a.png", scenes.conversation(Random(2), things))])
-    with pytest.raises(MmdoraError, match="record long .*first turn alone"):
+    with pytest.raises(MmdoraError, match=r"record long .*first turn alone"):
         fit(read_records(tmp_path / "r.jsonl"), processor, 20, "shrink")

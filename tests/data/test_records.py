@@ -65,7 +65,8 @@ def test_llava_layout(tmp_path: Path):
         {"id": 7, "image": "a.png", "conversations": [
             {"from": "human", "value": "<image>\nWhat is this?"}, {"from": "gpt", "value": "A cat."}]},
         {"id": "t", "conversations": [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi."}]},
-        {"id": "u", "image": "b.png", "conversations": [{"from": "human", "value": "no mark"}, {"from": "gpt", "value": "x"}]},
+        {"id": "u", "image": "b.png", "conversations": [
+            {"from": "human", "value": "no mark"}, {"from": "gpt", "value": "x"}]},
     ]  # fmt: skip
     (tmp_path / "llava.json").write_text(json.dumps(rows))
     first, text_only, unmarked = read_records(tmp_path / "llava.json")

@@ -57,20 +57,20 @@ def test_a_run_learns_and_explains_itself(whole):
 
 @pytest.mark.parametrize("stop", [3, 6])
 def test_resumed_is_bit_equal(whole, scene_records, tmp_path, monkeypatch, stop):
-    class Stopped(Exception):
+    class StopError(Exception):
         pass
 
     step = AdapterTrainer.training_step
 
     def stopping(self, *args, **kwargs):
         if self.state.global_step == stop + 1:  # one step after the checkpoint, mid-way
-            raise Stopped
+            raise StopError
         return step(self, *args, **kwargs)
 
     config = config_for(scene_records, tmp_path / "run")
     with monkeypatch.context() as patched:
         patched.setattr(AdapterTrainer, "training_step", stopping)
-        with pytest.raises(Stopped):
+        with pytest.raises(StopError):
             train(config, say=lambda line: None)
     assert not (tmp_path / "run" / "complete.json").exists()
     run = train(config, resume=True, say=lambda line: None)
