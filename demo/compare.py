@@ -133,7 +133,7 @@ def describe(model: Any, path: str) -> str:
         share = f"{_short(plan.trainable)} of {_short(size)} parameters trained"
         return f"{_methods(methods)} on {Path(model.name_or_path).name}, {share}"
     merged = [tag for tag in _card_tags(Path(path)) if tag in METHODS]
-    kind = f"{_methods(merged)}, merged" if merged else "base" if path in bundled() else "checkpoint"
+    kind = "base" if path in bundled() else f"{_methods(merged)}, merged" if merged else "checkpoint"
     return f"{kind}, {_short(size)} parameters"
 
 

@@ -219,8 +219,8 @@ def _first_problem(kind: type, error: ValidationError, where: Callable[[str], st
 
 def _fields_at(kind: Any, location: Iterable[str]) -> list[str]:
     for name in location:
-        hint = TypeAdapter(kind).core_schema and {f.name: f for f in dataclasses.fields(kind)}.get(name)
-        kind = type(hint.default) if hint is not None else None
+        field = {f.name: f for f in dataclasses.fields(kind)}.get(name)
+        kind = type(field.default) if field is not None else None
         if kind is None or not dataclasses.is_dataclass(kind):
             return []
     return [field.name for field in dataclasses.fields(kind)]

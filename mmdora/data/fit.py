@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import Dataset
 
 from mmdora.data.images import locate
 from mmdora.data.prompt import render
@@ -16,7 +17,7 @@ from mmdora.errors import MmdoraError
 
 
 @dataclass(frozen=True)
-class Rows:
+class Rows(Dataset[Record]):
     """The rows of a training set that fit, in the order of the file."""
 
     records: Records
@@ -30,9 +31,9 @@ class Rows:
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, row: int) -> Record:
-        record = self.records[self.index[row]]
-        kept = self.messages[row]
+    def __getitem__(self, index: int) -> Record:
+        record = self.records[self.index[index]]
+        kept = self.messages[index]
         return record if not kept else record | {"messages": record["messages"][:kept]}
 
 

@@ -93,5 +93,5 @@ def load(
     if adapter is not None:
         load_adapter(model, adapter)
     if device is not None:
-        model.to(device)
+        model.to(torch.device(device))
     return model.eval(), processor

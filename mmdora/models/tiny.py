@@ -12,6 +12,7 @@ import inspect
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -51,7 +52,7 @@ def build(folder: Path, seed: int = 0) -> None:
     processor.save_pretrained(folder)
 
 
-def make_config(tokenizer: PreTrainedTokenizerFast) -> LlavaConfig:
+def make_config(tokenizer: Any) -> LlavaConfig:
     """64-pixel pictures in 64 visual tokens; 2.2 M parameters, input and output embeddings tied."""
     vision = CLIPVisionConfig(
         hidden_size=128,

@@ -46,7 +46,8 @@ def labels(things: list[Thing]) -> list[float]:
 
 def train_tower(tower: CLIPVisionModel, *, steps: int = 3000, batch: int = 64, lr: float = 1e-3) -> dict[str, float]:
     """Train `tower` in place; return its accuracy on 1,000 other scenes (all shapes right, all colours right)."""
-    config = CLIPConfig(vision_config=tower.config.to_dict(), num_labels=len(LABELS))
+    config = CLIPConfig(vision_config=tower.config.to_dict())
+    config.num_labels = len(LABELS)
     config.problem_type = "multi_label_classification"
     torch.manual_seed(0)
     model = CLIPForImageClassification(config)
@@ -73,7 +74,7 @@ def train_tower(tower: CLIPVisionModel, *, steps: int = 3000, batch: int = 64, l
         trainer.train()
         found = trainer.predict(Pictures(1000, "tower held out"))
     tower.load_state_dict(model.vision_model.state_dict())
-    right = (found.predictions > 0) == (found.label_ids > 0)
+    right = (np.asarray(found.predictions) > 0) == (np.asarray(found.label_ids) > 0)
     shapes, colours = slice(0, len(SHAPES)), slice(len(SHAPES), len(SHAPES) + len(COLOURS))
     scores = {"shapes": float(right[:, shapes].all(1).mean()), "colours": float(right[:, colours].all(1).mean())}
     return {name: round(score, 4) for name, score in scores.items()}

@@ -12,7 +12,7 @@ import torch
 import yaml
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
-from transformers.integrations import TensorBoardCallback
+from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import get_last_checkpoint
@@ -88,7 +88,7 @@ def train(config: RunConfig, *, resume: bool | Path = False, say: Callable[[str]
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.monotonic() - started
-    save_adapter(trainer.model, output / "adapter", base=config.model.base)
+    save_adapter(model, output / "adapter", base=config.model.base)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     done = {
         "steps": trainer.state.global_step,

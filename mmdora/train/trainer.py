@@ -27,6 +27,8 @@ class AdapterTrainer(Trainer):
     (legacy key names, `strict=False`); these are strict.
     """
 
+    model: Any
+
     def __init__(self, config: RunConfig, rows: Rows, **kwargs: Any):
         self.config, self.rows = config, rows
         super().__init__(train_dataset=rows, **kwargs)
@@ -51,13 +53,13 @@ class AdapterTrainer(Trainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        save_adapter(self.model, Path(output_dir or self.args.output_dir), base=self.config.model.base)
+        save_adapter(self.model, Path(str(output_dir or self.args.output_dir)), base=self.config.model.base)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         restore_adapter(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
 
 
 class RunLog(TrainerCallback):
