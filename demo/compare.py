@@ -130,7 +130,7 @@ def describe(model: Any, path: str) -> str:
     size = sum(parameter.numel() for parameter in model.parameters())
     if plan := plan_of(model):
         methods = sorted({entry.method for entry in plan.entries} | ({"full"} if plan.full else set()))
-        share = f"{_short(plan.trainable)} of {_short(size)} parameters trained"
+        share = f"{_short(plan.trainable)} of {_short(size)} trained"
         return f"{_methods(methods)} on {Path(model.name_or_path).name}, {share}"
     merged = [tag for tag in _card_tags(Path(path)) if tag in METHODS]
     kind = "base" if path in bundled() else f"{_methods(merged)}, merged" if merged else "checkpoint"

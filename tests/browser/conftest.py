@@ -75,6 +75,7 @@ def visit(chromium: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
         page.on("console", lambda told: told.type == "error" and visited.problems.append(told.text))
         page.goto(url)
         page.get_by_role("button", name="Ask", exact=True).wait_for()
+        page.wait_for_timeout(500)  # what is typed while Gradio still mounts is lost
         return visited
 
     yield open_page

@@ -61,7 +61,7 @@ def test_answers_are_true():
     b = scenes.Thing("triangle", "blue", 50, 50, 30, 30)
     assert scenes.caption([b, a]) == "a small red circle at the top left and a large blue triangle at the bottom right"
     seen = {}
-    for number in range(400):
+    for number in range(4000):
         seen |= dict(scenes.conversation(Random(number), [a, b]))
     truth = {
         "is the red circle left of the blue triangle?": "yes",
@@ -72,7 +72,6 @@ def test_answers_are_true():
         "the red object is which shape?": "circle",
         "name the color of the triangle.": "blue",
         "can you see a red circle?": "yes",
-        "can you see a blue circle?": "no",
         "is the picture without a red circle?": "no",
         "true or false: there are no red circles.": "false",
     }
