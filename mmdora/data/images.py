@@ -58,6 +58,8 @@ def decode(data: bytes, where: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise MmdoraError(f"image {where}: over the limit of {MAX_PIXELS // 10**6} megapixels") from None
     except Exception:  # Pillow's text holds a memory address and differs by format
         raise MmdoraError(f"image {where}: not an image of a known format ({', '.join(FORMATS)})") from None
     width, height = image.size

@@ -55,6 +55,12 @@ def test_size_is_checked_before_decoding(monkeypatch):
         decode(data, "x")
 
 
+def test_a_decompression_bomb_is_told_by_its_size(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(MmdoraError, match="over the limit of 20 megapixels"):
+        decode(encoded(Image.new("RGB", (10, 10)), "PNG"), "x")
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [

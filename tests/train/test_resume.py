@@ -129,5 +129,5 @@ def test_output_that_is_a_file(scene_records, tmp_path):
 
 def test_nothing_to_train(scene_records, tmp_path):
     config = config_for(scene_records, tmp_path / "x")
-    with pytest.raises(MmdoraError, match="method .*none"):
+    with pytest.raises(MmdoraError, match=r"method .*none"):
         train(replace(config, adapt=type(config.adapt)()))
