@@ -79,7 +79,7 @@ def load(
     disable_progress_bar()  # one line a tensor; shards of a large model take long, but say nothing useful either
     try:
         processor = AutoProcessor.from_pretrained(folder, **options)
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[dtype], **options)
+        model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=DTYPES[dtype], **options)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:300]
         known = ", ".join(bundled())
@@ -93,5 +93,5 @@ def load(
     if adapter is not None:
         load_adapter(model, adapter)
     if device is not None:
-        model.to(torch.device(device))
+        model.to(device)
     return model.eval(), processor
