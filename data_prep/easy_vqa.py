@@ -15,7 +15,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from mmdora.data.records import write_records
+from mmdora.data.records import qa_record, write_records
 from mmdora.errors import MmdoraError
 
 NAME = "easy-vqa"
@@ -44,21 +44,11 @@ def _by_image(rows: list[list[Any]]) -> list[dict[str, Any]]:
     turns = defaultdict(list)
     for question, answer, image in rows:
         turns[image].append((question, answer))
-    return [_record(f"train-{image}", "train", image, pairs) for image, pairs in turns.items()]
+    return [qa_record(f"train-{image}", f"images/train/{image}.png", pairs) for image, pairs in turns.items()]
 
 
 def _by_question(rows: list[list[Any]]) -> list[dict[str, Any]]:
     return [
-        _record(f"test-{number}", "test", image, [(question, answer)])
+        qa_record(f"test-{number}", f"images/test/{image}.png", [(question, answer)])
         for number, (question, answer, image) in enumerate(rows)
     ]
-
-
-def _record(name: str, split: str, image: int, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    messages = []
-    for question, answer in pairs:
-        picture = [] if messages else [{"type": "image"}]
-        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    kind = "yes/no" if pairs[-1][1] in ("yes", "no") else "other"
-    return {"id": name, "messages": messages, "images": [f"images/{split}/{image}.png"], "meta": {"type": kind}}

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from mmdora.data.records import write_records
+from mmdora.data.records import qa_record, write_records
 
 NAME = "scenes"
 LICENCE = "Apache-2.0 (drawn by this package)"
@@ -67,43 +67,34 @@ class Thing:
 
 
 def prepare(
-    out: Path, *, rows: int = 1000, seed: int = 0, held_out: int = 500, only_presence: bool = False, workers: int = 2
+    out: Path, *, rows: int = 1000, seed: int = 0, held_out: int = 500, presence: float = 0.0, workers: int = 2
 ) -> dict[str, int]:
     """Write `train.jsonl`, `test.jsonl` (single questions, other scenes) and `images/` below `out`.
 
     Args:
-        only_presence: mostly scenes of one thing, and questions whether something is there.
+        presence: share of the records that mostly show one thing and ask whether something is there,
+            what a small model learns last.
     """
     counts = {}
     for split, amount, first in (("train", rows, 0), ("test", held_out, 10**9)):
         (out / "images" / split).mkdir(parents=True, exist_ok=True)
-        jobs = [(out, split, seed, first + i, only_presence) for i in range(amount)]
+        jobs = [(out, split, seed, first + i, presence) for i in range(amount)]
         with ProcessPoolExecutor(workers) as pool:
             counts[split] = write_records(out / f"{split}.jsonl", pool.map(_make, jobs, chunksize=200))
     return counts
 
 
-def _make(job: tuple[Path, str, int, int, bool]) -> dict[str, Any]:
-    out, split, seed, number, only_presence = job
+def _make(job: tuple[Path, str, int, int, float]) -> dict[str, Any]:
+    out, split, seed, number, presence = job
     random = Random(f"{seed}:{number}")
-    things, picture = scene(random, most=random.choice((1, 1, 1, 2)) if only_presence else 4)
+    asks_presence = random.random() < presence
+    things, picture = scene(random, most=random.choice((1, 1, 1, 2)) if asks_presence else 4)
     name = f"images/{split}/{number}.png"
     picture.save(out / name, optimize=False, compress_level=1)
-    pairs = (presence if only_presence else conversation)(random, things)
+    pairs = (existence if asks_presence else conversation)(random, things)
     if split == "test":
         pairs = [random.choice([pair for pair in pairs if "it?" not in pair[0]])]  # no follow-up without its question
-    return record(f"{split}-{number}", name, pairs)
-
-
-def record(name: str, image: str, pairs: list[tuple[str, str]]) -> dict[str, Any]:
-    """Questions and answers about one picture as a record; the picture stands in the first turn."""
-    messages = []
-    for question, answer in pairs:
-        picture = [] if messages else [{"type": "image"}]
-        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    kind = "yes/no" if pairs[-1][1] in ("yes", "no") else "other"
-    return {"id": name, "messages": messages, "images": [image], "meta": {"type": kind}}
+    return qa_record(f"{split}-{number}", name, pairs)
 
 
 # --- drawing ---------------------------------------------------------------------------------
@@ -163,8 +154,8 @@ def _draw(pen: ImageDraw.ImageDraw, thing: Thing, rgb: tuple[int, ...], scale: i
 Pairs = list[tuple[str, str]]
 
 
-def presence(random: Random, things: list[Thing]) -> Pairs:
-    """What is there, and four questions whether something is: what a small model learns last."""
+def existence(random: Random, things: list[Thing]) -> Pairs:
+    """What is there, and four questions whether something is."""
     pairs = [*_shape(random, things), *_colour(random, things)] if random.random() < 0.5 else []
     makers = [_exists, _exists, random.choice((_absent, _statement)), random.choice((_exists, _absent))]
     return pairs + [pair for make in makers for pair in make(random, things)]

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 import torch
 
-from mmdora.data.records import write_records
+from mmdora.data.records import qa_record, write_records
 from mmdora.data_prep import scenes
 
 
@@ -41,7 +41,7 @@ def scene_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
         random = Random(number)
         things, picture = scenes.scene(random)
         picture.save(folder / f"{number}.png")
-        row = scenes.record(f"scene-{number}", f"{number}.png", scenes.conversation(random, things))
+        row = qa_record(f"scene-{number}", f"{number}.png", scenes.conversation(random, things))
         if number % 6 == 5:
             row["messages"][0]["content"] = row["messages"][0]["content"][1:]
             row["images"] = []

@@ -76,6 +76,20 @@ def read_records(path: Path | str, images: Path | str | None = None, *, max_turn
     return Records(path, images, max_turns=max_turns)
 
 
+def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
+    """Questions and answers about one picture as a record; the picture stands in the first turn.
+
+    `meta.type`, by which the evaluation groups, is `yes/no` or `other`, after the last answer.
+    """
+    messages = []
+    for question, answer in pairs:
+        picture = [] if messages else [{"type": "image"}]
+        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    kind = "yes/no" if pairs[-1][1] in ("yes", "no") else "other"
+    return {"id": name, "messages": messages, "images": [image], "meta": {"type": kind}}
+
+
 def write_records(path: Path, rows: Iterable[Record]) -> int:
     """Write JSONL through a temporary file, so that a half-written one never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ from mmdora.data.collate import Collator
 from mmdora.data.fit import count_tokens, fit
 from mmdora.data.images import open_image
 from mmdora.data.prompt import IGNORE, encode_prompts, prompt_messages, render, render_with_answers
-from mmdora.data.records import read_records, write_records
+from mmdora.data.records import qa_record, read_records, write_records
 from mmdora.errors import MmdoraError
 
 CHATML = (
@@ -146,6 +146,6 @@ def test_a_first_turn_over_the_limit_cannot_shrink(processor, tmp_path: Path):
 
     things, picture = scenes.scene(Random(1))
     picture.save(tmp_path / "a.png")
-    write_records(tmp_path / "r.jsonl", [scenes.record("long", "a.png", scenes.conversation(Random(2), things))])
+    write_records(tmp_path / "r.jsonl", [qa_record("long", "a.png", scenes.conversation(Random(2), things))])
     with pytest.raises(MmdoraError, match=r"record long .*first turn alone"):
         fit(read_records(tmp_path / "r.jsonl"), processor, 20, "shrink")
