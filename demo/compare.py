@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
@@ -163,7 +163,7 @@ def answer(
     question: str,
     settings: Settings,
     stop: threading.Event | None = None,
-) -> Iterator[tuple[Answer, ...]]:
+) -> Generator[tuple[Answer, ...], None, None]:
     """All columns' states, again and again while one model after the other answers.
 
     A model that fails shows why in its own column; the others still answer. Closing the iterator or

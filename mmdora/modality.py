@@ -74,8 +74,8 @@ def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None 
     if missing:
         raise MmdoraError(
             f"{type(model).__name__}: cannot tell which module is the {' or the '.join(missing)} part; name the "
-            f"prefixes under adapt.parts, as in {{vision: [...], projector: [...], language: [...]}}. Its modules:\n"
-            + "\n".join(_tree(model))
+            f"prefixes under adapt.parts, as in {{vision: [...], projector: [...], language: [...]}}. Its modules: "
+            + _tree(model)
         )
     modules = dict(model.named_modules())
     found: dict[str, list[str]] = {kind: [] for kind in (*MODALITIES, "other")}
@@ -103,8 +103,8 @@ def _given(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]]) -> Parts:
         for name in names:
             if not name or name not in known:
                 raise MmdoraError(
-                    f"adapt.parts.{modality}: {type(model).__name__} has no module {name!r}. Its modules:\n"
-                    + "\n".join(_tree(model))
+                    f"adapt.parts.{modality}: {type(model).__name__} has no module {name!r}. Its modules: "
+                    + _tree(model)
                 )
     return Parts(**{kind: tuple(names) for kind, names in prefixes.items()})
 
@@ -214,7 +214,8 @@ def _within(name: str, roots: Mapping[str, str] | set[str]) -> bool:
     return any(name == root or name.startswith(root + ".") for root in roots)
 
 
-def _tree(model: nn.Module) -> Iterator[str]:
-    for name, module in model.named_modules():
-        if name and name.count(".") < 2:
-            yield f"  {name}: {type(module).__name__}"
+def _tree(model: nn.Module) -> str:
+    """The two upper levels on one line."""
+    return ", ".join(
+        f"{name} ({type(module).__name__})" for name, module in model.named_modules() if name and name.count(".") < 2
+    )

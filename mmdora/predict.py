@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -93,7 +93,7 @@ def stream(
     top_p: float = 1.0,
     seed: int = 0,
     stop: threading.Event | None = None,
-) -> Iterator[Partial]:
+) -> Generator[Partial, None, None]:
     """The answer token by token; the last item is the whole answer.
 
     Closing the iterator or setting `stop` ends generation at the next token. An exception in the

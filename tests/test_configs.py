@@ -7,14 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import (
-    AutoModelForImageTextToText,
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-    Qwen2_5_VLConfig,
-)
+from shrunken import shrunken, shrunken_llava
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mmdora.config import load_config
 from mmdora.injectors import inject, make_plan, trainable_parameters
@@ -41,29 +35,13 @@ def full_size_llava() -> LlavaConfig:
     )
 
 
-def shrunken(base: str):
-    """The architecture of a base (bundled, made by another recipe, or of the hub) with two layers of width 16."""
-    sizes: dict[str, Any] = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
+def shrunken_of(base: str) -> Any:
+    """The architecture of a base (bundled, made by another recipe, or of the hub), a few layers small."""
+    if base == "Qwen/Qwen2.5-VL-7B-Instruct":
+        return shrunken("qwen2_5_vl")
     if base in ("tiny-llava", "llava-hf/llava-1.5-7b-hf") or base.startswith("runs/"):
-        config = LlavaConfig(
-            vision_config=CLIPVisionConfig(**sizes, image_size=16, patch_size=8),
-            text_config=LlamaConfig(**sizes, vocab_size=40),
-            image_token_index=39,
-            vision_feature_layer=-2 if base.startswith("llava-hf/") else -1,
-        )
-    elif base == "Qwen/Qwen2.5-VL-7B-Instruct":
-        rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e6}
-        text = sizes | {"num_key_value_heads": 1, "vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2}
-        vision = {"hidden_size": 16, "intermediate_size": 24, "depth": 2, "num_heads": 2, "out_hidden_size": 16}
-        config = Qwen2_5_VLConfig(vision_config=vision, text_config=text | {"rope_parameters": rope})
-    else:
-        pytest.fail(f"no shrunken model for base {base}; add one here")
-    return AutoModelForImageTextToText.from_config(config)
+        return shrunken_llava(vision_feature_layer=-2 if base.startswith("llava-hf/") else -1)
+    pytest.fail(f"no shrunken model for base {base}; add one here")
 
 
 def targets(plan, modality):
@@ -81,7 +59,7 @@ def test_loads_with_a_runnable_header_and_plans(path):
     config = load_config(path, words[3:])
     for given in (config.data.train, config.data.eval, config.data.images, config.training.output):
         assert given is None or not given.is_absolute()
-    plan = make_plan(shrunken(config.model.base), config.adapt)
+    plan = make_plan(shrunken_of(config.model.base), config.adapt)
     for row in plan.by_modality():
         section = getattr(config.adapt, row.modality)
         assert row.method == section.method
@@ -93,7 +71,7 @@ def test_loads_with_a_runnable_header_and_plans(path):
 @pytest.mark.parametrize("method", ["dora", "lora"])
 def test_llava_1_5_is_the_papers_recipe(method):
     config = load_config(ROOT / f"configs/llava_1.5_7b_{method}.yaml")
-    plan = make_plan(shrunken(config.model.base), config.adapt)
+    plan = make_plan(shrunken_of(config.model.base), config.adapt)
     assert targets(plan, "language") == dict.fromkeys(LLAMA, 2)
     assert not targets(plan, "vision") and not targets(plan, "projector")
     assert sorted(plan.full) == [
@@ -116,7 +94,7 @@ def test_the_two_llava_recipes_differ_in_the_method_only():
 
 def test_qwen_adapts_language_and_merger_but_not_the_tower():
     config = load_config(ROOT / "configs/qwen2_5_vl_dora.yaml")
-    plan = make_plan(shrunken(config.model.base), config.adapt)
+    plan = make_plan(shrunken_of(config.model.base), config.adapt)
     assert targets(plan, "language") == dict.fromkeys(LLAMA, 2)
     assert [e.name for e in plan.entries if e.modality == "projector"] == [
         "model.visual.merger.mlp.0",

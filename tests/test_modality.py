@@ -63,7 +63,7 @@ def test_no_parts_is_an_error_with_the_tree_and_the_way_out():
             super().__init__()
             self.eye = nn.Linear(2, 2)
 
-    with pytest.raises(MmdoraError, match=r"(?s)adapt\.parts.*eye: Linear"):
+    with pytest.raises(MmdoraError, match=r"adapt\.parts.*eye \(Linear\)"):
         find_parts(Odd())
     given = find_parts(Odd(), {"vision": ("eye",)})
     assert given == Parts(vision=("eye",))

@@ -128,7 +128,7 @@ def test_columns_answer_in_turn_and_as_generate_does(columns):
     assert [state.text for state in seen[-1]] == expected and expected[0] != expected[1]
     for state in seen[-1]:
         assert state.status == "done" and state.tokens == 24 and state.error is None
-        assert state.first_token_s > 0 and state.tokens_per_s > 0
+        assert state.first_token_s and state.tokens_per_s
 
 
 def test_an_answer_streams(columns, monkeypatch):

@@ -1,5 +1,6 @@
 import json
 from itertools import islice
+from typing import Any
 
 import pytest
 import torch
@@ -35,7 +36,9 @@ def records(easy):
     return list(islice(read_records(easy / "test.jsonl"), 30))
 
 
-def test_batches_change_nothing_and_rows_keep_their_order(loaded, easy, records, tmp_path, monkeypatch):
+def test_batches_change_nothing_and_rows_keep_their_order(
+    loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch
+):
     monkeypatch.setattr(run, "AHEAD", 2)
     batched = run.evaluate(*loaded, records, easy, batch_size=7, max_new_tokens=4, out=tmp_path / "a")
     alone = run.evaluate(*loaded, records, easy, batch_size=1, max_new_tokens=4, out=tmp_path / "b")
@@ -45,7 +48,7 @@ def test_batches_change_nothing_and_rows_keep_their_order(loaded, easy, records,
     assert len({row["prediction"] for row in rows}) > 1
 
 
-def test_files_hold_what_was_scored(loaded, easy, records, tmp_path, monkeypatch):
+def test_files_hold_what_was_scored(loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch):
     answers = ["Yes." if i % 2 else "teal" for i in range(len(records))]
     monkeypatch.setattr(run, "generate", lambda model, processor, prompts, **_: answers)
     scores = run.evaluate(*loaded, records, easy, out=tmp_path / "new" / "out")
@@ -61,7 +64,7 @@ def test_files_hold_what_was_scored(loaded, easy, records, tmp_path, monkeypatch
     assert metrics["questions_per_s"] > 0
 
 
-def test_each_image_is_opened_once(loaded, easy, records, monkeypatch):
+def test_each_image_is_opened_once(loaded: tuple[Any, Any], easy, records, monkeypatch):
     opened, real = [], run.open_image
     monkeypatch.setattr(run, "open_image", lambda name, root: opened.append(name) or real(name, root))
     monkeypatch.setattr(run, "generate", lambda model, processor, prompts, **_: [""] * len(prompts))
@@ -69,18 +72,18 @@ def test_each_image_is_opened_once(loaded, easy, records, monkeypatch):
     assert len(opened) == len({name for record in records for name in record["images"]}) < len(records)
 
 
-def test_a_missing_image_is_named_with_its_record(loaded, easy, records):
+def test_a_missing_image_is_named_with_its_record(loaded: tuple[Any, Any], easy, records):
     broken = [*records[:3], records[3] | {"id": "row-x", "images": ["images/none.png"]}]
     with pytest.raises(MmdoraError, match=r"record row-x: .*none\.png"):
         run.evaluate(*loaded, broken, easy)
 
 
-def test_no_records(loaded, easy):
+def test_no_records(loaded: tuple[Any, Any], easy):
     with pytest.raises(MmdoraError, match="nothing to evaluate"):
         run.evaluate(*loaded, [], easy)
 
 
-def test_progress_shows_the_time_left(loaded, easy, records, capsys):
+def test_progress_shows_the_time_left(loaded: tuple[Any, Any], easy, records, capsys):
     run.evaluate(*loaded, records[:4], easy, batch_size=2, max_new_tokens=2, progress=True)
     shown = capsys.readouterr().err
     assert "4/4" in shown and "q/s" in shown

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -72,7 +73,7 @@ def test_what_trains_stays_in_fp32(killed_and_resumed: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_merged_equals_adapted_and_answers(killed_and_resumed: Path, data: Path, tmp_path: Path, dtype: str) -> None:
+def test_merged_equals_adapted_and_answers(killed_and_resumed: Path, data: Path, tmp_path: Path, dtype: Any) -> None:
     records = read_records(data / "test.jsonl")
     rows = [records[i] for i in range(400)]
     print(export(killed_and_resumed, tmp_path / "out", dtype=dtype, rows=rows[:8], images_root=data))
