@@ -32,7 +32,7 @@ browser-test: $(VENV)/.installed-browser  ## The page in a real headless browser
 	@command -v chromium >/dev/null || { $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install -y chromium; }
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
-gpu-test: $(VENV)/.installed-dev  ## Train, kill, resume and merge in bf16 on CUDA (at most 8 minutes)
+gpu-test: $(VENV)/.installed-dev  ## On CUDA: train, kill, resume and merge in bf16; the Triton kernels against torch and float64
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
 
 PRETRAIN := runs/pretrain

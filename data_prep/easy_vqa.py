@@ -15,29 +15,30 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from mmdora.data.records import qa_record, write_records
+from mmdora.data.prepare.run import write_splits
+from mmdora.data.records import qa_record
 from mmdora.errors import MmdoraError
 
 NAME = "easy-vqa"
 LICENCE = "MIT"
 SOURCE = "https://pypi.org/project/easy-vqa/"
+UNVERIFIED = ()
 
 
 def prepare(out: Path) -> dict[str, int]:
     """Write `train.jsonl` (a record per picture, its questions as turns), `test.jsonl` (a record per
-    question) and `images/{train,test}/` below `out`; return the number of records in each.
+    question), `images/{train,test}/`, card and report below `out`; return the number of records in each.
     """
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or spec.origin is None:
         raise MmdoraError("easy-VQA is not installed; pip install easy-vqa")
     package = Path(spec.origin).parent / "data"
-    counts = {}
+    splits = {}
     for split in ("train", "test"):
         shutil.copytree(package / split / "images", out / "images" / split, dirs_exist_ok=True)
         rows = json.loads((package / split / "questions.json").read_text(encoding="utf-8"))
-        records = _by_image(rows) if split == "train" else _by_question(rows)
-        counts[split] = write_records(out / f"{split}.jsonl", records)
-    return counts
+        splits[split] = _by_image(rows) if split == "train" else _by_question(rows)
+    return write_splits(out, __name__, splits)
 
 
 def _by_image(rows: list[list[Any]]) -> list[dict[str, Any]]:

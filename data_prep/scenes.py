@@ -18,11 +18,13 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from mmdora.data.records import qa_record, write_records
+from mmdora.data.prepare.run import write_splits
+from mmdora.data.records import qa_record
 
 NAME = "scenes"
 LICENCE = "Apache-2.0 (drawn by this package)"
 SOURCE = "mmdora data_prep/scenes.py"
+UNVERIFIED = ()
 
 SIDE = 64
 SHAPES = ("circle", "rectangle", "triangle", "star", "cross")
@@ -69,19 +71,19 @@ class Thing:
 def prepare(
     out: Path, *, rows: int = 1000, seed: int = 0, held_out: int = 500, presence: float = 0.0, workers: int = 2
 ) -> dict[str, int]:
-    """Write `train.jsonl`, `test.jsonl` (single questions, other scenes) and `images/` below `out`.
+    """Write `train.jsonl`, `test.jsonl` (single questions, other scenes), `images/`, card and report below `out`.
 
     Args:
         presence: share of the records that mostly show one thing and ask whether something is there,
             what a small model learns last.
     """
-    counts = {}
-    for split, amount, first in (("train", rows, 0), ("test", held_out, 10**9)):
-        (out / "images" / split).mkdir(parents=True, exist_ok=True)
-        jobs = [(out, split, seed, first + i, presence) for i in range(amount)]
-        with ProcessPoolExecutor(workers) as pool:
-            counts[split] = write_records(out / f"{split}.jsonl", pool.map(_make, jobs, chunksize=200))
-    return counts
+    with ProcessPoolExecutor(workers) as pool:
+        splits = {}
+        for split, amount, first in (("train", rows, 0), ("test", held_out, 10**9)):
+            (out / "images" / split).mkdir(parents=True, exist_ok=True)
+            jobs = [(out, split, seed, first + i, presence) for i in range(amount)]
+            splits[split] = pool.map(_make, jobs, chunksize=200)
+        return write_splits(out, __name__, splits)
 
 
 def _make(job: tuple[Path, str, int, int, float]) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from mmdora.auto_classes import register
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -38,3 +40,6 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'mmdora' has no attribute {name!r}")
+
+
+register()  # our architectures, in the Auto classes of transformers

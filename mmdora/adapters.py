@@ -2,9 +2,7 @@
 
 `adapter_model.safetensors` and `adapter_config.json` are what `peft.PeftModel.from_pretrained` reads;
 `mmdora.json` beside them holds what PEFT has no place for: methods per module, the parts, the base's fingerprint.
-
-PEFT knows one `use_dora` for all modules and no rank 0. So when any module has a magnitude, a LoRA module is
-written with magnitude ||W0 + s B A||, which changes nothing, and a magnitude alone with rank 1, A = 0, B = 0.
+`mmdora.layers.files` has the tensors of each kind of module.
 """
 
 from __future__ import annotations
@@ -23,8 +21,9 @@ from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
 from mmdora.fingerprint import fingerprint, same_base
-from mmdora.injectors import apply, plan_of, trainable_parameters
-from mmdora.layers.linear import AdaptedLinear, check
+from mmdora.injectors import apply, fitted, plan_of, trainable_parameters
+from mmdora.layers import Adapted
+from mmdora.layers.files import file_rank, file_shapes, from_file, to_file, unlike_peft
 from mmdora.peft_config import plan_from_peft, write_peft_config
 from mmdora.plan import Plan
 
@@ -65,6 +64,7 @@ def save_adapter(model: nn.Module, folder: Path | str, *, base: str | None = Non
         raise MmdoraError("save_adapter: this model is not adapted; call mmdora.inject first")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    _warn_of_peft(model, plan)
     name = base or getattr(model, "name_or_path", "") or None
     whole = covering_modules(model, plan)
     tensors = {
@@ -73,14 +73,15 @@ def save_adapter(model: nn.Module, folder: Path | str, *, base: str | None = Non
     }
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if plan.entries:
-        _write_json(folder / CONFIG, write_peft_config(plan, whole, base=name))
+        ranks = {entry.name: file_rank(model.get_submodule(entry.name), entry.rank) for entry in plan.entries}
+        _write_json(folder / CONFIG, write_peft_config(plan, ranks, whole, base=name))
     else:
         (folder / CONFIG).unlink(missing_ok=True)
     _write_json(folder / OURS, {"format": 1, "mmdora": _version(), "base": name, "plan": plan.to_dict()})
 
 
 def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
-    """Adapt an untouched base by the files that `save_adapter` or PEFT wrote (LoRA and DoRA on linears).
+    """Adapt an untouched base by the files that `save_adapter` or PEFT wrote: LoRA and DoRA.
 
     Raises:
         MmdoraError: already adapted; another base; something PEFT can express and mmdora cannot; or a list of
@@ -147,23 +148,20 @@ def covering_modules(model: nn.Module, plan: Plan) -> list[str]:
 
 
 def _low_rank_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
-    magnitudes = any(entry.method != "lora" for entry in plan.entries)
     tensors = {}
     for entry in plan.entries:
         module = model.get_submodule(entry.name)
-        assert isinstance(module, AdaptedLinear)
-        norm = module.row_norm()
-        empty = norm.new_zeros
-        tensors[f"{entry.name}.lora_A.weight"] = (
-            empty(1, module.in_features) if module.lora_A is None else module.lora_A
-        )
-        tensors[f"{entry.name}.lora_B.weight"] = (
-            empty(module.out_features, 1) if module.lora_B is None else module.lora_B
-        )
-        if magnitudes:
-            own = norm if module.magnitude is None else module.magnitude
-            tensors[f"{entry.name}.lora_magnitude_vector"] = own
+        assert isinstance(module, Adapted)
+        own = to_file(module, magnitude=plan.has_magnitudes)
+        tensors |= {f"{entry.name}.{key}": tensor for key, tensor in own.items()}
     return tensors
+
+
+def _warn_of_peft(model: nn.Module, plan: Plan) -> None:
+    for entry in plan.entries:
+        magnitude = plan.has_magnitudes and entry.method != "magnitude"
+        if reason := unlike_peft(model.get_submodule(entry.name), magnitude=magnitude):
+            warnings.warn(f"{entry.name}: {reason}; use this adapter with mmdora, or merged", UserWarning, stacklevel=3)
 
 
 def _full_tensors(model: nn.Module, plan: Plan, whole: list[str]) -> dict[str, Tensor]:
@@ -177,19 +175,14 @@ def _full_tensors(model: nn.Module, plan: Plan, whole: list[str]) -> dict[str, T
 def _expected(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tuple[int, ...]]:
     """Tensor name -> shape that the files of this plan hold, on the untouched base."""
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
-    magnitudes = any(entry.method != "lora" for entry in plan.entries)
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in plan.entries:
         if entry.name not in modules:
             raise MmdoraError(
                 f"{folder}: {type(model).__name__} has no module {entry.name}; load the adapter's own base"
             )
-        check(base := modules[entry.name])
-        assert isinstance(base, nn.Linear)
-        shapes[f"{entry.name}.lora_A.weight"] = (entry.rank or 1, base.in_features)
-        shapes[f"{entry.name}.lora_B.weight"] = (base.out_features, entry.rank or 1)
-        if magnitudes:
-            shapes[f"{entry.name}.lora_magnitude_vector"] = (base.out_features,)
+        own = file_shapes(modules[entry.name], fitted(entry, modules[entry.name]).rank, magnitude=plan.has_magnitudes)
+        shapes |= {f"{entry.name}.{key}": shape for key, shape in own.items()}
     if absent := [name for name in plan.full if name not in parameters]:
         raise MmdoraError(f"{folder}: {type(model).__name__} has no parameter {absent[0]}; load the adapter's own base")
     full = {id(parameters[name]) for name in plan.full}
@@ -202,12 +195,8 @@ def _fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     with torch.no_grad():
         for entry in plan.entries:
             module = model.get_submodule(entry.name)
-            assert isinstance(module, AdaptedLinear)
-            for own, leaf in (("lora_A", ".weight"), ("lora_B", ".weight"), ("magnitude", "")):
-                parameter = getattr(module, own)
-                if parameter is not None:
-                    key = "lora_magnitude_vector" if own == "magnitude" else own
-                    parameter.copy_(tensors[f"{entry.name}.{key}{leaf}"])
+            assert isinstance(module, Adapted)
+            from_file(module, tensors, f"{entry.name}.")
         for name in plan.full:
             model.get_parameter(name).copy_(tensors[name])
         for name in buffers.keys() & tensors.keys():

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, CycloptsError, Parameter
 
 import mmdora
-from mmdora.errors import MmdoraError
+from mmdora.errors import Interrupted, MmdoraError
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 Flag = Parameter(negative=())
@@ -100,12 +100,16 @@ def train(
     /,
     *overrides: Overrides,
     resume: Annotated[list[Path] | None, Parameter(consume_multiple=(0, 1))] = None,
+    allow_changes: Annotated[bool, Flag] = False,
     dry_run: Annotated[bool, Flag] = False,
 ) -> None:
     """Train adapters as a config file says, and write a run folder.
 
     Every config key can be overridden on the command line. The resolved config is saved in the run
     folder (`training.output`), beside the plan, the log, TensorBoard files, checkpoints and adapter.
+
+    SIGTERM and Ctrl-C finish the step in hand, save a checkpoint and exit with 143 or 130; a second
+    Ctrl-C stops at once. A resumed run repeats the undisturbed one bit for bit (on a CPU).
 
     Examples: `mmdora train configs/tiny/dora.yaml --adapt.language.rank 16`;
     `mmdora train configs/tiny/dora.yaml --resume`
@@ -115,7 +119,9 @@ def train(
     config
         YAML file with the sections model, adapt, data, training.
     resume
-        Continue from the newest checkpoint, or from the one given.
+        Continue from the newest whole checkpoint, or from the one given.
+    allow_changes
+        Resume although config, data or base are not those of the stopped run.
     dry_run
         Show the plan and one decoded batch with its loss mask; train nothing.
     """
@@ -128,7 +134,7 @@ def train(
         return overview.show_batch(settings)
     from mmdora.train import train as run
 
-    folder = run(settings, resume=resume[0] if resume else resume is not None)
+    folder = run(settings, resume=resume[0] if resume else resume is not None, allow_changes=allow_changes)
     print(f"done: {folder}; next: mmdora eval {folder} --data RECORDS.jsonl, or mmdora export {folder} OUT")
 
 
@@ -295,6 +301,9 @@ def main(tokens: Iterable[str] | None = None) -> int:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         if isinstance(result, dict):  # what a dataset's `prepare` wrote
             print(", ".join(f"{split}: {count:,} records" for split, count in result.items()))
+    except Interrupted as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.code
     except (MmdoraError, CycloptsError) as error:
         return _fail(str(error))
     except OSError as error:

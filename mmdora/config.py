@@ -39,10 +39,15 @@ class Modality:
     method: Annotated[Literal["none", "lora", "dora", "magnitude", "full"], Field(description="none: frozen")] = "none"
     rank: Annotated[Positive | None, Field(description="r of B A; default vision 8, projector 8, language 16")] = None
     alpha: Annotated[Rate | None, Field(description="scaling is alpha / rank; default 2 * rank")] = None
-    dropout: Annotated[Share, Field(description="on the input of the low-rank branch")] = 0.0
+    dropout: Annotated[Share, Field(description="on the input of the low-rank branch; embeddings have none")] = 0.0
+    dropout_mode: Annotated[
+        Literal["branch", "reference"],
+        Field(description="reference: as in PEFT's DoRA, also on the scaled base output, a second base product"),
+    ] = "branch"
     rslora: Annotated[StrictBool, Field(description="scaling alpha / sqrt(rank)")] = False
     targets: Annotated[
-        tuple[str, ...], Field(description="roles (attention, mlp, all), module names or glob patterns")
+        tuple[str, ...],
+        Field(description="roles of linears (attention, mlp, all), or names or glob patterns of any modules"),
     ] = ("all",)
     lr: Annotated[Rate | None, Field(description="learning rate here; default training.lr")] = None
     magnitude_lr: Annotated[Rate | None, Field(description="of magnitudes; default lr of this modality")] = None
@@ -123,10 +128,22 @@ class Training:
     max_grad_norm: Rate = 1.0
     precision: Annotated[Literal["fp32", "bf16"], Field(description="of the computation (autocast)")] = "fp32"
     gradient_checkpointing: StrictBool = False
+    chunked_loss: Annotated[
+        StrictBool,
+        Field(description="logits of labelled positions only, in chunks: the same loss, less memory"),
+    ] = True
     log_every: Positive = 10
     eval_every: Annotated[Positive | None, Field(description="steps; needs data.eval")] = None
     save_every: Annotated[Positive | None, Field(description="steps between checkpoints")] = None
     keep: Annotated[Positive, Field(description="checkpoints kept, besides the best")] = 2
+    on_nonfinite: Annotated[
+        Literal["stop", "skip"],
+        Field(description="when loss or gradient norm is not finite: end the run, or leave out the step"),
+    ] = "stop"
+    max_skipped: Annotated[Positive, Field(description="steps left out before the run ends all the same")] = 10
+    find_batch_size: Annotated[
+        StrictBool, Field(description="out of memory: halve batch_size and double accumulation, and say so")
+    ] = False
     seed: StrictInt = 0
 
 

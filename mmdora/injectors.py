@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mmdora.config import DEFAULT_RANK, LOW_RANK, Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
 from mmdora.fingerprint import fingerprint
-from mmdora.layers.linear import AdaptedLinear, Method
+from mmdora.layers import Adapted, AdaptedEmbedding, Method, wrapper
 from mmdora.modality import Parts, find_parts
 from mmdora.plan import Entry, Plan
-from mmdora.targets import linears_of, resolve
+from mmdora.targets import ROLES, candidates_of, resolve
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
@@ -77,8 +78,14 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
     model.requires_grad_(False)
     for entry in plan.entries:
         base = model.get_submodule(entry.name)
-        assert isinstance(base, nn.Linear)
-        adapted = AdaptedLinear(base, entry.method, rank=entry.rank, scaling=entry.scaling, dropout=entry.dropout)
+        adapted = wrapper(base, entry.rank)(
+            base,
+            entry.method,
+            rank=entry.rank,
+            scaling=entry.scaling,
+            dropout=entry.dropout,
+            dropout_mode=entry.dropout_mode,
+        )
         model.set_submodule(entry.name, adapted)
     for name in plan.full:
         model.get_parameter(name).requires_grad_(True)
@@ -91,9 +98,9 @@ def plan_of(model: nn.Module) -> Plan | None:
     return getattr(model, "mmdora_plan", None)
 
 
-def adapted_modules(model: nn.Module) -> dict[str, AdaptedLinear]:
+def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
     """Name -> adapted module, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLinear)}
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, str]]:
@@ -168,41 +175,47 @@ def _full(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> 
 def _entries(
     model: nn.Module, parts: Parts, modality: str, settings: Modality, method: Method
 ) -> tuple[list[Entry], list[str]]:
-    linears = linears_of(model, parts, modality)
+    candidates = candidates_of(model, parts, modality)
     rank = (settings.rank or DEFAULT_RANK[modality]) if method in LOW_RANK else 0
     alpha = (2.0 * rank if settings.alpha is None else settings.alpha) if rank else 0.0
     scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
+    common = Entry("", modality, method, rank, alpha, scaling, settings.dropout, 0, "", settings.dropout_mode)
     entries = [
-        make_entry(name, model.get_submodule(name), modality, method, rank, alpha, scaling, settings.dropout)
-        for name in resolve(linears, settings.targets, modality)
+        fitted(replace(common, name=name), model.get_submodule(name))
+        for name in resolve(candidates, settings.targets, modality)
     ]
     notes = []
-    if linears.experts:
-        some = linears.experts[0] + (f" and {len(linears.experts) - 1} more" if len(linears.experts) > 1 else "")
-        notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {some}")
-    if set(settings.targets) & {"all", "attention", "mlp"}:
-        for reason, names in _by_reason({**linears.unused, **linears.refused}).items():
-            some = names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-            notes.append(f"{modality}: left out {some}: {reason}")
+    if method == "dora" and settings.dropout and settings.dropout_mode == "reference":
+        notes.append(f"{modality}: dropout_mode is reference, which takes a second base product in training")
+    if candidates.experts:
+        notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {_some(candidates.experts)}")
+    if set(settings.targets) & set(ROLES):
+        left_out = {**candidates.unused, **candidates.refused}
+        linears = {name: why for name, why in left_out.items() if isinstance(model.get_submodule(name), nn.Linear)}
+        for reason, names in _by_reason(linears).items():
+            notes.append(f"{modality}: left out {_some(names)}: {reason}")
     return entries, notes
 
 
-def make_entry(
-    name: str,
-    module: nn.Module,
-    modality: str,
-    method: Method,
-    rank: int,
-    alpha: float,
-    scaling: float,
-    dropout: float,
-) -> Entry:
-    """An `Entry` with its parameters counted from the linear's shape."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    rows, columns = weight.shape
-    added = rank * (rows + columns) + (0 if method == "lora" else rows)
-    return Entry(name, modality, method, rank, alpha, scaling, dropout if rank else 0.0, added)
+def fitted(entry: Entry, module: nn.Module) -> Entry:
+    """The entry with what follows from its module: kind, count of parameters, and no dropout where none acts.
+
+    Raises:
+        MmdoraError: the module cannot be adapted, or not at this rank.
+    """
+    try:
+        kind = wrapper(module, entry.rank)
+    except MmdoraError as error:
+        raise MmdoraError(f"{entry.name}: {error}") from None
+    shapes = kind.shapes(module, entry.rank)
+    if entry.method == "lora":
+        del shapes["magnitude"]
+    dropout = entry.dropout if entry.rank and kind is not AdaptedEmbedding else 0.0
+    return replace(entry, kind=kind.kind, dropout=dropout, parameters=sum(map(math.prod, shapes.values())))
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:

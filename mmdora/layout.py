@@ -11,13 +11,17 @@ resulting lists are in tests/layouts.
 from __future__ import annotations
 
 import json
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
 from mmdora.errors import MmdoraError
 
@@ -54,6 +58,7 @@ HUB: dict[str, tuple[Rule, ...]] = {
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, *, shard: str = "5GB") -> None:
     """Write config, generation config and weights (safetensors) in the hub's layout; tied tensors once."""
+    config_dtype(model.config, model.dtype)
     if type(model).__name__ in HUB:
         model.save_pretrained(folder, state_dict=hub_state(model), save_original_format=False, max_shard_size=shard)
     else:
@@ -82,6 +87,50 @@ def hub_name(name: str, rules: tuple[Rule, ...], tower: str) -> str:
         if name.startswith(rule.module) and (not rule.towers or tower in rule.towers):
             return rule.file + name.removeprefix(rule.module)
     raise MmdoraError(f"{name}: no place for it in the hub's layout; merge the adapters first")
+
+
+class Places(NamedTuple):
+    """How transformers reads files: which of their tensors go where in the tree of a model."""
+
+    direct: dict[str, str]
+    """Name in the files -> name in the tree, of tensors that are taken as they are."""
+    converted: set[str]
+    """Names in the tree of tensors that are computed from several, or from a part: fused experts, split projections."""
+    ignored: list[str]
+    """Names in the files that transformers passes over: relics such as position_ids, heads that it does not build."""
+    unknown: list[str]
+    """Names in the files that it has no place for either, and warns of."""
+
+
+def places(model: PreTrainedModel, names: Iterable[str]) -> Places:
+    """Where transformers' `from_pretrained` puts tensors of these names; `model` may be on the meta device."""
+    state: dict[str, Tensor] = model.state_dict()
+    rules = get_model_conversion_mapping(model)
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+    targets = {source: rule.target_patterns for rule in converters for source in rule.source_patterns}
+    relics = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
+    found = Places({}, set(), [], [])
+    # The steps of convert_and_load_state_dict_in_model, their order included: some renamings remember what they saw.
+    for name in sorted(names, key=dot_natural_key):
+        place, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
+        if False:
+            place, pattern = rename_source_key(name, [], [], model.base_model_prefix, state)
+        if place not in state:
+            (found.ignored if any(re.search(relic, place) for relic in relics) else found.unknown).append(name)
+        elif pattern is not None:
+            found.converted.update(place.replace(targets[pattern][0], target) for target in targets[pattern])
+        else:
+            found.direct[name] = place
+    return found
+
+
+def config_dtype(config: Any, dtype: torch.dtype) -> None:
+    """Make a config, and the configs of its parts, say this dtype; transformers changes the outermost only."""
+    config.dtype = dtype
+    for part in getattr(config, "sub_configs", {}):
+        if (own := getattr(config, part, None)) is not None:
+            config_dtype(own, dtype)
 
 
 # Architectures whose text part and image part llama.cpp's convert_hf_to_gguf.py both registers

@@ -74,8 +74,7 @@ def card(
         rows = "\n".join(f"| {key} | {_shown(value)} |" for key, value in scores.items())
         parts.append(f"## Scores\n\n| | |\n|---|---|\n{rows}")
     parts.append(
-        "## Parity\n\nMerged in fp32 and rounded once. The files were loaded by stock transformers and compared "
-        f"with the unmerged model before this folder got its name: {parity}."
+        f"## Parity\n\nMerged in fp32 and rounded once. {parity.how}, before this folder got its name: {parity}."
     )
     parts.append(
         "## Licence\n\n"

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
-from mmdora.injectors import build_plan, make_entry
-from mmdora.layers.linear import check
+from mmdora.injectors import build_plan, fitted
+from mmdora.layers.files import unlike_peft
 from mmdora.modality import find_parts
 from mmdora.plan import Entry, Plan
 
@@ -36,7 +37,7 @@ KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mipl")
 """Values of `init_lora_weights` that leave the base's weights alone; PiSSA and its kin change them."""
 
 
-def write_peft_config(plan: Plan, whole: list[str], *, base: str | None) -> dict[str, Any]:
+def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *, base: str | None) -> dict[str, Any]:
     """The `adapter_config.json` of a plan with adapted modules.
 
     Every module is named in full. Scaling is written as alpha = scaling * rank, rsLoRA included, because PEFT has
@@ -44,13 +45,13 @@ def write_peft_config(plan: Plan, whole: list[str], *, base: str | None) -> dict
 
     Args:
         plan: with at least one entry.
+        ranks: of its modules, as their tensors are written.
         whole: modules trained in full.
         base: name or folder of the base.
     """
-    ranks = {entry.name: entry.rank or 1 for entry in plan.entries}
-    alphas = {entry.name: _whole(entry.scaling * (entry.rank or 1)) for entry in plan.entries}
+    alphas = {entry.name: _whole(entry.scaling * ranks[entry.name]) for entry in plan.entries}
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    dropouts = {entry.dropout for entry in plan.entries if entry.rank}
+    dropouts = {entry.dropout for entry in plan.entries if entry.rank and entry.kind != "embedding"}
     return {
         "peft_type": "LORA",
         "task_type": None,
@@ -62,7 +63,7 @@ def write_peft_config(plan: Plan, whole: list[str], *, base: str | None) -> dict
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
-        "use_dora": any(entry.method != "lora" for entry in plan.entries),
+        "use_dora": plan.has_magnitudes,
         "use_rslora": False,
         "target_modules": list(ranks),
         "modules_to_save": whole or None,
@@ -71,7 +72,7 @@ def write_peft_config(plan: Plan, whole: list[str], *, base: str | None) -> dict
     }
 
 
-def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> Plan:
+def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> Plan:
     """The plan of an adapter that PEFT wrote.
 
     Which modules are adapted, and at what rank, is read from the tensors; scaling from the config.
@@ -79,30 +80,33 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: Mapping
     Args:
         model: the untouched base.
         config: `adapter_config.json`.
-        tensors: by name in the model.
+        tensors: by name in the model; copies of the base's own embeddings, which PEFT adds, are taken out.
         folder: for messages.
 
     Raises:
-        MmdoraError: a kind of adapter that mmdora has no layer for, or a module the model does not have.
+        MmdoraError: a kind of adapter that mmdora has no layer for, a module the model does not have, or an
+            embedding of another base.
     """
-    _supported(config, tensors, folder)
+    _supported(config, folder)
     parts = find_parts(model)
     modules = dict(model.named_modules())
+    _take_out_embeddings(tensors, modules, folder)
     entries: list[Entry] = []
     for key, tensor in tensors.items():
-        name, found, _ = key.partition(".lora_A.")
-        if not found:
+        if not (found := re.fullmatch(r"(.+)\.(lora_A\.weight|lora_embedding_A)", key)):
             continue
+        name = found[1]
         if name not in modules:
             raise MmdoraError(f"{folder}: {type(model).__name__} has no module {name}; load the adapter's own base")
-        check(modules[name])
         rank = tensor.shape[0]
         alpha = float(_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
         scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         method = "dora" if config.get("use_dora") else "lora"
         dropout = float(config.get("lora_dropout") or 0.0)
-        modality = parts.of(name) or "other"
-        entries.append(make_entry(name, modules[name], modality, method, rank, alpha, scaling, dropout))
+        entry = Entry(name, parts.of(name) or "other", method, rank, alpha, scaling, dropout, 0)
+        entries.append(fitted(entry, modules[name]))
+        if reason := unlike_peft(modules[name], tensor, magnitude=bool(config.get("use_dora"))):
+            raise MmdoraError(f"{folder}: {name}: {reason}; load this adapter with peft")
     if not entries:
         raise MmdoraError(f"{folder}: no lora_A in the adapter's tensors")
     whole = tuple(config.get("modules_to_save") or ())
@@ -115,7 +119,15 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: Mapping
     return build_plan(model, parts, sorted(entries, key=lambda entry: order[entry.name]), full)
 
 
-def _supported(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _take_out_embeddings(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], folder: Path) -> None:
+    for key in [key for key in tensors if key.endswith(".base_layer.weight")]:
+        name, copied = key.removesuffix(".base_layer.weight"), tensors.pop(key)
+        own: Any = getattr(modules.get(name), "weight", None)
+        if own is None or own.shape != copied.shape or not torch.equal(own.detach().cpu(), copied.to(own.dtype)):
+            raise MmdoraError(f"{folder}: this adapter carries another {name} than this base's; load its own base")
+
+
+def _supported(config: Mapping[str, Any], folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise MmdoraError(f"{folder}: peft_type is {config.get('peft_type')}; mmdora loads LORA (LoRA and DoRA)")
     if config.get("bias", "none") != "none":
@@ -128,10 +140,6 @@ def _supported(config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder:
             f"{folder}: init_lora_weights is {config['init_lora_weights']!r}, which changes the base's weights; "
             "convert it to plain LoRA with peft (save_pretrained(path_initial_model_for_weight_conversion=...))"
         )
-    if odd := [name for name in tensors if ".lora_embedding_" in name]:
-        raise MmdoraError(f"{folder}: {odd[0]}: adapters on embeddings are not supported; load it with peft")
-    if odd := [name for name, t in tensors.items() if ".lora_A." in name and t.ndim != 2]:
-        raise MmdoraError(f"{folder}: {odd[0]}: adapters on convolutions are not supported; load it with peft")
 
 
 def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:

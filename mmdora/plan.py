@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mmdora.config import MODALITIES
-from mmdora.layers.linear import Method
+from mmdora.layers import DropoutMode, Method
 from mmdora.modality import Parts
 
 
@@ -23,6 +23,9 @@ class Entry:
     scaling: float
     dropout: float
     parameters: int
+    kind: str = "linear"
+    """linear, conv or embedding."""
+    dropout_mode: DropoutMode = "branch"
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,10 @@ class Plan:
     notes: tuple[str, ...] = ()
     """What was left out, and why."""
     fingerprint: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def has_magnitudes(self) -> bool:
+        return any(entry.method != "lora" for entry in self.entries)
 
     @property
     def trainable(self) -> int:

@@ -20,7 +20,8 @@ from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
-from mmdora.data.prompt import Messages, encode_prompts
+from mmdora.data.prompt import encode_prompts
+from mmdora.data.turns import Messages
 
 
 @dataclass(frozen=True)

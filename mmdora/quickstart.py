@@ -133,7 +133,7 @@ class Quickstart:
 
     def export(self) -> None:
         for name, folder in self.exports.items():
-            shown = {f"easy-VQA test, {len(self.questions):,} questions": self.scores[name]["overall"]["accuracy"]}
+            shown = {f"easy-VQA test, {len(self.questions):,} questions": self.scores[name]["overall"]["score"]}
             self.parity[name] = self.steps.run(
                 5,
                 f"export {name}",

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdora.evaluate.metrics import mcnemar
+from mmdora.evaluate.significance import mcnemar
 from mmdora.report import Example, paired_interval
 
 BASELINE = "question only"
@@ -26,7 +26,7 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions, p
         pictures: the picture of each question.
     """
     lora, dora = ([bool(row["correct"]) for row in predictions[name]] for name in ("LoRA", "DoRA"))
-    accuracy = {name: score["overall"]["accuracy"] for name, score in scores.items()}
+    accuracy = {name: score["overall"]["score"] for name, score in scores.items()}
     low, high = paired_interval(lora, dora, pictures)
     pair = mcnemar(lora, dora)
     points = 100 * (accuracy["DoRA"] - accuracy["LoRA"])
@@ -48,8 +48,8 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions, p
 
 
 def _reaches(score: Mapping[str, Any]) -> bool:
-    return score["overall"]["accuracy"] >= GOAL and all(
-        part["accuracy"] >= GOAL_BY_TYPE for part in score["by_type"].values()
+    return score["overall"]["score"] >= GOAL and all(
+        part["score"] >= GOAL_BY_TYPE for part in score["by_type"].values()
     )
 
 

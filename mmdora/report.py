@@ -33,7 +33,7 @@ class Row:
     def accuracy(self, kind: str | None = None) -> float | None:
         """In [0, 1]; of everything, or of one answer type (None where the set has none of it)."""
         part = self.scores["overall"] if kind is None else self.scores["by_type"].get(kind)
-        return part["accuracy"] if part else None
+        return part["score"] if part else None
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,23 @@
-"""Which linears of a modality a list of targets means: roles, names, glob patterns."""
+"""Which modules of a modality a list of targets means: roles, names, glob patterns.
+
+Roles are of linears, as `all-linear` in PEFT; convolutions and embeddings are named (`patch_embedding`).
+"""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmdora.errors import MmdoraError
-from mmdora.layers.linear import AdaptedLinear, problem
+from mmdora.layers import AdaptedLinear, kind_of
 from mmdora.modality import Parts
 
 ROLES = ("attention", "mlp", "all")
@@ -28,23 +33,26 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 
 
 @dataclass
-class Linears:
-    """What a modality offers: linears by name with their role, and what is left out, with the reason."""
+class Candidates:
+    """What a modality offers: modules by name with their role, and what is left out, with the reason.
 
-    roles: dict[str, str | None] = field(default_factory=dict)
+    The role of a linear is attention, mlp, head or linear (none of these); of others it is their kind.
+    """
+
+    roles: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     experts: list[str] = field(default_factory=list)
 
 
-def linears_of(model: nn.Module, parts: Parts, modality: str) -> Linears:
-    """Every linear-like module under a modality, in the model's order."""
+def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
+    """Every linear, convolution and embedding under a modality, in the model's order."""
     modules = dict(model.named_modules())
     tied = _tied(model)
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = get_head()
     unused = _unused(model, parts) if modality == "vision" else {}
-    found = Linears()
+    found = Candidates()
     for name, module in modules.items():
         if parts.of(name) != modality:
             continue
@@ -52,23 +60,29 @@ def linears_of(model: nn.Module, parts: Parts, modality: str) -> Linears:
             p.ndim == 3 for p in module.parameters(recurse=False)
         ):
             found.experts.append(name)
-        if not isinstance(module, (nn.Linear, AdaptedLinear)):
+        if (kind := kind_of(module)) is None:
             continue
-        reason = problem(module)
+        path, _, leaf = name.rpartition(".")
+        reason = kind.problem(module)
         if name in tied:
             reason = f"its weight is tied to {tied[name]}, which a merge would change too"
+        elif not reason and _only_read(type(modules[path]), leaf):
+            reason = (
+                f"{type(modules[path]).__name__} reads its weight and never calls it, so an adapter would do nothing"
+            )
         skipped = next((why for prefix, why in unused.items() if name.startswith(prefix + ".")), None)
         if skipped:
             found.unused[name] = skipped
         elif reason:
             found.refused[name] = reason
         else:
-            found.roles[name] = "head" if module is head else _role(name, modules, parts)
+            role = _role(name, modules, parts) if kind is AdaptedLinear else kind.kind
+            found.roles[name] = "head" if module is head else role
     return found
 
 
-def resolve(linears: Linears, targets: Iterable[str], modality: str) -> list[str]:
-    """Names of the linears that the targets mean, in the model's order.
+def resolve(candidates: Candidates, targets: Iterable[str], modality: str) -> list[str]:
+    """Names of the modules that the targets mean, in the model's order.
 
     Raises:
         MmdoraError: a target matches nothing, or names a module that cannot be adapted.
@@ -76,34 +90,61 @@ def resolve(linears: Linears, targets: Iterable[str], modality: str) -> list[str
     chosen: set[str] = set()
     for target in targets:
         if target in ROLES:
-            matched = {name for name, role in linears.roles.items() if role != "head" and target in ("all", role)}
+            meant = ("attention", "mlp", "linear") if target == "all" else (target,)
+            matched = {name for name, role in candidates.roles.items() if role in meant}
         else:
             pattern = any(sign in target for sign in "*?[")
-            matched = {name for name in linears.roles if _matches(name, target)}
-            barred = [name for name in linears.refused if _matches(name, target)]
+            matched = {name for name in candidates.roles if _matches(name, target)}
+            barred = [name for name in candidates.refused if _matches(name, target)]
             if barred and not (pattern and matched):
-                raise MmdoraError(f"adapt.{modality}.targets: {barred[0]}: {linears.refused[barred[0]]}")
+                raise MmdoraError(f"adapt.{modality}.targets: {barred[0]}: {candidates.refused[barred[0]]}")
         if not matched:
-            raise MmdoraError(f"adapt.{modality}.targets: {target!r} matches no linear there; {_candidates(linears)}")
+            raise MmdoraError(f"adapt.{modality}.targets: {target!r} matches nothing there; {_offer(candidates)}")
         chosen |= matched
-    return [name for name in linears.roles if name in chosen]
+    return [name for name in candidates.roles if name in chosen]
 
 
 def _matches(name: str, target: str) -> bool:
     return fnmatchcase(name, target) or fnmatchcase(name, "*." + target)
 
 
-def _candidates(linears: Linears) -> str:
-    roles = sorted({role for role in linears.roles.values() if role in ROLES})
-    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in linears.roles))
-    if not leaves:
-        return "this part has no linear that can be adapted (method full trains it whole)"
-    shown = ", ".join(leaves[:12]) + (", ..." if len(leaves) > 12 else "")
-    return f"roles there: {', '.join([*roles, 'all'])}; names there: {shown}"
+def _offer(candidates: Candidates) -> str:
+    if not candidates.roles:
+        return "this part has no module that can be adapted (method full trains it whole)"
+    roles = sorted({role for role in candidates.roles.values() if role in ROLES})
+    said = []
+    if linears := _leaves(name for name, role in candidates.roles.items() if role not in ("conv", "embedding")):
+        said.append(f"roles there: {', '.join([*roles, 'all'])}; linears there: {linears}")
+    for kind, plural in (("conv", "convolutions"), ("embedding", "embeddings")):
+        if leaves := _leaves(name for name, role in candidates.roles.items() if role == kind):
+            said.append(f"{plural}, by name only: {leaves}")
+    return "; ".join(said)
 
 
-def _role(name: str, modules: dict[str, nn.Module], parts: Parts) -> str | None:
-    """attention or mlp, by what the linear lies in; None for neither."""
+def _leaves(names: Iterable[str]) -> str:
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    return ", ".join(leaves[:12]) + (", ..." if len(leaves) > 12 else "")
+
+
+@cache
+def _only_read(parent: type[nn.Module], leaf: str) -> bool:
+    """Whether the code of this class reads `self.leaf.weight` and uses `self.leaf` in no other way.
+
+    An adapter acts where its module is called. Nothing tells of a weight that is read elsewhere (as SigLIP and CLIP
+    do with `position_embedding` when they interpolate it, beside calling it), so only the sure case is told.
+    """
+    own = [kind for kind in parent.__mro__ if kind is not object and not kind.__module__.startswith("torch.")]
+    try:
+        lines = [line for kind in own for line in inspect.getsource(kind).splitlines() if "init" not in line]
+    except (OSError, TypeError):
+        return False
+    uses = [use for line in lines for use in re.findall(rf"\bself\.{re.escape(leaf)}\b(?!\s*=[^=])([\w.]*)", line)]
+    read = [use for use in uses if re.match(r"\.weight\b(?!\.(dtype|device|shape|size|ndim)\b)", use)]
+    return bool(read) and all(use.startswith(".") for use in uses)
+
+
+def _role(name: str, modules: dict[str, nn.Module], parts: Parts) -> str:
+    """attention or mlp, by what the linear lies in; linear for neither."""
     path, _, leaf = name.rpartition(".")
     parent = path.rpartition(".")[2]
     roots = {prefix for prefixes in (parts.vision, parts.projector, parts.language) for prefix in prefixes}
@@ -112,9 +153,9 @@ def _role(name: str, modules: dict[str, nn.Module], parts: Parts) -> str | None:
         if ATTENTION.search(label) and not isinstance(modules[path], GradientCheckpointingLayer):
             return "attention"
         if MLP.search(label):
-            return None if leaf in ROUTERS else "mlp"
+            return "linear" if leaf in ROUTERS else "mlp"
         path = path.rpartition(".")[0]
-    return "mlp" if MLP_NAMES.fullmatch(leaf) or parent == "output" else None
+    return "mlp" if MLP_NAMES.fullmatch(leaf) or parent == "output" else "linear"
 
 
 def _tied(model: nn.Module) -> dict[str, str]:

@@ -12,7 +12,7 @@ from shrunken import llava_inputs, shrunken, shrunken_llava
 from mmdora.adapters import adapter_state, load_adapter, load_adapter_state, save_adapter
 from mmdora.errors import MmdoraError
 from mmdora.fingerprint import fingerprint, same_base
-from mmdora.injectors import inject, merge, plan_of, trainable_parameters
+from mmdora.injectors import adapted_modules, inject, merge, plan_of, trainable_parameters
 
 PLANS = {
     "dora": {"vision": {"method": "dora", "rank": 4}, "language": {"method": "dora", "rank": 8, "alpha": 12}},
@@ -26,6 +26,14 @@ PLANS = {
     "full projector": {"projector": {"method": "full"}, "language": {"method": "dora"}},
     "full tower": {"vision": {"method": "full"}, "language": {"method": "lora"}},
     "full language": {"vision": {"method": "lora"}, "language": {"method": "full"}},
+}
+FIRST = {"vision": {"targets": ["patch_embedding", "q_proj"]}, "language": {"targets": ["embed_tokens", "q_proj"]}}
+PLANS |= {
+    f"{seeing} first, {reading} first": {
+        "vision": {"method": seeing, **FIRST["vision"]},
+        "language": {"method": reading, "dropout": 0.1, **FIRST["language"]},
+    }
+    for seeing, reading in [("dora", "dora"), ("lora", "lora"), ("lora", "magnitude"), ("magnitude", "lora")]
 }
 ALL_PLANS = pytest.mark.parametrize("adapt", PLANS.values(), ids=PLANS)
 
@@ -117,6 +125,9 @@ def test_full_alone_round_trips_without_a_peft_config(tmp_path):
         {"modules_to_save": ["multi_modal_projector"], "use_dora": True},
         {"target_modules": r".*language_model.*\.(up|down)_proj", "lora_dropout": 0.1},
         {"target_modules": "all-linear"},
+        {"target_modules": ["patch_embedding", "embed_tokens", "q_proj"], "rank_pattern": {"embed_tokens": 3}},
+        {"target_modules": ["patch_embedding", "embed_tokens", "q_proj"], "use_dora": True, "lora_dropout": 0.1},
+        {"target_modules": ["position_embedding", "patch_embedding"], "use_dora": True},
     ],
     ids=str,
 )
@@ -139,6 +150,58 @@ def test_an_adapter_written_by_peft_loads(options, tmp_path):
     save_adapter(model, tmp_path / "again")
     again = PeftModel.from_pretrained(shrunken_llava(), tmp_path / "again")
     assert max_rel(logits(again), expected) <= 1e-5
+
+
+def test_an_embedding_that_peft_copied_from_another_base_is_refused(tmp_path):
+    config = LoraConfig(target_modules=["embed_tokens"])
+    get_peft_model(shrunken_llava(), config).save_pretrained(tmp_path)
+    assert any(name.endswith("base_layer.weight") for name in load_file(tmp_path / "adapter_model.safetensors"))
+    model = shrunken_llava(seed=1)
+    with pytest.raises(MmdoraError, match=r"carries another model\.language_model\.embed_tokens than"):
+        load_adapter(model, tmp_path)
+    assert plan_of(model) is None
+
+
+def with_groups():
+    model = shrunken_llava()
+    torch.manual_seed(9)
+    model.model.vision_tower.embeddings.mixer = torch.nn.Conv2d(6, 6, 3, groups=3)
+    return model
+
+
+def test_grouped_convolutions_round_trip_and_say_where_peft_differs(tmp_path):
+    model = with_groups()
+    inject(model, {"vision": {"method": "dora", "rank": 6, "targets": ["mixer"]}})
+    shake(model)
+    with pytest.warns(UserWarning, match=r"embeddings\.mixer: PEFT mixes the 3 groups"):
+        save_adapter(model, tmp_path)
+    fresh = with_groups()
+    load_adapter(fresh, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters(), strict=True))
+    (tmp_path / "mmdora.json").unlink()
+    with pytest.raises(MmdoraError, match="mixes the 3 groups"):
+        load_adapter(with_groups(), tmp_path)
+
+
+def test_filters_across_groups_that_peft_trained_are_refused(tmp_path):
+    theirs = get_peft_model(with_groups(), LoraConfig(target_modules=["mixer"], r=6))
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(MmdoraError, match=r"mixer: its filters see channels of all 3 groups"):
+        load_adapter(with_groups(), tmp_path)
+
+
+def test_dropout_mode_is_kept_in_the_files(tmp_path):
+    adapt = {"language": {"method": "dora", "dropout": 0.1, "dropout_mode": "reference"}}
+    save_adapter(trained(adapt), tmp_path)
+    fresh = shrunken_llava()
+    plan = load_adapter(fresh, tmp_path)
+    assert {entry.dropout_mode for entry in plan.entries} == {"reference"}
+    assert {module.dropout_mode for module in adapted_modules(fresh).values()} == {"reference"}
+    saved = json.loads((tmp_path / "mmdora.json").read_text())
+    for entry in saved["plan"]["entries"]:  # as files of 0.1.0 are
+        del entry["dropout_mode"], entry["kind"]
+    (tmp_path / "mmdora.json").write_text(json.dumps(saved))
+    assert {entry.dropout_mode for entry in load_adapter(shrunken_llava(), tmp_path).entries} == {"branch"}
 
 
 def test_state_of_what_trains():

@@ -12,15 +12,18 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import mmdora
 import mmdora.export as room
+from mmdora import merge_disk, parity
 from mmdora.config import RunConfig, validate
 from mmdora.errors import MmdoraError
-from mmdora.export import Parity, export
+from mmdora.export import Parity, TensorParity, export
 from mmdora.injectors import adapted_modules, trainable_parameters
+from mmdora.merge_disk import DiskMerge
+from mmdora.shards import UnsureError
 
 DORA = {
     "vision": {"method": "dora", "rank": 2},
@@ -64,7 +67,22 @@ def exported(adapter, tmp_path_factory):
 @pytest.fixture
 def few_rows(monkeypatch):
     """For tests that ask about files: comparing on two rows is enough."""
-    monkeypatch.setattr(room, "ROWS", 2)
+    monkeypatch.setattr(parity, "ROWS", 2)
+
+
+def refuse_disk(monkeypatch):
+    def refuse(*_):
+        raise UnsureError("a test says so")
+
+    monkeypatch.setattr(room, "DiskMerge", refuse)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def route(request, monkeypatch):
+    """Both ways to merge."""
+    if request.param == "memory":
+        refuse_disk(monkeypatch)
+    return request.param
 
 
 def same_files(a, b):
@@ -74,8 +92,8 @@ def same_files(a, b):
 
 
 def test_the_files_give_the_logits_of_the_unmerged_model(adapter, exported, tiny_llava):
-    parity, out = exported
-    assert parity.max_rel <= 1e-5 and parity.top1 == 1 and parity.rows == 8 and parity.same_text
+    found, out = exported
+    assert found.max_rel <= 1e-5 and found.top1 == 1 and found.rows == 8 and found.same_text
     adapted, processor = mmdora.load(adapter)
     base, _ = mmdora.load(tiny_llava)
     merged = AutoModelForImageTextToText.from_pretrained(out).eval()
@@ -112,13 +130,16 @@ def test_embeddings_stay_tied_and_are_written_once(exported):
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
-def test_half_precision_rounds_the_merged_weights_once(adapter, exported, tmp_path, dtype, kind):
-    parity = export(adapter, tmp_path / "half", dtype=dtype)
-    assert 1e-5 < parity.max_rel <= room.MAX_REL[dtype] and parity.top1 >= 0.97 and parity.same_text is None
+def test_half_precision_rounds_the_merged_weights_once(adapter, exported, tmp_path, dtype, kind, route):
+    found: Any = export(adapter, tmp_path / "half", dtype=dtype)
+    assert 1e-5 < found.max_rel <= parity.MAX_REL[dtype] and found.top1 >= 0.97 and found.same_text is None
     exact, half = (load_file(folder / "model.safetensors") for folder in (exported[1], tmp_path / "half"))
     assert exact.keys() == half.keys()
     assert all(torch.equal(half[name], exact[name].to(kind)) for name in exact)
     assert AutoModelForImageTextToText.from_pretrained(tmp_path / "half").dtype == kind
+    config = json.loads((tmp_path / "half/config.json").read_text())
+    parts = (config, config["text_config"], config["vision_config"])
+    assert {part["dtype"] for part in parts} == {str(kind).removeprefix("torch.")}
     again = export(tmp_path / "half", tmp_path / "plain")  # a plain checkpoint keeps its own dtype
     assert again.dtype == dtype and again.max_rel == 0
     assert (tmp_path / "plain/model.safetensors").read_bytes() == (tmp_path / "half/model.safetensors").read_bytes()
@@ -133,9 +154,8 @@ def test_half_precision_rounds_the_merged_weights_once(adapter, exported, tmp_pa
     ],
     ids=["lora", "magnitude", "full"],
 )
-def test_other_methods(make_adapter, tmp_path, adapt, few_rows):
-    parity = export(make_adapter(adapt), tmp_path / "out")
-    assert parity.max_rel <= 1e-5
+def test_other_methods(make_adapter, tmp_path, adapt, few_rows, route):
+    assert export(make_adapter(adapt), tmp_path / "out").max_rel <= 1e-5
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
     assert (model.lm_head.weight is model.get_input_embeddings().weight) == model.config.tie_word_embeddings
 
@@ -149,9 +169,19 @@ def test_a_merge_that_forgets_the_magnitudes_is_caught(adapter, tmp_path, monkey
                     module.refresh()
         return mmdora.merge(model)
 
+    refuse_disk(monkeypatch)
     monkeypatch.setattr(room, "merge", forgetful)
     with pytest.raises(MmdoraError, match=r"not the trained one.*max-rel"):
         export(adapter, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["logits", "tensors"])
+def test_a_merge_from_disk_that_forgets_the_magnitudes_is_caught(adapter, tmp_path, monkeypatch, few_rows, way):
+    whole = merge_disk.merged_rows
+    monkeypatch.setattr(merge_disk, "merged_rows", lambda w, a, b, m, s: whole(w, a, b, None, s))
+    with pytest.raises(MmdoraError, match=r"not the trained ones?; nothing was exported.*max-rel"):
+        export(adapter, tmp_path / "out", parity=way)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,10 +193,77 @@ def test_a_file_that_lost_a_tensor_is_caught(adapter, tmp_path, monkeypatch, few
         model.model.multi_modal_projector.linear_2.bias = None
         whole(model, folder)
 
+    refuse_disk(monkeypatch)
     monkeypatch.setattr(room, "save_checkpoint", lossy)
     with pytest.raises(MmdoraError, match=r"does not load: missing keys .*linear_2\.bias"):
         export(adapter, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["logits", "tensors"])
+def test_a_file_from_disk_that_lost_a_tensor_is_caught(adapter, tmp_path, monkeypatch, few_rows, way):
+    whole = DiskMerge.write
+
+    def lossy(self, folder):
+        whole(self, folder)
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+        del tensors["multi_modal_projector.linear_2.bias"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(DiskMerge, "write", lossy)
+    with pytest.raises(MmdoraError, match=r"does not load: .*linear_2\.bias"):
+        export(adapter, tmp_path / "out", parity=way)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_two_ways_give_the_same_files(adapter, exported, tmp_path, monkeypatch, few_rows, tiny_llava):
+    _, disk = exported
+    lines: list[str] = []
+    refuse_disk(monkeypatch)
+    export(adapter, tmp_path / "memory", say=lines.append)
+    assert same_files(tmp_path / "memory", disk) == {path.name for path in disk.iterdir()} - {"README.md"}
+    assert lines[0] == "merging in memory, not from disk: a test says so"
+
+
+def test_what_cannot_be_merged_from_disk_is_merged_in_memory_and_said(adapter, exported, tmp_path, few_rows):
+    """A base with a tensor that transformers does not know: the reason is in the lines, the result is the same."""
+    base, run = shutil.copytree(mmdora.models.load.resolve("tiny-llava"), tmp_path / "base"), tmp_path / "run"
+    tensors = load_file(base / "model.safetensors")
+    save_file({**tensors, "stray": torch.ones(3)}, base / "model.safetensors", {"format": "pt"})
+    shutil.copytree(adapter, run)
+    ours = json.loads((run / "mmdora.json").read_text())
+    (run / "mmdora.json").write_text(json.dumps({**ours, "base": str(base)}))
+    lines: list[str] = []
+    assert isinstance(export(run, tmp_path / "out", parity="tensors", say=lines.append), Parity)
+    assert lines[0] == ("merging in memory, not from disk: LlavaForConditionalGeneration has no place for stray")
+    assert "model.safetensors" in same_files(tmp_path / "out", exported[1])
+
+
+def test_parity_is_of_logits_where_the_model_fits(adapter, tmp_path, monkeypatch, few_rows):
+    need = 4 * sum(tensor.numel() for tensor in load_file(room.resolve("tiny-llava") + "/model.safetensors").values())
+    lines: list[str] = []
+    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need)
+    assert isinstance(export(adapter, tmp_path / "a", say=lines.append), Parity)
+    assert lines[0].startswith("merging from disk: 1 file, 113 tensors: ")
+    assert lines[1] == (
+        f"comparing logits: the model in fp32 takes {need / 1e6:.1f} MB, "
+        f"at most 1/8 of the {8 * need / 1e6:.1f} MB of memory available"
+    )
+    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need - 1)
+    monkeypatch.setattr(room, "load", None)  # no model is built
+    lines.clear()
+    found = export(adapter, tmp_path / "b", say=lines.append)
+    assert isinstance(found, TensorParity) and found.beyond <= 1e-6
+    assert lines[1].startswith("comparing tensors, not logits: the model in fp32 takes") and "more than 1/8" in lines[1]
+    assert "equations in float64" in ModelCard.load(tmp_path / "b/README.md").text
+    assert "stock transformers" not in ModelCard.load(tmp_path / "b/README.md").text
+
+
+def test_rows_ask_for_logits(adapter, tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "data")
+    monkeypatch.setattr(room, "_free_memory", lambda: 0)
+    found = export(adapter, tmp_path / "out", rows=rows[:2], images_root=tmp_path / "data", say=lambda line: None)
+    assert isinstance(found, Parity) and found.rows == 2
 
 
 @pytest.mark.parametrize(
@@ -188,16 +285,24 @@ def test_top1_counts_every_position_that_is_no_tie_in_the_written_precision():
     ids = [torch.tensor([1])]
 
     def top1(dtype):
-        return room._compare(room._Outputs([want], ids, None), room._Outputs([got], ids, None), dtype, "").top1
+        return parity._compare(parity._Outputs([want], ids, None), parity._Outputs([got], ids, None), dtype, "").top1
 
     assert top1("fp32") == 2 / 4
     assert top1("bf16") == pytest.approx(2 / 3)  # 4.00 and 3.99 are one number in bf16
 
 
 def test_other_token_ids_are_an_error():
-    one, other = (room._Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
+    one, other = (parity._Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
     with pytest.raises(MmdoraError, match="other token ids"):
-        room._compare(one, other, "fp32", "")
+        parity._compare(one, other, "fp32", "")
+
+
+def test_a_source_that_is_nothing(tmp_path):
+    with pytest.raises(MmdoraError, match=r"nowhere/nothing: no folder, no bundled model, and not to be had"):
+        export("nowhere/nothing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MmdoraError, match=r"empty: no readable config\.json"):
+        export(tmp_path / "empty", tmp_path / "out")
 
 
 def test_refuses_a_folder_that_is_not_empty(tmp_path, adapter):
@@ -226,7 +331,7 @@ def test_others_may_read_the_files(exported):
     assert modes == {plain.stat().st_mode & 0o777}
 
 
-def test_a_full_disk_leaves_nothing(tiny_llava, tmp_path, few_rows):
+def test_a_full_disk_leaves_nothing(tiny_llava, tmp_path, few_rows, route):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
     try:
@@ -237,7 +342,7 @@ def test_a_full_disk_leaves_nothing(tiny_llava, tmp_path, few_rows):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_little_space_is_said_before_writing(tiny_llava, tmp_path, monkeypatch, few_rows):
+def test_too_little_space_is_said_before_writing(tiny_llava, tmp_path, monkeypatch, few_rows, route):
     usage = shutil.disk_usage(tmp_path)._replace(free=1_234)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(MmdoraError, match=r"out: the checkpoint needs [\d,]+ bytes, its disk has 1,234 left"):
@@ -274,20 +379,21 @@ def write_rows(folder):
 def test_a_run_is_compared_on_its_own_data(adapter, tiny_llava, tmp_path, few_rows):
     rows = write_rows(tmp_path / "data")
     run = run_folder(tmp_path / "run", adapter, tiny_llava, train=tmp_path / "data/rows.jsonl")
-    parity = export(run, tmp_path / "out")
-    assert parity.rows == 2 and parity.source == f"of {tmp_path}/data/rows.jsonl"
-    assert export(run, tmp_path / "out2", rows=rows[:3], images_root=tmp_path / "data").rows == 3
+    found: Any = export(run, tmp_path / "out")
+    assert found.rows == 2 and found.source == f"of {tmp_path}/data/rows.jsonl"
+    given: Any = export(run, tmp_path / "out2", rows=rows[:3], images_root=tmp_path / "data")
+    assert given.rows == 3
     with pytest.raises(MmdoraError, match="no such file"):
         export(run, tmp_path / "out3", rows=rows[:1], images_root=tmp_path)
 
 
 def test_the_card(adapter, exported, tiny_llava, tmp_path, few_rows):
-    parity, out = exported
+    found, out = exported
     card = ModelCard.load(out / "README.md")
     data = card.data.to_dict()
     assert (data["library_name"], data["pipeline_tag"]) == ("transformers", "image-text-to-text")
     assert data["tags"] == ["mmdora", "dora", "full"]
-    for text in (mmdora.__version__, str(parity), "| easy-VQA | 95.3% |", "| rows | 9673 |", "language   dora"):
+    for text in (mmdora.__version__, str(found), "| easy-VQA | 95.3% |", "| rows | 9673 |", "language   dora"):
         assert text in card.text
     assert str(Path(tiny_llava).parent) not in card.text
     run = run_folder(tmp_path / "run", adapter, tiny_llava)

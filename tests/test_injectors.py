@@ -11,6 +11,8 @@ from torch import nn
 from mmdora.config import Adapt, Modality
 from mmdora.errors import MmdoraError
 from mmdora.injectors import Plan, adapted_modules, inject, make_plan, merge, plan_of, trainable_parameters, unload
+from mmdora.modality import find_parts
+from mmdora.targets import candidates_of
 
 EXAMPLE = {
     "vision": {"method": "dora", "rank": 4},
@@ -121,6 +123,7 @@ def test_all_is_every_linear_that_can_be_adapted(name, modality):
             make_plan(model, {modality: {"method": "lora"}})
         return
     plan = make_plan(model, {modality: {"method": "lora"}})
+    assert {entry.kind for entry in plan.entries} == {"linear"}
     head = model.get_output_embeddings()
     expected = {
         path
@@ -202,6 +205,112 @@ def test_tied_head_and_modules_that_are_read_are_refused_by_name():
         make_plan(attention, {"projector": {"method": "lora", "targets": ["out_proj"]}})
     notes = make_plan(attention, {"projector": {"method": "lora"}}).notes
     assert any("pool.out_proj" in note for note in notes)
+
+
+CLIP_EMBEDDINGS = "model.vision_tower.embeddings"
+
+
+def test_convolutions_and_embeddings_are_named():
+    model = shrunken_llava()
+    plan = inject(
+        model,
+        {
+            "vision": {
+                "method": "dora",
+                "rank": 4,
+                "dropout": 0.1,
+                "targets": ["patch_embedding", "position_embedding"],
+            },
+            "language": {"method": "lora", "rank": 8, "dropout": 0.1, "targets": ["embed_tokens", "q_proj"]},
+        },
+    )
+    vision, reading = [[e for e in plan.entries if e.modality == m] for m in ("vision", "language")]
+    assert [(e.name, e.kind, e.dropout, e.parameters) for e in vision] == [
+        (f"{CLIP_EMBEDDINGS}.patch_embedding", "conv", 0.1, 4 * 3 * 4 * 4 + 16 * 4 + 16),
+        (f"{CLIP_EMBEDDINGS}.position_embedding", "embedding", 0.0, 4 * 5 + 16 * 4 + 16),
+    ]
+    assert [(e.kind, e.dropout) for e in reading] == [("embedding", 0.0), ("linear", 0.1), ("linear", 0.1)]
+    trainable = {name: p.numel() for name, p, _, _ in trainable_parameters(model)}
+    assert plan.trainable == sum(trainable.values()) == sum(e.parameters for e in plan.entries)
+    assert re.search(r"vision +dora +2 +4 +372 ", str(plan))
+
+
+def test_adapted_first_layers_are_really_used():
+    """A gradient reaches B of CLIP's convolution and embedding, and of the language's embedding."""
+    model = shrunken_llava()
+    targets = {"vision": ["patch_embedding", "position_embedding"], "language": ["embed_tokens"]}
+    inject(model, {modality: {"method": "dora", "targets": names} for modality, names in targets.items()})
+    shake(model)
+    before = logits(model)
+    model(**llava_inputs()).logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for _, p, _, _ in trainable_parameters(model))
+    merge(model)
+    assert (logits(model) - before).abs().max() / before.abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize("target", ["patch_embed*", "embeddings.patch_embedding"])
+def test_patterns_reach_convolutions(target):
+    assert names(shrunken_llava(), {"targets": [target]}, "vision") == [f"{CLIP_EMBEDDINGS}.patch_embedding"]
+
+
+def test_a_target_without_a_match_names_convolutions_and_embeddings():
+    message = (
+        r"'patches' matches nothing there.*convolutions, by name only: patch_embedding; embeddings.*: position_emb"
+    )
+    with pytest.raises(MmdoraError, match=message):
+        make_plan(shrunken_llava(), {"vision": {"method": "lora", "targets": ["patches"]}})
+
+
+def test_a_weight_that_is_only_read_is_refused():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(4, 8)
+            self.called = nn.Embedding(4, 8)
+            nn.init.zeros_(self.table.weight)
+
+        def forward(self, x):
+            return x + self.table.weight.sum() + self.called(x) + self.called.weight.sum()
+
+    model = shrunken_llava()
+    model.model.vision_tower.embeddings.reads = Reads()
+    with pytest.raises(MmdoraError, match="Reads reads its weight and never calls it"):
+        make_plan(model, {"vision": {"method": "lora", "targets": ["table"]}})
+    assert names(model, {"targets": ["called"]}, "vision") == [f"{CLIP_EMBEDDINGS}.reads.called"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_module_that_these_models_call_is_taken_for_one_that_is_read(name):
+    model = shrunken(name)
+    for modality in ("vision", "projector", "language"):
+        found = candidates_of(model, find_parts(model), modality)
+        assert not [path for path, why in found.refused.items() if "never calls" in why]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("gemma3", "embed_tokens: Gemma3TextScaledWordEmbedding has a forward of its own"),
+                          ("paligemma", "embed_tokens: its weight is tied to lm_head.weight")],
+)  # fmt: skip
+def test_embeddings_that_cannot_be_adapted(name, message):
+    model = shrunken(name, **({"tie_word_embeddings": False} if name == "gemma3" else {}))
+    with pytest.raises(MmdoraError, match=message):
+        make_plan(model, {"language": {"method": "lora", "targets": ["embed_tokens"]}})
+
+
+def test_groups_that_do_not_divide_the_rank_are_told_by_name():
+    model = shrunken_llava()
+    model.model.vision_tower.embeddings.mixer = nn.Conv2d(6, 6, 3, groups=3)
+    with pytest.raises(MmdoraError, match=r"embeddings\.mixer: .*multiple of 3, not 4"):
+        make_plan(model, {"vision": {"method": "lora", "rank": 4, "targets": ["mixer"]}})
+
+
+def test_dropout_mode_is_kept_and_noted():
+    language = {"method": "dora", "dropout": 0.1, "dropout_mode": "reference"}
+    plan = make_plan(shrunken_llava(), {"vision": {"method": "dora"}, "language": language})
+    assert {e.modality: e.dropout_mode for e in plan.entries} == {"vision": "branch", "language": "reference"}
+    assert "note: language: dropout_mode is reference" in str(plan)
+    with pytest.raises(MmdoraError, match=r"language\.dropout_mode"):
+        make_plan(shrunken_llava(), {"language": {"method": "dora", "dropout_mode": "peft"}})
 
 
 def test_experts_are_noted():

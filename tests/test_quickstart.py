@@ -102,7 +102,7 @@ def _interrupted() -> int:
 
 def _verdict(lora: list[bool], dora: list[bool]) -> list[str]:
     def scores(right: list[bool]) -> dict:
-        part = {"accuracy": sum(right) / len(right), "n": len(right)}
+        part = {"score": sum(right) / len(right), "n": len(right)}
         return {"overall": part, "by_type": {"yes/no": part}}
 
     predictions = {"LoRA": [{"correct": r} for r in lora], "DoRA": [{"correct": r} for r in dora]}

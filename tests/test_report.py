@@ -17,9 +17,8 @@ EVIL = "<script>alert('x')</script>"
 def _scores(overall: float, yes_no: float, other: float | None) -> dict:
     def part(accuracy: float, n: int) -> dict:
         return {
-            "accuracy": accuracy,
+            "score": accuracy,
             "n": n,
-            "correct": round(accuracy * n),
             "interval95": [accuracy - 0.01, accuracy + 0.01],
         }
 

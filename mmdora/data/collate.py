@@ -43,5 +43,4 @@ class Collator:
             if all(label == IGNORE for label in labels[-1]):
                 raise MmdoraError(f"record {row['id']}: no token to learn (every label is masked)")
         batch = {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
-        batch.pop("offset_mapping")
         return batch | {"labels": torch.tensor(labels)}

@@ -9,25 +9,13 @@ from __future__ import annotations
 import bisect
 from typing import Any
 
+import torch
 from PIL import Image
 
+from mmdora.data.turns import Messages
 from mmdora.errors import MmdoraError
 
-Messages = list[dict[str, Any]]
 IGNORE = -100
-
-
-def prompt_messages(record: dict[str, Any]) -> Messages:
-    """The conversation up to, not including, its last answer."""
-    messages = record["messages"]
-    last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return messages[:last]
-
-
-def answer_text(record: dict[str, Any]) -> str:
-    """The text of the last answer."""
-    message = [m for m in record["messages"] if m["role"] == "assistant"][-1]
-    return "".join(part["text"] for part in message["content"])
 
 
 def render(processor: Any, messages: Messages, *, generation_prompt: bool = False) -> str:
@@ -55,9 +43,10 @@ def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[t
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     before = _render_all(processor, [messages[:i] for i in answers], True)
-    after = _render_all(processor, [*(messages[: i + 1] for i in answers), messages], False)
-    text, spans = after.pop(), []
-    for head, tail in zip(before, after, strict=True):
+    ends = sorted({*(i + 1 for i in answers), len(messages)})
+    after = _render_all(processor, [messages[:end] for end in ends], False)
+    text, spans = after[-1], []
+    for head, tail in zip(before, after, strict=False):  # after the last answer there may be more
         if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
             raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
         spans.append((len(head), _end_of_turn(processor, text, len(head), len(tail))))
@@ -78,19 +67,29 @@ def encode(
 
     Args:
         left: pad on the left (generation) or on the right (training).
-        offsets: keep `offset_mapping` and the place of each expanded image.
+        offsets: add `offset_mapping` and `text_replacement_offsets`, the place of each expanded image, as lists.
     """
-    start = processor.tokenizer.bos_token
-    return processor(
+    encoded = processor(
         text=texts,
         images=images if any(images) else None,
         padding=True,
         padding_side="left" if left else "right",
-        # a template that writes the start token itself must not get a second one
-        add_special_tokens=not (start and texts[0].startswith(start)),
-        return_tensors="pt",
+        add_special_tokens=needs_start_token(processor, texts),
+        images_kwargs={"return_tensors": "pt"},
+        # ids become tensors below: the stock conversion walks through every offset twice
+        text_kwargs={"return_tensors": None},
         **({"return_offsets_mapping": True, "return_text_replacement_offsets": True} if offsets else {}),
     )
+    for key, value in encoded.items():
+        if not isinstance(value, torch.Tensor) and "offset" not in key:
+            encoded[key] = torch.tensor(value)
+    return encoded
+
+
+def needs_start_token(processor: Any, texts: list[str]) -> bool:
+    """A template that writes the start token itself must not get a second one."""
+    start = processor.tokenizer.bos_token
+    return not (start and texts[0].startswith(start))
 
 
 def encode_prompts(processor: Any, conversations: list[Messages], images: list[list[Image.Image]]) -> Any:
@@ -114,7 +113,7 @@ def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]
     ends = [item["span"][1] for item in expanded]
     gained = [0] + [item["new_span"][1] - item["span"][1] for item in expanded]
     ids = encoded["input_ids"][row].tolist()
-    offsets = encoded["offset_mapping"][row].tolist()
+    offsets = encoded["offset_mapping"][row]
     labels = [IGNORE] * len(ids)
     position = 0
     for span in spans:

@@ -3,7 +3,8 @@
 A record is `{"id", "messages", "images", "meta"?}`: `messages` is a list of `{role, content}` with
 content a list of `{"type": "text", "text": …}` and `{"type": "image"}` parts, `images` the paths
 (relative to a declared root) in the order of the image parts. Files are JSONL of records, or a
-JSON list in LLaVA's layout. They are read once into a memory-mapped Arrow table by `datasets`.
+JSON list in LLaVA's layout. They are read once into a memory-mapped Arrow table by `datasets`, which
+every loader process opens by its file name; no list or object per row is held anywhere.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmdora.data.llava_json import to_record
 from mmdora.errors import MmdoraError
 
 Record = dict[str, Any]
+READ_AHEAD = 256  # records decoded together when all are read in turn
 
 
 class Records:
@@ -36,7 +40,13 @@ class Records:
         try:
             self._table = datasets.Dataset.from_generator(
                 _rows,
-                features=datasets.Features({"json": datasets.Value("large_string")}),
+                features=datasets.Features(
+                    {
+                        "json": datasets.Value("large_string"),
+                        "characters": datasets.Value("int32"),
+                        "images": datasets.Value("int32"),
+                    }
+                ),
                 # size and time make a changed file another dataset for the cache
                 gen_kwargs={
                     "path": str(self.path.resolve()),
@@ -57,11 +67,28 @@ class Records:
         return json.loads(self._table[int(index)]["json"])
 
     def __iter__(self) -> Iterator[Record]:
-        return (self[index] for index in range(len(self)))
+        for start in range(0, len(self), READ_AHEAD):
+            yield from map(json.loads, self._table[start : start + READ_AHEAD]["json"])
+
+    @property
+    def characters(self) -> np.ndarray:
+        """[rows] int32: characters of text per record."""
+        return self._table.data.column("characters").to_numpy()
+
+    @property
+    def images(self) -> np.ndarray:
+        """[rows] int32: images per record."""
+        return self._table.data.column("images").to_numpy()
 
     @property
     def fingerprint(self) -> str:
+        """Differs when the file of records, `max_turns` or the table's columns do."""
         return self._table._fingerprint
+
+    @property
+    def cache(self) -> Path:
+        """The folder of the Arrow table, for what else is kept about these records."""
+        return Path(self._table.cache_files[0]["filename"]).parent
 
 
 def read_records(path: Path | str, images: Path | str | None = None, *, max_turns: int | None = None) -> Records:
@@ -166,13 +193,17 @@ def check_record(row: Any, where: str) -> Record:
     }
 
 
-def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, str]]:
+def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, Any]]:
     del stamp
     empty = True
     for record in _parse(Path(path)):
         empty = False
         for piece in split_turns(record, max_turns):
-            yield {"json": json.dumps(piece, ensure_ascii=False)}
+            yield {
+                "json": json.dumps(piece, ensure_ascii=False),
+                "characters": sum(len(part.get("text", "")) for m in piece["messages"] for part in m["content"]),
+                "images": len(piece["images"]),
+            }
     if empty:
         raise MmdoraError(f"{path}: holds no records")
 

@@ -1,4 +1,7 @@
-"""The order of the rows: a function of seed and epoch, so that a resumed run sees the same one."""
+"""The order of the rows: a function of seed and epoch, so that a resumed run sees the same one.
+
+It is an array: a million rows take 8 MB, where the lists of the stock samplers take 90.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class GroupedSampler(Sampler[int]):
         return self.rows
 
     def __iter__(self) -> Iterator[int]:
-        return iter(self.order().tolist())
+        return map(int, self.order())
 
     def order(self) -> np.ndarray:
         """[rows] int64: every row once."""
@@ -46,8 +49,10 @@ class GroupedSampler(Sampler[int]):
                 window = mine[start : start + self.batch * WINDOW]
                 window = window[np.argsort(self.lengths[window], kind="stable")]
                 full = len(window) // self.batch * self.batch
-                whole += list(window[:full].reshape(-1, self.batch))
+                whole.append(window[:full])
                 rest.append(window[full:])
-        batches = [whole[i] for i in random.permutation(len(whole))]
+        if not rest:
+            return shuffled
+        batches = np.concatenate(whole).reshape(-1, self.batch)
         # what fills no batch of its own goes last, together
-        return np.concatenate([*batches, *rest]) if batches or rest else shuffled
+        return np.concatenate([batches[random.permutation(len(batches))].ravel(), *rest])

@@ -1,34 +1,19 @@
-"""Scores for short answers: accuracy by answer type, a question-only baseline, a paired test. No torch.
+"""Scores of records with short answers: accuracy by answer type, and a question-only baseline. No torch.
 
-Answers are compared after `normalize`; proportions carry Wilson's 95% interval (Wilson 1927).
+Answers are compared after `exact.normalize`. The public datasets' own scorers are in `scoring`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from mmdora.data.prompt import answer_text, prompt_messages
+from mmdora.data.turns import answer_text, prompt_messages
 from mmdora.errors import MmdoraError
-
-YES_NO, OTHER = "yes/no", "other"
-Z95 = 1.959963984540054  # standard normal quantile of 0.975
-
-
-def normalize(text: str) -> str:
-    """Lower case, inner white space made single, no white space or `.!?,` at the end.
-
-    Articles and inner punctuation stay: answers that differ there are different answers.
-    """
-    return " ".join(text.lower().split()).rstrip(" .!?,")
-
-
-def exact_match(prediction: str, answer: str) -> bool:
-    return normalize(prediction) == normalize(answer)
+from mmdora.evaluate.exact import OTHER, YES_NO, exact_match, normalize
+from mmdora.evaluate.scores import Score, Scores
 
 
 def question_text(record: Mapping[str, Any]) -> str:
@@ -53,58 +38,6 @@ def answer_type(record: Mapping[str, Any]) -> str:
     return named or (YES_NO if normalize(answer_text(dict(record))) in ("yes", "no") else OTHER)
 
 
-@dataclass(frozen=True)
-class Score:
-    """A proportion of right answers."""
-
-    correct: int
-    n: int
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.n
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95% interval of the accuracy."""
-        p, n, z = self.accuracy, self.n, Z95
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return max(0.0, centre - half), min(1.0, centre + half)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "correct": self.correct, "n": self.n, "interval95": list(self.interval)}
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{self.accuracy:.1%} [{low:.1%}, {high:.1%}] of {self.n:,}"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Overall and by answer type; types in alphabetical order reversed, so yes/no comes before other."""
-
-    overall: Score
-    by_type: dict[str, Score]
-
-    @property
-    def n(self) -> int:
-        return self.overall.n
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"overall": self.overall.to_dict(), "by_type": {k: s.to_dict() for k, s in self.by_type.items()}}
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Scores:
-        """The scores that `to_dict` (and so metrics.json) holds."""
-        parts = {"": values["overall"], **values["by_type"]}
-        read = {kind: Score(part["correct"], part["n"]) for kind, part in parts.items()}
-        return cls(read.pop(""), read)
-
-    def __str__(self) -> str:
-        return "; ".join(f"{name} {part}" for name, part in [("all", self.overall), *self.by_type.items()])
-
-
 def score(predictions: Sequence[str], records: Iterable[Mapping[str, Any]]) -> Scores:
     """Exact match of each prediction with the last answer of its record.
 
@@ -119,14 +52,15 @@ def score(predictions: Sequence[str], records: Iterable[Mapping[str, Any]]) -> S
 
 
 def tally(marks: Iterable[tuple[str, bool]]) -> Scores:
-    """Scores from (answer type, right or wrong) of every record."""
+    """Scores from (answer type, right or wrong) of every record; yes/no before other, Wilson's intervals."""
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     for kind, correct in marks:
         right[kind] += correct
         asked[kind] += 1
     kinds = sorted(asked, reverse=True)
-    return Scores(Score(right.total(), asked.total()), {kind: Score(right[kind], asked[kind]) for kind in kinds})
+    by_type = {kind: Score.proportion(right[kind], asked[kind]) for kind in kinds}
+    return Scores(Score.proportion(right.total(), asked.total()), by_type)
 
 
 def majority_baseline(train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]) -> Scores:
@@ -146,25 +80,3 @@ def majority_baseline(train: Iterable[Mapping[str, Any]], test: Iterable[Mapping
     rows = list(test)
     counts = (by_question.get(normalize(question_text(row)), overall) for row in rows)
     return score([count.most_common(1)[0][0] for count in counts], rows)
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two models on the same questions: those only one of them got right, and McNemar's p."""
-
-    only_first: int
-    only_second: int
-    p: float
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """McNemar's exact two-sided test (McNemar 1947) on right/wrong of two models, question by question."""
-    pairs = list(zip(first, second, strict=True))
-    only_first = sum(a and not b for a, b in pairs)
-    only_second = sum(b and not a for a, b in pairs)
-    n = only_first + only_second
-    term, tail = 1, 1  # exact integers: sum of C(n, i) for i up to the smaller count
-    for i in range(min(only_first, only_second)):
-        term = term * (n - i) // (i + 1)
-        tail += term
-    return Paired(only_first, only_second, min(1.0, 2 * tail / 2**n))

@@ -12,8 +12,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from mmdora.data.images import open_image
-from mmdora.data.prompt import answer_text, prompt_messages
 from mmdora.data.records import Records, write_records
+from mmdora.data.turns import answer_text, prompt_messages
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.metrics import Scores, answer_type, exact_match, question_text, tally
 from mmdora.predict import Prompt, generate

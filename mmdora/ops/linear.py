@@ -9,7 +9,9 @@ With n constant (section 4.3 of arXiv 2402.09353) and c = m / n, for x [T, I] an
     dA = dh^T x                         dB = s diag(c) g^T h
     dm = sum_t g * z / n                dx = (g * c) W0 + dh A
 
-B A is never formed. The sum is composed in fp32 (or better) and rounded once, to x's dtype.
+B A is never formed, and a weight in half precision is never upcast whole. With a magnitude, z is fp32 (or better)
+and y is rounded once. LoRA's y is one product added to another inside the matrix multiplication, in x's dtype.
+Backward keeps x, h and y, which the next operation keeps anyway. `compose` and `products` know the devices.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mmdora.ops.norm import wide
+from mmdora.ops.compose import compose, scale_and_reduce
+from mmdora.ops.products import mm, project, wide
 
 SMALL = 1e-2
 """Where |c| is under this, z cannot be had back from y = c z + bias, and z itself is kept."""
@@ -76,23 +79,6 @@ def adapted_linear(
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
-def _mm(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """a @ b, accumulated and returned in `dtype`."""
-    if a.dtype == b.dtype == dtype:
-        return a @ b
-    if a.is_cuda and a.dtype == b.dtype and dtype == torch.float32:
-        return torch.mm(a, b, out_dtype=dtype)
-    return a.to(dtype) @ b.to(dtype)
-
-
-def _add_mm(out: Tensor, a: Tensor, b: Tensor, scaling: float, low: torch.dtype) -> None:
-    """out += scaling * a @ b, with the operands rounded to `low` first."""
-    if low == out.dtype:
-        out.addmm_(a, b, alpha=scaling)
-    else:
-        out.add_(_mm(a.to(low), b.to(low), out.dtype), alpha=scaling)
-
-
 class _AdaptedLinear(torch.autograd.Function):
     """Forward and backward on rows: x and `dropped` are [T, I], the result [T, O]."""
 
@@ -115,62 +101,48 @@ class _AdaptedLinear(torch.autograd.Function):
         # Under autocast the low-rank products run in its dtype too; a half-precision base alone keeps them in fp32.
         low = x.dtype if torch.is_autocast_enabled(device) else acc
         branch = x if dropped is None else dropped
-        hidden = None
+        hidden = up = kept = None
         with torch.autocast(device, enabled=False):
-            base = weight.to(x.dtype).T
-            shift = None if bias is None else bias.to(acc)
-            if factor is None and shift is not None and x.dtype == acc:
-                z = torch.addmm(shift, x, base)
-                shift = None
-            else:
-                z = _mm(x, base, acc)
+            base = weight.to(x.dtype)
             if lora_A is not None and lora_B is not None:
-                hidden = _mm(branch.to(low), lora_A.to(low).T, acc)
-                _add_mm(z, hidden, lora_B.T, scaling, low)
-            into = None if keep else z
-            if factor is None:
-                y = z if shift is None else z.add_(shift)
-            elif shift is None:
-                y = torch.mul(z, factor, out=into)
+                hidden, up = mm(branch, lora_A.to(low).T, low), (lora_B * scaling).to(low)
+            if factor is not None:
+                shift = None if bias is None else bias.to(acc)
+                y, kept = compose(project(x, base, acc), hidden, up, factor, shift, x.dtype, keep=keep)
             else:
-                y = torch.addcmul(shift, z, factor, out=into)
-            y = y.to(x.dtype)
+                assert hidden is not None and up is not None
+                y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
+                # The large product comes second: it is added in the accumulator, before the one rounding.
+                y = y.to(x.dtype).addmm_(x, base.T)
         ctx.save_for_backward(
             None if lora_A is None else branch,
             weight, bias, lora_A, lora_B, factor, inverse_norm, hidden,
-            None if magnitude is None else z.to(x.dtype) if keep else y,
+            None if magnitude is None else kept if keep else y,
         )  # fmt: skip
-        ctx.scaling, ctx.keep, ctx.low, ctx.dtype, ctx.separate = scaling, keep, low, x.dtype, dropped is not None
+        ctx.scaling, ctx.keep, ctx.separate = scaling, keep, dropped is not None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         branch, weight, bias, lora_A, lora_B, factor, inverse_norm, hidden, saved = ctx.saved_tensors
-        acc, low, scaling = wide(ctx.dtype), ctx.low, ctx.scaling
-        wants_x, wants_dropped = ctx.needs_input_grad[:2]
-        dx = d_dropped = dA = dB = dm = d_hidden = None
+        wants_x, wants_dropped, _, _, wants_A, wants_B, *_ = ctx.needs_input_grad
+        (g,) = grads
+        acc = wide(g.dtype)
+        dx = d_branch = dA = dB = dm = None
         with torch.autocast(weight.device.type, enabled=False):
-            g = grads[0].to(acc)
-            if saved is not None:
-                dm = (g * saved).sum(0)
-                if not ctx.keep:
-                    if bias is not None:
-                        dm -= bias * g.sum(0)
-                    dm /= factor
-                dm *= inverse_norm
             if factor is not None:
-                g = g * factor
+                shift = None if bias is None or ctx.keep else bias.to(acc)
+                g, dm = scale_and_reduce(g, saved, factor, shift)
+                dm *= inverse_norm if ctx.keep else inverse_norm / factor
             if lora_A is not None and lora_B is not None:
-                g_low = g.to(low)
-                dB = _mm(g_low.T, hidden.to(low), acc).mul_(scaling)
-                d_hidden = _mm(g_low, lora_B.to(low), acc).mul_(scaling)
-                dA = _mm(d_hidden.to(low).T, branch.to(low), acc)
+                low = hidden.dtype
+                d_hidden = mm(g, (lora_B * ctx.scaling).to(low), low)
+                dB = mm(g.T, hidden, acc).mul_(ctx.scaling) if wants_B else None
+                dA = mm(d_hidden.T, branch, acc) if wants_A else None
+                if wants_dropped if ctx.separate else wants_x:
+                    d_branch = mm(d_hidden, lora_A.to(low), low).to(g.dtype)
             if wants_x:
-                dx = _mm(g.to(ctx.dtype), weight.to(ctx.dtype), acc)
-                if d_hidden is not None and lora_A is not None and not ctx.separate:
-                    _add_mm(dx, d_hidden, lora_A, 1.0, low)
-                dx = dx.to(ctx.dtype)
-            if wants_dropped and d_hidden is not None and lora_A is not None:
-                d_dropped = _mm(d_hidden.to(low), lora_A.to(low), acc).to(ctx.dtype)
-        return dx, d_dropped, None, None, dA, dB, dm, None, None, None, None
+                base = weight.to(g.dtype)
+                dx = g @ base if d_branch is None or ctx.separate else d_branch.addmm_(g, base)
+        return dx, d_branch if ctx.separate else None, None, None, dA, dB, dm, None, None, None, None

@@ -10,22 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmdora.ops import backend
+from mmdora.ops.products import CHUNK, wide
+
 CANCELLED = 0.1
 """Rows with ||V||^2 under this share of ||W0||^2 are recomputed densely: at 0.1, fp32 keeps 1e-6 in n."""
-
-CHUNK = 4096
-"""Rows that are upcast at a time, so that a half-precision weight never exists whole in fp32."""
-
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype to accumulate in: fp32 for half precision, else the dtype itself."""
-    return torch.promote_types(dtype, torch.float32)
 
 
 def squared_norm(weight: Tensor) -> Tensor:
     """||W0_j||^2 [O], accumulated in fp32 or better. A constant of the base: compute it once."""
-    rows = [torch.linalg.vector_norm(part.to(wide(weight.dtype)), dim=1) for part in weight.split(CHUNK)]
-    return torch.cat(rows).square()
+    dtype = wide(weight.dtype)
+    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in weight.split(CHUNK)]).square()
 
 
 def row_norm(
@@ -39,9 +34,14 @@ def row_norm(
         lora_B: [O, R], same dtype as A.
         scaling: s.
         base: `squared_norm(weight)`.
-        exact: recompute cancelled rows densely. This looks at the data, which a compiled graph cannot.
+        exact: recompute cancelled rows densely. In plain torch this looks at the data, which a compiled graph
+            cannot; the kernel on CUDA decides on the device, and always does it.
     """
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        if backend.on_triton(weight) and backend.on_triton(lora_A):
+            from mmdora.ops import kernels
+
+            return kernels.row_norm(weight, lora_A, lora_B, scaling, base, CANCELLED)
         dtype = lora_A.dtype
         projected = torch.cat([part.to(dtype) @ lora_A.T for part in weight.split(CHUNK)])
         mixed = projected.mul_(2 * scaling).addmm_(lora_B, lora_A @ lora_A.T, alpha=scaling**2)

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import shutil
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
 from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
-from transformers.trainer_utils import get_last_checkpoint
 
 from mmdora.adapters import restore_adapter, save_adapter
 from mmdora.config import RunConfig
 from mmdora.data.collate import Collator
 from mmdora.data.fit import Rows, fit
 from mmdora.data.records import read_records
-from mmdora.errors import MmdoraError
+from mmdora.errors import Interrupted, MmdoraError
 from mmdora.injectors import inject, trainable_parameters
 from mmdora.models.load import load
-from mmdora.train.trainer import AdapterTrainer, RunLog
+from mmdora.train.checkpoint import STAGING, best_of, writing_to
+from mmdora.train.guards import StopRequest
+from mmdora.train.log import RunLog
+from mmdora.train.resume import CONFIG, DONE, check_changes, content, find_checkpoint, steps_done
+from mmdora.train.trainer import AdapterTrainer
 
-CONFIG, PLAN, LOG, DONE = "config.yaml", "plan.txt", "log.jsonl", "complete.json"
-FREE_ON_RESUME = {"training.log_every", "training.keep", "training.output"}  # do not change what is computed
+PLAN, LOG = "plan.txt", "log.jsonl"
 
 
-def train(config: RunConfig, *, resume: bool | Path = False, say: Callable[[str], None] = print) -> Path:
+def train(
+    config: RunConfig,
+    *,
+    resume: bool | Path = False,
+    allow_changes: bool = False,
+    say: Callable[[str], None] = print,
+) -> Path:
     """Train adapters and write a run folder.
 
     The folder holds the resolved `config.yaml`, `plan.txt`, `log.jsonl`, `tensorboard/`,
@@ -39,24 +50,37 @@ def train(config: RunConfig, *, resume: bool | Path = False, say: Callable[[str]
     written last, `complete.json`.
 
     Args:
-        resume: continue from the newest checkpoint (True) or from the given one.
+        resume: continue from the newest whole checkpoint (True) or from the given one.
+        allow_changes: go on although config, data or base are not those of the stopped run.
         say: receives the lines meant for a person.
 
     Raises:
+        Interrupted: after SIGTERM or SIGINT, when the step in hand is done and saved.
         MmdoraError: when config, data or run folder do not fit together; before the model is loaded
-            wherever that can be known.
+            wherever that can be known. Or when there is no room to write.
     """
+    with writing_to(config.training.output):
+        return _train(config, resume, allow_changes, say)
+
+
+def _train(config: RunConfig, resume: bool | Path, allow_changes: bool, say: Callable[[str], None]) -> Path:
     output = config.training.output
-    checkpoint = _check_output(config, resume)
+    checkpoint, before = find_checkpoint(output, resume, say)
     _check_schedule(config)
     if config.data.train is None:
         raise MmdoraError("data.train: give the file of records to train on")
     records = read_records(config.data.train, config.data.images, max_turns=config.data.max_turns)
     held_out = read_records(config.data.eval, config.data.images) if config.data.eval else None
+    facts = {"data": {str(path): content(path) for path in (config.data.train, config.data.eval) if path}}
+    if before is not None:
+        check_changes(config, before, facts, allow_changes, say)
 
     set_seed(config.training.seed)
     model, processor = load(config.model.base, dtype=config.model.dtype)
     plan = inject(model, config.adapt)
+    facts |= {"base": plan.fingerprint, "plan": str(plan)}
+    if before is not None:
+        check_changes(config, before, facts, allow_changes, say)
     if config.training.precision == "bf16":
         for _, parameter, _, _ in trainable_parameters(model):
             parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
@@ -64,30 +88,45 @@ def train(config: RunConfig, *, resume: bool | Path = False, say: Callable[[str]
     say(str(plan))
     say(_describe(rows, config))
     output.mkdir(parents=True, exist_ok=True)
-    config.save(output / CONFIG)
+    (output / DONE).unlink(missing_ok=True)
+    shutil.rmtree(output / STAGING, ignore_errors=True)  # of a save that was killed
+    _replace(output / CONFIG, config.save)
     (output / PLAN).write_text(f"{plan}\n", encoding="utf-8")
 
     evaluation = _first(fit(held_out, processor, config.data.max_length, "drop"), config) if held_out else None
     per_step = config.training.batch_size * config.training.accumulation
+    stop, log = StopRequest(), RunLog(output / LOG, per_step)
     trainer = AdapterTrainer(
         config,
         rows,
+        facts,
         model=model,
         args=_arguments(config, evaluation is not None),
         data_collator=Collator(processor, records.root),
         eval_dataset=evaluation,
         callbacks=[
-            RunLog(output / LOG, per_step),
+            stop,
+            log,
             TensorBoardCallback(SummaryWriter(str(output / "tensorboard"))),
         ],
     )
     started = time.monotonic()
-    if checkpoint is not None and _is_last(checkpoint):
-        restore_adapter(model, _best(checkpoint))  # stopped between the last step and the end
+    steps = config.training.steps or math.ceil(config.training.epochs * trainer.steps_per_epoch)
+    if checkpoint is not None and steps_done(checkpoint) >= steps:
+        restore_adapter(model, best_of(checkpoint) or checkpoint)  # stopped between the last step and the end
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     else:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with stop.listening(), closing(log):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
+            step = trainer.state.global_step
+            raise Interrupted(
+                f"{stop.signal.name}: stopped after step {step} of {trainer.state.max_steps}; saved as "
+                f"{output / f'checkpoint-{step}'}; go on with --resume",
+                128 + stop.signal,
+            )
     seconds = time.monotonic() - started
+    trainer.check_finite()
     save_adapter(model, output / "adapter", base=config.model.base)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     done = {
@@ -100,8 +139,15 @@ def train(config: RunConfig, *, resume: bool | Path = False, say: Callable[[str]
         "device": str(trainer.args.device),
         "threads": torch.get_num_threads(),
     }
-    (output / DONE).write_text(json.dumps(done, indent=2), encoding="utf-8")
+    _replace(output / DONE, lambda path: path.write_text(json.dumps(done, indent=2), encoding="utf-8"))
     return output
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    """Write beside the file, then rename over it: a kill leaves the old one or the new one."""
+    beside = path.with_name(f".{path.name}.tmp")
+    write(beside)
+    os.replace(beside, path)
 
 
 def _arguments(config: RunConfig, evaluates: bool) -> TrainingArguments:
@@ -130,7 +176,7 @@ def _arguments(config: RunConfig, evaluates: bool) -> TrainingArguments:
         eval_steps=training.eval_every,
         save_strategy="steps" if every else "no",
         save_steps=every or 500,
-        save_total_limit=training.keep,
+        save_total_limit=None,  # rotation is ours: the stock one may keep the best alone
         load_best_model_at_end=bool(evaluates and every),
         metric_for_best_model="eval_loss" if evaluates else None,
         greater_is_better=False if evaluates else None,
@@ -162,50 +208,6 @@ def _check_schedule(config: RunConfig) -> None:
             f"training.save_every {training.save_every} must be a multiple of training.eval_every {training.eval_every}"
             " (the best checkpoint is chosen among the saved ones)"
         )
-
-
-def _check_output(config: RunConfig, resume: bool | Path) -> Path | None:
-    """The checkpoint to resume from, or None for a fresh run."""
-    output = config.training.output
-    if output.exists() and not output.is_dir():
-        raise MmdoraError(f"training.output: {output} is a file, not a folder")
-    if not resume:
-        if (output / CONFIG).exists():
-            raise MmdoraError(f"training.output: {output} holds a run; use --resume, or another folder")
-        return None
-    newest = get_last_checkpoint(str(output)) if output.is_dir() else None
-    checkpoint = resume if isinstance(resume, Path) else Path(newest) if newest else None
-    if checkpoint is None:
-        if (output / DONE).exists() or not (output / CONFIG).exists():
-            raise MmdoraError(f"--resume: no checkpoint in {output}")
-    elif not (checkpoint / TRAINER_STATE_NAME).is_file():
-        raise MmdoraError(f"--resume: {checkpoint} is not a checkpoint of a run")
-    before = yaml.safe_load((output / CONFIG).read_text(encoding="utf-8")) if (output / CONFIG).exists() else {}
-    changed = [
-        f"{key}: {old!r} -> {new!r}"
-        for key, old, new in _differences(before, config.to_dict())
-        if key not in FREE_ON_RESUME
-    ]
-    if changed:
-        raise MmdoraError(f"--resume: the config differs from the run in {output}: {'; '.join(changed)}")
-    return checkpoint
-
-
-def _is_last(checkpoint: Path) -> bool:
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    return state.global_step >= state.max_steps
-
-
-def _best(checkpoint: Path) -> Path:
-    state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    return checkpoint.parent / Path(state.best_model_checkpoint).name if state.best_model_checkpoint else checkpoint
-
-
-def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(set(old) | set(new))
-        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{key}.{n}".lstrip("."))]
-    return [] if old == new else [(key, old, new)]
 
 
 def _first(rows: Rows, config: RunConfig) -> Any:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
 from mmdora.data import images
-from mmdora.data.images import decode, locate, open_image
+from mmdora.data.images import decode, image_size, locate, open_image
 from mmdora.errors import MmdoraError
 
 
@@ -101,3 +101,38 @@ def test_a_file_below_the_root_is_read(tmp_path: Path):
     assert open_image("a/b.png", tmp_path).size == (5, 3)
     with pytest.raises(MmdoraError, match="no such file"):
         open_image("a/c.png", tmp_path)
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 5, 6, 8])
+@pytest.mark.parametrize("kind", images.FORMATS)
+def test_the_size_told_by_the_header_is_the_decoded_one(tmp_path: Path, kind: str, orientation: int | None):
+    exif = Image.Exif()
+    if orientation:
+        exif[ExifTags.Base.Orientation] = orientation
+    (tmp_path / "a").write_bytes(encoded(Image.new("RGB", (5, 3)), kind, **({"exif": exif} if orientation else {})))
+    width, height = open_image("a", tmp_path).size
+    assert image_size("a", tmp_path) == (height, width)
+    turns = orientation in (5, 6, 8) and kind not in ("BMP", "GIF")  # these two hold no EXIF
+    assert (width, height) == ((3, 5) if turns else (5, 3))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_size_needs_the_header_only(tmp_path: Path, kind: str):
+    (tmp_path / "a").write_bytes(encoded(Image.effect_noise((64, 48), 50), kind)[:700])
+    assert image_size("a", tmp_path) == (48, 64)
+    with pytest.raises(MmdoraError, match="damaged or cut short"):
+        open_image("a", tmp_path)
+
+
+def test_a_size_is_refused_like_a_picture(tmp_path: Path, monkeypatch):
+    Image.new("RGB", (10, 10)).save(tmp_path / "a.png")
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "none.png").write_bytes(b"")
+    monkeypatch.setattr(images, "MAX_PIXELS", 99)
+    refusals = {"a.png": "10x10 is over", "text.png": "not an image", "none.png": "is empty", "../a.png": "outside"}
+    for name, message in refusals.items():
+        with pytest.raises(MmdoraError, match=message):
+            image_size(name, tmp_path)
+    monkeypatch.setattr(images, "MAX_BYTES", 3)
+    with pytest.raises(MmdoraError, match="larger than"):
+        image_size("text.png", tmp_path)

@@ -8,10 +8,12 @@ import torch
 from transformers import AutoProcessor
 
 from mmdora.data.collate import Collator
-from mmdora.data.fit import count_tokens, fit
+from mmdora.data.fit import fit
 from mmdora.data.images import open_image
-from mmdora.data.prompt import IGNORE, encode_prompts, prompt_messages, render, render_with_answers
+from mmdora.data.lengths import count_tokens
+from mmdora.data.prompt import IGNORE, encode_prompts, render, render_with_answers
 from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data.turns import prompt_messages
 from mmdora.errors import MmdoraError
 
 CHATML = (
@@ -73,6 +75,13 @@ def test_a_template_without_generation_block(processor, scene_records, tiny_llav
     assert learned(other, batch, 0) == expected
 
 
+def test_what_follows_the_last_answer_is_not_learned(processor, scene_records):
+    record = read_records(scene_records)[0]
+    longer = record | {"messages": [*record["messages"], said("user", "and now?")]}
+    batch = Collator(processor, scene_records.parent)([record, longer])
+    assert learned(processor, batch, 1) == learned(processor, batch, 0) == answers(record)
+
+
 def test_a_template_that_rewrites_history_is_refused(processor, scene_records, tiny_llava):
     other = AutoProcessor.from_pretrained(tiny_llava)
     other.chat_template = "{{ messages | length }}" + CHATML
@@ -118,14 +127,14 @@ def test_a_missing_image_names_its_record(processor, scene_records, tmp_path):
 def test_counted_tokens_are_the_encoded_tokens(processor, scene_records):
     records = read_records(scene_records)
     batch = Collator(processor, records.root)(list(records))
-    counted = [count_tokens(processor, r["messages"], r["images"], records.root) for r in records]
-    assert counted == batch["attention_mask"].sum(1).tolist()
+    counted = count_tokens(processor, list(records), records.root)
+    assert counted.tolist() == batch["attention_mask"].sum(1).tolist()
 
 
 @pytest.mark.parametrize("policy", ["error", "drop", "shrink"])
 def test_length_limits_never_cut_an_image(processor, scene_records, policy):
     records = read_records(scene_records)
-    lengths = [count_tokens(processor, r["messages"], r["images"], records.root) for r in records]
+    lengths = count_tokens(processor, list(records), records.root).tolist()
     limit = sorted(lengths)[len(lengths) // 2]
     if policy == "error":
         with pytest.raises(MmdoraError, match=r"record scene-.* has .* tokens"):

@@ -1,6 +1,7 @@
 """Reading records: JSONL and LLaVA's layout, turns cut into rows, mistakes named by file and line."""
 
 import json
+import pickle
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,26 @@ def test_written_records_are_read_back(tmp_path: Path):
     assert len(records) == 2 and records.root == tmp_path
     assert records[0] == rows[0] | {"meta": {}}
     assert [row["meta"] for row in records] == [{}, {"type": "other"}]
+
+
+def test_what_is_told_of_all_records_at_once(tmp_path: Path):
+    rows: list[dict] = [conversation(turns, images) for turns in (1, 12) for images in (0, 1, 3)] * 60
+    write_records(tmp_path / "r.jsonl", rows)
+    records = read_records(tmp_path / "r.jsonl")
+    assert list(records) == [records[i] for i in range(len(records))] == [row | {"meta": {}} for row in rows]
+    texts = ["".join(p.get("text", "") for m in row["messages"] for p in m["content"]) for row in rows]
+    assert records.characters.tolist() == [len(text) for text in texts]
+    assert records.images.tolist() == [len(row["images"]) for row in rows]
+    assert records.fingerprint == read_records(tmp_path / "r.jsonl").fingerprint
+    assert records.fingerprint != read_records(tmp_path / "r.jsonl", max_turns=2).fingerprint
+
+
+def test_a_loader_process_gets_the_name_of_the_table_not_its_rows(tmp_path: Path):
+    write_records(tmp_path / "r.jsonl", [conversation(20)] * 500)
+    records = read_records(tmp_path / "r.jsonl")
+    sent = pickle.dumps(records)
+    assert len(sent) < 10_000
+    assert pickle.loads(sent)[499] == records[499]
 
 
 def test_a_changed_file_is_read_anew(tmp_path: Path):

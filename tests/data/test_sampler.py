@@ -1,9 +1,11 @@
 """The order of rows: every row once, a function of seed and epoch, like rows together."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from mmdora.data.sampler import GroupedSampler
+from mmdora.data.sampler import WINDOW, GroupedSampler
 
 ROWS, BATCH = 1003, 8
 
@@ -40,3 +42,46 @@ def test_batches_are_of_one_modality_and_like_length(sampler):
 def test_without_lengths_it_is_a_plain_shuffle():
     sampler = GroupedSampler(10, 4, 0, None, np.ones(10, dtype=bool))
     assert sorted(sampler) == list(range(10)) and list(sampler) != list(range(10))
+
+
+def plain_order(rows, batch, seed, epoch, lengths, has_image):
+    """The order with nothing but lists: runs that were stopped before go on in it."""
+    random = np.random.default_rng((seed, epoch))
+    shuffled, whole, rest = random.permutation(rows).tolist(), [], []
+    for modality in (True, False):
+        mine = [row for row in shuffled if has_image[row] == modality]
+        for start in range(0, len(mine), batch * WINDOW):
+            window = sorted(mine[start : start + batch * WINDOW], key=lambda row: lengths[row])
+            full = len(window) // batch * batch
+            whole += [window[i : i + batch] for i in range(0, full, batch)]
+            rest += window[full:]
+    return [row for i in random.permutation(len(whole)) for row in whole[i]] + rest
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(0, 2), (1, 8), (23, 2), (ROWS, BATCH), (ROWS, 1), (700, 64)])
+@pytest.mark.parametrize("share", [0.0, 0.7, 1.0])
+def test_the_order_is_what_it_always_was(rows, batch, share):
+    random = np.random.default_rng(rows)
+    lengths, has_image = random.integers(5, 50, rows, dtype=np.int32), random.random(rows) < share
+    sampler = GroupedSampler(rows, batch, 7, lengths, has_image)
+    sampler.set_epoch(3)
+    order = list(sampler)
+    assert order == plain_order(rows, batch, 7, 3, lengths, has_image)
+    assert all(type(row) is int for row in order)
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_the_order_is_no_list_of_objects(grouped):
+    rows = 200_000
+    random = np.random.default_rng(0)
+    lengths = random.integers(5, 500, rows, dtype=np.int32) if grouped else None
+    sampler = GroupedSampler(rows, BATCH, 0, lengths, random.random(rows) < 0.7)
+    next(iter(sampler))
+    tracemalloc.start()
+    try:
+        order = iter(sampler)
+        next(order)
+        held, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 10 * rows and peak < 60 * rows  # 8 bytes a row; a list of integers takes 36

@@ -1,189 +1,140 @@
-"""The adapted linear as a module: names, cache, conversions, refusals."""
+"""The adapted linear's dropout, and its place in autocast; what it shares with other kinds is in test_adapted.py."""
 
-import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from layer_cases import adapted, inputs, make, max_rel, same_as_peft, shake
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 
-from mmdora.errors import MmdoraError
-from mmdora.layers.linear import AdaptedLinear
-from mmdora.ops import reference
+from mmdora.ops import dropout
+from mmdora.ops.dropout import drop
+
+METHOD = pytest.mark.parametrize("method", ["lora", "dora"])
 
 
-def make(method: Any = "dora", dtype=torch.float32, **kwargs) -> tuple[nn.Linear, Any]:
+@METHOD
+def test_equals_peft_without_dropout(method):
+    for mode in ("branch", "reference"):
+        _, layer = make("linear", method, dropout_mode=mode)
+        shake(layer)
+        same_as_peft(layer, inputs("linear"))
+
+
+@METHOD
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+def test_reference_dropout_is_pefts_with_the_same_mask(method, bias):
     torch.manual_seed(0)
-    base = nn.Linear(24, 40).to(dtype)
-    options = {} if method == "magnitude" else {"rank": 4, "scaling": 2.0}
-    return base, AdaptedLinear(base, method, **options, **kwargs)
-
-
-def shake(layer, seed=1):
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        if layer.lora_B is not None:
-            layer.lora_B.normal_(std=0.3)
-        if layer.magnitude is not None:
-            layer.magnitude *= 1 + 0.3 * torch.rand_like(layer.magnitude)
-
-
-def expected(layer, x):
-    return reference.adapted_linear(
-        x, layer.weight, layer.bias, layer.lora_A, layer.lora_B, layer.magnitude, layer.scaling
-    )
-
-
-def close(layer, x):
-    torch.testing.assert_close(layer(x), expected(layer, x), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("method", ["lora", "dora", "magnitude"])
-def test_starts_as_the_base(method, dtype):
-    base, layer = make(method, dtype)
-    x = torch.randn(7, 24).to(dtype)
-    torch.testing.assert_close(layer(x), base(x), rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
-
-
-def test_names_are_the_bases_and_parameters_are_the_same_objects():
-    base, layer = make()
-    assert layer.weight is base.weight and layer.bias is base.bias
-    assert list(layer.state_dict()) == ["weight", "bias", "lora_A", "lora_B", "magnitude"]
-    assert [n for n, p in layer.named_parameters() if p.requires_grad] == ["lora_A", "lora_B", "magnitude"]
-
-
-def test_adapter_is_fp32_on_a_half_base_and_stays_so():
-    _, layer = make(dtype=torch.bfloat16)
-    assert {p.dtype for p in (layer.lora_A, layer.lora_B, layer.magnitude)} == {torch.float32}
-    _, layer = make()
-    layer.to(torch.bfloat16)
-    assert layer.weight.dtype == torch.bfloat16 and layer.magnitude.dtype == torch.float32
-
-
-@pytest.mark.parametrize("options", [{"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
-def test_norm_is_fresh_after_optimizer_steps(options):
-    _, layer = make()
+    layer = adapted(nn.Linear(24, 40, bias=bias), method, dropout=0.3, dropout_mode="reference")
     shake(layer)
-    x = torch.randn(7, 24)
-    optimizer = torch.optim.AdamW([p for p in layer.parameters() if p.requires_grad], lr=0.1, **options)
-    for _ in range(3):
-        layer(x).square().sum().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        close(layer, x)
+    same_as_peft(layer, torch.randn(3, 7, 24), dropout=0.3)
+    same_as_peft(layer.eval(), torch.randn(3, 7, 24), dropout=0.3)
 
 
-def test_norm_is_computed_once_per_step(monkeypatch):
-    _, layer = make()
-    calls = []
-    original = AdaptedLinear.row_norm
-    monkeypatch.setattr(AdaptedLinear, "row_norm", lambda self, **kw: calls.append(1) or original(self, **kw))
-    x = torch.randn(7, 24, requires_grad=True)
-    optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.1)
-    for step in (1, 2):
-        for _ in range(4):
-            checkpoint(layer, x, use_reentrant=False).sum().backward()
-        assert len(calls) == step
-        optimizer.step()
+def test_reference_dropout_of_dora_is_another_function_than_branch():
+    results = []
+    for mode in ("branch", "reference"):
+        _, layer = make("linear", dropout=0.3, dropout_mode=mode)
+        shake(layer)
+        torch.manual_seed(3)
+        results.append(layer(inputs("linear")))
+    assert max_rel(*results) > 1e-2
 
 
-def test_norm_is_fresh_after_everything_else():
-    _, layer = make()
-    x = torch.randn(7, 24)
-    close(layer, x)
+@METHOD
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_branch_dropout(method, dtype):
+    """y = c (W0 x + s B A d(x)) + bias, and its gradients with the same d; d is zero or 1 / (1 - p)."""
+    _, layer = make("linear", method, dtype, dropout=0.4)
     shake(layer)
-    close(layer, x)
-    other = copy.deepcopy(layer)
-    shake(other, seed=5)
-    close(other, x)
-    close(layer, x)
-    layer.load_state_dict(other.state_dict())
-    torch.testing.assert_close(layer(x), other(x), rtol=0, atol=0)
-    layer.to(torch.float64)
-    close(layer, x.double())
-    changed = {**layer.state_dict(), "weight": layer.weight * 2}
-    layer.load_state_dict(changed)
-    close(layer, x.double())
-    layer.load_state_dict({**changed, "lora_A": layer.lora_A * 3}, assign=True)
-    close(layer, x.double())
-
-
-def test_gradients_through_checkpointing_are_the_same():
-    _, layer = make()
-    shake(layer)
-    x: Any = torch.randn(7, 24, requires_grad=True)
-    layer(x).square().sum().backward()
-    plain = [p.grad.clone() for p in (x, layer.lora_A, layer.lora_B, layer.magnitude)]
-    for p in (x, layer.lora_A, layer.lora_B, layer.magnitude):
-        p.grad = None
-    checkpoint(layer, x, use_reentrant=False).square().sum().backward()
-    for before, p in zip(plain, (x, layer.lora_A, layer.lora_B, layer.magnitude), strict=True):
-        assert torch.equal(before, p.grad)
-
-
-@pytest.mark.parametrize("method", ["lora", "dora", "magnitude"])
-def test_merge_gives_a_plain_linear_with_the_same_weight_object(method):
-    base, layer = make(method)
-    shake(layer)
-    x = torch.randn(7, 24)
+    x = inputs("linear", rows=512).to(dtype).requires_grad_()
+    torch.manual_seed(3)
     y = layer(x)
-    plain = layer.merge()
-    assert type(plain) is nn.Linear and plain.weight is base.weight and plain.weight.requires_grad
-    torch.testing.assert_close(plain(x), y, rtol=1e-5, atol=1e-5)
-
-
-def test_merge_rounds_once():
-    _, layer = make()
-    shake(layer)
-    exact = layer.merged_weight()
-    assert torch.equal(layer.merge(torch.bfloat16).weight, exact.bfloat16())
-
-
-def test_unload_gives_back_the_base():
-    base, layer = make()
-    before = base.weight.detach().clone()
-    shake(layer)
-    plain = layer.unload()
-    assert plain.weight is base.weight and torch.equal(plain.weight, before) and plain.weight.requires_grad
-
-
-def test_dropout_only_in_training():
-    _, layer = make(dropout=0.5)
-    shake(layer)
-    x = torch.randn(64, 24, requires_grad=True)
-    layer.eval()
-    close(layer, x)
-    layer.train()
-    torch.manual_seed(0)
-    y = layer(x)
-    torch.manual_seed(0)
-    dropped = torch.nn.functional.dropout(x, 0.5)
-    factor = layer.magnitude / layer.row_norm()
-    z = x @ layer.weight.T + 2.0 * dropped @ layer.lora_A.T @ layer.lora_B.T
-    wanted = factor.detach() * z + layer.bias
-    torch.testing.assert_close(y, wanted, rtol=1e-5, atol=1e-5)
+    torch.manual_seed(3)
+    mask = drop(torch.ones_like(x), 0.4)[0].detach().double()
+    assert set(mask.unique().tolist()) == {0.0, 1.0}
+    assert abs((mask == 0).double().mean() - 0.4) < 0.02
+    own: dict[str, Any] = {n: p.detach().double().requires_grad_() for n, p in layer.named_parameters()}
+    x64 = x.detach().double().requires_grad_()
+    z = x64 @ own["weight"].T + 2.0 / 0.6 * ((x64 * (mask != 0)) @ own["lora_A"].T) @ own["lora_B"].T
+    factor = own["magnitude"] / layer.row_norm().double() if method == "dora" else 1.0
+    expected = factor * z + own["bias"]
+    bound = 1e-5 if dtype == torch.float32 else 2**-6
+    assert max_rel(y, expected) <= bound
     gradient = torch.randn_like(y)
-    found = torch.autograd.grad(y, [x, layer.lora_A, layer.lora_B], gradient)
-    for a, b in zip(found, torch.autograd.grad(wanted, [x, layer.lora_A, layer.lora_B], gradient), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+    y.backward(gradient)
+    expected.backward(gradient.double())
+    assert max_rel(x.grad, x64.grad) <= bound  # pyright: ignore
+    for name, parameter in layer.named_parameters():
+        if parameter.requires_grad:
+            assert max_rel(parameter.grad, own[name].grad) <= bound, name
 
 
-class OwnForward(nn.Linear):
-    def forward(self, x):
-        return super().forward(x) * 2
+@pytest.mark.parametrize("p", [0.01, 0.05, 0.5, 0.9])
+def test_dropout_is_independent_draws(p):
+    """Share, variance of counts in blocks, and neighbours, as of a Bernoulli process (5 sigma)."""
+    torch.manual_seed(0)
+    x = torch.ones(1000, 512)
+    y, gain = drop(x, p)
+    dropped = (y == 0).double()
+    assert torch.equal(y, 1 - dropped.float()) and gain == 1 / (1 - p)
+    sigma = (p * (1 - p) / x.numel()) ** 0.5
+    assert abs(dropped.mean() - p) < 5 * sigma
+    counts = dropped.sum(1)
+    variance = counts.var() / (512 * p * (1 - p))
+    assert abs(variance - 1) < 5 * (2 / 1000) ** 0.5 + 0.05
+    centred = dropped.flatten() - p
+    assert abs((centred[1:] * centred[:-1]).mean()) < 5 * p * (1 - p) / x.numel() ** 0.5
+    edges = torch.stack([drop(torch.ones(3), p)[0] == 0 for _ in range(3000)]).double().mean(0)
+    assert (edges - p).abs().max() < 5 * (p * (1 - p) / 3000) ** 0.5
 
 
-@pytest.mark.parametrize(
-    ("module", "message"),
-    [
-        (nn.MultiheadAttention(8, 2).out_proj, "read, not called"),
-        (OwnForward(4, 4), "forward of its own"),
-        (nn.Conv2d(3, 4, 2), "not an nn.Linear"),
-    ],
-    ids=["attention", "own-forward", "conv"],
-)
-def test_refuses_what_it_would_break(module, message):
-    with pytest.raises(MmdoraError, match=message):
-        AdaptedLinear(module, "lora", rank=2)
+def test_dropout_goes_on_where_its_first_draws_end(monkeypatch):
+    monkeypatch.setattr(dropout, "math", SimpleNamespace(sqrt=lambda expected: -expected / 8))  # 8 at a time
+    torch.manual_seed(0)
+    found = dropout.zeros(4000, 0.9)
+    assert abs(len(found) - 3600) < 5 * (4000 * 0.9 * 0.1) ** 0.5
+    assert (found.diff() > 0).all() and found[0] >= 0 and found[-1] < 4000
+
+
+def test_dropout_only_in_training_and_from_torchs_generator():
+    _, layer = make("linear", dropout=0.5)
+    shake(layer)
+    x = inputs("linear")
+    torch.manual_seed(0)
+    first, second = layer(x), layer(x)
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), first) and not torch.equal(first, second)
+    assert torch.equal(layer.eval()(x), layer(x))
+    state = torch.get_rng_state()
+    layer(x)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_dropout_is_repeated_by_recomputation():
+    from torch.utils.checkpoint import checkpoint
+
+    _, layer = make("linear", dropout=0.5)
+    shake(layer)
+    gradients = []
+    for recompute in (False, True):
+        x = inputs("linear").requires_grad_()
+        layer.zero_grad()
+        torch.manual_seed(0)
+        y: Any = checkpoint(layer, x, use_reentrant=False) if recompute else layer(x)
+        y.square().sum().backward()
+        gradients.append([x.grad, layer.lora_A.grad, layer.lora_B.grad, layer.magnitude.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_autocast_computes_in_its_dtype():
+    for mode in ("branch", "reference"):
+        _, layer = make("linear", dropout=0.1, dropout_mode=mode)
+        x = inputs("linear").requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+        y.float().sum().backward()
+        trained: list[Any] = [x, layer.lora_A, layer.lora_B, layer.magnitude]
+        assert {p.grad.dtype for p in trained} == {torch.float32}

@@ -1,76 +1,18 @@
 """The fused linear against the dense equations, and its edges."""
 
-from typing import Any
-
 import pytest
 import torch
+from ops.cases import both, case, dense, fused, in_float64, max_rel
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdora.ops import reference
+from mmdora.ops import compose
 from mmdora.ops.linear import adapted_linear, scale
 from mmdora.ops.norm import row_norm, squared_norm
+from mmdora.ops.products import CHUNK
 
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 METHOD = pytest.mark.parametrize("method", ["lora", "dora", "magnitude"])
-
-
-def case(method, bias, *, dtype=torch.float32, base=None, rows=40, columns=24, rank=4) -> dict[str, Any]:
-    torch.manual_seed(1)
-    tensors = {
-        "x": torch.randn(5, 3, columns, dtype=dtype).requires_grad_(),
-        "weight": torch.randn(rows, columns, dtype=dtype).to(base or dtype),
-        "bias": torch.randn(rows, dtype=dtype).to(base or dtype) if bias else None,
-        "lora_A": None,
-        "lora_B": None,
-        "magnitude": None,
-    }
-    if method != "magnitude":
-        tensors["lora_A"] = (torch.randn(rank, columns, dtype=dtype) * 0.3).requires_grad_()
-        tensors["lora_B"] = (torch.randn(rows, rank, dtype=dtype) * 0.3).requires_grad_()
-    if method != "lora":
-        tensors["magnitude"] = (3 + torch.rand(rows, dtype=dtype)).requires_grad_()
-    return tensors
-
-
-def fused(t, scaling=2.0, dropped=None):
-    scaled = None
-    if t["magnitude"] is not None:
-        base = squared_norm(t["weight"])
-        norm = base.sqrt()
-        if t["lora_A"] is not None:
-            norm = row_norm(t["weight"], t["lora_A"], t["lora_B"], scaling, base)
-        scaled = scale(t["magnitude"], norm)
-    return adapted_linear(
-        t["x"], t["weight"], t["bias"], t["lora_A"], t["lora_B"], scaling, t["magnitude"], scaled, dropped
-    )
-
-
-def dense(t):
-    return reference.adapted_linear(
-        t["x"], t["weight"], t["bias"], t["lora_A"], t["lora_B"], t["magnitude"], scaling=2.0
-    )
-
-
-def in_float64(t) -> dict[str, Any]:
-    return {k: None if v is None else v.detach().double().requires_grad_(v.requires_grad) for k, v in t.items()}
-
-
-def max_rel(a, b):
-    return ((a.double() - b.double()).abs().max() / b.double().abs().max()).item()
-
-
-def both(t, bound):
-    exact = in_float64(t)
-    expected = dense(exact)
-    found = fused(t)
-    torch.manual_seed(2)
-    gradient = torch.randn_like(found)
-    found.backward(gradient)
-    expected.backward(gradient.double())
-    assert max_rel(found, expected) <= bound
-    for name in ("x", "lora_A", "lora_B", "magnitude"):
-        if t[name] is not None:
-            assert max_rel(t[name].grad, exact[name].grad) <= bound, name
 
 
 @METHOD
@@ -166,6 +108,35 @@ def test_dropout_touches_the_low_rank_branch_only():
     assert t["lora_A"].grad.abs().max() == 0 and t["lora_B"].grad.abs().max() == 0
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("wants_x", [True, False], ids=["x", "no-x"])
+def test_gradcheck_of_a_dropped_branch(method, wants_x):
+    t = case(method, True, dtype=torch.float64, rows=5, columns=4, rank=2)
+    x, dropped = t["x"].detach().requires_grad_(wants_x), torch.randn_like(t["x"]).requires_grad_()
+    fixed = None if t["magnitude"] is None else scale(t["magnitude"], torch.rand(5, dtype=torch.float64) + 1)
+
+    def call(x, d):
+        return adapted_linear(x, t["weight"], t["bias"], t["lora_A"], t["lora_B"], 1.5, t["magnitude"], fixed, d)
+
+    assert torch.autograd.gradcheck(call, (x, dropped))
+
+
+@BIAS
+def test_backward_in_blocks_is_the_same(bias, monkeypatch):
+    monkeypatch.setattr(compose, "BLOCK", 4 * 40)
+    both(case("dora", bias), 2e-6)
+
+
+@METHOD
+def test_no_tokens_at_all(method):
+    t = case(method, True)
+    t["x"] = torch.empty(0, 24, requires_grad=True)
+    y = fused(t)
+    y.sum().backward()
+    assert y.shape == (0, 40) and t["x"].grad is not None and t["x"].grad.shape == (0, 24)
+    assert all(t[name].grad.abs().sum() == 0 for name in ("lora_A", "lora_B", "magnitude") if t[name] is not None)
+
+
 def test_no_gradient_where_none_is_wanted():
     t = case("dora", True)
     t["x"] = t["x"].detach()
@@ -174,23 +145,104 @@ def test_no_gradient_where_none_is_wanted():
     assert t["x"].grad is None and t["weight"].grad is None and t["lora_A"].grad is not None
 
 
-def test_the_dense_update_is_never_formed(monkeypatch):
+class Watch(TorchDispatchMode):
+    """The results of every operation: its name, the shape and the dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: list[tuple[str, tuple[int, ...], torch.dtype]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.seen.append((func.overloadpacket.__name__, tuple(result.shape), result.dtype))
+        return result
+
+
+@METHOD
+def test_the_dense_update_is_never_formed(method):
     """No product of the shape of W0, forward or backward."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    shapes = set()
-
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            result = func(*args, **(kwargs or {}))
-            if isinstance(result, torch.Tensor) and "mm" in str(func):
-                shapes.add(tuple(result.shape))
-            return result
-
-    t = case("dora", True)
-    with Watch():
+    t = case(method, True)
+    with Watch() as watch:
         fused(t).sum().backward()
-    assert shapes and (40, 24) not in shapes and (24, 40) not in shapes
+    shapes = {shape for name, shape, _ in watch.seen if "mm" in name}
+    assert shapes and not shapes & {(40, 24), (24, 40)}
+
+
+@BIAS
+def test_lora_writes_its_output_twice_and_no_more(bias):
+    t = case("lora", bias)
+    with Watch() as watch:
+        fused(t)
+    passes = [name for name, shape, _ in watch.seen if shape == (15, 40)]
+    assert [name for name in passes if name not in ("view", "_unsafe_view")] == ["addmm" if bias else "mm", "addmm_"]
+
+
+@METHOD
+@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "plain"])
+def test_a_half_weight_is_never_upcast_whole(method, autocast):
+    rows = CHUNK + 40
+    t = case(method, True, base=torch.bfloat16, rows=rows)
+    t["x"] = t["x"].detach().bfloat16().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Watch() as watch:
+        y = fused(t)
+        y.backward(torch.ones_like(y))
+    assert (rows, 24, torch.float32) not in {(*shape, dtype) for _, shape, dtype in watch.seen}
+    assert (24, rows, torch.float32) not in {(*shape, dtype) for _, shape, dtype in watch.seen}
+    assert max_rel(y, dense(in_float64(t))) < 2**-7
+
+
+@METHOD
+def test_what_is_kept_for_backward(method):
+    t = case(method, True, base=torch.bfloat16)
+    t["x"] = t["x"].detach().bfloat16().requires_grad_()
+    kept: list[torch.Tensor] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor
+    )
+    with torch.autocast("cpu", torch.bfloat16), hooks:
+        y = fused(t)
+    own = {tensor.data_ptr() for tensor in (*t.values(), y) if tensor is not None}
+    more = {(tuple(tensor.shape), tensor.dtype) for tensor in kept if tensor.data_ptr() not in own}
+    hidden, per_row = {((15, 4), torch.bfloat16)}, {((40,), torch.float32)}
+    assert more == {"lora": hidden, "dora": hidden | per_row, "magnitude": per_row}[method]
+    assert any(tensor.data_ptr() == y.data_ptr() for tensor in kept) == (method != "lora")
+
+
+def test_lora_rounds_its_sum_once():
+    t = case("lora", False, rows=400, columns=64)
+    x, weight, lora_B = t["x"].detach().bfloat16(), t["weight"].bfloat16(), t["lora_B"] * 0.02
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        y = fused({**t, "x": x, "weight": weight, "lora_B": lora_B})
+    base = x.double() @ weight.double().T
+    branch = 2 * (x.double() @ t["lora_A"].double().T) @ lora_B.double().T
+    exact = (base + branch).view(y.shape)
+
+    def error(found):
+        return (found.double() - exact).abs().mean()
+
+    once, twice = error(exact.bfloat16()), error((base.bfloat16() + branch.bfloat16()).view(y.shape))
+    assert error(y) < 1.01 * once < 1.03 * once < twice
+
+
+@METHOD
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
+def test_compiles_without_a_graph_break(method, base):
+    class Layer(nn.Module):
+        def forward(self, x, t):
+            return fused({**t, "x": x}, keep=True, exact=False)
+
+    def run(layer):
+        t = case(method, True, base=base)
+        x = t.pop("x").detach().to(base).requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=base == torch.bfloat16):
+            y = layer(x, t)
+        y.backward(torch.ones_like(y))
+        return y, x.grad, *(t[name].grad for name in ("lora_A", "lora_B", "magnitude") if t[name] is not None)
+
+    compiled = run(torch.compile(Layer(), backend="aot_eager", fullgraph=True))
+    for a, b in zip(compiled, run(Layer()), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
 def test_autocast_computes_in_its_dtype():

@@ -1,0 +1,337 @@
+"""Kill training with SIGKILL, resume it, and compare it with the run that nobody disturbed.
+
+    python benchmarks/faults.py               # 20 kills: table, results/faults.{json,md}
+    python benchmarks/faults.py --kills 4     # the short form, under a minute on one core; writes nothing
+
+Every process runs `mmdora train CONFIG` as `python -m mmdora` does, after this file saw to it that what
+the loader hands out and every file operation of a save are written down. Kills inside a save are exact:
+the process ends itself with SIGKILL right before a given file operation. The others come from outside,
+at a random moment of a random step. A run is killed up to five times, then resumed until it is complete.
+Processes are fresh interpreters; those of the short form are forks of one that has imported torch.
+
+Equal means bit-equal: every logged loss, gradient norm, learning rate and evaluation loss, every batch
+in its order, the final adapter, and the state of optimizer, schedule and random numbers at the end.
+The number of loader processes changes from one resume to the next; the undisturbed run has none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import random
+import runpy
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+FAMILIES = {"llava": "tiny-llava"}
+WORKERS = (0, 0, 2, 2)  # of the processes of one run, in turn
+STEPS, SAVE_EVERY = 24, 4  # 8 steps are an epoch: saves lie within epochs and at their ends
+PER_RUN = 5  # kills
+FULL = 20  # kills of the form whose result is kept
+FIRST = 2 * SAVE_EVERY  # the first step whose save is disturbed: a whole checkpoint is there before it
+LAST = STEPS - SAVE_EVERY
+
+
+class Note(NamedTuple):
+    """A line of the record of a run."""
+
+    process: int
+    step: int
+    kind: str  # "batch" or "save"
+    what: str  # digest of the batch, or file operation
+
+
+@dataclass(frozen=True)
+class Kill:
+    """At `step` or as soon as may be after it: before a file operation of its save, or (None) from outside."""
+
+    step: int
+    before: str | None
+
+    def __str__(self) -> str:
+        return f"save at step {self.step}, before: {self.before}" if self.before else f"random, in step {self.step}"
+
+
+# --- in the process that is killed -----------------------------------------------------------------
+
+
+def within(arguments: list[str], told: Path, record: Path, kill: Kill | None) -> None:
+    """Be `python -m mmdora ARGUMENTS`, with a record of batches and saves, until `kill`."""
+    file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    from mmdora.train.trainer import AdapterTrainer
+
+    notes = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def note(*fields: object) -> None:
+        os.write(notes, "\t".join(map(str, (os.getpid(), *fields))).encode() + b"\n")
+
+    def before(step: int, operation: str) -> None:
+        note(step, "save", operation)
+        if kill and step >= kill.step and operation == kill.before:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def training_step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        digest = hashlib.sha256()
+        for name in sorted(inputs):
+            digest.update(name.encode() + inputs[name].numpy().tobytes())
+        note(self.state.global_step + 1, "batch", digest.hexdigest()[:16])
+        return original(self, model, inputs, num_items_in_batch)
+
+    original, AdapterTrainer.training_step = AdapterTrainer.training_step, training_step
+    watch_saves(before)
+    sys.argv = ["mmdora", *arguments]
+    runpy.run_module("mmdora", run_name="__main__")
+
+
+def watch_saves(before: Callable[[int, str], None]) -> None:
+    """From now on, call `before(step, operation)` before every file operation inside a save.
+
+    Python announces what it does to files itself (audit events); writes of torch.save and calls of
+    fsync are no such events and are wrapped.
+    """
+    import torch
+
+    from mmdora.train.trainer import AdapterTrainer
+
+    saving: list[int] = []
+    removing = [""]
+    verbs = {"os.mkdir": "mkdir", "os.rename": "rename to", "os.remove": "remove", "os.rmdir": "rmdir"}
+
+    def told(verb: str, path: Any) -> None:
+        before(saving[0], f"{verb} {_name(path, saving[0])}")
+
+    def heard(event: str, values: tuple[Any, ...]) -> None:
+        if not saving:
+            return
+        if event == "open" and isinstance(values[0], (str, os.PathLike)) and values[2] & (os.O_WRONLY | os.O_RDWR):
+            told("open", values[0])
+        elif event == "shutil.rmtree":
+            removing[0] = _name(values[0], saving[0])
+            told("rmtree", values[0])
+        elif event == "os.remove":
+            before(saving[0], f"remove {_name(values[0], saving[0])} of {removing[0]}")
+        elif event in verbs:
+            told(verbs[event], values[1] if event == "os.rename" else values[0])
+
+    def fsync(file: int) -> None:
+        if saving:
+            told("fsync", os.readlink(f"/proc/self/fd/{file}"))
+        original_fsync(file)
+
+    def save(thing: Any, file: Any, *rest: Any, **more: Any) -> None:
+        if saving:
+            told("torch.save", file)
+        original_save(thing, file, *rest, **more)
+
+    def save_checkpoint(self: Any, model: Any, trial: Any) -> None:
+        saving.append(self.state.global_step)
+        try:
+            original(self, model, trial)
+        finally:
+            saving.clear()
+
+    sys.addaudithook(heard)
+    original_fsync, os.fsync = os.fsync, fsync
+    original_save, torch.save = torch.save, save
+    original, AdapterTrainer._save_checkpoint = AdapterTrainer._save_checkpoint, save_checkpoint
+
+
+def _name(path: Any, step: int) -> str:
+    """The last part of a path; folders of checkpoints by their age, so that names are alike in every save."""
+    name = Path(os.fspath(path)).name
+    if not name.startswith("checkpoint-"):
+        return name
+    return "checkpoint" if name == f"checkpoint-{step}" else "older checkpoint"
+
+
+# --- the runs, seen from outside -------------------------------------------------------------------
+
+
+class Run:
+    """A run folder, and the processes that work on it in turn."""
+
+    def __init__(self, context: Any, folder: Path, family: str, records: Path):
+        self.context, self.processes = context, 0
+        self.folder, self.record, self.told = folder / "run", folder / "record.tsv", folder / "told"
+        folder.mkdir(parents=True)
+        self.config = folder / "config.yaml"
+        adapted = {"method": "dora", "rank": 4, "dropout": 0.1}
+        tree = {
+            "model": {"base": FAMILIES[family]},
+            "adapt": {name: adapted for name in ("vision", "projector", "language")},
+            "data": {"train": str(records), "eval": str(records), "eval_rows": 4},
+            "training": {"output": str(self.folder), "steps": STEPS, "batch_size": 2, "accumulation": 2, "lr": 1e-3,
+                         "log_every": 3, "eval_every": SAVE_EVERY, "save_every": SAVE_EVERY},
+        }  # fmt: skip
+        self.config.write_text(yaml.safe_dump(tree))
+
+    def start(self, workers: int, kill: Kill | None = None) -> BaseProcess:
+        """The next process; it resumes when it is not the first."""
+        arguments = ["train", str(self.config), "--data.workers", str(workers)]
+        arguments += ["--resume"] if self.processes else []
+        self.processes += 1
+        process = self.context.Process(target=within, args=(arguments, self.told, self.record, kill))
+        process.start()
+        return process
+
+    def finish(self, workers: int) -> None:
+        process = self.start(workers)
+        process.join()
+        if process.exitcode:
+            raise SystemExit(f"mmdora train ended with {process.exitcode}:\n{self.told.read_text()[-2000:]}")
+
+    def kill(self, kill: Kill, workers: int, chance: random.Random) -> str:
+        """Start, kill, and say how far the process had come.
+
+        Raises:
+            SystemExit: if the run was over before the kill, or no whole checkpoint was there.
+        """
+        seen = len(self.notes())
+        process = self.start(workers, kill)
+        if kill.before is None:
+            while process.is_alive() and all(note.step < kill.step for note in self.notes()[seen:]):
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.25))
+            process.kill()
+        process.join()
+        if process.exitcode != -signal.SIGKILL or (self.folder / "complete.json").exists():
+            raise SystemExit(f"not killed ({kill}): exit code {process.exitcode}\n{self.told.read_text()[-2000:]}")
+        if not any(self.folder.glob("checkpoint-*/manifest.json")):
+            raise SystemExit(f"killed ({kill}) before the first checkpoint")
+        return f"step {self.notes()[-1].step}"
+
+    def notes(self) -> list[Note]:
+        lines = self.record.read_text().splitlines() if self.record.exists() else []
+        return [
+            Note(int(process), int(step), kind, what)
+            for process, step, kind, what in (line.split("\t") for line in lines)
+        ]
+
+    def results(self) -> dict[str, Any]:
+        """What two runs are compared by."""
+        speed = ("runtime", "per_second", "samples_per_s")
+        entries = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
+        log = [{k: v for k, v in entry.items() if not any(word in k for word in speed)} for entry in entries]
+        names = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
+        files = [self.folder / f"checkpoint-{STEPS}" / name for name in names]
+        files.append(self.folder / "adapter" / "adapter_model.safetensors")
+        return {"log": log, "order": self.order(), "files": [_digest(file) for file in files]}
+
+    def order(self) -> dict[int, list[str]]:
+        """Step -> its batches. Where a process got others than the one before, both stand here."""
+        order: dict[int, list[str]] = {}
+        batches = (note for note in self.notes() if note.kind == "batch")
+        for (_, step), notes in itertools.groupby(batches, key=lambda note: (note.process, note.step)):
+            found = [note.what for note in notes]
+            known = order.setdefault(step, found)
+            shorter, longer = sorted((known, found), key=len)  # a kill may have cut the step short
+            order[step] = longer if longer[: len(shorter)] == shorter else [*known, *found]
+        return order
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def draw_records(folder: Path, rows: int = 31) -> Path:
+    """Records of one question each; the last batch of an epoch is not full."""
+    from mmdora.data.records import qa_record, write_records
+    from mmdora.data_prep import scenes
+
+    drawn = []
+    for number in range(rows):
+        chance = random.Random(number)
+        things, picture = scenes.scene(chance)
+        picture.save(folder / f"{number}.png")
+        drawn.append(qa_record(f"scene-{number}", f"{number}.png", scenes.conversation(chance, things)[:1]))
+    write_records(folder / "records.jsonl", drawn)
+    return folder / "records.jsonl"
+
+
+def plan(kills: int, operations: list[str], chance: random.Random) -> list[list[Kill]]:
+    """Kills by run: three of five inside a save, spread evenly over its file operations."""
+    sizes = [len(range(start, kills, math.ceil(kills / PER_RUN))) for start in range(math.ceil(kills / PER_RUN))]
+    inside = [round(size * 0.6) for size in sizes]
+    total = sum(inside)
+    places = [operations[int((number + 0.5) / total * len(operations))] for number in range(total)]
+    chance.shuffle(places)
+    runs = []
+    for size, saves in zip(sizes, inside, strict=True):
+        steps = chance.sample(range(FIRST, LAST + 1, SAVE_EVERY), saves)
+        run = [Kill(step, places.pop()) for step in steps]
+        run += [Kill(chance.randrange(SAVE_EVERY + 1, LAST + 2), None) for _ in range(size - saves)]
+        runs.append(sorted(run, key=lambda kill: kill.step))
+    return runs
+
+
+def measure(context: Any, kills: int, seed: int, folder: Path) -> tuple[list[dict[str, Any]], int]:
+    """The table of kills, and how many were followed by an equal run."""
+    records = draw_records(folder)
+    chance, rows, equal = random.Random(seed), [], 0
+    undisturbed: dict[str, dict[str, Any]] = {}
+    operations: list[str] = []
+    for family in FAMILIES:
+        run = Run(context, folder / f"{family}-undisturbed", family, records)
+        run.finish(WORKERS[0])
+        undisturbed[family] = run.results()
+        operations = list(dict.fromkeys(n.what for n in run.notes() if (n.step, n.kind) == (LAST, "save")))
+    for number, planned in enumerate(plan(kills, operations, chance)):
+        family = list(FAMILIES)[number % len(FAMILIES)]
+        run = Run(context, folder / f"{family}-{number}", family, records)
+        mine = []
+        for index, kill in enumerate(planned):
+            workers = WORKERS[index % len(WORKERS)]
+            reached = run.kill(kill, workers, chance)
+            mine.append({"kill": str(kill), "run": f"{family} {number}", "workers": workers, "reached": reached})
+            print(f"{family} {number}: killed: {kill}", file=sys.stderr)
+        run.finish(WORKERS[len(planned) % len(WORKERS)])
+        found = run.results()
+        differs = [key for key, value in undisturbed[family].items() if found[key] != value]
+        equal += 0 if differs else len(mine)
+        rows += [row | {"then": ", ".join(differs) + " differ" if differs else "equal"} for row in mine]
+    return rows, equal
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=FULL, help=f"how many (default: {FULL}); fewer write no result")
+    parser.add_argument("--seed", type=int, default=0, help="of the kills")
+    options = parser.parse_args()
+    short = options.kills < FULL
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    with tempfile.TemporaryDirectory(prefix="mmdora-faults-") as folder:
+        os.environ["HF_DATASETS_CACHE"] = str(Path(folder, "cache"))
+        if short:
+            import mmdora.train  # noqa: F401 (for the forks)
+        context = multiprocessing.get_context("fork" if short else "spawn")
+        rows, equal = measure(context, options.kills, options.seed, Path(folder))
+    from harness import show, write
+
+    show(f"{options.kills} kills", rows)
+    if not short:
+        inside = sum(row["kill"].startswith("save") for row in rows)
+        notes = f"{inside} kills inside a save. {STEPS} steps, DoRA with dropout 0.1, accumulation 2, one thread."
+        print(write("faults", "python benchmarks/faults.py", {"kills": rows}, notes))
+    print(f"kills={options.kills} equal={equal}")
+    sys.exit(equal != options.kills)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""The way of the data: speed per worker beside bare Pillow, memory and time to the first batch with many records.
+
+    python benchmarks/loader.py            # 1 k and 1 M records: tables, results/loader.{json,md}; some ten minutes
+    python benchmarks/loader.py --quick    # 1 k and 20 k records, in under a minute; nothing is written
+
+Records, pictures (JPEG, 640x480) and the datasets cache lie in a folder that is deleted at the end.
+Speed: the same rows in the same order through the same `DataLoader`, by turns as training batches
+(record, template, decoded and processed picture, tokens, labels) and as a bare Pillow decode and
+bicubic resize to the same size whose result is let go. CPU time of all processes, so that other
+work on the machine matters little; one thread per process, as loader workers have. Memory (RssAnon)
+and time to the first batch: each number of records in a process of its own, which finds the Arrow
+table and the token counts prepared; imports and the model are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from random import Random
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+
+import numpy as np
+import torch
+from harness import memory_of, show, write
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
+
+from mmdora.data.collate import Collator
+from mmdora.data.fit import Rows, fit
+from mmdora.data.images import open_image
+from mmdora.data.prompt import encode, render_with_answers
+from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data.sampler import GroupedSampler
+from mmdora.models.load import resolve
+
+BATCH, BATCHES, MAX_LENGTH = 8, 50, 2048
+NOUNS = ("circle", "square", "triangle", "large blue star", "small red box", "picture", "edge", "green line")
+
+
+def processor_of(pixels: int) -> Any:
+    """tiny-llava's own processor (64), or one with LLaVA-1.5's pictures (336) and the same small tokenizer."""
+    tiny = AutoProcessor.from_pretrained(resolve("tiny-llava"))
+    if pixels == 64:
+        return tiny
+    return LlavaProcessor(
+        CLIPImageProcessor(size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels}),
+        tiny.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tiny.chat_template,
+    )
+
+
+# --- what is measured on
+
+
+def draw(folder: Path, pictures: int) -> None:
+    random = np.random.default_rng(0)
+    for number in range(pictures):
+        blobs = Image.fromarray(random.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((640, 480))
+        noisy = np.asarray(blobs, dtype=np.int16) + random.integers(-12, 13, (480, 640, 1))
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(folder / f"{number}.jpg", quality=85)
+
+
+def records_in(folder: Path, rows: int, pictures: int) -> Path:
+    """Conversations of one to four turns about one picture each."""
+    random = Random(0)
+
+    def said(most: int) -> str:
+        return f"the {' beside the '.join(random.choices(NOUNS, k=random.randint(1, most)))}"
+
+    talks = [[(f"{said(3)}?", f"{said(12)}.") for _ in range(random.randint(1, 4))] for _ in range(997)]
+    path = folder / f"{rows}.jsonl"
+    write_records(path, (qa_record(f"r{i}", f"{i % pictures}.jpg", talks[i % len(talks)]) for i in range(rows)))
+    return path
+
+
+def rows_of(path: Path, processor: Any) -> Rows:
+    return fit(read_records(path), processor, MAX_LENGTH, "drop")
+
+
+def batches(data: Dataset[Any], rows: Rows, collate: Callable[[list[Any]], Any], workers: int) -> Iterator[Any]:
+    sampler = GroupedSampler(len(rows), BATCH, 0, rows.lengths, rows.has_image)
+    return iter(DataLoader(data, BATCH, sampler=sampler, collate_fn=collate, num_workers=workers))
+
+
+# --- many records
+
+
+def prepare(paths: list[Path]) -> list[dict[str, float]]:
+    """Seconds that are paid once per file of records: the Arrow table, the token counts."""
+    processor, found = processor_of(64), []
+    for path in paths:
+        started = time.monotonic()
+        records = read_records(path)
+        table = time.monotonic()
+        fit(records, processor, MAX_LENGTH, "drop")
+        counted = time.monotonic()
+        found.append({"once: table s": round(table - started, 1), "once: counts s": round(counted - table, 1)})
+    return found
+
+
+def memory(path: Path) -> dict[str, float]:
+    """Seconds to the first batch, and MB of anonymous memory: alone, and with what two workers hold."""
+    torch.set_num_threads(1)
+    processor = processor_of(64)
+    started = time.monotonic()
+    rows = rows_of(path, processor)
+    prepared = memory_of()
+    collate = Collator(processor, rows.records.root)
+    loader: Any = batches(rows, rows, collate, 0)
+    next(loader)
+    first = time.monotonic() - started
+    for _ in range(BATCHES - 1):
+        next(loader)
+    found = {"first batch s": first, "prepared MB": prepared / 1e6, f"{BATCHES} batches MB": memory_of() / 1e6}
+    loader = batches(rows, rows, collate, 2)
+    for _ in range(BATCHES):
+        next(loader)
+    # proportional: pages that a worker shares with its parent count once
+    found["with 2 workers MB"] = sum(map(_pss_anon, ("self", *(worker.pid for worker in loader._workers)))) / 1e6
+    return {key: round(value, 2 if key.endswith(" s") else 1) for key, value in found.items()}
+
+
+def _pss_anon(pid: int | str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) * 1024
+
+
+# --- speed
+
+
+class Bare(Dataset[None]):
+    """Pictures opened and resized by Pillow as the processor would, and let go."""
+
+    def __init__(self, rows: Rows, pixels: int):
+        self.files = [rows.records.root / record["images"][0] for record in rows.records]
+        self.size = (pixels, pixels) if pixels == 64 else (pixels * 640 // 480, pixels)
+
+    def __getitem__(self, index: int) -> None:
+        with Image.open(self.files[index]) as picture:
+            picture.convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
+
+
+def nothing(items: list[Any]) -> None:
+    return None
+
+
+def cpu() -> float:
+    """CPU seconds of this process and of its ended children."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Samples per second for 0, 1 and 2 workers, by turns with bare Pillow; and where a row's time goes."""
+    torch.set_num_threads(1)
+    processor = processor_of(pixels)
+    rows = rows_of(path, processor)
+    collate, bare = Collator(processor, rows.records.root), Bare(rows, pixels)
+
+    def exhaust(data: Dataset[Any], join: Callable[[list[Any]], Any], workers: int) -> tuple[float, float]:
+        """Samples per CPU second and per second; start and end of the workers are part of it."""
+        started, clock = cpu(), time.monotonic()
+        for _ in batches(data, rows, join, workers):
+            pass
+        return len(rows) / (cpu() - started), len(rows) / (time.monotonic() - clock)
+
+    exhaust(rows, collate, 0)  # warms up
+    found = []
+    for workers in (0, 1, 2):
+        pairs = [(exhaust(rows, collate, workers), exhaust(bare, nothing, workers)) for _ in range(rounds)]
+        ours, plain = (np.median([pair[side] for pair in pairs], axis=0) for side in (0, 1))
+        found.append(
+            {
+                "pictures": f"{pixels} px",
+                "workers": workers,
+                "samples/CPU s": f"{ours[0]:.0f}",
+                "bare": f"{plain[0]:.0f}",
+                "CPU time, ours/bare": f"{statistics.median(b[0] / o[0] for o, b in pairs):.2f}",
+                "samples/s per worker": f"{ours[1] / max(workers, 1):.0f}",
+                "bare ": f"{plain[1] / max(workers, 1):.0f}",
+            }
+        )
+    return found, parts(rows, collate, bare)
+
+
+def parts(rows: Rows, collate: Collator, bare: Bare) -> list[dict[str, Any]]:
+    """CPU time of the steps of a training row, in one process."""
+    processor, root = collate.processor, collate.root
+    places = [range(start, start + BATCH) for start in range(0, len(rows), BATCH)]
+    records = [[rows[i] for i in batch] for batch in places]
+    texts = [[render_with_answers(processor, row["messages"])[0] for row in batch] for batch in records]
+    opened = [[[open_image(row["images"][0], root)] for row in batch] for batch in records]
+    flat = [[picture for (picture,) in batch] for batch in opened]
+    steps: dict[str, tuple[Callable[[Any], Any], Any]] = {
+        "bare Pillow": (lambda batch: [bare[i] for i in batch], places),
+        "training row, whole": (lambda batch: collate([rows[i] for i in batch]), places),
+        "· record": (lambda batch: [rows[i] for i in batch], places),
+        "· picture opened": (lambda batch: [open_image(row["images"][0], root) for row in batch], records),
+        "· template, answers": (
+            lambda batch: [render_with_answers(processor, row["messages"]) for row in batch],
+            records,
+        ),
+        "· processor": (
+            lambda pair: encode(processor, *pair, left=False, offsets=True),
+            list(zip(texts, opened, strict=True)),
+        ),
+        "· · of it: pictures": (lambda batch: processor.image_processor(batch, return_tensors="pt"), flat),
+    }
+    found: dict[str, float] = {}
+    for name, (step, items) in steps.items():
+        started = time.process_time()
+        for item in items:
+            step(item)
+        found[name] = 1e3 * (time.process_time() - started) / len(rows)
+    return [{"part": name, "CPU ms per row": f"{value:.2f}"} for name, value in found.items()]
+
+
+# --- the run
+
+
+def apart(function: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a fresh process, whose own loaders start workers as this one's would."""
+    method = multiprocessing.get_start_method()
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, fresh, multiprocessing.set_start_method, (method, True)) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def measure(folder: Path, quick: bool) -> dict[str, list[dict[str, Any]]]:
+    os.environ["HF_DATASETS_CACHE"] = str(folder / "cache")
+    pictures, sizes = (16, (1_000, 20_000)) if quick else (128, (1_000, 1_000_000))
+    draw(folder, pictures)
+    few = records_in(folder, 64 if quick else 512, pictures)
+    tables: dict[str, list[dict[str, Any]]] = {"speed": []}
+    for pixels in (336,) if quick else (336, 64):
+        faster, where = apart(speed, few, pixels, 2 if quick else 7)
+        tables["speed"] += faster
+        tables[f"a row of {pixels} px"] = where
+    paths = [records_in(folder, size, pictures) for size in sizes]
+    once = apart(prepare, paths)
+    held = [once[i] | apart(memory, path) for i, path in enumerate(paths)]
+    growth = {key: round(held[1][key] - held[0][key], 2) for key in held[0]}
+    names = [*(f"{size:,}" for size in sizes), "growth"]
+    tables["records"] = [{"records": name} | row for name, row in zip(names, [*held, growth], strict=True)]
+    return tables
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few records and rounds, nothing written")
+    parser.add_argument("--dir", type=Path, help="where the temporary folder is made (2 GB; default: the system's)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="mmdora-loader-", dir=options.dir) as folder:
+        tables = measure(Path(folder), options.quick)
+    for title, table in tables.items():
+        show(title, table)
+    if not options.quick:
+        print(write("loader", "python benchmarks/loader.py", tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Merging an adapter into a checkpoint: mmdora from disk beside `cp` and beside PEFT.
+
+    python benchmarks/merge.py            # 2.8 GB of bf16 in LLaVA-1.5-7B's layout: table, results/merge.{json,md}
+    python benchmarks/merge.py --layers 32          # all of it, 14 GB
+    python benchmarks/merge.py --quick    # some tens of MB, in under a minute; nothing is written
+
+The base has the dimensions, names and files of LLaVA-1.5-7B with random weights and fewer language layers, the
+adapter is a DoRA of rank 64 on all language linears. Base, adapter and one result at a time lie in a folder that is
+deleted at the end. Every way runs in a process of its own, by turns; the file cache is warm. Time includes imports;
+PEFT is `from_pretrained` of base and adapter in bf16, `merge_and_unload`, `save_pretrained`. Memory is the largest
+RssAnon that was seen (20 times a second): what a process holds beyond mapped files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from harness import memory_of, show, write
+
+EVERY = 0.05
+"""Seconds between two looks at a process's memory."""
+SHARD = 5 * 10**9
+"""Bytes of a file, as on the hub."""
+
+WAYS = ("cp", "mmdora: imports alone", "mmdora: merge", "mmdora: export", "PEFT")
+
+
+class Run(NamedTuple):
+    """One process."""
+
+    wall: float  # seconds
+    cpu: float  # seconds, user and system
+    anonymous: int  # bytes, the largest that was seen
+
+
+def measured(command: list[str]) -> Run:
+    """Run a command to its end.
+
+    Raises:
+        SystemExit: it failed; its own message is printed.
+    """
+    begun, peak = time.monotonic(), 0
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            try:
+                peak = max(peak, memory_of(process.pid))
+            except OSError:  # it has just ended
+                continue
+            time.sleep(EVERY)
+        wall = time.monotonic() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{log.read()}")
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak)
+
+
+def do(way: str, base: Path, adapter: Path, out: Path) -> None:
+    """What the process of one way does."""
+    if way.startswith("mmdora"):
+        from mmdora.export import export
+        from mmdora.merge_disk import DiskMerge
+
+        if way == "mmdora: merge":
+            out.mkdir()
+            DiskMerge(base, adapter, "bf16").write(out)
+        elif way == "mmdora: export":
+            print(export(adapter, out, dtype="bf16", parity="tensors"))
+        return
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForImageTextToText
+
+    model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.bfloat16)
+    PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(out)
+
+
+def make_base(folder: Path, layers: int, small: bool) -> None:
+    """Write a base file by file; no more than one file's tensors are in memory."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    from mmdora.layout import config_dtype, hub_state
+    from mmdora.shards import SINGLE, read_shard, write_index
+
+    hidden, wide, words = (512, 1376, 4096) if small else (4096, 11008, 32064)
+    tower: dict[str, Any] = {"num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
+    tower |= {"hidden_size": 1024, "intermediate_size": 4096}
+    if small:
+        tower |= {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 256, "intermediate_size": 1024}
+    heads = hidden // 128
+    text = LlamaConfig(
+        hidden_size=hidden,
+        intermediate_size=wide,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        vocab_size=words,
+    )
+    config = LlavaConfig(vision_config=CLIPVisionConfig(**tower), text_config=text)
+    with torch.device("meta"):
+        model = LlavaForConditionalGeneration(config)
+    config_dtype(config, torch.bfloat16)
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    files: list[dict[str, torch.Size]] = [{}]
+    size = 0
+    for name, tensor in hub_state(model).items():
+        if size + 2 * tensor.numel() > SHARD:
+            files.append({})
+            size = 0
+        files[-1][name] = tensor.shape
+        size += 2 * tensor.numel()
+    generator = torch.Generator().manual_seed(0)
+    written = {}
+    for number, shapes in enumerate(files, 1):
+        path = folder / (SINGLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors")
+        tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
+        for tensor in tensors.values():
+            tensor.normal_(0, 0.02, generator=generator)
+        save_file(tensors, path, {"format": "pt"})
+        written[path.name] = read_shard(path).tensors
+    write_index(folder, written)
+
+
+def make_adapter(base: Path, folder: Path, rank: int) -> int:
+    """A DoRA on all language linears, with every parameter moved; the count of linears."""
+    import torch
+
+    import mmdora
+    from mmdora.injectors import trainable_parameters
+    from mmdora.mapped import MappedCheckpoint
+
+    model = MappedCheckpoint(base).model
+    settings = {"method": "dora", "rank": rank, "targets": ["attention", "mlp"]}
+    plan = mmdora.inject(model, {"language": settings})
+    with torch.no_grad():
+        for _, parameter, _, kind in trainable_parameters(model):
+            noise = torch.randn_like(parameter)
+            parameter.mul_(1 + 0.02 * noise) if kind == "magnitude" else parameter.add_(0.003 * noise)
+    mmdora.save_adapter(model, folder, base=str(base))
+    return len(plan.entries)
+
+
+def difference(mine: Path, theirs: Path) -> float:
+    """max|a - b| / max|b| of the worst tensor of two checkpoints.
+
+    Raises:
+        SystemExit: they have other tensors.
+    """
+    from mmdora.mapped import MappedCheckpoint
+
+    ours, other = MappedCheckpoint(mine), MappedCheckpoint(theirs)
+    if ours.names.keys() != other.names.keys():
+        raise SystemExit(f"{mine} and {theirs} are checkpoints of other models")
+    worst = 0.0
+    for place, name in ours.names.items():
+        a, b = ours.tensors[name], other.tensors[other.names[place]]
+        for rows in zip(a.split(1024), b.split(1024), strict=True):
+            left, right = (part.float() for part in rows)
+            worst = max(worst, float((left - right).abs().max() / right.abs().max()))
+    return worst
+
+
+def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> tuple[list[dict[str, Any]], str]:
+    """The table, and a sentence on what was merged."""
+    from mmdora.shards import read_shards
+
+    base, adapter = folder / "base", folder / "adapter"
+    base.mkdir()
+    make_base(base, layers, small)
+    linears = make_adapter(base, adapter, rank)
+    shards = read_shards(base)
+    stored = [tensor.size for shard in shards for tensor in shard.tensors.values()]
+    runs: dict[str, list[Run]] = {way: [] for way in WAYS}
+    apart = 0.0
+    for _ in range(rounds):
+        for way in WAYS:
+            out = folder / ("kept" if way == "mmdora: export" else "out")
+            command = [sys.executable, __file__, "--do", way, str(base), str(adapter), str(out)]
+            command = ["cp", "-r", "--reflink=never", str(base), str(out)] if way == "cp" else command
+            runs[way].append(measured(command))
+            os.sync()  # what waits to be written shall not slow the next one down
+            if way == "PEFT":
+                apart = difference(folder / "kept", out)
+            if way != "mmdora: export":
+                shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(folder / "kept")
+    peft = runs["PEFT"]
+    rows = []
+    for way, found in runs.items():
+        wall, cpu, memory = (statistics.median(values) for values in zip(*found, strict=True))
+        ratio = statistics.median(run.wall / peer.wall for run, peer in zip(found, peft, strict=True))
+        rows.append(
+            {
+                "way": way,
+                "wall s": f"{wall:.1f}",
+                "CPU s": f"{cpu:.1f}",
+                "peak RssAnon MB": f"{memory / 1e6:.0f}",
+                "wall / PEFT": f"{ratio:.2f}",
+            }
+        )
+    files = f"{len(shards)} file{'s' if len(shards) > 1 else ''}"
+    times = f"medians of {rounds} rounds" if rounds > 1 else "one round"
+    note = (
+        f"{sum(stored) / 1e9:.2f} GB of bf16 in {files}, the largest tensor {max(stored) / 1e6:.0f} MB; DoRA of rank "
+        f"{rank} on {linears} linears; {times}. `merge` writes the checkpoint, `export` also reads it back and "
+        f"compares it with the equations. mmdora's tensors and PEFT's, merged in bf16, differ by max-rel {apart:.1e}."
+    )
+    return rows, note
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a small base, one round, nothing written")
+    parser.add_argument("--layers", type=int, default=4, help="language layers (0.4 GB each; LLaVA-1.5-7B has 32)")
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--dir", type=Path, help="where the temporary folder is made: room for three bases")
+    parser.add_argument("--do", nargs=4, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.do:
+        way, *paths = options.do
+        return do(way, *map(Path, paths))
+    rounds, layers = (1, 2) if options.quick else (options.rounds, options.layers)
+    with tempfile.TemporaryDirectory(prefix="mmdora-merge-", dir=options.dir) as folder:
+        rows, note = compare(Path(folder), layers, options.rank, rounds, options.quick)
+    show("merge of an adapter into a checkpoint", rows)
+    print(note)
+    if not options.quick:
+        command = f"python benchmarks/merge.py --layers {layers} --rank {options.rank} --rounds {rounds}"
+        print(f"written: {write('merge', command, {'merge': rows}, note)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Preparation of a file in LLaVA's format: rows per second, and memory against the number of rows.
+
+    python benchmarks/prep.py            # 10,000 to 1,000,000 rows (0.7 GB on disk): results/prep.{json,md}
+    python benchmarks/prep.py --quick    # a few thousand rows, nothing written
+
+Rows are conversations of the length of mix665k's (some of text only) about 2,000 pictures named in random
+order, whose existence and headers are checked. The command is `mmdora prep llava`, started as a user starts
+it; its wall time holds everything: start, reading, converting, image checks, records, hashes, card and
+report. Memory is the largest sum of anonymous memory (RssAnon) over its processes, sampled every 50 ms.
+`json.load` is the same file read at once, nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import memory_of, show, write
+from PIL import Image
+
+PICTURES = 2000
+WORDS = ("the", "image", "shows", "a", "large", "red", "bus", "on", "street", "with", "people", "waiting", "near", "it")
+LOAD = "import json, sys; json.load(open(sys.argv[1], encoding='utf-8'))"
+
+
+def write_rows(path: Path, rows: int) -> None:
+    """A JSON list as LLaVA publishes it, from a seed."""
+    chance = random.Random(0)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            turns = []
+            for turn in range(2 * chance.randint(1, 6)):
+                words = " ".join(chance.choices(WORDS, k=chance.randint(3, 12 if turn % 2 == 0 else 40)))
+                turns.append({"from": ("human", "gpt")[turn % 2], "value": words})
+            row: dict[str, Any] = {"id": f"{number:012d}"}
+            if chance.random() < 0.94:  # mix665k: 40,688 of 665,298 rows are text only
+                row["image"] = f"coco/{chance.randrange(PICTURES):06d}.jpg"
+                turns[0]["value"] = "<image>\n" + turns[0]["value"]
+            file.write(("[\n" if number == 0 else ",\n") + json.dumps(row | {"conversations": turns}))
+        file.write("\n]\n")
+
+
+def measured(*command: str) -> tuple[float, int]:
+    """Seconds of a Python command, and the peak of its and its children's anonymous memory in bytes."""
+    begun, peak = time.perf_counter(), 0
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
+    while process.poll() is None:
+        peak = max(peak, _memory_below(process.pid))
+        time.sleep(0.05)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return time.perf_counter() - begun, peak
+
+
+def _memory_below(pid: int) -> int:
+    """Of a process and all that it started."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return memory_of(pid) + sum(_memory_below(int(child)) for child in children)
+    except OSError:  # it has ended
+        return 0
+
+
+def everything(sizes: list[int], workers: list[int]) -> list[dict[str, Any]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / "coco").mkdir()
+        for number in range(PICTURES):
+            Image.new("RGB", (64, 48), (number % 256, number // 256, 90)).save(root / f"coco/{number:06d}.jpg")
+        for size in sizes:
+            file, out = str(root / f"{size}.json"), str(root / "out")
+            write_rows(Path(file), size)
+            prep = ("-m", "mmdora", "prep", "llava", "--in", file, "--images", folder, "--out", out, "--workers")
+            runs = {f"mmdora prep --workers {count}": (*prep, str(count)) for count in workers}
+            if size <= 100_000:  # at a million it takes gigabytes
+                runs["json.load"] = ("-c", LOAD, file)
+            for name, command in runs.items():
+                taken, peak = measured(*command)
+                rows.append(
+                    {
+                        "": name,
+                        "rows": f"{size:,}",
+                        "MB": f"{os.path.getsize(file) / 1e6:,.0f}",
+                        "seconds": f"{taken:.1f}",
+                        "rows/s": f"{size / taken:,.0f}",
+                        "peak memory MB": f"{peak / 1e6:,.0f}",
+                    }
+                )
+            os.unlink(file)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few thousand rows, nothing written")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="rows of the files")
+    options = parser.parse_args()
+    workers = sorted({1, len(os.sched_getaffinity(0))})
+    rows = everything([2_000, 8_000] if options.quick else options.rows, workers)
+    show("mmdora prep llava", rows)
+    if not options.quick:
+        notes = f"{PICTURES:,} pictures of 64x48, checked by their headers; memory is that of all processes together."
+        print(write("prep", "python benchmarks/prep.py", {"LLaVA's format": rows}, notes))
+
+
+if __name__ == "__main__":
+    main()

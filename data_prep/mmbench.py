@@ -1,0 +1,104 @@
+"""MMBench (Liu et al., 2023): multiple choice on 20 abilities, images in base64 inside a TSV.
+
+Columns: `index, question, hint, A, B, C, D, answer, category, image, source, l2-category, comment, split`; a
+missing option, hint or answer (test) is an empty cell or "nan". `image` is base64, or the index of
+the row that holds the picture, which is how the rows of CircularEval share one. CCBench has the
+same columns. Result: a workbook (.xlsx) of `index, question, A, B, C, D, prediction, category, l2_category`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mmdora.data.prepare.inputs import ImageInputs
+from mmdora.data.prepare.read import Reader, Row
+from mmdora.data.prepare.record import LETTERS, choice
+from mmdora.data.prepare.results import answered, write_xlsx
+from mmdora.data.prepare.run import run
+from mmdora.data.records import Record
+from mmdora.errors import MmdoraError
+
+NAME = "mmbench"
+LICENCE = "Apache-2.0; images of several sources"
+SOURCE = "https://github.com/open-compass/MMBench README.md (fields, result); VLMEvalKit vlmeval/dataset/image_base.py"
+UNVERIFIED = ()
+
+REFERENCE = 64  # a cell up to this long is the index of another row (VLMEvalKit's rule)
+
+
+def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:
+    """MMBench's TSV files; their pictures go to images/ below OUT (or, with --pack, into the records).
+
+    Example: `mmdora prep mmbench --in mmbench_dev_en_20231003.tsv --out data/mmbench`
+
+    Parameters
+    ----------
+    out
+        Folder for a file per split, images/, dataset_card.json and report.html.
+    """
+    return run(out, __name__, inputs, rows, records)
+
+
+def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
+    """Rows whose `image` is base64 always."""
+    for path in files:
+        index = None
+        for row in read.table(path):
+            cell = row.value.get("image", "") if isinstance(row.value, dict) else ""
+            if cell and len(cell) <= REFERENCE:
+                index = index or read.index(_pictures(read, path), "index", complete=False)
+                row = row._replace(value=_borrowed(row.value, index.all(cell)))
+            yield row
+
+
+def _pictures(read: Reader, path: Path) -> Iterator[Row]:
+    return (row for row in read.table(path) if isinstance(row.value, dict) and len(row.value["image"]) > REFERENCE)
+
+
+def _borrowed(value: dict[str, Any], owners: list[dict[str, Any]]) -> Any:
+    if not owners:
+        return MmdoraError(f"the image is that of row {value['image']}, which has none")
+    return value | {"image": owners[0]["image"]}
+
+
+def records(row: Row) -> Iterator[Record]:
+    value = {key: "" if cell.strip().lower() in ("nan", "none") else cell for key, cell in row.value.items()}
+    letters = [letter for letter in LETTERS if value.get(letter)]
+    if letters != list(LETTERS[: len(letters)]):
+        raise MmdoraError(f"the options {', '.join(letters)} leave one out")
+    options = [value[letter] for letter in letters]
+    answer = value.get("answer", "").strip()
+    if answer and answer not in LETTERS[: len(options)]:
+        raise MmdoraError(f"the answer {answer!r} is none of the {len(options)} options")
+    try:
+        picture = base64.b64decode(value["image"], validate=True)
+    except binascii.Error:
+        raise MmdoraError("the image is not base64") from None
+    if not picture:
+        raise MmdoraError("the row has no image")
+    yield choice(
+        value["index"],
+        [picture],
+        value["question"],
+        options,
+        LETTERS.index(answer) if answer else None,
+        context=value.get("hint", ""),
+        index=int(float(value["index"])),
+        hint=value.get("hint") or None,
+        type=value.get("category") or None,
+        l2_category=value.get("l2-category") or None,
+    )
+
+
+def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+    """The workbook that the evaluation server takes; `path` ends in .xlsx."""
+    head = ("index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category")
+    rows = (
+        (m["index"], m["question"], *(m["choices"] + [""] * 4)[:4], text, m.get("type", ""), m.get("l2_category", ""))
+        for m, text in answered(records, predictions)
+    )
+    return write_xlsx(path, (row for part in ([head], rows) for row in part))

@@ -1,0 +1,79 @@
+"""Objects by key on disk, for joins in constant memory, and the ids that were seen."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from mmdora.errors import MmdoraError
+
+CACHE_KIB = 32_768
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """A scratch database: nothing in it outlives the run, so nothing is made safe against a crash."""
+    database = sqlite3.connect(path, isolation_level=None)
+    for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{CACHE_KIB}"):
+        database.execute(f"PRAGMA {setting}")
+    return database
+
+
+class Index:
+    """Several JSON texts per key, in the order they came."""
+
+    def __init__(self, path: Path, pairs: Iterable[tuple[str, str]]):
+        self._database = _open(path)
+        self._database.execute("CREATE TABLE rows (key TEXT, value TEXT, used INTEGER DEFAULT 0)")
+        self._database.execute("BEGIN")
+        self._database.executemany("INSERT INTO rows (key, value) VALUES (?, ?)", pairs)
+        self._database.execute("CREATE INDEX by_key ON rows (key)")
+        self._database.execute("COMMIT")
+        self._database.execute("BEGIN")  # one transaction for all marks of use
+
+    def all(self, key: Any) -> list[Any]:
+        """The objects of `key`, which now count as used."""
+        found = self._database.execute("SELECT value FROM rows WHERE key = ? ORDER BY rowid", (str(key),)).fetchall()
+        if found:
+            self._database.execute("UPDATE rows SET used = 1 WHERE key = ?", (str(key),))
+        return [json.loads(value) for (value,) in found]
+
+    def one(self, key: Any, what: str) -> Any:
+        """The object of `key`.
+
+        Raises:
+            MmdoraError: if there is none, or more than one; `what` is the field's name.
+        """
+        found = self.all(key)
+        if len(found) != 1:
+            raise MmdoraError(f"{len(found)} annotations of {what} {key} instead of one")
+        return found[0]
+
+    def __len__(self) -> int:
+        return self._database.execute("SELECT count(*) FROM rows").fetchone()[0]
+
+    @property
+    def unused(self) -> int:
+        """How many objects nobody asked for."""
+        return self._database.execute("SELECT count(*) FROM rows WHERE used = 0").fetchone()[0]
+
+    def close(self) -> None:
+        self._database.close()
+
+
+class Seen:
+    """Remembers names; a set on disk."""
+
+    def __init__(self, path: Path):
+        self._database = _open(path)
+        self._database.execute("CREATE TABLE seen (name TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._database.execute("BEGIN")
+
+    def add(self, name: str) -> bool:
+        """Whether `name` is new."""
+        return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (name,)).rowcount == 1
+
+    def close(self) -> None:
+        self._database.close()

@@ -1,0 +1,68 @@
+"""The arguments that `mmdora prep NAME` takes for every dataset of a kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+Flag = Parameter(negative=())
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Official files of text.
+
+    Parameters
+    ----------
+    files
+        The official files, as their owners publish them.
+    split
+        Name of the split to write; default: the one in the name of the file (train, val, dev, test).
+    skip_bad
+        Go on without rows that cannot be used; they are listed in bad_rows.jsonl.
+    workers
+        Processes; default: one per core.
+    """
+
+    files: Annotated[list[Path], Parameter(name="--in", consume_multiple=True)]
+    split: str | None = None
+    skip_bad: Annotated[bool, Flag] = False
+    workers: int | None = None
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ImageInputs(Inputs):
+    """Official files with images.
+
+    Parameters
+    ----------
+    images
+        Root of the image paths; nothing outside it is read. Not needed where the files hold the images.
+    pack
+        Write Parquet files with the images inside, instead of JSONL with paths.
+    """
+
+    images: Path | None = None
+    pack: Annotated[bool, Flag] = False
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class VideoInputs(Inputs):
+    """Official files about videos.
+
+    Parameters
+    ----------
+    features
+        Root of the feature files, NAME.npz or NAME.npy for each video; nothing outside it is read.
+    subtitles
+        Subtitles as JSONL, a video per line.
+    """
+
+    features: Path
+    subtitles: Path | None = None

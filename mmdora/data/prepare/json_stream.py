@@ -1,0 +1,164 @@
+"""Values of a JSON text of any size, one at a time, with the line each begins on.
+
+`json.JSONDecoder.raw_decode` over a buffer that is filled as it is used up: memory is one buffer and
+one value. (ijson 3.5 with its C backend reads half as many rows per second and knows no lines.)
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from mmdora.errors import MmdoraError
+
+CHUNK = 1 << 20  # characters asked for at a time
+MAX_VALUE = 1 << 26  # a row longer than this is taken for broken JSON
+CUT = 16  # an error this close to the end of the buffer may be a literal or escape that was cut
+BLANK = " \t\n\r"
+
+
+class Value(NamedTuple):
+    """A value below the top: its key in a dict (None in a list), and its line."""
+
+    key: str | None
+    value: Any
+    line: int
+
+
+class Scanner:
+    """Reads one JSON document from pieces of text; `name` stands in its errors."""
+
+    def __init__(self, pieces: Iterator[str], name: str):
+        self._pieces, self._name = pieces, name
+        self._text, self._at, self._ended = "", 0, False
+        self._line, self._counted = 1, 0  # the line of the character at `_counted`
+        self._decode = json.JSONDecoder().raw_decode
+
+    def elements(self, member: str | None = None, *, optional: bool = False) -> Iterator[Value]:
+        """The elements of the top-level list, or of the list that is `member` of the top-level dict.
+
+        Raises:
+            MmdoraError: naming the line, for broken JSON or, unless it is `optional`, where there is no such list.
+        """
+        if member is None:
+            if self.peek() != "[":
+                raise self._error("expected a JSON list")
+            yield from self._list()
+        else:
+            found = False
+            for key in self._keys():
+                if self.peek() != "[":
+                    self._value()
+                    continue
+                found |= key == member
+                for element in self._list():
+                    if key == member:
+                        yield element
+            if not found and not optional:
+                raise self._error(f"the JSON has no list {member!r}")
+        if self.peek():
+            raise self._error("broken JSON (text after the end)")
+
+    def items(self) -> Iterator[Value]:
+        """The entries of the top-level dict."""
+        for key in self._keys():
+            self.peek()
+            line = self._line_here()
+            yield Value(key, self._value(), line)
+
+    def header(self) -> tuple[dict[str, Any], str]:
+        """What stands in the top-level dict before its first list, and the name of that list (empty: none)."""
+        values = {}
+        for key in self._keys():
+            if self.peek() == "[":
+                return values, key
+            values[key] = self._value()
+        return values, ""
+
+    def peek(self) -> str:
+        """The next character that is not blank; empty at the end."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in BLANK:
+                    return self._text[self._at]
+                self._at += 1
+            if self._ended:
+                return ""
+            self._more()
+
+    def _list(self) -> Iterator[Value]:
+        self._take("[")
+        if self.peek() == "]":
+            self._take("]")
+            return
+        while True:
+            self.peek()
+            line = self._line_here()
+            yield Value(None, self._value(), line)
+            if self.peek() == "]":
+                self._take("]")
+                return
+            self._take(",")
+
+    def _keys(self) -> Iterator[str]:
+        """The keys of the top-level dict; the caller reads each value before the next key."""
+        if self.peek() != "{":
+            raise self._error("expected a JSON object")
+        self._take("{")
+        more = self.peek() != "}"
+        while more:
+            if self.peek() != '"':
+                raise self._error("broken JSON (expected a key)")
+            key = self._value()
+            self._take(":")
+            yield key
+            more = self.peek() != "}"
+            if more:
+                self._take(",")
+        self._take("}")
+
+    def _take(self, character: str) -> None:
+        found = self.peek()
+        if found != character:
+            raise self._error(f"broken JSON (expected {character!r}, found {repr(found) if found else 'the end'})")
+        self._at += 1
+
+    def _value(self) -> Any:
+        self.peek()
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+                if end + 2 < len(self._text) or self._ended:  # else a number may go on: "1" of "1.5", "1e-7"
+                    self._at = end
+                    return value
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(self._text) - CUT or error.msg.startswith("Unterminated string")
+                if self._ended or not cut or len(self._text) - self._at > MAX_VALUE:
+                    self._at = error.pos
+                    ending = "; the file seems cut short" if self._ended and cut else ""
+                    raise self._error(f"broken JSON ({error.msg}{ending})") from None
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
+                raise self._error(f"JSON that is no data ({error})") from None
+            self._more()
+
+    def _more(self) -> None:
+        """Drop what was used and read on: as much again as is waiting, so that a long value costs linear time."""
+        self._line_here()
+        parts, wanted = [self._text[self._at :]], max(CHUNK, len(self._text) - self._at)
+        while wanted > 0:
+            piece = next(self._pieces, None)
+            if piece is None:
+                self._ended = True
+                break
+            parts.append(piece)
+            wanted -= len(piece)
+        self._text, self._at, self._counted = "".join(parts), 0, 0
+
+    def _line_here(self) -> int:
+        self._line += self._text.count("\n", self._counted, self._at)
+        self._counted = self._at
+        return self._line
+
+    def _error(self, what: str) -> MmdoraError:
+        return MmdoraError(f"{self._name}:{self._line_here()}: {what}")

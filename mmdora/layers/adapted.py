@@ -1,0 +1,202 @@
+"""What the adapted modules share: parameters, the scale, merge and unload."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from mmdora.errors import MmdoraError
+from mmdora.layers.scales import Scales
+from mmdora.ops import norm, reference
+
+Method = Literal["lora", "dora", "magnitude"]
+DropoutMode = Literal["branch", "reference"]
+
+
+class Adapted(nn.Module):
+    """A frozen module whose weight, seen as a matrix W0 [O, I], becomes W' = diag(c) (W0 + s B A).
+
+    c = m / ||W0 + s B A|| per row (arXiv 2402.09353, equation 5), or 1 for LoRA. `weight` and `bias` are the base's
+    own parameters under their own names, frozen, in any float dtype. Beside them, in fp32: `lora_A`, `lora_B` and
+    `magnitude` [O], the row norms of W0 at first; each is None where the method has none. So the output starts as
+    the base's.
+
+    Only calls are adapted: code that reads `weight` itself gets the base's. An adapter on a module that is never
+    called would do nothing; `mmdora.targets` refuses where the source shows it.
+
+    c is computed once per optimizer step (see `scales`). Code that writes parameters through `.data` outside a
+    `torch.optim` step must call `refresh`.
+
+    Dropout d acts in training on the input of the low-rank branch: y = c (W0 x + s B A d(x)) + bias. With
+    `dropout_mode` "reference" it is PEFT's function, y = W0 x + (c - 1) W0 d(x) + c s B A d(x) + bias, at the price
+    of a second base product. For LoRA, and in eval, the two are the same.
+    """
+
+    kind: ClassVar[str]
+    plain: ClassVar[tuple[type[nn.Module], ...]]
+    """What can be adapted; subclasses too, as long as `calls` are not their own."""
+    calls: ClassVar[tuple[str, ...]] = ("forward",)
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    lora_A: nn.Parameter | None  # noqa: N815
+    lora_B: nn.Parameter | None  # noqa: N815
+    magnitude: nn.Parameter | None
+
+    def __init__(
+        self,
+        base: nn.Module,
+        method: Method,
+        *,
+        rank: int = 0,
+        scaling: float = 1.0,
+        dropout: float = 0.0,
+        dropout_mode: DropoutMode = "branch",
+    ):
+        super().__init__()
+        if reason := self.problem(base, rank):
+            raise MmdoraError(f"cannot adapt this module: {reason}")
+        # in_features, stride, padding_idx and the like, which others read off the module
+        for name in getattr(base, "__constants__", ()):
+            setattr(self, name, getattr(base, name))
+        self.method, self.rank, self.scaling = method, rank, scaling
+        self.dropout, self.dropout_mode = dropout, dropout_mode
+        self.training = base.training
+        for name in ("weight", "bias"):
+            self.register_parameter(name, base._parameters.get(name))
+        base.requires_grad_(False)
+        # The base without its parameters. Not a submodule: it would be in the names, and DDP and FSDP would see it.
+        self.__dict__["shell"] = _with_parameters(base, dict.fromkeys(base._parameters))
+        self.scales = Scales(self)
+        dtype, device = norm.wide(self.weight.dtype), self.weight.device
+        for name, shape in self.shapes(base, rank).items():
+            unused = name == "magnitude" if method == "lora" else name != "magnitude" and method == "magnitude"
+            own = None if unused else nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
+            self.register_parameter(name, own)
+        with torch.no_grad():
+            if self.lora_A is not None and self.lora_B is not None:
+                self.start(self.lora_A, self.lora_B)
+            if self.magnitude is not None:
+                self.magnitude.copy_(norm.squared_norm(self.matrix(self.weight)).sqrt())
+
+    @classmethod
+    def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
+        """Why this module cannot be adapted as this kind, at this rank; or None."""
+        name = type(base).__name__
+        plain = next((kind for kind in cls.plain if isinstance(base, kind)), None)
+        if plain is None:
+            return f"{name} is not an nn.{' or nn.'.join(kind.__name__ for kind in cls.plain)}"
+        if any(getattr(type(base), call) is not getattr(plain, call) for call in cls.calls):
+            return f"{name} has a forward of its own, which an adapter would replace"
+        weight = base._parameters.get("weight")
+        if weight is None:
+            return f"the weight of this {name} is computed from other tensors (a parametrisation)"
+        if not weight.is_floating_point():
+            return f"its weight is {weight.dtype}; quantised modules are not supported yet"
+        return None
+
+    @classmethod
+    def shapes(cls, base: Any, rank: int) -> dict[str, tuple[int, ...]]:
+        """Shapes of `lora_A`, `lora_B` and `magnitude` beside this base (plain or adapted), in this order."""
+        raise NotImplementedError
+
+    def start(self, lora_A: Tensor, lora_B: Tensor) -> None:
+        """Fill A and B so that B A = 0."""
+        raise NotImplementedError
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as W0 [O, I]; a view."""
+        raise NotImplementedError
+
+    def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
+        """A [R, I] and B [O, R] whose product is the change of the matrix."""
+        raise NotImplementedError
+
+    def from_matrix(self, matrix: Tensor) -> Tensor:
+        """A matrix [O, I] in the weight's shape."""
+        raise NotImplementedError
+
+    def row_norm(self) -> Tensor:
+        """||W0 + s B A|| [O], fp32 or better."""
+        return self.scales.row_norm(self.weight, self.lora_A, self.lora_B)
+
+    def merged_weight(self) -> Tensor:
+        """W' in the weight's shape, composed in fp32 or better."""
+        with torch.no_grad():
+            low_rank = self.lora_A is not None and self.lora_B is not None
+            factors = self.factors(self.lora_A, self.lora_B) if low_rank else (None, None)  # pyright: ignore
+            weight = self.matrix(self.weight).to(norm.wide(self.weight.dtype))
+            return self.from_matrix(reference.adapted_weight(weight, *factors, self.magnitude, self.scaling))
+
+    def merge(self, dtype: torch.dtype | None = None) -> nn.Module:
+        """The plain module with W', written into the very `weight` parameter and rounded once.
+
+        Args:
+            dtype: of the result; default the weight's own. Another dtype makes new parameters.
+        """
+        merged = self.merged_weight()
+        if dtype is None or dtype == self.weight.dtype:
+            with torch.no_grad():
+                self.weight.copy_(merged)
+            return self.unload()
+        plain = self.unload()
+        for name, values in (("weight", merged), ("bias", plain._parameters.get("bias"))):
+            if values is not None:
+                plain.register_parameter(name, nn.Parameter(values.detach().to(dtype).contiguous()))
+        return plain
+
+    def unload(self) -> nn.Module:
+        """The plain module with the base's own parameters, trainable as a fresh one's are."""
+        plain = _with_parameters(self.shell, {name: getattr(self, name) for name in self.shell._parameters})
+        return plain.requires_grad_(True).train(self.training)
+
+    def refresh(self) -> None:
+        """Forget every norm."""
+        self.scales.forget()
+
+    @property
+    def shell(self) -> Any:
+        return self.__dict__["shell"]
+
+    @property
+    def drops(self) -> bool:
+        """Whether dropout acts now."""
+        return self.training and self.dropout > 0 and self.lora_A is not None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # `model.to(bf16)` is meant for the base; a magnitude in bf16 would not learn.
+        own = [p for p in (self.lora_A, self.lora_B, self.magnitude) if p is not None]
+        own += [p.grad for p in own if p.grad is not None]
+
+        def keep_wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor.to(moved.device) if any(tensor is p for p in own) and moved.dtype.itemsize < 4 else moved
+
+        self.refresh()
+        return super()._apply(keep_wide, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.refresh()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "scales"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.scales = Scales(self)
+
+    def extra_repr(self) -> str:
+        shape = f"{tuple(self.weight.shape)}, bias={self.bias is not None}, method={self.method}"
+        return shape if self.lora_A is None else f"{shape}, rank={self.rank}, scaling={self.scaling:g}"
+
+
+def _with_parameters(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
+    """A shallow copy that shares everything but has these parameters."""
+    twin = copy.copy(module)
+    twin._parameters = parameters
+    return twin

@@ -1,0 +1,70 @@
+"""The passes over [T, O] that a magnitude adds to the products: one forward, one backward.
+
+Forward composes in fp32 (or better) and rounds once: in bf16 the change of a c near 1 would be lost on a z that is
+rounded already. Backward makes the scaled gradient and the magnitude's in the same pass.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmdora.ops import backend
+from mmdora.ops.products import mm
+
+BLOCK = 2**17
+"""Elements at a time on a CPU: what stays in a core's cache from one operation to the next."""
+
+
+def compose(
+    z: Tensor,
+    hidden: Tensor | None,
+    up: Tensor | None,
+    factor: Tensor,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+    *,
+    keep: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """y = c (z + h (s B)^T) + bias [T, O] in `dtype`, and z + h (s B)^T in `dtype` if `keep`.
+
+    Args:
+        z: x W0^T [T, O], fp32 or better; overwritten.
+        hidden: h [T, R] and up: s B [O, R], both in z's dtype or both in half precision; or both None.
+        factor: c [O] and bias: [O] or None, in z's dtype.
+    """
+    if hidden is not None and up is not None and hidden.dtype == z.dtype:
+        z.addmm_(hidden, up.T)
+        hidden = up = None
+    if backend.on_triton(z):
+        from mmdora.ops import kernels
+
+        y, kept = kernels.compose(z, hidden, up, factor, bias, dtype, keep)
+        return y, kept if keep else None
+    if hidden is not None and up is not None:
+        z += mm(hidden, up.T, z.dtype)
+    into = None if keep else z
+    y = torch.mul(z, factor, out=into) if bias is None else torch.addcmul(bias, z, factor, out=into)
+    return y.to(dtype), z.to(dtype) if keep else None
+
+
+def scale_and_reduce(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    """g * c [T, O] in g's dtype, and sum_t g * (saved - shift) [O] in c's.
+
+    Args:
+        g: dL/dy [T, O].
+        saved: y or z [T, O], in g's dtype.
+        factor: c [O] and shift: what to take off `saved` [O] or None, fp32 or better.
+    """
+    if backend.on_triton(g):
+        from mmdora.ops import kernels
+
+        return kernels.scale_and_reduce(g, saved, factor, shift)
+    rows = max(1, BLOCK // g.shape[1]) if g.device.type == "cpu" and not torch.compiler.is_compiling() else len(g)
+    scaled, total = g.new_empty(g.shape), factor.new_zeros(g.shape[1])
+    for part, value, into in zip(*(tensor.split(max(1, rows)) for tensor in (g, saved, scaled)), strict=True):
+        fine = part.to(factor.dtype)
+        product = torch.mul(fine, value) if shift is None else torch.sub(value, shift).mul_(fine)
+        total += product.sum(0)
+        torch.mul(fine, factor, out=into)
+    return scaled, total

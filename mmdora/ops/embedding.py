@@ -1,0 +1,103 @@
+"""The adapted embedding as one autograd function: LoRA, DoRA and magnitude alone.
+
+Dimensions: T tokens, V rows of the weight, D embedding dimensions, R rank. With n constant and c = m / n [D]:
+
+    h  = A[:, ids]^T                    [T, R]
+    z  = W0[ids] + s h B^T              [T, D]
+    y  = c * z
+    dm = sum_t g * z / n                dB = s (g * c)^T h
+    dh = s (g * c) B                    dA: the columns dh summed per token
+
+Backward gathers z and h again, so that only the ids are kept.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmdora.ops.linear import Scale
+from mmdora.ops.norm import wide
+
+
+def adapted_embedding(
+    ids: Tensor,
+    weight: Tensor,
+    lora_A: Tensor | None,
+    lora_B: Tensor | None,
+    scaling: float,
+    magnitude: Tensor | None = None,
+    scaled: Scale | None = None,
+    padding: int | None = None,
+) -> Tensor:
+    """y = c (W0[ids] + s A[:, ids]^T B^T) [..., D], in the weight's dtype, composed in fp32 or better.
+
+    Args:
+        ids: [...], integers.
+        weight: frozen W0 [V, D]; gets no gradient.
+        lora_A: [R, V] and lora_B: [D, R], fp32 or better; both None for a magnitude alone.
+        scaling: s.
+        magnitude: m [D], fp32 or better, with `scaled`, its `Scale`; both None for LoRA.
+        padding: an id whose column of A gets no gradient.
+    """
+    factor, inverse_norm, _ = scaled if scaled is not None else (None, None, False)
+    y = _AdaptedEmbedding.apply(
+        ids.reshape(-1), weight, lora_A, lora_B, magnitude, factor, inverse_norm, scaling, padding
+    )
+    return y.view(*ids.shape, weight.shape[1])
+
+
+def _gather(
+    ids: Tensor, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, scaling: float
+) -> tuple[Tensor, Tensor | None]:
+    """z [T, D] and h [T, R], fp32 or better."""
+    z = weight.index_select(0, ids).to(wide(weight.dtype))
+    if lora_A is None or lora_B is None:
+        return z, None
+    hidden = lora_A.index_select(1, ids).T
+    return z.addmm_(hidden, lora_B.T, alpha=scaling), hidden
+
+
+class _AdaptedEmbedding(torch.autograd.Function):
+    """Forward and backward on ids [T]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        ids: Tensor,
+        weight: Tensor,
+        lora_A: Tensor | None,
+        lora_B: Tensor | None,
+        magnitude: Tensor | None,
+        factor: Tensor | None,
+        inverse_norm: Tensor | None,
+        scaling: float,
+        padding: int | None,
+    ) -> Tensor:
+        with torch.autocast(weight.device.type, enabled=False):
+            z, _ = _gather(ids, weight, lora_A, lora_B, scaling)
+            y = z if factor is None else z.mul_(factor)
+        ctx.save_for_backward(ids, weight, lora_A, lora_B, factor, inverse_norm)
+        ctx.scaling, ctx.padding = scaling, padding
+        return y.to(weight.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        ids, weight, lora_A, lora_B, factor, inverse_norm = ctx.saved_tensors
+        dA = dB = dm = None
+        with torch.autocast(weight.device.type, enabled=False):
+            g = grads[0].to(wide(weight.dtype))
+            z, hidden = _gather(ids, weight, lora_A, lora_B, ctx.scaling)
+            if factor is not None:
+                dm = (g * z).sum(0).mul_(inverse_norm)
+                g = g * factor
+            if lora_A is not None and lora_B is not None and hidden is not None:
+                dB = (g.T @ hidden).mul_(ctx.scaling)
+                dh = (g @ lora_B).mul_(ctx.scaling)
+                padding = -1 if ctx.padding is None else ctx.padding
+                dA = torch.ops.aten.embedding_dense_backward(dh, ids, lora_A.shape[1], padding, False).T
+        return None, None, dA, dB, dm, None, None, None, None

@@ -1,0 +1,32 @@
+"""Matrix products accumulated in fp32, with no fp32 copy of a half-precision weight."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+CHUNK = 1024
+"""Rows of a weight that are upcast at a time, where the device has no product that takes them as they are."""
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype to accumulate in: fp32 for half precision, else the dtype itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def mm(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """a [M, K] @ b [K, N] in `dtype`: that of both operands, or a wider one. Outside autograd."""
+    if a.dtype == b.dtype == dtype:
+        return a @ b
+    if a.is_cuda and a.dtype == b.dtype and dtype == torch.float32:
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
+def project(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """x [T, I] @ W0^T in `dtype`, for W0 [O, I] of any size. Outside autograd."""
+    if x.is_cuda or weight.dtype == dtype:
+        return mm(x, weight.T, dtype)
+    x = x.to(dtype)
+    parts = [x @ part.to(dtype).T for part in weight.split(CHUNK)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -1,0 +1,190 @@
+"""A checkpoint's safetensors files as bytes: where each tensor lies, and writing files anew without loading them.
+
+The format (safetensors' README): eight bytes of length, little-endian; a JSON header of that length, name ->
+dtype, shape and first and last byte of the data; the data, without holes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor, uint8
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
+BYTES = {**FLOATS, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
+"""Bytes per element, by safetensors' names of dtypes."""
+PIECE = 8 << 20
+"""Bytes copied at a time."""
+
+
+class UnsureError(Exception):
+    """Why a checkpoint is not merged from disk, as half a sentence."""
+
+
+class Stored(NamedTuple):
+    """A tensor in a file."""
+
+    dtype: str
+    """As safetensors names it."""
+    shape: tuple[int, ...]
+    start: int
+    """Its first byte in the file."""
+    size: int
+    """In bytes."""
+
+    def as_dtype(self, dtype: str) -> Stored:
+        """The same values in another dtype; at no place yet."""
+        return Stored(dtype, self.shape, 0, math.prod(self.shape) * BYTES[dtype])
+
+
+class Shard(NamedTuple):
+    """One file; `tensors` by name, in the order of their bytes."""
+
+    path: Path
+    tensors: dict[str, Stored]
+    metadata: dict[str, str]
+    data: int
+    """First byte after the header."""
+
+    @property
+    def size(self) -> int:
+        return self.data + sum(stored.size for stored in self.tensors.values())
+
+
+def read_shards(folder: Path) -> list[Shard]:
+    """The files that transformers would read in `folder`: `model.safetensors`, or what the index names.
+
+    Raises:
+        UnsureError: there are none, one is damaged, or the index does not fit them.
+    """
+    if (folder / SINGLE).is_file():
+        return [read_shard(folder / SINGLE)]
+    try:
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+    except FileNotFoundError:
+        raise UnsureError(f"{folder} has no {SINGLE} and no {INDEX}") from None
+    except (ValueError, KeyError, TypeError):
+        raise UnsureError(f"{folder / INDEX} is no index of safetensors files") from None
+    shards = [read_shard(folder / name) for name in sorted(set(places.values()))]
+    if {name: shard.path.name for shard in shards for name in shard.tensors} != places:
+        raise UnsureError(f"{folder / INDEX} does not name the tensors that the files hold")
+    return shards
+
+
+def read_shard(path: Path) -> Shard:
+    """The header of one file.
+
+    Raises:
+        UnsureError: it is missing, cut off, or no safetensors file.
+    """
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length)) if length < path.stat().st_size else {}
+        metadata = header.pop("__metadata__", {})
+        tensors = {
+            name: Stored(value["dtype"], tuple(value["shape"]), 8 + length + begin, end - begin)
+            for name, value in sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+            for begin, end in [value["data_offsets"]]
+        }
+    except FileNotFoundError:
+        raise UnsureError(f"{path} is missing") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise UnsureError(f"{path} has no readable safetensors header") from None
+    shard = Shard(path, tensors, metadata, 8 + length)
+    if shard.size != path.stat().st_size:
+        raise UnsureError(f"{path} is cut off, or not a safetensors file")
+    return shard
+
+
+def write_shard(
+    shard: Shard,
+    path: Path,
+    names: Mapping[str, str],
+    dtypes: Mapping[str, str],
+    values: Mapping[str, Iterable[Tensor]],
+    wrote: Callable[[int], Any],
+) -> None:
+    """Write `shard` to `path`; what does not change is copied from file to file.
+
+    Args:
+        names: name -> new name, of every tensor.
+        dtypes: name -> new dtype, of every tensor.
+        values: name -> values in the new dtype, as consecutive pieces; of those tensors that get new bytes.
+        wrote: gets counts of bytes as they are written.
+    """
+    tensors = shard.tensors
+    same = all(names[name] == name and dtypes[name] == stored.dtype for name, stored in tensors.items())
+    # Safetensors' own order, widest types first, so that every tensor is aligned.
+    order = list(tensors) if same else sorted(tensors, key=lambda name: (-BYTES[dtypes[name]], names[name]))
+    with FileIO(shard.path) as source, FileIO(path, "wb") as target:
+        if same:
+            _copy(source, target, 0, shard.data, wrote)
+        else:
+            new = {names[name]: tensors[name].as_dtype(dtypes[name]) for name in order}
+            _write(target, _header(new, shard.metadata), wrote)
+        for name in order:
+            if name not in values:
+                _copy(source, target, tensors[name].start, tensors[name].size, wrote)
+                continue
+            for piece in values[name]:
+                _write(target, piece.contiguous().view(-1).view(uint8).numpy().data, wrote)
+
+
+def write_index(folder: Path, shards: Mapping[str, Mapping[str, Stored]]) -> None:
+    """Write the index of several files, given as file name -> tensors by name; one file alone needs none."""
+    if len(shards) == 1:
+        return
+    metadata = {
+        "total_parameters": sum(math.prod(stored.shape) for shard in shards.values() for stored in shard.values()),
+        "total_size": sum(stored.size for shard in shards.values() for stored in shard.values()),
+    }
+    places = {name: file for file, shard in shards.items() for name in shard}
+    text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(places.items()))}, indent=2)
+    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+
+
+def _header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> bytes:
+    """Length and JSON, padded with spaces so that the data start at a multiple of eight."""
+    values: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    begin = 0
+    for name, stored in tensors.items():
+        offsets = [begin, begin := begin + stored.size]
+        values[name] = {"dtype": stored.dtype, "shape": stored.shape, "data_offsets": offsets}
+    text = json.dumps(values, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _copy(source: FileIO, target: FileIO, start: int, size: int, wrote: Callable[[int], Any]) -> None:
+    while size:
+        count = 0
+        try:
+            # Inside the kernel; a file system that can share blocks copies nothing at all.
+            count = os.copy_file_range(source.fileno(), target.fileno(), min(size, PIECE), start)
+            wrote(count)
+        except (AttributeError, OSError):
+            pass  # not Linux, or two kinds of file system; a full disk fails below with its own reason
+        if not count:
+            source.seek(start)
+            piece = source.read(min(size, PIECE))
+            if not piece:
+                raise OSError(f"{source.name} became shorter while it was read")
+            count = len(piece)
+            _write(target, piece, wrote)
+        start, size = start + count, size - count
+
+
+def _write(target: FileIO, content: bytes | memoryview, wrote: Callable[[int], Any]) -> None:
+    left = memoryview(content)
+    while left:
+        count = target.write(left)
+        wrote(count)
+        left = left[count:]

@@ -1,0 +1,177 @@
+"""Checkpoints that are whole or not there: written aside, flushed, listed in a manifest, renamed.
+
+A kill at any moment leaves the checkpoints before it and, at worst, a folder `.saving` that the next
+save replaces. What a manifest lists is read back before a run goes on from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers.trainer import TRAINER_STATE_NAME
+
+from mmdora.errors import MmdoraError
+
+MANIFEST = "manifest.json"
+STAGING = ".saving"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+@contextmanager
+def staged(output: Path, step: int) -> Iterator[Path]:
+    """A folder to fill that is not yet `checkpoint-STEP`; `seal` makes it that.
+
+    Raises:
+        MmdoraError: if it cannot be written, with path and bytes; earlier checkpoints are as they were.
+    """
+    staging = output / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    folder = staging / f"checkpoint-{step}"
+    try:
+        yield folder
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not _is_write_error(error):
+            raise
+        written = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+        free = shutil.disk_usage(output).free
+        shutil.rmtree(staging, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        raise MmdoraError(
+            f"{output / folder.name}: saving failed after {written:,} bytes ({reason}; {free:,} bytes are free on that "
+            "disk); earlier checkpoints are untouched: make room, then go on with --resume"
+        ) from error
+
+
+@contextmanager
+def writing_to(output: Path) -> Iterator[None]:
+    """Where a failed write does not say what could not be written, name the folder and the room that is left.
+
+    Raises:
+        MmdoraError: instead of an OSError without a file name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename is not None or not output.is_dir():
+            raise
+        free = shutil.disk_usage(output).free
+        raise MmdoraError(
+            f"{output}: {error.strerror}; {free:,} bytes are free on that disk: make room, then go on with --resume"
+        ) from error
+
+
+def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
+    """Flush a staged folder, list its files in `manifest.json` beside `facts`, move it to its place."""
+    files = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    with (folder / MANIFEST).open("w", encoding="utf-8") as file:
+        json.dump({**facts, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _flush_folder(inner)
+    staging, final = folder.parent, folder.parent.parent / folder.name
+    if final.exists():  # a damaged one of the same step, which was passed over
+        final.rename(staging / "replaced")
+    folder.rename(final)
+    _flush_folder(final.parent)
+    shutil.rmtree(staging, ignore_errors=True)
+    return final
+
+
+def manifest_of(checkpoint: Path) -> dict[str, Any]:
+    """The manifest, after every file it lists was read back.
+
+    Raises:
+        MmdoraError: naming the file that is missing or not what was written.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise MmdoraError(f"{checkpoint} is not a complete checkpoint: {MANIFEST} is missing or unreadable") from None
+    for name, (size, digest) in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            raise MmdoraError(f"{checkpoint} is damaged: {name} is missing")
+        if path.stat().st_size != size:
+            raise MmdoraError(f"{checkpoint} is damaged: {name} has {path.stat().st_size:,} bytes instead of {size:,}")
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                raise MmdoraError(f"{checkpoint} is damaged: the content of {name} is not what was written")
+    return manifest
+
+
+def checkpoints(output: Path) -> list[Path]:
+    """Folders named `checkpoint-STEP`, newest first."""
+    found = [path for path in output.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in the name of a checkpoint; -1 for another name."""
+    match = _NAME.fullmatch(checkpoint.name)
+    return int(match[1]) if match else -1
+
+
+def newest(output: Path, say: Callable[[str], None]) -> Path | None:
+    """The newest whole checkpoint; damaged ones are named through `say` and passed over."""
+    for path in checkpoints(output):
+        try:
+            manifest_of(path)
+        except MmdoraError as error:
+            say(f"warning: {error}; passed over")
+        else:
+            return path
+    return None
+
+
+def best_of(checkpoint: Path) -> Path | None:
+    """The best checkpoint at the time of this one, as its trainer state names it: beside it, or where it was then."""
+    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    if not state["best_model_checkpoint"]:
+        return None
+    then = Path(state["best_model_checkpoint"])
+    beside = checkpoint.parent / then.name  # the run folder may have been moved
+    return beside if beside.is_dir() else then if then.is_dir() else None
+
+
+def rotate(written: Path, keep: int, best: Path | None) -> None:
+    """Delete what is older than the newest `keep` checkpoints, but for the best.
+
+    Args:
+        written: the newest whole one. One with a later step is damaged and was passed over: it goes too.
+    """
+    found = checkpoints(written.parent)
+    place = found.index(written)
+    for path in (*found[:place], *found[place + keep :]):
+        if best is None or path.resolve() != best.resolve():
+            shutil.rmtree(path)
+
+
+def _is_write_error(error: RuntimeError) -> bool:
+    """torch.save reports a full disk as a RuntimeError of its archive writer."""
+    return any(
+        word in str(error) for word in ("PytorchStreamWriter", "unexpected pos", "inline_container", "iostream error")
+    )
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

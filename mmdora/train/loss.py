@@ -1,0 +1,115 @@
+"""Cross-entropy of the labelled positions only, the output head applied to them in chunks.
+
+Most positions of a row with a picture are image or prompt; their logits [B, T, V] would be computed
+and kept for nothing, tens of GB at V = 152k. Here the model's own forward runs with a head that hands
+the hidden states on, and the model's loss function applies the head where there are labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IGNORE = -100
+LOGITS = 2**25
+"""Elements of logits that exist at a time; more are computed again in backward."""
+
+
+def chunked_cross_entropy(
+    head: Callable[[Tensor], Tensor],
+    hidden: Tensor,
+    targets: Tensor,
+    vocabulary: int,
+    items: Tensor | int | None = None,
+    *,
+    logits: int = LOGITS,
+) -> Tensor:
+    """Mean (or sum / items) of -log softmax(head(h))[target] over the positions with a target.
+
+    Args:
+        head: [N, H] -> [N, V].
+        hidden: [..., H].
+        targets: [...] int64, -100 where there is none; already shifted.
+        items: what the sum is divided by; default the number of targets.
+
+    Returns:
+        A scalar in fp32.
+    """
+    flat = targets.reshape(-1).to(hidden.device)
+    chosen = (flat != IGNORE).nonzero().squeeze(1)
+    states, wanted = hidden.reshape(-1, hidden.shape[-1])[chosen], flat[chosen]
+    size = max(logits // vocabulary, 1)
+    pieces = list(zip(states.split(size), wanted.split(size), strict=True))
+
+    def summed(state: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(head(state).float(), target, reduction="sum")
+
+    if len(pieces) == 1:  # nothing would be saved by computing it twice
+        total = summed(*pieces[0])
+    else:
+        total = torch.stack([checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]).sum()
+    return total / (len(chosen) if items is None else items)
+
+
+class ChunkedLoss:
+    """Makes a model's forward compute its loss in chunks, if that is the loss it computes itself."""
+
+    def __init__(self, model: Any):
+        self.model, self.head = model, model.get_output_embeddings()
+        self.used, self.usable = False, True
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, `model(**inputs, labels=…).loss` is computed in chunks, and `.logits` are no logits."""
+        head, model, plain = self.head, self.model, self.model.loss_function
+        head.forward = lambda states: states  # an attribute of the instance stands before the class's method
+        model.loss_function = self._loss
+        try:
+            yield
+        finally:
+            del head.forward
+            model.loss_function = plain
+
+    def _loss(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        vocab_size: int | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        shift_labels: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
+        self.used = True
+        targets = F.pad(labels, (0, 1), value=IGNORE)[..., 1:] if shift_labels is None else shift_labels
+        head = self.head
+        return chunked_cross_entropy(
+            lambda states: type(head).forward(head, states), logits, targets, head.weight.shape[0], num_items_in_batch
+        )
+
+    def problem(self, inputs: Mapping[str, Any]) -> str | None:
+        """Why this model's loss cannot be had so, found by computing it both ways on one batch; None if it can."""
+        if not isinstance(self.head, nn.Module):
+            return "the model has no output head"
+        training, self.used = self.model.training, False
+        self.model.eval()
+        try:
+            with torch.no_grad():
+                plain = self.model(**inputs).loss
+                try:
+                    with self.applied():
+                        ours = self.model(**inputs).loss
+                except (RuntimeError, ValueError, IndexError) as error:
+                    return f"the model works on its logits before the loss ({str(error).splitlines()[0]})"
+        finally:
+            self.model.train(training)
+        if not self.used:
+            return "the model does not call its loss_function"
+        if not torch.allclose(ours.float(), plain.float(), rtol=1e-2 if plain.dtype != torch.float32 else 1e-4):
+            return f"the model changes its logits after the head (loss {float(plain):.6g}, in chunks {float(ours):.6g})"
+        return None

@@ -1,0 +1,114 @@
+"""What a resumed run goes on from, and whether it is the same run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers.trainer import TRAINER_STATE_NAME
+
+from mmdora.config import RunConfig
+from mmdora.errors import MmdoraError
+from mmdora.fingerprint import same_base
+from mmdora.train.checkpoint import checkpoints, manifest_of, newest, step_of
+
+CONFIG, DONE = "config.yaml", "complete.json"
+FREE_ON_RESUME = {"data.workers", "training.keep", "training.output"}  # do not change what is computed or logged
+
+
+def find_checkpoint(
+    output: Path, resume: bool | Path, say: Callable[[str], None]
+) -> tuple[Path | None, dict[str, Any] | None]:
+    """The checkpoint to resume from and what is known of its run, or None and None for a fresh run.
+
+    A run that was killed before its first checkpoint begins anew: None, and what is known.
+    """
+    if output.exists() and not output.is_dir():
+        raise MmdoraError(f"training.output: {output} is a file, not a folder")
+    if not resume:
+        if (output / CONFIG).exists():
+            raise MmdoraError(f"training.output: {output} holds a run; use --resume, or another folder")
+        return None, None
+    if isinstance(resume, Path):
+        _check_newest(resume, output)
+        checkpoint = resume
+    elif (checkpoint := newest(output, say)) is None:
+        if checkpoints(output):
+            raise MmdoraError(f"--resume: no checkpoint in {output} is whole; start anew in another folder")
+        if (output / DONE).exists() or not (output / CONFIG).exists():
+            raise MmdoraError(f"--resume: no checkpoint in {output}")
+        say(f"{output} has no checkpoint yet: starting from the beginning")
+        return None, {"config": _saved_config(output)}
+    return checkpoint, {**manifest_of(checkpoint), "config": _saved_config(checkpoint.parent)}
+
+
+def _check_newest(checkpoint: Path, output: Path) -> None:
+    """Refuse to leave behind in `output` what a later --resume would take for this run's newest."""
+    later, given = newest(output, lambda line: None), checkpoint.resolve()
+    if later is not None and (given.parent != output.resolve() or step_of(later) > step_of(given)):
+        raise MmdoraError(
+            f"--resume {checkpoint}: a later --resume would take {later} for the newest of this run; "
+            "move it away, or go on in another folder (training.output)"
+        )
+
+
+def _saved_config(output: Path) -> dict[str, Any]:
+    path = output / CONFIG
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        config = None
+    if not isinstance(config, dict):
+        raise MmdoraError(f"--resume: {path} is missing or damaged; put back the config that the run was started with")
+    return config
+
+
+def check_changes(
+    config: RunConfig,
+    before: Mapping[str, Any],
+    facts: Mapping[str, Any],
+    allow: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Refuse to go on with another config, other data or another base; or say what differs.
+
+    Called with what is known before the model is loaded, and again with its fingerprint.
+    """
+    changed = [
+        f"{key}: {old!r} -> {new!r}"
+        for key, old, new in _differences(before["config"], config.to_dict())
+        if key not in FREE_ON_RESUME
+    ]
+    for path, content in facts["data"].items():
+        if before.get("data", {}).get(path, content) != content:
+            changed.append(f"the content of {path}")
+    if "base" in facts and (difference := same_base(before.get("base") or facts["base"], facts["base"])):
+        changed.append(f"the base: {difference}")
+    if changed and not allow:
+        raise MmdoraError(
+            f"--resume: not the run in {config.training.output}: {'; '.join(changed)}; undo that, "
+            "start anew in another folder, or add --allow-changes"
+        )
+    if changed and "base" in facts:
+        say(f"warning: resuming although this changed: {'; '.join(changed)}")
+
+
+def content(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def steps_done(checkpoint: Path) -> int:
+    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(set(old) | set(new))
+        return [d for n in names for d in _differences(old.get(n), new.get(n), f"{key}.{n}".lstrip("."))]
+    return [] if old == new else [(key, old, new)]

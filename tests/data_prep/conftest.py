@@ -1,0 +1,56 @@
+"""Hand-made files in the official formats."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmdora.data.records import Record
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a picture below `images/`, in any format whatever its name says."""
+
+    def draw(name: str, kind: str = "JPEG", size: tuple[int, int] = (8, 6)) -> Path:
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (len(name) * 7 % 256, 40, 90)).save(path, kind)
+        return path
+
+    return draw
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Callable[..., Path]:
+    """Writes an official file: JSON, or JSON Lines of a list if `lines`."""
+
+    def write(name: str, content: Any, *, lines: bool = False) -> Path:
+        path = tmp_path / name
+        text = "".join(json.dumps(row) + "\n" for row in content) if lines else json.dumps(content)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def read(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def records_of() -> Callable[[Path], list[Record]]:
+    return read
+
+
+@pytest.fixture
+def question_of() -> Callable[[Record], str]:
+    return lambda record: record["messages"][0]["content"][-1]["text"]
+
+
+@pytest.fixture
+def answer_of() -> Callable[[Record], str | None]:
+    return lambda record: "".join(part["text"] for part in record["messages"][-1]["content"]) or None

@@ -1,0 +1,146 @@
+"""Small modules of every kind that can be adapted, beside the dense float64 equations."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdora.layers import wrapper
+from mmdora.layers.files import _gather, file_rank, keys_of, to_file
+from mmdora.ops import reference
+
+BASES: dict[str, Any] = {
+    "linear": lambda: nn.Linear(24, 40),
+    "conv": lambda: nn.Conv2d(6, 10, 3, stride=2, padding=1),
+    "embedding": lambda: nn.Embedding(30, 12, padding_idx=0),
+}
+METHODS = ("lora", "dora", "magnitude")
+
+
+def adapted(base: nn.Module, method: Any = "dora", rank: int = 4, **options: Any) -> Any:
+    rank = 0 if method == "magnitude" else rank
+    return wrapper(base, rank)(base, method, rank=rank, scaling=2.0, **options)
+
+
+def make(kind: str, method: Any = "dora", dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Any]:
+    """A base, and an adapted module on it."""
+    torch.manual_seed(0)
+    base = BASES[kind]().to(dtype)
+    return base, adapted(base, method, **options)
+
+
+def shake(layer: Any, seed: int = 1) -> None:
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in (layer.lora_A, layer.lora_B):
+            if parameter is not None:
+                parameter += 0.3 * torch.randn_like(parameter)
+        if layer.magnitude is not None:
+            layer.magnitude *= 1 + 0.3 * torch.rand_like(layer.magnitude)
+
+
+def inputs(kind: str, rows: int = 7) -> Tensor:
+    generator = torch.Generator().manual_seed(7)
+    if kind == "embedding":
+        return torch.randint(0, 30, (rows, 5), generator=generator)
+    shape = (rows, 24) if kind == "linear" else (rows, 6, 9, 8)
+    return torch.randn(shape, generator=generator)
+
+
+def max_rel(a: Tensor, b: Tensor) -> float:
+    return ((a.double() - b.double()).abs().max() / b.double().abs().max().clamp_min(1e-300)).item()
+
+
+class Dense(nn.Module):
+    """The equations as the paper has them, in float64: B A, W' and its rows' norms, on torch's autograd."""
+
+    def __init__(self, layer: Any):
+        super().__init__()
+        self.plain = copy.deepcopy(layer).unload().double().requires_grad_(False)
+        self.scaling = layer.scaling
+        for name in ("lora_A", "lora_B", "magnitude"):
+            own = getattr(layer, name)
+            self.register_parameter(name, None if own is None else nn.Parameter(own.detach().double()))
+
+    def weight(self) -> Tensor:
+        own: dict[str, Any] = dict(self._parameters)
+        w, a, b, m = self.plain.get_parameter("weight"), own["lora_A"], own["lora_B"], own["magnitude"]
+        if isinstance(self.plain, nn.Embedding):
+            return reference.adapted_weight(w.T, a, b, m, self.scaling).T
+        if isinstance(self.plain, nn.Linear):
+            return reference.adapted_weight(w, a, b, m, self.scaling)
+        groups: Any = self.plain.groups
+        flat = w.flatten(1)
+        if a is not None and b is not None:
+            pairs = zip(b.flatten(1).chunk(groups), a.flatten(1).chunk(groups), strict=True)
+            flat = flat + self.scaling * torch.cat([rows @ filters for rows, filters in pairs])
+        return reference.adapted_weight(flat, None, None, m, 1.0).view(w.shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if isinstance(self.plain, nn.Embedding):
+            return self.weight()[x]
+        x = x.double()
+        return torch.func.functional_call(self.plain, {"weight": self.weight()}, (x,))
+
+
+class Peft(nn.Module):
+    """PEFT's layer on a copy of the base, with what a file of ours holds."""
+
+    def __init__(self, layer: Any, dropout: float = 0.0):
+        super().__init__()
+        from peft import LoraConfig, get_peft_model
+
+        dora = layer.magnitude is not None
+        holder: Any = nn.Sequential(copy.deepcopy(layer).unload())
+        rank = file_rank(layer, layer.rank)
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=2 * rank,
+            target_modules=["0"],
+            use_dora=dora,
+            lora_dropout=dropout,
+            init_lora_weights=True,
+        )
+        get_peft_model(holder, config)
+        self.layer: Any = holder[0]
+        with torch.no_grad():
+            for name, tensor in to_file(layer, magnitude=dora).items():
+                self.own(name).copy_(tensor)
+
+    def own(self, key: str) -> Any:
+        """PEFT's parameter for a key of our files."""
+        holder, _, leaf = key.partition(".")
+        found = getattr(self.layer, holder)["default"]
+        return found if isinstance(found, Tensor) else found.get_parameter(leaf or "weight")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+def same_as_peft(layer: Any, x: Any, dropout: float = 0.0, seed: int = 3) -> None:
+    """Output, and gradients of x, A, B and m, with the same dropout masks."""
+    theirs = Peft(layer, dropout).train(layer.training)
+    floating = x.is_floating_point()
+    results = []
+    layer.zero_grad()
+    for module in (layer, theirs):
+        torch.manual_seed(seed)
+        own = x.clone().requires_grad_() if floating else x
+        y = module(own)
+        gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        y.backward(gradient)
+        results.append((y, own.grad))
+    (y, dx), (y2, dx2) = results
+    assert max_rel(y, y2) <= 1e-5
+    assert not floating or max_rel(dx, dx2) <= 1e-5
+    for name, key in keys_of(type(layer)).items():
+        parameter = getattr(layer, name)
+        if parameter is None:
+            continue
+        found = theirs.own(key).grad
+        if name == "lora_A" and layer.kind == "conv":
+            found = _gather(found, layer.groups)
+        assert max_rel(parameter.grad, found.view(parameter.shape)) <= 1e-5, name

@@ -1,0 +1,129 @@
+"""One of two processes of test_distributed.py: `python distributed_worker.py RANK FOLDER`. Writes FOLDER/RANK.pt."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from layer_cases import adapted, shake
+
+from mmdora.layers import scales
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = adapted(nn.Linear(24, 41), "dora")
+        self.gate = adapted(nn.Linear(24, 41), "lora")
+        self.down = adapted(nn.Linear(41, 24), "magnitude")
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.layer_norm(x, (24,))
+        return x + self.down(self.up(y) * torch.sigmoid(self.gate(y)))
+
+
+class Net(nn.Module):
+    def __init__(self, recompute: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.recompute = recompute
+        self.tokens = adapted(nn.Embedding(30, 24))
+        self.patches = adapted(nn.Conv2d(3, 24, 4, stride=4))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        for module in self.modules():
+            if hasattr(module, "lora_A"):
+                shake(module)
+
+    def forward(self, ids: Tensor, pixels: Tensor) -> Tensor:
+        x = torch.cat([self.patches(pixels).flatten(2).transpose(1, 2), self.tokens(ids)], 1)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute else block(x)  # pyright: ignore
+        return x
+
+
+def batch(rank: int | None) -> tuple[Tensor, Tensor]:
+    """Four rows, or the two of a rank."""
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randint(0, 30, (4, 5), generator=generator), torch.randn(4, 3, 8, 8, generator=generator)
+    return rows if rank is None else tuple(part[2 * rank : 2 * rank + 2] for part in rows)  # pyright: ignore
+
+
+def gradients(call: Any, net: nn.Module, rank: int | None) -> dict[str, Tensor]:
+    call(*batch(rank)).square().mean().backward()
+    return {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+def train(net: nn.Module, rank: int | None, **options: Any) -> dict[str, Any]:
+    """Three steps, then writes that are no step, each followed by a forward: outputs and parameters at the end."""
+    optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05, **options)
+    for _ in range(3):
+        net(*batch(rank)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    outputs = {}
+    with torch.no_grad():
+        outputs["stepped"] = net(*batch(None))
+        reshard(net)
+        for name, parameter in net.named_parameters():
+            if name.endswith("lora_B"):
+                parameter.mul_(2)
+        outputs["written"] = net(*batch(None))
+        reshard(net)
+        net.load_state_dict({name: tensor * 1.1 for name, tensor in net.state_dict().items()})
+        outputs["loaded"] = net(*batch(None))
+        reshard(net)
+    return outputs | {name: whole(parameter) for name, parameter in net.named_parameters()}
+
+
+def reshard(net: nn.Module) -> None:
+    """What is written to parameters while they are gathered is lost."""
+    for module in net.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def whole(tensor: Tensor) -> Tensor:
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def sharded(mesh: Any, recompute: bool, **options: Any) -> nn.Module:
+    net = Net(recompute)
+    for block in net.blocks:
+        fully_shard(block, mesh=mesh, **options)
+    fully_shard(net, mesh=mesh, **options)
+    return net
+
+
+def versions_alone(tensors: Any, steps: int) -> list[int]:
+    return [steps, *(tensor._version for tensor in tensors)]
+
+
+def main(rank: int, folder: Path) -> None:
+    # CUDA's allocator gives a gathered parameter the same address again and again; the CPU's does by chance only.
+    scales.Stamp._read = staticmethod(versions_alone)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    mesh = init_device_mesh("cpu", (2,))
+    net = Net()
+    found = {
+        "ddp": gradients(DistributedDataParallel(net), net, rank),
+        "fsdp": train(sharded(mesh, recompute=False), rank),
+        "fsdp kept": train(sharded(mesh, recompute=True, reshard_after_forward=False), rank),
+    }
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))

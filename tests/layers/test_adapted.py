@@ -1,0 +1,220 @@
+"""What holds for every kind of adapted module: the equations, names, dtypes, conversions, refusals."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from layer_cases import BASES, METHODS, Dense, adapted, inputs, make, max_rel, shake
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from mmdora.errors import MmdoraError
+from mmdora.layers import KINDS, kind_of
+
+KIND = pytest.mark.parametrize("kind", BASES)
+METHOD = pytest.mark.parametrize("method", METHODS)
+
+
+def trained(layer) -> dict[str, Any]:
+    return {name: p for name, p in layer.named_parameters() if p.requires_grad}
+
+
+@KIND
+@METHOD
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_starts_as_the_base(kind, method, dtype):
+    base, layer = make(kind, method, dtype)
+    x = inputs(kind)
+    x = x.to(dtype) if x.is_floating_point() else x
+    found, expected = layer(x), base(x)
+    assert found.dtype == expected.dtype == dtype
+    torch.testing.assert_close(found, expected, rtol=1e-6 if dtype == torch.float32 else 2**-7, atol=1e-6)
+
+
+@KIND
+@METHOD
+def test_outputs_and_gradients_are_the_dense_equations(kind, method):
+    _, layer = make(kind, method)
+    shake(layer)
+    exact = Dense(layer)
+    x: Any = inputs(kind).requires_grad_(kind != "embedding")
+    x64: Any = x.detach().double().requires_grad_() if kind != "embedding" else x
+    y, expected = layer(x), exact(x64)
+    assert max_rel(y, expected) <= 1e-5
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    expected.backward(gradient.double())
+    if kind != "embedding":
+        assert max_rel(x.grad, x64.grad) <= 1e-5
+    wanted: dict[str, Any] = dict(exact.named_parameters())
+    for name, parameter in trained(layer).items():
+        expected_gradient = wanted[name].grad
+        if (kind, name) == ("embedding", "lora_A"):
+            assert expected_gradient[:, 0].abs().max() > 0 and parameter.grad[:, 0].abs().max() == 0
+            expected_gradient[:, 0] = 0  # padding_idx
+        assert max_rel(parameter.grad, expected_gradient) <= 1e-5, name
+
+
+@KIND
+@pytest.mark.parametrize("tiny", [0.0, 1e-9, -1e-4])
+def test_magnitude_near_zero_has_its_gradient(kind, tiny):
+    _, layer = make(kind)
+    shake(layer)
+    with torch.no_grad():
+        layer.magnitude[3] = tiny
+    exact: Any = Dense(layer)
+    y = layer(inputs(kind))
+    gradient = torch.randn_like(y)
+    y.backward(gradient)
+    exact(inputs(kind)).backward(gradient.double())
+    assert layer.magnitude.grad[3] != 0
+    assert max_rel(layer.magnitude.grad, exact.magnitude.grad) <= 1e-5
+
+
+@KIND
+def test_zero_rows_learn_and_give_no_nan(kind):
+    base, _ = make(kind)
+    with torch.no_grad():
+        (base.weight.T if kind == "embedding" else base.weight)[4] = 0
+    layer = adapted(base)
+    layer(inputs(kind)).square().sum().backward()
+    torch.optim.AdamW(trained(layer).values(), lr=0.1).step()
+    y = layer(inputs(kind))
+    y.square().sum().backward()
+    assert y.isfinite().all() and all(p.grad.isfinite().all() for p in trained(layer).values())
+
+
+@KIND
+def test_bf16_shows_a_magnitude_change_of_2_to_minus_10(kind):
+    _, layer = make(kind, "dora", torch.bfloat16)
+    shake(layer)  # an embedding of bf16 numbers alone would round back to them
+    x = inputs(kind, rows=40)
+    x = x.bfloat16() if x.is_floating_point() else x
+    before = layer(x)
+    with torch.no_grad():
+        layer.magnitude *= 1 + 2**-10
+    changed = (before != layer(x)).float().mean().item()
+    assert 0.05 < changed < 0.5  # 2^-10 is a quarter or an eighth of a bf16 step
+
+
+@KIND
+def test_names_are_the_bases_and_parameters_are_the_same_objects(kind):
+    base, layer = make(kind)
+    names = list(base.state_dict())
+    assert layer.weight is base.weight and not layer.weight.requires_grad
+    assert list(layer.state_dict()) == [*names, "lora_A", "lora_B", "magnitude"]
+    assert list(trained(layer)) == ["lora_A", "lora_B", "magnitude"]
+    assert all(getattr(layer, name) == getattr(base, name) for name in base.__constants__)
+    assert [name for name, _ in layer.named_modules()] == [""] and not list(layer.buffers())
+
+
+@KIND
+def test_adapter_is_fp32_on_a_half_base_and_stays_so(kind):
+    _, layer = make(kind, dtype=torch.bfloat16)
+    assert {p.dtype for p in trained(layer).values()} == {torch.float32}
+    _, layer = make(kind)
+    layer.to(torch.bfloat16)
+    assert layer.weight.dtype == torch.bfloat16 and {p.dtype for p in trained(layer).values()} == {torch.float32}
+
+
+@KIND
+@METHOD
+def test_merge_gives_the_plain_module_with_the_same_weight_object(kind, method):
+    base, layer = make(kind, method)
+    shake(layer)
+    y = layer(inputs(kind))
+    plain: Any = layer.merge()
+    assert type(plain) is type(base) and plain.weight is base.weight and plain.weight.requires_grad
+    assert str(plain) == str(base)
+    assert max_rel(plain(inputs(kind)), y) <= 1e-5
+
+
+@KIND
+def test_merge_rounds_once(kind):
+    _, layer = make(kind)
+    shake(layer)
+    exact = layer.merged_weight()
+    plain: Any = layer.merge(torch.bfloat16)
+    assert torch.equal(plain.weight, exact.bfloat16()) and plain.weight.is_contiguous()
+    assert {p.dtype for p in plain.parameters()} == {torch.bfloat16}
+
+
+@KIND
+def test_unload_gives_back_the_base(kind):
+    base, layer = make(kind)
+    before = base.weight.detach().clone()
+    shake(layer)
+    plain: Any = layer.eval().unload()
+    assert plain.weight is base.weight and torch.equal(plain.weight, before) and plain.weight.requires_grad
+    assert type(plain) is type(base) and not plain.training
+    assert torch.equal(plain(inputs(kind)), base(inputs(kind)))
+
+
+@KIND
+@pytest.mark.parametrize("twin", [copy.deepcopy, copy.copy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies_keep_nothing_of_the_originals_norms(kind, twin):
+    _, layer = make(kind)
+    shake(layer)
+    x = inputs(kind)
+    before = layer(x)
+    other = twin(layer)
+    assert torch.equal(other(x), before)
+    assert other.scales is not layer.scales
+    if other.lora_B is not layer.lora_B:
+        shake(other, seed=5)
+        assert max_rel(other(x), Dense(other)(x)) <= 1e-5
+    assert torch.equal(layer(x), before)
+
+
+def test_a_subclass_without_a_forward_of_its_own_comes_back_as_itself():
+    class Tagged(nn.Linear):
+        tag = "kept"
+
+    base = Tagged(4, 4)
+    plain: Any = adapted(base).unload()
+    assert type(plain) is Tagged and plain.weight is base.weight
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+class OwnConv(nn.Conv2d):
+    def _conv_forward(self, x, weight, bias):
+        return super()._conv_forward(x, weight / weight.norm(), bias)
+
+
+class ScaledEmbedding(nn.Embedding):
+    def forward(self, ids):
+        return super().forward(ids) * 2
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (nn.MultiheadAttention(8, 2).out_proj, "read, not called"),
+        (OwnLinear(4, 4), "forward of its own"),
+        (OwnConv(3, 4, 2), "forward of its own"),
+        (ScaledEmbedding(4, 4), "forward of its own"),
+        (nn.ConvTranspose2d(3, 4, 2), "no linear, convolution or embedding"),
+        (parametrizations.weight_norm(nn.Linear(4, 4)), "parametrisation"),
+        (nn.Conv2d(4, 4, 3, groups=4), "multiple of 4, not 2"),
+        (nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
+        (nn.Embedding(4, 4, sparse=True), "sparse"),
+        (nn.Embedding(4, 4, scale_grad_by_freq=True), "scale_grad_by_freq"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_refuses_what_it_would_break(module, message):
+    with pytest.raises(MmdoraError, match=message):
+        adapted(module, "lora", rank=2)
+
+
+def test_every_kind_names_what_it_takes():
+    for kind in KINDS:
+        with pytest.raises(MmdoraError, match=r"ReLU is not an nn\.(Linear|Conv1d or nn\.Conv2d or .*|Embedding)$"):
+            kind(nn.ReLU(), "lora", rank=2)
+    assert kind_of(nn.ReLU()) is None

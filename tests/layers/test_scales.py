@@ -1,0 +1,245 @@
+"""The scale: computed once per optimizer step, right after every write, in eager mode and in compiled graphs."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from layer_cases import BASES, Dense, adapted, inputs, make, max_rel, shake
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from mmdora.errors import MmdoraError
+from mmdora.ops import norm
+
+KIND = pytest.mark.parametrize("kind", BASES)
+
+
+@pytest.fixture
+def norms(monkeypatch) -> list[int]:
+    """One element for each norm that is computed."""
+    calls, original = [], norm.row_norm
+    monkeypatch.setattr(norm, "row_norm", lambda *args, **kwargs: calls.append(1) or original(*args, **kwargs))
+    return calls
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch._dynamo.reset()
+
+
+def trained(module: nn.Module) -> list[nn.Parameter]:
+    return [p for p in module.parameters() if p.requires_grad]
+
+
+class Block(nn.Module):
+    """One adapted module of each method, as a transformer block has them."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.up = adapted(nn.Linear(24, 40), "dora", dropout=dropout)
+        self.gate = adapted(nn.Linear(24, 40, bias=False), "lora", dropout=dropout)
+        self.down = adapted(nn.Linear(40, 24), "magnitude")
+
+    def forward(self, x):
+        y = torch.nn.functional.layer_norm(x, (24,))
+        return x + self.down(self.up(y) * torch.sigmoid(self.gate(y)))
+
+
+class Tower(nn.Module):
+    """Ids and pixels in, blocks over them; `compiled` compiles each block by itself."""
+
+    def __init__(self, depth: int = 2):
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens = adapted(nn.Embedding(30, 24))
+        self.patches = adapted(nn.Conv2d(3, 24, 4, stride=4))
+        self.blocks = nn.ModuleList(Block() for _ in range(depth))
+        for module in self.modules():
+            if hasattr(module, "lora_A"):
+                shake(module)
+
+    def forward(self, ids, pixels):
+        x = torch.cat([self.patches(pixels).flatten(2).transpose(1, 2), self.tokens(ids)], 1)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.randint(0, 30, (2, 5), generator=generator), torch.randn(2, 3, 8, 8, generator=generator)
+
+
+def losses(call, module, steps: int = 3, **options: Any) -> list[float]:
+    optimizer = torch.optim.AdamW(trained(module), lr=0.05, **options)
+    found = []
+    for _ in range(steps):
+        loss = call(*batch()).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        found.append(loss.item())
+    return found
+
+
+@KIND
+def test_once_per_step_under_accumulation_and_both_kinds_of_recomputation(kind, norms):
+    _, layer = make(kind)
+    optimizer = torch.optim.SGD(trained(layer), lr=0.1)
+    x = inputs(kind)
+    for step in (1, 2):
+        layer(x).sum().backward()
+        checkpoint(layer, x, use_reentrant=False).sum().backward()  # pyright: ignore
+        if kind != "embedding":  # the reentrant kind needs an input that takes a gradient
+            checkpoint(layer, x.clone().requires_grad_(), use_reentrant=True).sum().backward()  # pyright: ignore
+        with torch.autocast("cpu", torch.bfloat16):
+            checkpoint(layer, x, use_reentrant=False).sum().backward()  # pyright: ignore
+        with torch.no_grad():
+            layer(x)
+        assert len(norms) == step
+        optimizer.step()
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradients_through_recomputation_are_the_same(reentrant):
+    results = []
+    for recompute in (False, True):
+        tower = Tower()
+        x = torch.randn(2, 7, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        for block in tower.blocks:
+            y = checkpoint(block, x, use_reentrant=reentrant) if recompute else block(x)
+            y.square().sum().backward()  # pyright: ignore
+        results.append([x.grad, *(p.grad for p in trained(tower.blocks))])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+WRITES = {
+    "AdamW foreach": lambda layer: step(layer, foreach=True),
+    "AdamW loop": lambda layer: step(layer, foreach=False),
+    "AdamW fused": lambda layer: step(layer, fused=True),
+    "AdamW compiled": lambda layer: step(layer, compiled=True),
+    "in place": lambda layer: shake(layer, seed=5),
+    "load": lambda layer: layer.load_state_dict({k: v * 1.1 + 0.1 for k, v in layer.state_dict().items()}),
+    "load assigned": lambda layer: layer.load_state_dict({k: 2 * v for k, v in layer.state_dict().items()}, True, True),
+    "base": lambda layer: (layer.weight.data.mul_(2), layer.refresh()),
+    "base in place": lambda layer: in_place(layer.weight),
+    "data swapped": lambda layer: setattr(layer.lora_B, "data", layer.lora_B.data * 3),
+    "data and refresh": lambda layer: (layer.lora_A.data.normal_(), layer.refresh()),
+    "replaced": lambda layer: setattr(layer, "magnitude", nn.Parameter(layer.magnitude.detach() * 2)),
+    "float64 and back": lambda layer: layer.double().float(),
+}  # fmt: skip
+
+
+def step(layer, *, compiled=False, **options):
+    optimizer = torch.optim.AdamW(trained(layer), lr=0.1, **options)
+    for parameter in trained(layer):
+        parameter.grad = torch.randn_like(parameter)
+    if compiled:
+        torch.compile(optimizer.step, backend="aot_eager", fullgraph=False)()
+    else:
+        optimizer.step()
+
+
+def in_place(parameter):
+    with torch.no_grad():
+        parameter.mul_(2)
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+@pytest.mark.parametrize(
+    ("kind", "compiled"), [("linear", True), *((kind, False) for kind in BASES)], ids=["compiled", *BASES]
+)
+def test_right_after_every_write(kind, write, compiled):
+    _, layer = make(kind)
+    shake(layer)
+    call = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
+    x = inputs(kind)
+    for _ in range(2):
+        call(x)
+        write(layer)
+        assert max_rel(call(x), Dense(layer)(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["foreach", "fused"])
+def test_compiled_training_is_the_eager_one(options, norms):
+    eager = losses(tower := Tower(), tower, **options)
+    assert eager[2] < eager[0]
+    before, tower = len(norms), Tower()
+    compiled = losses(torch.compile(tower, backend="aot_eager", fullgraph=True), tower, **options)
+    assert max(abs(a - b) / abs(a) for a, b in zip(eager, compiled, strict=True)) <= 1e-6
+    assert len(norms) == 2 * before  # one for each module and step, compiled too
+
+
+def test_no_break_and_no_recompilation():
+    tower = Tower()
+    explanation = torch._dynamo.explain(tower)(*batch())
+    assert (explanation.graph_break_count, explanation.graph_count) == (0, 1), explanation.break_reasons
+    call = torch.compile(tower, backend="aot_eager", fullgraph=True)
+    losses(call, tower, steps=2)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        losses(call, tower, steps=3)
+        shake(tower.tokens)
+        call(*batch())
+
+
+def test_one_graph_serves_all_blocks():
+    """More blocks than dynamo would compile one by one (`recompile_limit`)."""
+    tower, same = Tower(depth=10), Tower(depth=10)
+    for block in tower.blocks:
+        block.compile(backend="aot_eager", fullgraph=True)
+    with torch._dynamo.config.patch(recompile_limit=2, fail_on_recompile_limit_hit=True):
+        found = losses(tower, tower)
+    assert max(abs(a - b) / abs(a) for a, b in zip(losses(same, same), found, strict=True)) <= 1e-6
+
+
+def test_the_operator_is_what_torch_takes_it_for():
+    _, layer = make("linear")
+    before = layer(inputs("linear"))
+    parts = (layer.scales.slot, *(p.detach() for p in (layer.weight, layer.lora_A, layer.lora_B, layer.magnitude)))
+    torch.library.opcheck(torch.ops.mmdora.scale, parts)
+    for result in torch.ops.mmdora.scale(*parts):
+        result.zero_()  # a compiler may reuse the memory
+    assert torch.equal(layer(inputs("linear")), before)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_other_parameters_for_one_call_leave_no_trace(compiled):
+    _, layer = make("linear")
+    shake(layer)
+    x = inputs("linear")
+
+    def call(lora_B):
+        return torch.func.functional_call(layer, {"lora_B": lora_B}, (x,))
+
+    if compiled:
+        call = torch.compile(call, backend="aot_eager", fullgraph=True)
+    before, expected = layer(x), {}
+    for factor in (2.0, 3.0):
+        twin = copy.deepcopy(layer)
+        twin.lora_B.data.mul_(factor)
+        expected[factor] = twin(x)
+    memory = torch.empty_like(layer.lora_B)  # the second lies where the first lay, in the same version
+    for factor in (2.0, 3.0):
+        memory.data.copy_(layer.lora_B.data * factor)
+        assert max_rel(call(memory.data), expected[factor]) <= 1e-6
+    assert torch.equal(layer(x), before)
+
+
+def test_a_scale_of_inference_mode_can_be_trained_on():
+    _, layer = make("linear")
+    with torch.inference_mode():
+        before = layer(inputs("linear"))
+    y = layer(inputs("linear"))
+    y.sum().backward()
+    assert torch.equal(y, before) and layer.magnitude.grad is not None
+
+
+def test_a_magnitude_in_half_precision_is_refused():
+    _, layer = make("linear")
+    layer.magnitude.data = layer.magnitude.data.bfloat16()
+    with pytest.raises(MmdoraError, match="param_dtype"):
+        layer(inputs("linear"))

@@ -1,0 +1,111 @@
+"""Short training runs of tiny-llava, for the tests of resume, checkpoints and guards."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from mmdora.cli import main
+from mmdora.config import RunConfig, validate
+from mmdora.train.run import LOG
+
+SPEED = ("samples_per_s", "runtime", "per_second")
+
+
+def first_turns(records: Path, rows: int) -> Path:
+    """The first rows with their first question alone: steps that take little time."""
+    kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
+    path = records.parent / f"first-{rows}.jsonl"
+    path.write_text("".join(json.dumps(row | {"messages": row["messages"][:2]}) + "\n" for row in kept))
+    return path
+
+
+def tree_for(records: Path, output: Path, *, evaluates: bool = True, **training: Any) -> dict[str, Any]:
+    """Four rows a step in two micro-batches, dropout in the language model, 8 steps."""
+    evaluation = {"eval": str(records), "eval_rows": 2} if evaluates else {}
+    training = ({} if evaluates else {"eval_every": None}) | training
+    return {
+        "adapt": {
+            "vision": {"method": "dora", "rank": 2, "targets": ["attention"], "lr": 3e-4},
+            "projector": {"method": "full", "lr": 1e-4},
+            "language": {"method": "dora", "rank": 4, "targets": ["attention"], "dropout": 0.1, "magnitude_lr": 1e-3},
+        },
+        "data": {"train": str(records), **evaluation},
+        "training": {"output": str(output), "steps": 8, "batch_size": 2, "accumulation": 2, "lr": 5e-4, "log_every": 1,
+                     "eval_every": 3, "save_every": 3} | training,
+    }  # fmt: skip
+
+
+def config_of(tree: dict[str, Any]) -> RunConfig:
+    return validate(RunConfig, tree, where=lambda key: "test")
+
+
+def config_for(records: Path, output: Path, **training: Any) -> RunConfig:
+    """`tree_for` as a config."""
+    return config_of(tree_for(records, output, **training))
+
+
+def silent(line: str) -> None:
+    """`say` of a run whose lines are of no interest."""
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """What a run logged, less what depends on its speed; NaN and infinity are no JSON."""
+    entries = [json.loads(line, parse_constant=_refuse) for line in (run / LOG).read_text().splitlines()]
+    return [{k: v for k, v in entry.items() if not any(word in k for word in SPEED)} for entry in entries]
+
+
+def _refuse(constant: str) -> None:
+    raise AssertionError(f"{constant} in {LOG}")
+
+
+def same_tensors(ours: Path, theirs: Path) -> bool:
+    """Whether two safetensors files hold the same tensors, bit for bit."""
+    one, other = load_file(ours), load_file(theirs)
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def same_run(ours: Path, theirs: Path) -> bool:
+    """Whether two complete runs logged the same and ended in the same adapter."""
+    adapter = Path("adapter", "adapter_model.safetensors")
+    return curve(ours) == curve(theirs) and same_tensors(ours / adapter, theirs / adapter)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def forked(command: list[str], stderr: Path, before: Callable[[], None] | None = None) -> int:
+    """Start `mmdora COMMAND` in a process of its own, without a second import of torch; returns its id."""
+    sys.stdout.flush()
+    if child := os.fork():
+        return child
+    code = 70
+    try:
+        null, told = os.open(os.devnull, os.O_WRONLY), os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(null, 1)
+        os.dup2(told, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+        os.setsid()
+        if before is not None:
+            before()
+        code = main(command)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def exit_code(child: int) -> int:
+    """Wait for a process; negative: the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
