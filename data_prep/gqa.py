@@ -3,8 +3,9 @@
 A JSON object of question id -> `{imageId, question, answer, fullAnswer, isBalanced, groups: {global,
 local}, types: {structural, semantic, detailed}, semantic, semanticStr, entailed, equivalent, annotations}`;
 the submission split has `imageId`, `question` and `isBalanced` only. Images: `images/IMAGEID.jpg` or
-`IMAGEID.jpg` below the root. Kept for consistency and validity: groups, types, entailed, equivalent.
-Result: `[{questionId, prediction}]`.
+`IMAGEID.jpg` below the root. `meta` keeps what consistency, distribution and types need, and, if
+`val_choices.json` (question id -> `{valid, plausible}`) is among the files, what validity and
+plausibility need. Result: `[{questionId, prediction}]`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from mmdora.data.records import Record
 NAME = "gqa"
 LICENCE = "CC BY 4.0"
 SOURCE = "https://cs.stanford.edu/people/dorarad/gqa/download.html; LLaVA scripts/convert_gqa_for_eval.py (result)"
-UNVERIFIED = ("the submission split's fields: only answered splits were seen",)
+UNVERIFIED = ("the submission split's fields: only answered splits were seen", "the choices file's fields")
 
 
 def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:
@@ -39,13 +40,17 @@ def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:
 
 
 def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
-    """(question id, question)."""
+    """(question id, question, choices or None)."""
+    choices = [read.index(read.items(path), complete=False) for path in files if "choices" in path.name]
     for path in files:
-        yield from read.items(path)
+        for row in read.items(path) if "choices" not in path.name else ():
+            name, question = row.value
+            found = [entry for index in choices for entry in index.all(name)]
+            yield row._replace(value=(name, question, found[0] if found else None))
 
 
 def records(row: Row) -> Iterator[Record]:
-    name, question = row.value
+    name, question, choices = row.value
     image = f"{question['imageId']}.jpg"
     types = question.get("types") or {}
     yield asked(
@@ -58,7 +63,9 @@ def records(row: Row) -> Iterator[Record]:
         type=types.get("structural"),
         types=types or None,
         groups=question.get("groups"),
-        full_answer=question.get("fullAnswer"),
+        isBalanced=question.get("isBalanced"),
+        fullAnswer=question.get("fullAnswer"),
+        choices=choices,
         entailed=question.get("entailed"),
         equivalent=question.get("equivalent"),
     )

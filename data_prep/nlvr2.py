@@ -3,8 +3,7 @@
 JSON Lines (though named .json): `{sentence, label: "True"|"False", identifier: split-set-pair-sentence,
 left_url, right_url, directory?, writer, validation, synset, query …}`. Images: `split-set-pair-img0.png`
 (left) and `-img1.png`, some of which are JPEG or GIF; below the root directly, in `dev/` or `test1/`, or for
-training in `train/DIRECTORY/`. URLs are never fetched. Consistency groups pairs of one sentence
-(`meta.group`). Result: CSV lines `identifier,prediction`.
+training in `train/DIRECTORY/`. URLs are never fetched. Result: CSV lines `identifier,prediction`.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
 
 def records(row: Row) -> Iterator[Record]:
     value = row.value
-    split, group, pair, sentence = value["identifier"].split("-")
+    split, group, pair, _ = value["identifier"].split("-")
     folder = f"{split}/{value['directory']}" if "directory" in value else split
     names = [f"{split}-{group}-{pair}-img{side}.png" for side in (0, 1)]
     label = value.get("label")
@@ -58,7 +57,6 @@ def records(row: Row) -> Iterator[Record]:
         value["sentence"],
         None if label is None else str(label).lower(),
         identifier=value["identifier"],
-        group=f"{split}-{group}--{sentence}",
         synset=value.get("synset"),
     )
 

@@ -57,7 +57,7 @@ def records(row: Row) -> Iterator[Record]:
         split_of(row.file),
         clip_id=value["clip_id"],
         vid_name=value["vid_name"],
-        moment=value.get("ts"),
+        ts=value.get("ts"),
         subtitles=subtitles,
     ):
         yield record | {"features": names_of(value["vid_name"])}
@@ -66,7 +66,7 @@ def records(row: Row) -> Iterator[Record]:
 def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
     """JSON Lines of `{vid_name, clip_id, ts, descs: [{desc}]}`, what VALUE's evaluation takes."""
     rows = (
-        {"vid_name": m["vid_name"], "clip_id": m["clip_id"], "ts": m.get("moment"), "descs": [{"desc": text}]}
+        {"vid_name": m["vid_name"], "clip_id": m["clip_id"], "ts": m.get("ts"), "descs": [{"desc": text}]}
         for m, text in answered(records, predictions)
     )
     return write_jsonl(path, rows)

@@ -44,8 +44,6 @@ def prepare(out: Path, *, inputs: VideoInputs) -> dict[str, int]:
 
 def records(row: Row) -> Iterator[Record]:
     value, subtitles = row.value
-    start, _, end = value["ts"].partition("-")  # "nan-nan" where nobody marked the moment
-    moment = [float(start), float(end)] if "nan" not in value["ts"] else None
     yield choice(
         value["qid"],
         [],
@@ -54,7 +52,7 @@ def records(row: Row) -> Iterator[Record]:
         value.get("answer_idx"),
         qid=value["qid"],
         vid_name=value["vid_name"],
-        moment=moment,
+        ts=value.get("ts"),  # "nan-nan" where nobody marked the moment
         subtitles=subtitles,
         type=value.get("show_name"),
     ) | {"features": names_of(value["vid_name"])}

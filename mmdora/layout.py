@@ -114,7 +114,7 @@ def places(model: PreTrainedModel, names: Iterable[str]) -> Places:
     # The steps of convert_and_load_state_dict_in_model, their order included: some renamings remember what they saw.
     for name in sorted(names, key=dot_natural_key):
         place, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
-        if False:
+        if place not in state and name in state:
             place, pattern = rename_source_key(name, [], [], model.base_model_prefix, state)
         if place not in state:
             (found.ignored if any(re.search(relic, place) for relic in relics) else found.unknown).append(name)

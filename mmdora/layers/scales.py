@@ -96,7 +96,8 @@ class Scales:
         # What is computed in inference mode could not be saved for a later backward.
         with torch.inference_mode(False), torch.no_grad():
             n = self.row_norm(weight, lora_A, lora_B)
-            return linear.scale(magnitude, n, keep=True if _captured(weight) else None)
+            # Whether z must be kept takes a look at c, which waits for the device: not in each forward.
+            return linear.scale(magnitude, n, keep=None if self._sees([weight]) else True)
 
     def row_norm(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None) -> Tensor:
         """||W0 + s B A|| [O], fp32 or better, outside autograd."""

@@ -42,7 +42,7 @@ def test_tvqa(official, features, tmp_path, question_of, answer_of):
     first, unmarked, unanswered = records = list(read_records(tmp_path / "out/val.jsonl"))
     assert question_of(first).splitlines()[0] == "What is Robin holding?" and answer_of(first) == "E"
     assert first["images"] == [] and first["meta"]["features"] == f"{CLIP}.npz" and first["meta"]["frames"] == 41
-    assert first["meta"]["moment"] == [1.21, 8.49] and "moment" not in unmarked["meta"]
+    assert first["meta"]["ts"] == "1.21-8.49" and unmarked["meta"]["ts"] == "nan-nan"
     assert first["meta"]["subtitles"] == "Ross : Hi. Hey!" and answer_of(unanswered) is None
     path = tvqa.write_results(records, {"7": "E", "8": "nachos", "9": "?"}, tmp_path / "r.json")
     assert json.loads(path.read_text()) == {"7": 4, "8": 1, "9": -1}

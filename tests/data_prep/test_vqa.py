@@ -156,10 +156,15 @@ def test_gqa(official, picture, tmp_path, answer_of):
     }  # fmt: skip
     bare = {"question": "Is it dark?", "imageId": "n250821", "isBalanced": True}
     file = official("testdev_balanced_questions.json", {"20644644": full, "05": bare})
-    assert gqa.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root)) == {"testdev": 2}
+    choices = official(
+        "testdev_choices.json", {"20644644": {"valid": ["bedroom", "kitchen"], "plausible": ["bedroom"]}}
+    )
+    inputs = ImageInputs(files=[file, choices], images=root)
+    assert gqa.prepare(tmp_path / "out", inputs=inputs) == {"testdev": 2}
     room, dark = records = list(read_records(tmp_path / "out/testdev.jsonl", root))
     assert room["id"] == "20644644" and answer_of(room) == "bedroom" and room["meta"]["type"] == "query"
     assert room["meta"]["groups"] == full["groups"] and room["meta"]["entailed"] == ["20644645"]
+    assert room["meta"]["choices"]["valid"] == ["bedroom", "kitchen"] and room["meta"]["isBalanced"] is True
     assert dark["id"] == "05" and answer_of(dark) is None
     path = gqa.write_results(records, {"20644644": "Bedroom.", "05": "no"}, tmp_path / "r.json")
     assert json.loads(path.read_text()) == [

@@ -136,19 +136,23 @@ class Reader:
         except pa.ArrowInvalid as error:
             raise MmdoraError(f"{path}: not a readable Parquet file ({error})") from None
 
-    def index(self, rows: Iterator[Row], key: str, *, complete: bool = True) -> Index:
-        """Rows of objects by their field `key`, on disk: what joins two files in constant memory.
+    def index(self, rows: Iterator[Row], key: str | None = None, *, complete: bool = True) -> Index:
+        """Rows by key, on disk: what joins two files in constant memory.
 
         Args:
+            key: the field of the objects that `rows` holds; None for the entries of a JSON object.
             complete: every one of them should be asked for; those that are not are reported.
         """
 
         def pairs() -> Iterator[tuple[str, str]]:
             for row in rows:
                 value = json.loads(row.value) if isinstance(row.value, bytes) else row.value
-                if not isinstance(value, dict) or key not in value:
+                if key is None:
+                    yield value[0], json.dumps(value[1])
+                elif isinstance(value, dict) and key in value:
+                    yield str(value[key]), json.dumps(value)
+                else:
                     raise MmdoraError(f"{row.where}: expected an object with the field {key!r}")
-                yield str(value[key]), json.dumps(value)
 
         index = Index(self.scratch / f"index-{len(self._indexes)}.sqlite", pairs())
         self._indexes.append((index, complete))
