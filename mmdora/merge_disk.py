@@ -162,7 +162,7 @@ class DiskMerge:
 
 def _hub_names(base: MappedCheckpoint) -> dict[str, str]:
     """Name in the base's files -> name to write: the hub's where `layout` has its table, else the same."""
-    same = {name: name + "x" for shard in base.shards for name in shard.tensors}
+    same = {name: name for shard in base.shards for name in shard.tensors}
     architecture = type(base.model).__name__
     if architecture not in HUB:
         return same

@@ -26,7 +26,7 @@ def problem(**fields) -> dict:
     } | fields  # fmt: skip
 
 
-def test_scienceqa(official, picture, tmp_path, question_of, answer_of):
+def test_scienceqa(official, picture, tmp_path, question_of, answer_of, full_marks):
     root = picture("test/2/image.png", "PNG").parents[2]
     picture("train/3/image.png", "PNG")
     problems = {
@@ -46,6 +46,7 @@ def test_scienceqa(official, picture, tmp_path, question_of, answer_of):
     assert question_of(hinted) == "A stone is hard.\nWhich is a solid?\nA. milk\nB. a stone\nC. air"
     assert answer_of(hinted) == "B" and hinted["meta"]["type"] == "text" and pictured["meta"]["type"] == "image"
     assert pictured["images"] == ["test/2/image.png"] and pictured["meta"]["choices"] == ["a", "b"]
+    assert full_marks("scienceqa", records)
     path = scienceqa.write_results(records, {"1": "B. a stone", "2": "no idea"}, tmp_path / "r.json")
     assert json.loads(path.read_text()) == {"results": {"1": 1, "2": -1}}
 
@@ -79,7 +80,7 @@ def mmbench_row(index: int, image: str, **fields: str) -> list[str]:
     return [(row | fields).get(name, "") for name in HEAD]
 
 
-def test_mmbench(picture, tmp_path, question_of, answer_of):
+def test_mmbench(picture, tmp_path, question_of, answer_of, full_marks):
     cell = picture_cell(picture, "one.jpg")
     other = picture_cell(picture, "two.png", "PNG")
     rows = [
@@ -97,6 +98,7 @@ def test_mmbench(picture, tmp_path, question_of, answer_of):
     assert (out / plain["images"][0]).read_bytes() == (tmp_path / "images/one.jpg").read_bytes()
     assert open_image(unanswered["images"][0], out).size == (8, 6) and unanswered["images"][0].endswith(".png")
     assert plain["meta"]["l2_category"] == "perception" and shifted["meta"]["index"] == 1_000_241
+    assert full_marks("mmbench", records)
     said = {"241": "A & <b>", "1000241": "B", "252": "b\x00"}
     path = mmbench.write_results(records, said, tmp_path / "r.xlsx")
     with zipfile.ZipFile(path) as file_:
@@ -130,7 +132,7 @@ def test_mmbench_oddities(picture, tmp_path, records_of):
     assert bad[1][0] == 4  # every row takes two lines: one of its cells has a line break
 
 
-def test_pope(official, picture, tmp_path, answer_of):
+def test_pope(official, picture, tmp_path, answer_of, full_marks):
     root = picture("COCO_val2014_000000016631.jpg").parent
     rows = [
         {"question_id": 1, "image": "COCO_val2014_000000016631.jpg", "text": "Is there a person?", "label": "yes"},
@@ -141,6 +143,7 @@ def test_pope(official, picture, tmp_path, answer_of):
     assert counts == {"random": 2, "adversarial": 2}
     records = list(read_records(tmp_path / "out/random.jsonl", root))
     assert [answer_of(record) for record in records] == ["yes", "no"] and records[0]["id"] == "random-1"
+    assert full_marks("pope", records)
     said = {"random-1": "Yes, there is.", "random-2": "no"}
     path = pope.write_results(records, said, tmp_path / "answers.json")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [

@@ -21,7 +21,7 @@ def nlvr2_row(identifier: str, label: str | None, **fields) -> dict:
     return row if label is not None else {key: value for key, value in row.items() if key != "label"}
 
 
-def test_nlvr2(official, picture, tmp_path, answer_of):
+def test_nlvr2(official, picture, tmp_path, answer_of, full_marks):
     kinds = {"dev-850-0-img0.png": "JPEG", "dev-850-0-img1.png": "GIF", "dev-850-1-img0.png": "PNG",
              "dev-850-1-img1.png": "WEBP"}  # fmt: skip
     for name, kind in kinds.items():
@@ -40,6 +40,7 @@ def test_nlvr2(official, picture, tmp_path, answer_of):
     assert all(open_image(name, root).size == (8, 6) for record in records for name in record["images"])
     assert [answer_of(record) for record in records] == ["true", "false", None]
     assert [record["meta"]["identifier"] for record in records] == ["dev-850-0-0", "dev-850-1-0", "dev-850-1-1"]
+    assert full_marks("nlvr2", records)
     said = {"dev-850-0-0": "True", "dev-850-1-0": "yes", "dev-850-1-1": "well, no"}
     path = nlvr2.write_results(records, said, tmp_path / "predictions.csv")
     # as eval/metrics.py reads it: split at commas, first the identifier

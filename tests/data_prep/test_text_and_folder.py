@@ -11,7 +11,7 @@ from mmdora.data_prep import boolq, folder, hellaswag, winogrande
 from mmdora.errors import MmdoraError
 
 
-def test_boolq(official, tmp_path, question_of, answer_of):
+def test_boolq(official, tmp_path, question_of, answer_of, full_marks):
     rows = [
         {"question": "is france the same timezone as the uk", "passage": "At the Liberation …", "answer": False},
         {"question": "is it", "passage": "It is.", "idx": 17, "label": True},
@@ -22,6 +22,7 @@ def test_boolq(official, tmp_path, question_of, answer_of):
     records = list(read_records(tmp_path / "out/dev.jsonl"))
     assert question_of(records[0]) == "At the Liberation …\nis france the same timezone as the uk?"
     assert [answer_of(record) for record in records] == ["no", "yes", None]
+    assert full_marks("exact", records)
     path = boolq.write_results(records, {"0": "No.", "17": "Yes, it is", "2": "?"}, tmp_path / "r.jsonl")
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"idx": 0, "label": "false"}, {"idx": 17, "label": "true"}, {"idx": 2, "label": "false"},
@@ -31,7 +32,7 @@ def test_boolq(official, tmp_path, question_of, answer_of):
         boolq.prepare(tmp_path / "other", inputs=Inputs(files=[file]))
 
 
-def test_hellaswag(official, tmp_path, question_of, answer_of):
+def test_hellaswag(official, tmp_path, question_of, answer_of, full_marks):
     row = {"ind": 24, "activity_label": "Roof shingle removal", "ctx_a": "A man is sitting on a roof.", "ctx_b": "he",
            "ctx": "A man is sitting on a roof. he", "split": "val", "split_type": "indomain", "label": 3,
            "endings": ["wraps skis.", "rips tiles off.", "holds a cube.", "pulls up roofing."],
@@ -42,6 +43,7 @@ def test_hellaswag(official, tmp_path, question_of, answer_of):
     records = list(read_records(tmp_path / "out/val.jsonl"))
     assert question_of(records[0]).startswith("Roof shingle removal: A man is sitting on a roof. he\n")
     assert [answer_of(record) for record in records] == ["D", "B", None] and records[0]["meta"]["ind"] == 24
+    assert full_marks("choice", records)
     path = hellaswag.write_results(records, {"val-0": "D", "val-1": "Z", "val-2": "wraps skis"}, tmp_path / "r.csv")
     assert path.read_text().splitlines() == [
         "annot_id,ending0,ending1,ending2,ending3",
@@ -51,7 +53,7 @@ def test_hellaswag(official, tmp_path, question_of, answer_of):
     ]
 
 
-def test_winogrande(official, tmp_path, question_of, answer_of):
+def test_winogrande(official, tmp_path, question_of, answer_of, full_marks):
     row = {
         "qID": "3FCO-1",
         "sentence": "Ian ate menudo because _ was hungry.",
@@ -65,6 +67,7 @@ def test_winogrande(official, tmp_path, question_of, answer_of):
     records = list(read_records(tmp_path / "out/train_xs.jsonl"))
     assert [answer_of(record) for record in records] == ["B", None]
     assert question_of(records[0]).splitlines()[2:] == ["A. Ian", "B. Dennis"]
+    assert full_marks("choice", records)
     path = winogrande.write_results(records, {"3FCO-1": "dennis", "3FCO-2": "A"}, tmp_path / "predictions.lst")
     assert path.read_text() == "2\n1\n"
     with pytest.raises(MmdoraError, match="one blank"):

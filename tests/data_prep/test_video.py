@@ -32,7 +32,7 @@ def tvqa_row(**fields) -> dict:
     } | fields  # fmt: skip
 
 
-def test_tvqa(official, features, tmp_path, question_of, answer_of):
+def test_tvqa(official, features, tmp_path, question_of, answer_of, full_marks):
     hidden = {key: value for key, value in tvqa_row(qid=9).items() if key != "answer_idx"}
     file = official("tvqa_val.jsonl", [tvqa_row(), tvqa_row(qid=8, ts="nan-nan"), hidden], lines=True)
     speech = [{"text": " Ross : Hi. ", "start": 0.8, "end": 1.8}, {"text": "Hey!", "start": 2, "end": 3}]
@@ -44,13 +44,14 @@ def test_tvqa(official, features, tmp_path, question_of, answer_of):
     assert first["images"] == [] and first["meta"]["features"] == f"{CLIP}.npz" and first["meta"]["frames"] == 41
     assert first["meta"]["ts"] == "1.21-8.49" and unmarked["meta"]["ts"] == "nan-nan"
     assert first["meta"]["subtitles"] == "Ross : Hi. Hey!" and answer_of(unanswered) is None
+    assert full_marks("choice", records)
     path = tvqa.write_results(records, {"7": "E", "8": "nachos", "9": "?"}, tmp_path / "r.json")
     assert json.loads(path.read_text()) == {"7": 4, "8": 1, "9": -1}
     card = json.loads((tmp_path / "out/dataset_card.json").read_text())["splits"]["val"]
     assert {Path(entry["file"]).name for entry in card["inputs"]} == {"tvqa_val.jsonl", "tv_subtitles.jsonl"}
 
 
-def test_how2qa(official, features, tmp_path):
+def test_how2qa(official, features, tmp_path, full_marks):
     row = {"a0": "a", "a1": "b", "a2": "c", "a3": "d", "answer_idx": 2, "q": "How many?", "qid": 5, "ts": "0.0-9.2",
            "vid_name": 12}  # fmt: skip
     file = official("how2qa_val_release.jsonl", [row], lines=True)
@@ -60,6 +61,7 @@ def test_how2qa(official, features, tmp_path):
         "question": "How many?", "choices": ["a", "b", "c", "d"], "answer": 2, "qid": 5, "vid_name": 12, "ts": 0,
         "features": "12.npy", "frames": 9,
     }  # fmt: skip
+    assert full_marks("choice", records)
     path = how2qa.write_results(records, {"5": "(C)"}, tmp_path / "r.json")
     assert json.loads(path.read_text()) == {"5": 2}
 
