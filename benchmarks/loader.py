@@ -54,17 +54,9 @@ def processor_of(pixels: int) -> Any:
     tiny = AutoProcessor.from_pretrained(resolve("tiny-llava"))
     if pixels == 64:
         return tiny
-    return LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels}),
-        tiny.tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=tiny.chat_template,
-    )
-
-
-# --- what is measured on
+    pictures = CLIPImageProcessor(size={"shortest_edge": pixels}, crop_size={"height": pixels, "width": pixels})
+    as_llava = {"patch_size": 14, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
+    return LlavaProcessor(pictures, tiny.tokenizer, chat_template=tiny.chat_template, **as_llava)
 
 
 def draw(folder: Path, pictures: int) -> None:
@@ -97,9 +89,6 @@ def batches(data: Dataset[Any], rows: Rows, collate: Callable[[list[Any]], Any],
     return iter(DataLoader(data, BATCH, sampler=sampler, collate_fn=collate, num_workers=workers))
 
 
-# --- many records
-
-
 def prepare(paths: list[Path]) -> list[dict[str, float]]:
     """Seconds that are paid once per file of records: the Arrow table, the token counts."""
     processor, found = processor_of(64), []
@@ -108,8 +97,7 @@ def prepare(paths: list[Path]) -> list[dict[str, float]]:
         records = read_records(path)
         table = time.monotonic()
         fit(records, processor, MAX_LENGTH, "drop")
-        counted = time.monotonic()
-        found.append({"once: table s": round(table - started, 1), "once: counts s": round(counted - table, 1)})
+        found.append({"once: table s": table - started, "once: counts s": time.monotonic() - table})
     return found
 
 
@@ -117,30 +105,27 @@ def memory(path: Path) -> dict[str, float]:
     """Seconds to the first batch, and MB of anonymous memory: alone, and with what two workers hold."""
     torch.set_num_threads(1)
     processor = processor_of(64)
-    started = time.monotonic()
+    started, spent = time.monotonic(), cpu()
     rows = rows_of(path, processor)
     prepared = memory_of()
     collate = Collator(processor, rows.records.root)
     loader: Any = batches(rows, rows, collate, 0)
     next(loader)
-    first = time.monotonic() - started
+    found = {"first batch s": time.monotonic() - started, "of it CPU s": cpu() - spent}
     for _ in range(BATCHES - 1):
         next(loader)
-    found = {"first batch s": first, "prepared MB": prepared / 1e6, f"{BATCHES} batches MB": memory_of() / 1e6}
+    found |= {"prepared MB": prepared / 1e6, f"{BATCHES} batches MB": memory_of() / 1e6}
     loader = batches(rows, rows, collate, 2)
     for _ in range(BATCHES):
         next(loader)
     # proportional: pages that a worker shares with its parent count once
     found["with 2 workers MB"] = sum(map(_pss_anon, ("self", *(worker.pid for worker in loader._workers)))) / 1e6
-    return {key: round(value, 2 if key.endswith(" s") else 1) for key, value in found.items()}
+    return found
 
 
 def _pss_anon(pid: int | str) -> int:
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("Pss_Anon:")) * 1024
-
-
-# --- speed
 
 
 class Bare(Dataset[None]):
@@ -153,10 +138,6 @@ class Bare(Dataset[None]):
     def __getitem__(self, index: int) -> None:
         with Image.open(self.files[index]) as picture:
             picture.convert("RGB").resize(self.size, Image.Resampling.BICUBIC)
-
-
-def nothing(items: list[Any]) -> None:
-    return None
 
 
 def cpu() -> float:
@@ -182,19 +163,18 @@ def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], l
     exhaust(rows, collate, 0)  # warms up
     found = []
     for workers in (0, 1, 2):
-        pairs = [(exhaust(rows, collate, workers), exhaust(bare, nothing, workers)) for _ in range(rounds)]
+        pairs = [(exhaust(rows, collate, workers), exhaust(bare, len, workers)) for _ in range(rounds)]
         ours, plain = (np.median([pair[side] for pair in pairs], axis=0) for side in (0, 1))
-        found.append(
-            {
-                "pictures": f"{pixels} px",
-                "workers": workers,
-                "samples/CPU s": f"{ours[0]:.0f}",
-                "bare": f"{plain[0]:.0f}",
-                "CPU time, ours/bare": f"{statistics.median(b[0] / o[0] for o, b in pairs):.2f}",
-                "samples/s per worker": f"{ours[1] / max(workers, 1):.0f}",
-                "bare ": f"{plain[1] / max(workers, 1):.0f}",
-            }
-        )
+        ratio = statistics.median(b[0] / o[0] for o, b in pairs)
+        row = {
+            "pictures": f"{pixels} px",
+            "workers": workers,
+            "samples/CPU s": f"{ours[0]:.0f}",
+            "bare": f"{plain[0]:.0f}",
+        }
+        per_worker = [f"{side[1] / max(workers, 1):.0f}" for side in (ours, plain)]
+        row |= {"CPU time, ours/bare": f"{ratio:.2f}", "samples/s per worker": per_worker[0], "bare ": per_worker[1]}
+        found.append(row)
     return found, parts(rows, collate, bare)
 
 
@@ -202,43 +182,40 @@ def parts(rows: Rows, collate: Collator, bare: Bare) -> list[dict[str, Any]]:
     """CPU time of the steps of a training row, in one process."""
     processor, root = collate.processor, collate.root
     places = [range(start, start + BATCH) for start in range(0, len(rows), BATCH)]
-    records = [[rows[i] for i in batch] for batch in places]
+    records = [[rows[i] for i in place] for place in places]
     texts = [[render_with_answers(processor, row["messages"])[0] for row in batch] for batch in records]
     opened = [[[open_image(row["images"][0], root)] for row in batch] for batch in records]
-    flat = [[picture for (picture,) in batch] for batch in opened]
     steps: dict[str, tuple[Callable[[Any], Any], Any]] = {
-        "bare Pillow": (lambda batch: [bare[i] for i in batch], places),
-        "training row, whole": (lambda batch: collate([rows[i] for i in batch]), places),
-        "· record": (lambda batch: [rows[i] for i in batch], places),
+        "bare Pillow": (lambda place: [bare[i] for i in place], places),
+        "training row, whole": (lambda place: collate([rows[i] for i in place]), places),
+        "· record": (lambda place: [rows[i] for i in place], places),
         "· picture opened": (lambda batch: [open_image(row["images"][0], root) for row in batch], records),
-        "· template, answers": (
-            lambda batch: [render_with_answers(processor, row["messages"]) for row in batch],
-            records,
-        ),
+        "· template, answers": (lambda batch: [render_with_answers(processor, r["messages"]) for r in batch], records),
         "· processor": (
-            lambda pair: encode(processor, *pair, left=False, offsets=True),
-            list(zip(texts, opened, strict=True)),
+            lambda both: encode(processor, *both, left=False, offsets=True),
+            [*zip(texts, opened, strict=True)],
         ),
-        "· · of it: pictures": (lambda batch: processor.image_processor(batch, return_tensors="pt"), flat),
+        "· · of it: pictures": (lambda batch: processor.image_processor(batch, return_tensors="pt"), opened),
     }
-    found: dict[str, float] = {}
+    found = []
     for name, (step, items) in steps.items():
         started = time.process_time()
         for item in items:
             step(item)
-        found[name] = 1e3 * (time.process_time() - started) / len(rows)
-    return [{"part": name, "CPU ms per row": f"{value:.2f}"} for name, value in found.items()]
-
-
-# --- the run
+        spent = 1e3 * (time.process_time() - started) / len(rows)
+        found.append({"part": name, "CPU ms per row": f"{spent:.2f}"})
+    return found
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """The result of a call in a fresh process, whose own loaders start workers as this one's would."""
-    method = multiprocessing.get_start_method()
     fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, fresh, multiprocessing.set_start_method, (method, True)) as pool:
+    with ProcessPoolExecutor(1, fresh, start_workers_by, (multiprocessing.get_start_method(),)) as pool:
         return pool.submit(function, *arguments).result()
+
+
+def start_workers_by(method: str) -> None:
+    multiprocessing.set_start_method(method, force=True)
 
 
 def measure(folder: Path, quick: bool) -> dict[str, list[dict[str, Any]]]:
@@ -246,7 +223,7 @@ def measure(folder: Path, quick: bool) -> dict[str, list[dict[str, Any]]]:
     pictures, sizes = (16, (1_000, 20_000)) if quick else (128, (1_000, 1_000_000))
     draw(folder, pictures)
     few = records_in(folder, 64 if quick else 512, pictures)
-    tables: dict[str, list[dict[str, Any]]] = {"speed": []}
+    tables: dict[str, list[dict[str, Any]]] = {"speed": [], "records": []}
     for pixels in (336,) if quick else (336, 64):
         faster, where = apart(speed, few, pixels, 2 if quick else 7)
         tables["speed"] += faster
@@ -254,9 +231,9 @@ def measure(folder: Path, quick: bool) -> dict[str, list[dict[str, Any]]]:
     paths = [records_in(folder, size, pictures) for size in sizes]
     once = apart(prepare, paths)
     held = [once[i] | apart(memory, path) for i, path in enumerate(paths)]
-    growth = {key: round(held[1][key] - held[0][key], 2) for key in held[0]}
-    names = [*(f"{size:,}" for size in sizes), "growth"]
-    tables["records"] = [{"records": name} | row for name, row in zip(names, [*held, growth], strict=True)]
+    held.append({key: held[1][key] - held[0][key] for key in held[0]})
+    for name, row in zip([*(f"{size:,}" for size in sizes), "growth"], held, strict=True):
+        tables["records"].append({"records": name} | {key: f"{value:.1f}" for key, value in row.items()})
     return tables
 
 

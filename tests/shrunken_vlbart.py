@@ -32,7 +32,9 @@ def small_bart(seed: int = 0, **changes: Any) -> Any:
     sizes = {"d_model": 32, "encoder_ffn_dim": 48, "decoder_ffn_dim": 40, "max_position_embeddings": 96}
     depths = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
     config = BartConfig(vocab_size=261, init_std=0.4, **{**sizes, **depths, **changes})
-    return BartForConditionalGeneration(config).eval()
+    bart = BartForConditionalGeneration(config).eval()
+    bart.final_logits_bias.normal_(std=0.1)
+    return bart
 
 
 def small_vlbart(tower: str | None = "resnet", seed: int = 0, **options: Any) -> tuple[Any, Any]:

@@ -80,6 +80,8 @@ def test_what_follows_the_last_answer_is_not_learned(processor, scene_records):
     longer = record | {"messages": [*record["messages"], said("user", "and now?")]}
     batch = Collator(processor, scene_records.parent)([record, longer])
     assert learned(processor, batch, 1) == learned(processor, batch, 0) == answers(record)
+    texts = [processor.decode(ids) for ids in batch["input_ids"]]
+    assert "and now?" in texts[1] and "and now?" not in texts[0]
 
 
 def test_a_template_that_rewrites_history_is_refused(processor, scene_records, tiny_llava):
@@ -144,6 +146,7 @@ def test_length_limits_never_cut_an_image(processor, scene_records, policy):
     batch = Collator(processor, records.root)([rows[i] for i in range(len(rows))])
     assert batch["attention_mask"].sum(1).max() <= limit
     assert batch["attention_mask"].sum(1).tolist() == rows.lengths.tolist()
+    assert rows.has_image.tolist() == [bool(rows[i]["images"]) for i in range(len(rows))]
     over = sum(length > limit for length in lengths)
     assert (rows.dropped, rows.shrunk, len(rows)) == ((over, 0, 24 - over) if policy == "drop" else (0, over, 24))
     images = (batch["input_ids"] == processor.image_token_id).sum(1)

@@ -158,9 +158,8 @@ def test_gqa(official, picture, tmp_path, answer_of, full_marks):
     }  # fmt: skip
     bare = {"question": "Is it dark?", "imageId": "n250821", "isBalanced": True}
     file = official("testdev_balanced_questions.json", {"20644644": full, "05": bare})
-    choices = official(
-        "testdev_choices.json", {"20644644": {"valid": ["bedroom", "kitchen"], "plausible": ["bedroom"]}}
-    )
+    answers = {"valid": ["bedroom", "kitchen"], "plausible": ["bedroom"]}
+    choices = official("testdev_choices.json", {"20644644": answers})
     inputs = ImageInputs(files=[file, choices], images=root)
     assert gqa.prepare(tmp_path / "out", inputs=inputs) == {"testdev": 2}
     room, dark = records = list(read_records(tmp_path / "out/testdev.jsonl", root))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -108,7 +109,8 @@ def _converted(job: Job, chunks: Iterator[list[Row]], workers: int) -> Iterator[
         return
     context = multiprocessing.get_context("spawn")  # a fork beside threads can hang
     waiting: deque[tuple[list[Row], Future[list[Made | Bad]]]] = deque()
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    interrupt = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to answer
+    with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=interrupt) as pool:
         try:
             waiting.extend((chunk, pool.submit(convert, job, chunk)) for chunk in begun)
             for chunk in chunks:

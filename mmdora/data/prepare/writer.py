@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sqlite3
 import sys
 import tempfile
 from collections import Counter
@@ -60,10 +61,12 @@ class Writer:
         self._bad_file = self._stack.enter_context((self.scratch / BAD_ROWS).open("w", encoding="utf-8"))
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         for file in self._files.values():
             file.discard()
         self._stack.close()
+        if isinstance(error, sqlite3.OperationalError):  # of the scratch files: most likely a full disk
+            raise MmdoraError(f"{self.out}: {error}; nothing was written") from None
 
     def take(self, chunk: Sequence[Row], done: Sequence[Made | Bad], *, skip_bad: bool) -> None:
         """Write a chunk's records and note its bad rows, which without `skip_bad` are an error."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import sqlite3
 import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 
 from mmdora.data.packed import read_packed
 from mmdora.data.prepare.convert import Job, Made
+from mmdora.data.prepare.index import Seen
 from mmdora.data.prepare.inputs import ImageInputs
 from mmdora.data.prepare.read import Row
 from mmdora.data.prepare.run import CHUNK_ROWS, _converted, write_splits
@@ -94,6 +96,16 @@ def test_an_earlier_result_stays_when_a_run_fails(tmp_path, root):
     with pytest.raises(MmdoraError):
         folder.prepare(out, inputs=inputs)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_full_disk_is_one_line(tmp_path, root, monkeypatch):
+    def full(self: Seen, name: str) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Seen, "add", full)
+    with pytest.raises(MmdoraError, match="disk is full; nothing was written"):
+        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[table(tmp_path / "train.jsonl", 5)], images=root))
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_splits_gather_in_one_folder(tmp_path, root):
