@@ -80,7 +80,7 @@ def everything(sizes: list[int], workers: list[int]) -> list[dict[str, Any]]:
             file, out = str(root / f"{size}.json"), str(root / "out")
             write_rows(Path(file), size)
             prep = ("-m", "mmdora", "prep", "llava", "--in", file, "--images", folder, "--out", out, "--workers")
-            runs: dict[str, tuple[str, ...]] = {f"mmdora prep --workers {count}": (*prep, str(count)) for count in workers}
+            runs: dict[str, tuple[str, ...]] = {f"mmdora prep --workers {n}": (*prep, str(n)) for n in workers}
             if size <= 100_000:  # at a million it takes gigabytes
                 runs["json.load"] = ("-c", LOAD, file)
             for name, command in runs.items():
