@@ -25,7 +25,7 @@ from mmdora.errors import MmdoraError
 NAME = "mmbench"
 LICENCE = "Apache-2.0; images of several sources"
 SOURCE = "https://github.com/open-compass/MMBench README.md (fields, result); VLMEvalKit vlmeval/dataset/image_base.py"
-UNVERIFIED = ()
+UNVERIFIED = ("the licence: no statement of its owners was at hand",)
 
 REFERENCE = 64  # a cell up to this long is the index of another row (VLMEvalKit's rule)
 

@@ -22,7 +22,10 @@ from mmdora.errors import MmdoraError
 NAME = "nlvr2"
 LICENCE = "CC BY 4.0 (text); photographs belong to their owners"
 SOURCE = "https://github.com/lil-lab/nlvr nlvr2/README.md (fields, image names), nlvr2/eval/metrics.py (result)"
-UNVERIFIED = ("the folders of the image release (train/DIRECTORY, dev, test1) and the field directory",)
+UNVERIFIED = (
+    "the folders of the image release (train/DIRECTORY, dev, test1) and the field directory",
+    "the licence: no statement of its owners was at hand",
+)
 
 
 def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:

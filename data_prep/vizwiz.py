@@ -22,7 +22,10 @@ from mmdora.data.records import Record
 NAME = "vizwiz"
 LICENCE = "CC BY 4.0"
 SOURCE = "https://vizwiz.org/tasks-and-datasets/vqa/; LLaVA scripts/convert_vizwiz_for_submission.py (result)"
-UNVERIFIED = ("the result file of the answerability task",)
+UNVERIFIED = (
+    "the result file of the answerability task",
+    "the licence: no statement of its owners was at hand",
+)
 
 
 def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:

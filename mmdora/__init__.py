@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mmdora.auto_classes import register
+from mmdora.auto_classes import register as _register
 
 __version__ = "0.1.0"
 
@@ -42,4 +42,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'mmdora' has no attribute {name!r}")
 
 
-register()  # our architectures, in the Auto classes of transformers
+_register()  # our architectures, in the Auto classes of transformers

@@ -244,7 +244,11 @@ def demo(*models: str, host: str = "127.0.0.1", port: int = 7860) -> None:
     serve(list(models), host=host, port=port)
 
 
-prep = App(name="prep", help="Turn a public dataset into records: mmdora prep NAME --out DIR.", sort_key=7)
+prep = App(
+    name="prep",
+    help="Turn a public dataset into records: mmdora prep NAME --in FILES --images DIR --out DIR.",
+    sort_key=7,
+)
 app.command(prep)
 DATASETS = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "data_prep")]))
 for _name in DATASETS:
@@ -253,9 +257,9 @@ for _name in DATASETS:
 
 @prep.default
 def prep_list(*unknown: Overrides, list: Annotated[bool, Flag] = False) -> None:
-    """Turn a public dataset into records: `mmdora prep NAME --out DIR`. Without a name: the list.
+    """Turn a public dataset into records: `mmdora prep NAME --in FILES --images DIR --out DIR`.
 
-    Example: `mmdora prep easy-vqa --out data/easy-vqa`
+    Without a name: the list. Example: `mmdora prep llava --in llava_v1_5_mix665k.json --images DIR --out data/llava`
 
     Parameters
     ----------
@@ -269,7 +273,9 @@ def prep_list(*unknown: Overrides, list: Annotated[bool, Flag] = False) -> None:
         raise MmdoraError(f"prep: no dataset {unknown[0]!r}; {hint}")
     for name in DATASETS:
         module = import_module(f"mmdora.data_prep.{name}")
-        print(f"{module.NAME:<12} {module.LICENCE:<40} {module.SOURCE}")
+        print(f"{module.NAME:<14} {module.LICENCE}\n{'':<14} {module.SOURCE}")
+        for note in module.UNVERIFIED:
+            print(f"{'':<14} unverified: {note}")
 
 
 @app.command(sort_key=8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_each_command_has_help_with_an_example(command: str, capsys: pytest.Capt
     assert main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert f"mmdora {command}" in shown
-    assert command == "env" or "Example" in shown or "NAME --out" in shown
+    assert command == "env" or "Example" in shown or "mmdora prep NAME" in shown
 
 
 def test_train_help_lists_every_config_key(capsys: pytest.CaptureFixture[str]) -> None:
@@ -201,7 +202,10 @@ def test_train_resume_eval_export(config: Path, tmp_path: Path, capsys: pytest.C
     assert "--resume" in _error_last(capsys, "train", str(config))
     assert "rank" in _error_last(capsys, "train", str(config), "--resume"), "another rank cannot be resumed"
     same = ("train", str(config), "--adapt.language.rank", "4")
-    assert main([*same, "--resume", str(run / "checkpoint-1")]) == 0
+    older = str(run / "checkpoint-1")
+    assert "checkpoint-2" in _error_last(capsys, *same, "--resume", older), "two futures of one run would mix"
+    shutil.rmtree(run / "checkpoint-2")
+    assert main([*same, "--resume", older]) == 0
     assert json.loads((run / "complete.json").read_text())["resumed"] is True
 
     capsys.readouterr()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from mmdora.data.llava_json import to_record
 from mmdora.errors import MmdoraError
@@ -219,7 +220,7 @@ def _parse(path: Path) -> Iterator[Record]:
                 yield check_record(to_record(row, where) if isinstance(row, dict) else row, where)
             return
         with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(tqdm(file, desc="read records", unit="row", unit_scale=True, delay=1), 1):
                 if line.strip():
                     where = f"{path}:{number}"
                     try:

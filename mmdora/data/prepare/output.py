@@ -16,6 +16,7 @@ from mmdora.data.prepare.convert import Made, Shape
 
 SAMPLES = 24
 EDGES = (0, 1, 2, 3, *(round(2 ** (half / 2)) for half in range(4, 41)))  # of the length histograms
+MOST_TURNS = 20  # records of more count as having these
 MOST_KINDS = 40  # values of `meta.type` told apart; more are counted together
 GROUP_BYTES = 1 << 25  # of images in a Parquet row group
 GROUP_ROWS = 1000
@@ -29,7 +30,7 @@ class Counts:
     unanswered: int = 0
     images: int = 0
     text_only: int = 0
-    turns: Counter[int] = field(default_factory=Counter)  # turns of a record -> records; 20 and more are one
+    turns: Counter[int] = field(default_factory=Counter)  # turns of a record -> records
     question_characters: Counter[int] = field(default_factory=Counter)  # by `bin_of`
     answer_characters: Counter[int] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
@@ -45,7 +46,7 @@ class Counts:
         self.unanswered += not shape.answered
         self.images += shape.images
         self.text_only += not shape.images
-        self.turns[min(shape.turns, 20)] += 1
+        self.turns[min(shape.turns, MOST_TURNS)] += 1
         self.question_characters[bin_of(shape.question)] += 1
         self.answer_characters[bin_of(shape.answer)] += 1
         if shape.type:

@@ -18,7 +18,7 @@ from PIL import Image
 from mmdora.data.images import decode, open_image
 from mmdora.data.packed import read_packed
 from mmdora.data.prepare import card
-from mmdora.data.prepare.output import EDGES
+from mmdora.data.prepare.output import EDGES, MOST_TURNS
 from mmdora.data.records import Record
 from mmdora.errors import MmdoraError
 
@@ -83,7 +83,8 @@ def _histograms(split: Mapping[str, Any]) -> Iterator[Histogram]:
         yield _histogram(title, {edge: counts.get(edge, 0) for edge in EDGES[first : last + 1]}, "≤ ")
     turns = {int(bin): count for bin, count in split["turns"].items()}
     if len(turns) > 1:
-        yield _histogram("Turns", {turn: turns.get(turn, 0) for turn in range(min(turns), max(turns) + 1)}, "")
+        title = f"Turns ({MOST_TURNS}: {MOST_TURNS} or more)" if MOST_TURNS in turns else "Turns"
+        yield _histogram(title, {turn: turns.get(turn, 0) for turn in range(min(turns), max(turns) + 1)}, "")
 
 
 def _histogram(title: str, counts: Mapping[int, int], sign: str) -> Histogram:

@@ -18,6 +18,9 @@ from mmdora.errors import MmdoraError
 def answered(records: Iterable[Record], predictions: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], str]]:
     """The `meta` of every record with the text that was predicted for it, in the order of the records.
 
+    Args:
+        predictions: record id -> generated text, as it came or as its task's scorer hands it in.
+
     Raises:
         MmdoraError: if a record has no prediction; servers reject incomplete files.
     """
