@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -90,24 +90,40 @@ def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
     folder = Path(folder)
     if plan_of(model) is not None:
         raise MmdoraError(f"{folder}: this model is already adapted; merge or unload it first, or load the base again")
+    plan, tensors = read_adapter(model, folder, fingerprint)
+    apply(model, plan)
+    _fill(model, plan, tensors)
+    return plan
+
+
+def read_adapter(
+    model: nn.Module, folder: Path, base: Callable[[nn.Module], Mapping[str, Any]]
+) -> tuple[Plan, dict[str, Tensor]]:
+    """Plan and tensors (by name in the model, mapped from the file) of an adapter; the model is not touched.
+
+    Args:
+        model: the untouched base, or its skeleton.
+        base: gives the fingerprint of `model`; called where the adapter carries one.
+
+    Raises:
+        MmdoraError: as `load_adapter`.
+    """
     tensors = _read_tensors(folder)
     if (folder / OURS).exists():
         plan = _own_plan(_read_json(folder / OURS), folder / OURS)
-        if difference := same_base(plan.fingerprint, fingerprint(model)):
+        if difference := same_base(plan.fingerprint, base(model)):
             raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}; load its own base")
     else:
         plan = plan_from_peft(model, _read_json(folder / CONFIG), tensors, folder)
         warnings.warn(
             f"{folder}: this adapter carries no fingerprint, so it is not checked that this base is its own",
             UserWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     shapes = _expected(model, plan, folder)
     buffers = {name for name, _ in model.named_buffers()}
     _compare({name: t for name, t in tensors.items() if name not in buffers}, shapes, str(folder / WEIGHTS))
-    apply(model, plan)
-    _fill(model, plan, tensors)
-    return plan
+    return plan, tensors
 
 
 def restore_adapter(model: nn.Module, folder: Path | str) -> None:

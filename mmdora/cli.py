@@ -196,12 +196,14 @@ def export(
     /,
     *,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    parity: Literal["logits", "tensors"] | None = None,
     for_: Annotated[Literal["llama.cpp"] | None, Parameter(name="--for")] = None,
 ) -> None:
     """Merge an adapter into its base and write an ordinary checkpoint.
 
-    Merges in fp32, rounds once, checks that merged and unmerged logits agree, and fails if they do
-    not. Stock transformers and serving engines load the result.
+    Merges tensor by tensor from the base's files, without loading the model; in memory where that
+    cannot be, and says why. Merges in fp32, rounds once, checks that the result is what was
+    trained, and fails if it is not. Stock transformers and serving engines load it.
 
     Example: `mmdora export runs/dora exports/dora --dtype bf16`
 
@@ -213,13 +215,16 @@ def export(
         New or empty folder.
     dtype
         Of the written weights; default: that of the base.
+    parity
+        Check the logits of both models, or every tensor without loading a model. Default: logits
+        where the model in fp32 takes at most 1/8 of the available memory.
     for_
         Print the commands that convert the result for this engine.
     """
     from mmdora.export import export as write
     from mmdora.export import llama_cpp_commands
 
-    print(f"{out}: {write(run, out, dtype=dtype)}")
+    print(f"{out}: {write(run, out, dtype=dtype, parity=parity)}")
     if for_:
         print(llama_cpp_commands(out))
 

@@ -26,11 +26,11 @@ from transformers import GenerationConfig
 from mmdora.config import RunConfig, load_config
 from mmdora.errors import MmdoraError
 from mmdora.injectors import merge, plan_of
-from mmdora.layout import llama_cpp_commands, save_checkpoint
+from mmdora.layout import llama_cpp_commands, no_bars, save_checkpoint
 from mmdora.merge_disk import DiskMerge
 from mmdora.model_card import card
 from mmdora.models.load import DTYPES, adapter_folder, base_of, load, resolve
-from mmdora.parity import LogitCheck, Parity, TensorParity, no_bars, prompts, tensor_parity
+from mmdora.parity import LogitCheck, Parity, TensorParity, prompts, tensor_parity
 from mmdora.shards import UnsureError
 
 __all__ = ["Parity", "TensorParity", "export", "llama_cpp_commands"]

@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.errors import MmdoraError
 
@@ -131,6 +133,18 @@ def config_dtype(config: Any, dtype: torch.dtype) -> None:
     for part in getattr(config, "sub_configs", {}):
         if (own := getattr(config, part, None)) is not None:
             config_dtype(own, dtype)
+
+
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Without transformers' own progress bars."""
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bar()
 
 
 # Architectures whose text part and image part llama.cpp's convert_hf_to_gguf.py both registers

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from mmdora.adapters import CONFIG, OURS, WEIGHTS, _compare, _expected, _own_plan, _read_json, _read_tensors
-from mmdora.errors import MmdoraError
-from mmdora.fingerprint import same_base
+from mmdora.adapters import read_adapter
 from mmdora.layers import wrapper
 from mmdora.layers.files import KEYS, from_file
 from mmdora.layout import HUB, config_dtype, hub_name
@@ -22,7 +19,6 @@ from mmdora.mapped import MappedCheckpoint
 from mmdora.models.load import DTYPES
 from mmdora.ops.merge import merged_rows, pieces
 from mmdora.ops.reference import adapted_weight
-from mmdora.peft_config import plan_from_peft
 from mmdora.plan import Entry, Plan
 from mmdora.shards import FLOATS, UnsureError, write_index, write_shard
 
@@ -45,7 +41,10 @@ class DiskMerge:
 
     def __init__(self, base: Path, adapter: Path | None, dtype: str):
         self.base, self.dtype = MappedCheckpoint(base), dtype
-        self.plan, self._adapter = _read_adapter(self.base, adapter) if adapter else (None, {})
+        self.plan: Plan | None = None
+        self._adapter: dict[str, Tensor] = {}
+        if adapter is not None:
+            self.plan, self._adapter = read_adapter(self.base.model, adapter, lambda _: self.base.fingerprint())
         stored = {name: tensor for shard in self.base.shards for name, tensor in shard.tensors.items()}
         self.names = _hub_names(self.base)
         self.dtypes = {
@@ -173,23 +172,3 @@ def _hub_names(base: MappedCheckpoint) -> dict[str, str]:
     if base.places.ignored:
         raise UnsureError(f"{base.places.ignored[0]} has no name in the hub's layout, and the base is in another")
     return new
-
-
-def _read_adapter(base: MappedCheckpoint, folder: Path) -> tuple[Plan, dict[str, Tensor]]:
-    """Plan and tensors (mapped) of an adapter for this base; the checks are those of `load_adapter`."""
-    tensors = _read_tensors(folder)
-    if (folder / OURS).exists():
-        plan = _own_plan(_read_json(folder / OURS), folder / OURS)
-        if difference := same_base(plan.fingerprint, base.fingerprint()):
-            raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}; load its own base")
-    else:
-        plan = plan_from_peft(base.model, _read_json(folder / CONFIG), tensors, folder)
-        warnings.warn(
-            f"{folder}: this adapter carries no fingerprint, so it is not checked that this base is its own",
-            UserWarning,
-            stacklevel=2,
-        )
-    buffers = {name for name, _ in base.model.named_buffers()}
-    shapes = _expected(base.model, plan, folder)
-    _compare({name: tensor for name, tensor in tensors.items() if name not in buffers}, shapes, str(folder / WEIGHTS))
-    return plan, tensors

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmdora.config import MODALITIES
 from mmdora.errors import MmdoraError
+from mmdora.layers import AdaptedConv
 
 SUBCONFIGS = {
     "vision": ("vision", "image", "visual", "vit"),
@@ -188,7 +189,7 @@ def _widths(module: nn.Module) -> list[tuple[int, int]]:
     for child in module.modules():
         if hasattr(child, "in_features") and hasattr(child, "out_features"):
             found.append((child.in_features, child.out_features))
-        elif isinstance(child, nn.modules.conv._ConvNd):
+        elif isinstance(child, (nn.modules.conv._ConvNd, AdaptedConv)):
             found.append((child.in_channels, child.out_channels))
     return found
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.config import RunConfig
 from mmdora.data.images import open_image
@@ -20,6 +18,7 @@ from mmdora.data.prompt import encode, render
 from mmdora.data.records import read_records
 from mmdora.data.turns import prompt_messages
 from mmdora.errors import MmdoraError
+from mmdora.layout import no_bars
 from mmdora.mapped import MappedCheckpoint
 from mmdora.merge_disk import DiskMerge
 from mmdora.models.load import DTYPES
@@ -244,15 +243,3 @@ def _decided(logits: Tensor, dtype: torch.dtype) -> Tensor:
     """Positions [P] of logits [P, V] whose best two tokens are not a tie once rounded to `dtype`."""
     best = logits.topk(2, dim=-1).values
     return best[:, 0] - best[:, 1] > torch.finfo(dtype).eps * best[:, 0].abs()
-
-
-@contextmanager
-def no_bars() -> Iterator[None]:
-    """Without transformers' own progress bars."""
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bar()

@@ -65,7 +65,7 @@ def generate(
             chosen = longest_first[start : start + batch_size]
             inputs = _encode(model, processor, [prompts[i] for i in chosen])
             ids = model.generate(**inputs, **_greedy(model, processor, max_new_tokens))
-            new = ids[:, inputs["input_ids"].shape[1] :]
+            new = ids[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
             texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
                 answers[i] = text.strip()

@@ -209,7 +209,12 @@ class Quickstart:
     def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
         if (folder / "config.json").is_file():  # of another run; export writes to an empty folder only
             shutil.rmtree(folder)
-        return str(export(run, folder, rows=self.questions[:8], images_root=self.root, scores=scores))
+        return str(
+            export(run, folder, rows=self.questions[:8], images_root=self.root, scores=scores, say=self._indented)
+        )
+
+    def _indented(self, line: str) -> None:
+        self.console.print(f"    {line}", markup=False, highlight=False)
 
     def _facts(self) -> dict[str, str]:
         training = self.configs["LoRA"].training

@@ -69,20 +69,22 @@ def encode(
         left: pad on the left (generation) or on the right (training).
         offsets: add `offset_mapping` and `text_replacement_offsets`, the place of each expanded image, as lists.
     """
+    tensors: dict[str, Any] = {"return_tensors": "pt"}
+    if offsets:
+        # ids become tensors below: the stock conversion walks through every offset twice
+        tensors = {"text_kwargs": {"return_tensors": None}, "images_kwargs": tensors}
+        tensors |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
     encoded = processor(
         text=texts,
         images=images if any(images) else None,
         padding=True,
         padding_side="left" if left else "right",
         add_special_tokens=needs_start_token(processor, texts),
-        images_kwargs={"return_tensors": "pt"},
-        # ids become tensors below: the stock conversion walks through every offset twice
-        text_kwargs={"return_tensors": None},
-        **({"return_offsets_mapping": True, "return_text_replacement_offsets": True} if offsets else {}),
+        **tensors,
     )
-    for key, value in encoded.items():
-        if not isinstance(value, torch.Tensor) and "offset" not in key:
-            encoded[key] = torch.tensor(value)
+    for key in encoded if offsets else ():
+        if isinstance(encoded[key], list) and "offset" not in key:
+            encoded[key] = torch.tensor(encoded[key])
     return encoded
 
 
@@ -93,9 +95,9 @@ def needs_start_token(processor: Any, texts: list[str]) -> bool:
 
 
 def encode_prompts(processor: Any, conversations: list[Messages], images: list[list[Image.Image]]) -> Any:
-    """Prompts ready for `generate`: left padded, ending where the answer begins."""
+    """Prompts ready for `generate`: left padded (an encoder's on the right), ending where the answer begins."""
     texts = [render(processor, messages, generation_prompt=True) for messages in conversations]
-    return encode(processor, texts, images, left=True)
+    return encode(processor, texts, images, left=getattr(processor, "pads_left", True))
 
 
 def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
 from mmdora.layers.scales import Scales
-from mmdora.ops import norm, reference
+from mmdora.ops import norm
+from mmdora.ops.merge import merged_rows
 
 Method = Literal["lora", "dora", "magnitude"]
 DropoutMode = Literal["branch", "reference"]
@@ -129,8 +130,8 @@ class Adapted(nn.Module):
         with torch.no_grad():
             low_rank = self.lora_A is not None and self.lora_B is not None
             factors = self.factors(self.lora_A, self.lora_B) if low_rank else (None, None)  # pyright: ignore
-            weight = self.matrix(self.weight).to(norm.wide(self.weight.dtype))
-            return self.from_matrix(reference.adapted_weight(weight, *factors, self.magnitude, self.scaling))
+            rows = merged_rows(self.matrix(self.weight), *factors, self.magnitude, self.scaling)
+            return self.from_matrix(torch.cat(list(rows)))
 
     def merge(self, dtype: torch.dtype | None = None) -> nn.Module:
         """The plain module with W', written into the very `weight` parameter and rounded once.

@@ -49,7 +49,7 @@ def compose(
     model.model.language_model.load_state_dict(bart.model.state_dict())
     model.final_logits_bias.copy_(bart.final_logits_bias)
     model.generation_config = bart.generation_config
-    model.generation_config.num_beams, model.generation_config.max_length = BEAMS, LONGEST
+    model.generation_config.num_beams, model.generation_config.max_new_tokens = BEAMS, LONGEST
     if vision.pretrained:
         model.model.vision_tower.refer()
     processor = VLBartProcessor(

@@ -43,6 +43,8 @@ class VLBartProcessor(ProcessorMixin):
         prompts: task -> prompt, instead of those in `PROMPTS`.
     """
 
+    pads_left = False  # not for generation either: BART's encoder counts positions from the first token
+
     def __init__(
         self,
         image_processor: Any = None,

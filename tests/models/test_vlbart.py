@@ -45,7 +45,7 @@ def test_without_images_it_is_bart_bit_for_bit():
     assert torch.equal(found.logits, expected.logits)
     assert torch.equal(found.loss, expected.loss)
     assert torch.equal(found.encoder_last_hidden_state, expected.encoder_last_hidden_state)
-    options = {"num_beams": 4, "max_length": 14, "output_scores": True, "return_dict_in_generate": True}
+    options = {"num_beams": 4, "max_new_tokens": 13, "output_scores": True, "return_dict_in_generate": True}
     expected, found = bart.generate(**batch, **options), ours.generate(**batch, **options)
     assert torch.equal(found.sequences, expected.sequences)
     assert torch.equal(found.sequences_scores, expected.sequences_scores)
@@ -160,8 +160,8 @@ def test_greedy_with_a_cache_is_greedy_without(pair):
         **batch,
         num_beams=1,
         do_sample=False,
-        max_length=10,
-        min_length=10,
+        max_new_tokens=9,
+        min_new_tokens=9,
         forced_eos_token_id=None,
     )
     rows = [row for row in range(3) if 2 not in expected[row, 1:]]
@@ -179,8 +179,8 @@ def test_beams_with_a_cache_are_beams_without(pair):
         found = model.generate(
             **batch,
             num_beams=4,
-            max_length=8,
-            min_length=8,
+            max_new_tokens=7,
+            min_new_tokens=7,
             forced_eos_token_id=None,
             length_penalty=0.0,
             output_scores=True,
@@ -200,7 +200,7 @@ def test_a_batch_answers_as_its_samples_alone(pair):
     assert together["image_mask"].tolist() == [[1, 0], [0, 0], [1, 1]]
     ids = torch.tensor([[2, 0, 30, 40]])
     logits = model(**together, decoder_input_ids=ids.expand(3, -1)).logits
-    options = {"num_beams": 3, "max_length": 12, "length_penalty": 0.0}
+    options = {"num_beams": 3, "max_new_tokens": 11, "length_penalty": 0.0}
     answers = model.generate(**together, **options)
     for row in range(3):
         alone = processor(text=TEXTS[row], images=IMAGES[row])
@@ -323,7 +323,7 @@ def test_saved_and_loaded_with_its_tower(tmp_path, tower):
     else:
         batch = its_processor(text=TEXTS, images=IMAGES)
     assert torch.equal(loaded.generate(**batch), model.generate(**batch))
-    assert loaded.generation_config.num_beams == 5 and loaded.generation_config.max_length == 36
+    assert loaded.generation_config.num_beams == 5 and loaded.generation_config.max_new_tokens == 36
     state = model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
     model.to(torch.bfloat16).save_pretrained(tmp_path / "bf16")
