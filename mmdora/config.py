@@ -141,9 +141,6 @@ class Training:
         Field(description="when loss or gradient norm is not finite: end the run, or leave out the step"),
     ] = "stop"
     max_skipped: Annotated[Positive, Field(description="steps left out before the run ends all the same")] = 10
-    find_batch_size: Annotated[
-        StrictBool, Field(description="out of memory: halve batch_size and double accumulation, and say so")
-    ] = False
     seed: StrictInt = 0
 
 
