@@ -66,6 +66,8 @@ class Case:
 
 
 SMALL = Case()
+GROWTH = replace(SMALL, layers=1)
+"""How cost grows with rank and tokens is measured on one layer."""
 WIDTH_7B = Case(
     hidden=4096,
     intermediate=11008,
@@ -425,7 +427,7 @@ def everything(rounds: int) -> None:
         tables[describe(case)] = rows
         show(describe(case), rows)
         medians = {n: statistics.median(times[key(n, 0)]) for n in names if "again" not in n}
-        base = next(cases(device))[0]
+        base = WIDTH_7B if device == "cuda" else GROWTH
         if replace(case, batch=base.batch) == base:
             growth["tokens"][case.tokens] = medians
         if replace(case, rank=base.rank) == base:
@@ -459,11 +461,12 @@ def cases(device: str) -> Iterator[tuple[Case, tuple[float, ...], tuple[str, ...
         yield replace(WIDTH_7B, checkpointing=True), both, CORE, True
         return
     yield SMALL, both, tuple(VARIANTS), True
-    for rank in (64, 128, 256, 384):
-        yield replace(SMALL, rank=rank), both, CORE, rank == 384
+    for rank in (16, 64, 128, 384):
+        yield replace(GROWTH, rank=rank), both, CORE, rank == 384
+    yield replace(GROWTH, rank=256), (0,), CORE, False
     for times in (2, 4):
-        yield replace(SMALL, batch=SMALL.batch * times), (0,), CORE, False
-    yield replace(SMALL, dtype="bf16"), both, CORE, False
+        yield replace(GROWTH, batch=SMALL.batch * times), (0,), CORE, False
+    yield replace(GROWTH, dtype="bf16"), both, CORE, False
 
 
 def main() -> None:

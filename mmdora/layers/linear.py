@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from mmdora.layers import scales
 from mmdora.layers.adapted import Adapted
-from mmdora.ops import linear
-from mmdora.ops.dropout import drop
+from mmdora.ops import dropout, linear
 
 
 class AdaptedLinear(Adapted):
@@ -30,15 +29,20 @@ class AdaptedLinear(Adapted):
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         scaled = scales.current(self)
-        dropped, scaling = None, self.scaling
-        if self.drops and self.dropout_mode == "branch":
-            dropped, gain = drop(x, self.dropout)
-            scaling *= gain
+        dropped, zeros, scaling = None, None, self.scaling
+        if (
+            self.drops
+            and self.dropout_mode == "branch"
+            and x.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+        ):
+            zeros = dropout.zeros(x.numel(), self.dropout)
+            scaling /= 1 - self.dropout
         elif self.drops:
-            dropped = F.dropout(x, self.dropout)  # the very mask that PEFT draws
+            dropped = F.dropout(x, self.dropout)  # in reference mode, the very mask that PEFT draws
         low_rank = self.lora_A, self.lora_B, scaling, self.magnitude, scaled
         if dropped is None or scaled is None or self.dropout_mode == "branch":
-            return linear.adapted_linear(x, self.weight, self.bias, *low_rank, dropped)
+            return linear.adapted_linear(x, self.weight, self.bias, *low_rank, dropped, zeros)
         # W0 (x - d(x)) + c (W0 d(x) + s B A d(x)) + bias: PEFT's three terms in two.
         bias = None if self.bias is None else self.bias.to(x.dtype)
         rest = F.linear(x - dropped, self.weight.to(x.dtype), bias)

@@ -64,7 +64,10 @@ def scale_and_reduce(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | N
     scaled, total = g.new_empty(g.shape), factor.new_zeros(g.shape[1])
     for part, value, into in zip(*(tensor.split(max(1, rows)) for tensor in (g, saved, scaled)), strict=True):
         fine = part.to(factor.dtype)
-        product = torch.mul(fine, value) if shift is None else torch.sub(value, shift).mul_(fine)
+        scratch = into if into.dtype == fine.dtype else torch.empty_like(fine)
+        product = (
+            torch.mul(fine, value, out=scratch) if shift is None else torch.sub(value, shift, out=scratch).mul_(fine)
+        )
         total += product.sum(0)
         torch.mul(fine, factor, out=into)
     return scaled, total

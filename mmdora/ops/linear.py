@@ -60,6 +60,7 @@ def adapted_linear(
     magnitude: Tensor | None = None,
     scaled: Scale | None = None,
     dropped: Tensor | None = None,
+    zeros: Tensor | None = None,
 ) -> Tensor:
     """y = c (x W0^T + s d(x) A^T B^T) + bias, in x's dtype.
 
@@ -71,11 +72,13 @@ def adapted_linear(
         scaling: s.
         magnitude: m [O], fp32 or better, with `scaled`, its `Scale`; both None for LoRA.
         dropped: d(x), the input of the low-rank branch, where it is not x.
+        zeros: instead of `dropped`, the int64 indices of the elements of x that are zero in it; the rest are x's.
     """
     factor, inverse_norm, keep = scaled if scaled is not None else (None, None, False)
     rows = x.reshape(-1, x.shape[-1])
     branch = None if dropped is None else dropped.reshape(rows.shape)
-    y = _AdaptedLinear.apply(rows, branch, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm, scaling, keep)
+    low_rank = lora_A, lora_B, magnitude, factor, inverse_norm
+    y = _AdaptedLinear.apply(rows, branch, zeros, weight, bias, *low_rank, scaling, keep)
     return y.view(*x.shape[:-1], weight.shape[0])
 
 
@@ -87,6 +90,7 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx: Any,
         x: Tensor,
         dropped: Tensor | None,
+        zeros: Tensor | None,
         weight: Tensor,
         bias: Tensor | None,
         lora_A: Tensor | None,
@@ -101,6 +105,8 @@ class _AdaptedLinear(torch.autograd.Function):
         # Under autocast the low-rank products run in its dtype too; a half-precision base alone keeps them in fp32.
         low = x.dtype if torch.is_autocast_enabled(device) else acc
         branch = x if dropped is None else dropped
+        if zeros is not None:
+            branch = x.reshape(-1).index_fill(0, zeros, 0).view_as(x)
         hidden = up = kept = None
         with torch.autocast(device, enabled=False):
             base = weight.to(x.dtype)
@@ -108,14 +114,18 @@ class _AdaptedLinear(torch.autograd.Function):
                 hidden, up = mm(branch, lora_A.to(low).T, low), (lora_B * scaling).to(low)
             if factor is not None:
                 shift = None if bias is None else bias.to(acc)
-                y, kept = compose(project(x, base, acc), hidden, up, factor, shift, x.dtype, keep=keep)
+                if hidden is not None and up is not None and x.dtype == acc:
+                    z, branch_terms = (hidden @ up.T).addmm_(x, base.T), (None, None)
+                else:
+                    z, branch_terms = project(x, base, acc), (hidden, up)
+                y, kept = compose(z, *branch_terms, factor, shift, x.dtype, keep=keep)
             else:
                 assert hidden is not None and up is not None
                 y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
                 # The large product comes second: it is added in the accumulator, before the one rounding.
                 y = y.to(x.dtype).addmm_(x, base.T)
         ctx.save_for_backward(
-            None if lora_A is None else branch,
+            None if lora_A is None else branch, zeros,
             weight, bias, lora_A, lora_B, factor, inverse_norm, hidden,
             None if magnitude is None else kept if keep else y,
         )  # fmt: skip
@@ -125,8 +135,8 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        branch, weight, bias, lora_A, lora_B, factor, inverse_norm, hidden, saved = ctx.saved_tensors
-        wants_x, wants_dropped, _, _, wants_A, wants_B, *_ = ctx.needs_input_grad
+        branch, zeros, weight, bias, lora_A, lora_B, factor, inverse_norm, hidden, saved = ctx.saved_tensors
+        wants_x, wants_dropped, _, _, _, wants_A, wants_B, *_ = ctx.needs_input_grad
         (g,) = grads
         acc = wide(g.dtype)
         dx = d_branch = dA = dB = dm = None
@@ -138,11 +148,13 @@ class _AdaptedLinear(torch.autograd.Function):
             if lora_A is not None and lora_B is not None:
                 low = hidden.dtype
                 d_hidden = mm(g, (lora_B * ctx.scaling).to(low), low)
-                dB = mm(g.T, hidden, acc).mul_(ctx.scaling) if wants_B else None
+                dB = mm(hidden.T, g, acc).T.mul_(ctx.scaling) if wants_B else None  # faster than g^T h
                 dA = mm(d_hidden.T, branch, acc) if wants_A else None
                 if wants_dropped if ctx.separate else wants_x:
                     d_branch = mm(d_hidden, lora_A.to(low), low).to(g.dtype)
+                    if zeros is not None:
+                        d_branch.view(-1).index_fill_(0, zeros, 0)
             if wants_x:
                 base = weight.to(g.dtype)
                 dx = g @ base if d_branch is None or ctx.separate else d_branch.addmm_(g, base)
-        return dx, d_branch if ctx.separate else None, None, None, dA, dB, dm, None, None, None, None
+        return dx, d_branch if ctx.separate else None, None, None, None, dA, dB, dm, None, None, None, None

@@ -121,6 +121,25 @@ def test_gradcheck_of_a_dropped_branch(method, wants_x):
     assert torch.autograd.gradcheck(call, (x, dropped))
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_zeros_are_a_branch_with_these_zeros(method, dtype):
+    """Value and every gradient, beside the branch made outside; x's gradient is that of both its uses."""
+    zeros = torch.tensor([0, 3, 17, 18, 40])
+    results = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        t = case(method, True)
+        t["x"] = t["x"].detach().to(dtype).requires_grad_()
+        flat = t["x"].reshape(-1)
+        branch = None if inside else flat.index_fill(0, zeros, 0).view_as(t["x"])
+        y = fused(t, dropped=branch, zeros=zeros if inside else None)
+        y.backward(torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y))
+        results.append([y, *(t[name].grad for name in ("x", "lora_A", "lora_B") if t[name] is not None)])
+    for mine, other in zip(*results, strict=True):
+        assert max_rel(mine, other) < (1e-6 if dtype == torch.float32 else 2**-7)
+
+
 @BIAS
 def test_backward_in_blocks_is_the_same(bias, monkeypatch):
     monkeypatch.setattr(compose, "BLOCK", 4 * 40)
