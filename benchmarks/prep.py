@@ -26,6 +26,8 @@ from typing import Any
 from harness import memory_of, show, write
 from PIL import Image
 
+from mmdora.data.prepare.index import CACHE_KIB
+
 PICTURES = 2000
 WORDS = ("the", "image", "shows", "a", "large", "red", "bus", "on", "street", "with", "people", "waiting", "near", "it")
 LOAD = "import json, sys; json.load(open(sys.argv[1], encoding='utf-8'))"
@@ -104,11 +106,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few thousand rows, nothing written")
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000], help="rows of the files")
     options = parser.parse_args()
-    workers = sorted({1, len(os.sched_getaffinity(0))})
+    workers = sorted({1, 2, len(os.sched_getaffinity(0))})
     rows = everything([2_000, 8_000] if options.quick else options.rows, workers)
     show("mmdora prep llava", rows)
     if not options.quick:
-        notes = f"{PICTURES:,} pictures of 64x48, checked by their headers; memory is that of all processes together."
+        notes = (
+            f"{PICTURES:,} pictures of 64x48, checked by their headers; memory is that of all processes, up to "
+            f"{CACHE_KIB >> 10} MiB of it the cache of the ids seen. Usable cores: {len(os.sched_getaffinity(0))}."
+        )
         print(write("prep", "python benchmarks/prep.py", {"LLaVA's format": rows}, notes))
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def prepare(out: Path) -> dict[str, int]:
         shutil.copytree(package / split / "images", out / "images" / split, dirs_exist_ok=True)
         rows = json.loads((package / split / "questions.json").read_text(encoding="utf-8"))
         splits[split] = _by_image(rows) if split == "train" else _by_question(rows)
-    return write_splits(out, __name__, splits)
+    return write_splits(out, sys.modules[__name__], splits)
 
 
 def _by_image(rows: list[list[Any]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ NAME = "textvqa"
 LICENCE = "CC BY 4.0; images CC BY 2.0 (Open Images)"
 SOURCE = "https://textvqa.org/dataset; LLaVA llava/eval/eval_textvqa.py, scripts/v1_5/eval/textvqa.sh (images)"
 UNVERIFIED = (
-    "the fields of the Rosetta OCR file",
+    "the fields of the Rosetta OCR file: third-party loaders read them so, no official file was at hand",
     "the server's result format, taken to be VQA's",
     "the licence: no statement of its owners was at hand",
 )

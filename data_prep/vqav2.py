@@ -22,8 +22,11 @@ from mmdora.data.records import Record
 
 NAME = "vqav2"
 LICENCE = "CC BY 4.0 (annotations); images: COCO's terms of use"
-SOURCE = "https://visualqa.org/download.html (formats); GT-Vision-Lab/VQA PythonHelperTools/vqaTools/vqa.py"
-UNVERIFIED = ("the licence: no statement of its owners was at hand",)
+SOURCE = (
+    "https://visualqa.org/download.html (formats); GT-Vision-Lab/VQA PythonHelperTools/vqaTools/vqa.py; "
+    "GT-Vision-Lab/VQA-Website terms.html (licence)"
+)
+UNVERIFIED = ()
 
 
 def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:

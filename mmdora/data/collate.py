@@ -42,5 +42,7 @@ class Collator:
                 raise MmdoraError(f"record {row['id']}: {error}") from None
             if all(label == IGNORE for label in labels[-1]):
                 raise MmdoraError(f"record {row['id']}: no token to learn (every label is masked)")
+            if row.get("masked"):
+                labels[-1] = [IGNORE] * len(labels[-1])
         batch = {key: value for key, value in encoded.items() if isinstance(value, torch.Tensor)}
         return batch | {"labels": torch.tensor(labels)}

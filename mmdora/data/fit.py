@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from mmdora.data.checked import check_rows
 from mmdora.data.lengths import shortened, token_counts
 from mmdora.data.records import Record, Records
 from mmdora.errors import MmdoraError
@@ -29,6 +30,9 @@ class Rows(Dataset[Record]):
         return len(self.index)
 
     def __getitem__(self, index: int) -> Record:
+        """A row; ~index gives it with nothing to learn (`Batches`)."""
+        if index < 0:
+            return self[~index] | {"masked": True}
         record = self.records[self.index[index]]
         kept = self.messages[index]
         return record if not kept else record | {"messages": record["messages"][:kept]}
@@ -43,12 +47,14 @@ def fit(records: Records, processor: Any, max_length: int | None, policy: str) -
 
     Raises:
         MmdoraError: for a row over the limit under "error", a row whose first turn alone is over it
-            under "shrink", or when nothing is left.
+            under "shrink", when nothing is left, or for a record without an answer to learn.
     """
+    records.check_answered()
     index = np.arange(len(records), dtype=np.int32)
     messages = np.zeros(len(records), dtype=np.int32)
     has_image = records.images > 0
     if max_length is None:
+        check_rows(records, getattr(processor, "image_token", None))
         return Rows(records, index, messages, records.characters, has_image)
     lengths = token_counts(records, processor)
     over = np.flatnonzero(lengths > max_length)

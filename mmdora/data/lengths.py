@@ -41,7 +41,7 @@ def token_counts(records: Records, processor: Any) -> np.ndarray:
         MmdoraError: naming the record, for an image that cannot be read.
     """
     measure = partial(count_tokens, processor, root=records.root)
-    return _kept(records, processor, "tokens", np.arange(len(records)), measure)
+    return kept(records, f"tokens-{_key(records, processor)}", np.arange(len(records)), measure)
 
 
 def shortened(records: Records, processor: Any, rows: np.ndarray, max_length: int) -> np.ndarray:
@@ -53,27 +53,43 @@ def shortened(records: Records, processor: Any, rows: np.ndarray, max_length: in
         rows: [over] the records that are over `max_length`.
     """
     measure = partial(_shorten, processor, max_length, records.root)
-    return _kept(records, processor, f"shrunk-{max_length}", rows, measure)
+    return kept(records, f"shrunk-{max_length}-{_key(records, processor)}", rows, measure)
+
+
+def image_token_counts(records: Records, processor: Any) -> np.ndarray:
+    """[rows] int32: how many of a record's tokens are its images'; kept on disk as `token_counts`."""
+    measure = partial(count_image_tokens, processor, root=records.root)
+    return kept(records, f"image-tokens-{_key(records, processor)}", np.arange(len(records)), measure)
 
 
 def count_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarray:
     """[records] int32: tokens of rendered conversations after their images are expanded; reads image headers only."""
     texts: list[str] = []
-    sizes: dict[str, tuple[int, int]] = {}
     for record in records:
         try:
             texts.append(render(processor, record["messages"]))
-            sizes |= {name: image_size(name, root) for name in record["images"] if name not in sizes}
         except MmdoraError as error:
             raise MmdoraError(f"record {record['id']}: {error}") from None
     special = needs_start_token(processor, texts)
     ids = processor.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
     counts = np.array([len(row) for row in ids["input_ids"]], dtype=np.int32)
-    images = np.array([len(record["images"]) for record in records])
-    if images.any():
-        seen = [sizes[name] for record in records for name in record["images"]]
+    images = np.array([len(record["images"]) for record in records], dtype=np.int32)
+    return counts + count_image_tokens(processor, records, root) - images  # each stands there as one placeholder
+
+
+def count_image_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarray:
+    """[records] int32: tokens that the images of each record become."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for record in records:
+        try:
+            sizes |= {name: image_size(name, root) for name in record["images"] if name not in sizes}
+        except MmdoraError as error:
+            raise MmdoraError(f"record {record['id']}: {error}") from None
+    counts = np.zeros(len(records), dtype=np.int32)
+    if seen := [sizes[name] for record in records for name in record["images"]]:
         expanded = processor._get_num_multimodal_tokens(image_sizes=seen).num_image_tokens
-        np.add.at(counts, np.repeat(np.arange(len(records)), images), np.array(expanded, dtype=np.int32) - 1)
+        images = [len(record["images"]) for record in records]
+        np.add.at(counts, np.repeat(np.arange(len(records)), images), np.array(expanded, dtype=np.int32))
     return counts
 
 
@@ -94,9 +110,13 @@ def _shorten_one(processor: Any, max_length: int, root: Path, record: Record) ->
     return 0, 0
 
 
-def _kept(records: Records, processor: Any, name: str, rows: np.ndarray, measure: Measure) -> np.ndarray:
-    """The measure of `rows`, from disk where it is there and whole, else counted and written."""
-    file = records.cache / f"{name}-{_key(records, processor)}.npz"
+def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.ndarray:
+    """The measure of `rows`, from disk where it is there and whole, else counted by every core and written.
+
+    Args:
+        name: of the file beside the records' table; tells apart everything that the measure depends on.
+    """
+    file = records.cache / f"{name}.npz"
     with FileLock(f"{file}.lock"):  # of several processes on one machine the first counts, the others read
         if file.exists():
             try:

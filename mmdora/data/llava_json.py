@@ -24,9 +24,11 @@ def to_record(row: dict[str, Any], where: str) -> dict[str, Any]:
         raise MmdoraError(f"{where}: 'conversations' must be a list of turns")
     images = row.get("image") or []
     images = [images] if isinstance(images, str) else images
+    if not isinstance(images, list):
+        raise MmdoraError(f"{where}: 'image' must be a path or a list of paths, not {type(images).__name__}")
     messages = []
     for turn in turns:
-        role = ROLES.get(turn.get("from", "")) if isinstance(turn, dict) else None
+        role = ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise MmdoraError(f"{where}: a turn needs 'from' (human or gpt) and a text 'value'")
         messages.append({"role": role, "content": _content(turn["value"])})

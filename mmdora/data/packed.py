@@ -7,19 +7,52 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mmdora.errors import MmdoraError
+
+SUFFIX = ".parquet"
+COLUMNS = ("id", "messages", "images", "meta")
+ROWS = 32  # read together
+
 
 def read_packed(path: Path) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """Each record, its `images` as names, with the contents of its image files in the same order."""
+    """Each record, its `images` as names, with the contents of its image files in the same order.
+
+    Memory is that of a row group, which `prep` keeps near 32 MB.
+
+    Raises:
+        MmdoraError: if this is no such file; other Parquet files go through `mmdora prep messages`.
+    """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=32):
-            for row in batch.to_pylist():
-                pictures = row["images"]
-                record = {
-                    "id": row["id"],
-                    "messages": json.loads(row["messages"]),
-                    "images": [picture["path"] for picture in pictures],
-                    "meta": json.loads(row["meta"]),
-                }
-                yield record, [picture["bytes"] for picture in pictures]
+    try:
+        with pq.ParquetFile(path) as file:
+            if missing := set(COLUMNS) - set(file.schema_arrow.names):
+                raise MmdoraError(
+                    f"{path}: no file that `mmdora prep --pack` wrote (no column {min(missing)!r}); "
+                    f"`mmdora prep messages --in {path}` makes records of chats with images"
+                )
+            number = 0
+            for batch in file.iter_batches(batch_size=ROWS, columns=list(COLUMNS)):
+                for row in batch.to_pylist():
+                    yield _record(row, f"{path}: row {number}")
+                    number += 1
+    except (pa.ArrowException, OSError) as error:
+        raise MmdoraError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None
+
+
+def _record(row: dict[str, Any], where: str) -> tuple[dict[str, Any], list[bytes]]:
+    try:
+        pictures = row["images"]
+        record = {
+            "id": row["id"],
+            "messages": json.loads(row["messages"]),
+            "images": [picture["path"] for picture in pictures],
+            "meta": json.loads(row["meta"]),
+        }
+        files = [picture["bytes"] for picture in pictures]
+    except (TypeError, ValueError, KeyError, RecursionError) as error:
+        raise MmdoraError(f"{where}: not as `mmdora prep --pack` writes it ({error})") from None
+    if not all(isinstance(data, bytes) for data in files):
+        raise MmdoraError(f"{where}: an image without its file; pack the records anew")
+    return record, files

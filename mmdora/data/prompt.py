@@ -24,12 +24,20 @@ def render(processor: Any, messages: Messages, *, generation_prompt: bool = Fals
 
 
 def _render_all(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
-    mark = getattr(processor, "image_token", None)
-    for message in conversations[-1] if mark else ():
+    check_texts(conversations[-1], getattr(processor, "image_token", None))
+    try:
+        return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
+    except Exception as error:  # a template is a program of the checkpoint's, run in jinja2's sandbox
+        reason = " ".join(str(error).split())[:200]
+        raise MmdoraError(f"the chat template of this base fails: {type(error).__name__}: {reason}") from None
+
+
+def check_texts(messages: Messages, mark: str | None) -> None:
+    """Raise if a text holds `mark`, the image placeholder, which would be taken for an image."""
+    for message in messages if mark else ():
         for part in message["content"]:
             if mark in part.get("text", ""):
                 raise MmdoraError(f"the text {part['text']!r:.60} holds the image placeholder {mark!r}; remove it")
-    return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
 
 
 def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:

@@ -2,26 +2,35 @@
 
 A record is `{"id", "messages", "images", "meta"?}`: `messages` is a list of `{role, content}` with
 content a list of `{"type": "text", "text": …}` and `{"type": "image"}` parts, `images` the paths
-(relative to a declared root) in the order of the image parts. Files are JSONL of records, or a
-JSON list in LLaVA's layout. They are read once into a memory-mapped Arrow table by `datasets`, which
+(relative to a declared root) in the order of the image parts. Files are JSONL of records, Parquet with
+the images inside (`mmdora prep --pack`; their names are then `images.PackedImage`), or a JSON list in
+LLaVA's layout. They are read once, as a stream, into a memory-mapped Arrow table by `datasets`, which
 every loader process opens by its file name; no list or object per row is held anywhere.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from codecs import BOM_UTF8
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
+from mmdora.data import packed
+from mmdora.data.images import PackedImage
+from mmdora.data.json_stream import MAX_VALUE, Scanner, parse_line, text_of
 from mmdora.data.llava_json import to_record
+from mmdora.data.turns import answer_text
 from mmdora.errors import MmdoraError
+from mmdora.files import ordinary
 
 Record = dict[str, Any]
-READ_AHEAD = 256  # records decoded together when all are read in turn
+READ_AHEAD = 64  # records decoded together when all are read in turn
 
 
 class Records:
@@ -31,29 +40,34 @@ class Records:
         import datasets
 
         self.path = Path(path)
-        if not self.path.is_file():
-            raise MmdoraError(f"{self.path}: no such file of records (mmdora prep makes one)")
+        ordinary(self.path, "file of records (mmdora prep makes one)")
         self.root = Path(images) if images is not None else self.path.parent
         if not self.root.is_dir():
             raise MmdoraError(f"{self.root}: the images root is not a folder")
         status = self.path.stat()
+        columns: dict[str, Any] = {
+            "id": datasets.Value("large_string"),
+            "json": datasets.Value("large_string"),
+            "characters": datasets.Value("int32"),
+            "images": datasets.Value("int32"),
+            "answered": datasets.Value("bool"),
+        }
+        batch = {}
+        if self.path.suffix == packed.SUFFIX:
+            columns["files"] = datasets.List(datasets.Value("large_binary"))
+            batch["writer_batch_size"] = packed.ROWS  # rows that wait in memory
         datasets.disable_progress_bars()
         try:
             self._table = datasets.Dataset.from_generator(
                 _rows,
-                features=datasets.Features(
-                    {
-                        "json": datasets.Value("large_string"),
-                        "characters": datasets.Value("int32"),
-                        "images": datasets.Value("int32"),
-                    }
-                ),
+                features=datasets.Features(columns),
                 # size and time make a changed file another dataset for the cache
                 gen_kwargs={
                     "path": str(self.path.resolve()),
                     "stamp": (status.st_size, status.st_mtime_ns),
                     "max_turns": max_turns,
                 },
+                **batch,
             )
         except Exception as error:
             cause: BaseException | None = error
@@ -65,11 +79,17 @@ class Records:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Record:
-        return json.loads(self._table[int(index)]["json"])
+        row = self._table[int(index)]
+        return _record(row["json"], row.get("files"))
 
     def __iter__(self) -> Iterator[Record]:
         for start in range(0, len(self), READ_AHEAD):
-            yield from map(json.loads, self._table[start : start + READ_AHEAD]["json"])
+            rows = self._table[start : start + READ_AHEAD]
+            yield from map(_record, rows["json"], rows.get("files", repeat(None)))
+
+    @property
+    def ids(self) -> list[str]:
+        return self._table.data.column("id").to_pylist()
 
     @property
     def characters(self) -> np.ndarray:
@@ -80,6 +100,19 @@ class Records:
     def images(self) -> np.ndarray:
         """[rows] int32: images per record."""
         return self._table.data.column("images").to_numpy()
+
+    def check_answered(self) -> None:
+        """Raise for a record whose last answer is empty: to learn from it is to learn to say nothing.
+
+        The test sets of public datasets are such records; they can be evaluated, not trained on.
+        """
+        answered = self._table.data.column("answered").to_numpy()
+        if not answered.all():
+            empty = np.flatnonzero(~answered)
+            raise MmdoraError(
+                f"{self.path}: record {self[empty[0]]['id']} has an empty last answer ({len(empty):,} of "
+                f"{len(self):,} do), so there is nothing to learn; leave such records out"
+            )
 
     @property
     def fingerprint(self) -> str:
@@ -179,6 +212,8 @@ def check_record(row: Any, where: str) -> Record:
                 raise MmdoraError(
                     f"{where}: a part is {{type: image}} or {{type: text, text: a string}}; found {part!r:.80}"
                 )
+            if kind == "image" and message["role"] == "assistant":
+                raise MmdoraError(f"{where}: an answer (role assistant) cannot hold an image; text is what is learned")
     images = row.get("images", [])
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise MmdoraError(f"{where}: 'images' must be a list of paths")
@@ -186,49 +221,80 @@ def check_record(row: Any, where: str) -> Record:
         raise MmdoraError(f"{where}: {marks} image parts for {len(images)} images")
     if not any(message["role"] == "assistant" for message in row["messages"]):
         raise MmdoraError(f"{where}: no assistant message, so there is nothing to learn or to score")
+    name, meta = row.get("id", where), row.get("meta") or {}
+    if not isinstance(name, (str, int)) or not isinstance(meta, dict):
+        wrong = "'meta' must be an object" if isinstance(name, (str, int)) else "'id' must be a string or a number"
+        raise MmdoraError(f"{where}: {wrong}")
     return {
-        "id": str(row.get("id", where)),
+        "id": str(name),
         "messages": row["messages"],
         "images": images,
-        "meta": row.get("meta") or {},
+        "meta": meta,
     }
 
 
 def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, Any]]:
     del stamp
     empty = True
-    for record in _parse(Path(path)):
+    for record, files in _parse(Path(path)):
         empty = False
         for piece in split_turns(record, max_turns):
-            yield {
+            row = {
+                "id": piece["id"],
                 "json": json.dumps(piece, ensure_ascii=False),
                 "characters": sum(len(part.get("text", "")) for m in piece["messages"] for part in m["content"]),
                 "images": len(piece["images"]),
+                "answered": bool(answer_text(piece).strip()),
             }
+            yield row if files is None else row | {"files": files}
     if empty:
         raise MmdoraError(f"{path}: holds no records")
 
 
-def _parse(path: Path) -> Iterator[Record]:
-    try:
-        if path.suffix == ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(rows, list):
-                raise MmdoraError(f"{path}: expected a JSON list in LLaVA's layout, or JSONL with the ending .jsonl")
-            for number, row in enumerate(rows):
-                where = f"{path}: row {number}"
-                yield check_record(to_record(row, where) if isinstance(row, dict) else row, where)
-            return
-        with path.open(encoding="utf-8") as file:
-            for number, line in enumerate(tqdm(file, desc="read records", unit="row", unit_scale=True, delay=1), 1):
-                if line.strip():
-                    where = f"{path}:{number}"
-                    try:
-                        row = json.loads(line)
-                    except json.JSONDecodeError as error:
-                        raise MmdoraError(f"{where}: broken JSON ({error.msg} at column {error.colno})") from None
-                    yield check_record(row, where)
-    except UnicodeDecodeError:
-        raise MmdoraError(f"{path}: not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise MmdoraError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
+def _record(line: str, files: Sequence[bytes] | None) -> Record:
+    """A row of the table as a record."""
+    record = json.loads(line)
+    if files is not None:
+        record["images"] = list(map(PackedImage, record["images"], files))
+    return record
+
+
+def _parse(path: Path) -> Iterator[tuple[Record, list[bytes] | None]]:
+    """Every record of a file, with the files of its images if they are packed."""
+    if path.suffix == packed.SUFFIX:
+        rows = (
+            (check_record(row, f"{path}: row {n}"), files) for n, (row, files) in enumerate(packed.read_packed(path))
+        )
+    else:
+        rows = ((record, None) for record in (_llava(path) if path.suffix == ".json" else _lines(path)))
+    yield from tqdm(rows, desc="read records", unit="row", unit_scale=True, delay=1)
+
+
+def _llava(path: Path) -> Iterator[Record]:
+    scanner = Scanner(text_of(path), str(path))
+    if scanner.peek() not in ("", "["):
+        raise MmdoraError(f"{path}: expected a JSON list in LLaVA's layout, or JSONL with the ending .jsonl")
+    for number, (_, row, line) in enumerate(scanner.elements()):
+        where = f"{path}: row {number} (line {line})"
+        yield check_record(to_record(row, where) if isinstance(row, dict) else row, where)
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    bad: list[MmdoraError] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(iter(partial(file.readline, MAX_VALUE + 1), b""), 1):
+            where = f"{path}:{number}"
+            if len(line) > MAX_VALUE:
+                raise MmdoraError(f"{where}: longer than {MAX_VALUE >> 20} MiB, which no record is")
+            line = line.removeprefix(BOM_UTF8) if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                record = check_record(parse_line(line), where)
+            except MmdoraError as error:
+                bad.append(error if str(error).startswith(where) else MmdoraError(f"{where}: {error}"))
+                continue
+            yield record
+    if bad:
+        more = f"; {len(bad):,} rows of this file are bad" if len(bad) > 1 else ""
+        raise MmdoraError(f"{bad[0]}{more}")

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
 from mmdora.errors import MmdoraError
+from mmdora.models.torch_files import read_state
 from mmdora.models.vlbart import TOWER, VLBartForConditionalGeneration
 from mmdora.models.vlbart_compose import add_arguments, compose_from, vision_of
 
@@ -52,7 +52,7 @@ def convert(file: Path, model: VLBartForConditionalGeneration, *, lora_alpha: fl
         MmdoraError: no such file, tensors that this model lacks or that the file lacks, other shapes, token tables
             that differ, LoRA per task, or LoRA without `lora_alpha`.
     """
-    state = merged(_read(file), file, lora_alpha)
+    state = merged(read_state(file), file, lora_alpha)
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         key = rename(name)
@@ -101,16 +101,6 @@ def merged(state: dict[str, Tensor], file: Path, lora_alpha: float | None) -> di
     for module, update in done.items():
         weight = state[f"{module}.weight"]
         state[f"{module}.weight"] = (weight.float() + update).to(weight)
-    return state
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
-        raise MmdoraError(f"{file}: not a readable PyTorch file: {' '.join(str(error).split())[:300]}") from None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise MmdoraError(f"{file}: not a state_dict (names and tensors)")
     return state
 
 

@@ -2,10 +2,13 @@
 
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
+from mmdora.data import json_stream
+from mmdora.data.fit import fit
 from mmdora.data.records import read_records, split_turns, write_records
 from mmdora.errors import MmdoraError
 
@@ -95,6 +98,56 @@ def test_llava_layout(tmp_path: Path):
     assert first["messages"][0] == {"role": "user", "content": [IMAGE, {"type": "text", "text": "What is this?"}]}
     assert text_only["images"] == [] and text_only["messages"][1]["role"] == "assistant"
     assert unmarked["messages"][0]["content"][0] == IMAGE
+
+
+def test_a_large_list_is_read_as_a_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Six times the rows take no more memory; `json.load` would hold them all."""
+    monkeypatch.setattr(json_stream, "CHUNK", 1 << 14)
+
+    def peak(rows: int) -> int:
+        path = tmp_path / f"{rows}.json"
+        turns = [{"from": "human", "value": "q" * 1000}, {"from": "gpt", "value": "a" * 1000}]
+        path.write_text(json.dumps([{"id": i, "conversations": turns} for i in range(rows)], indent=1))
+        tracemalloc.start()
+        assert len(read_records(path)) == rows
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(10)  # what is made at first use
+    few, many = peak(1_000), peak(6_000)
+    assert many < few + 1_000_000 < (tmp_path / "6000.json").stat().st_size / 2
+
+
+def test_a_list_tells_row_and_line_of_a_mistake(tmp_path: Path):
+    rows = [{"id": 1, "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, {"id": 2}]
+    (tmp_path / "l.json").write_text("\ufeff[\n" + ",\n".join(map(json.dumps, rows)) + "\n]")
+    with pytest.raises(MmdoraError, match=r"l\.json: row 1 \(line 3\): 'conversations'"):
+        read_records(tmp_path / "l.json")
+    (tmp_path / "l.json").write_text("[" + json.dumps(rows[0]) + ",")
+    with pytest.raises(MmdoraError, match=r"l\.json:1: broken JSON .*cut short"):
+        read_records(tmp_path / "l.json")
+    (tmp_path / "o.json").write_text("{}")
+    with pytest.raises(MmdoraError, match="expected a JSON list in LLaVA's layout"):
+        read_records(tmp_path / "o.json")
+    (tmp_path / "e.json").write_text("[]")
+    with pytest.raises(MmdoraError, match="holds no records"):
+        read_records(tmp_path / "e.json")
+
+
+@pytest.mark.parametrize("content", [[], [{"type": "text", "text": " \n"}]])
+def test_what_has_no_answer_can_be_read_but_not_learned(tmp_path: Path, content: list):
+    unanswered: dict = conversation(1) | {"id": "the-one"}
+    unanswered["messages"][-1] = {"role": "assistant", "content": content}
+    write_records(tmp_path / "r.jsonl", [conversation(2), unanswered, conversation(1)])
+    records = read_records(tmp_path / "r.jsonl")
+    assert len(records) == 3
+    with pytest.raises(MmdoraError, match=r"record the-one has an empty last answer \(1 of 3 do\)"):
+        records.check_answered()
+    with pytest.raises(MmdoraError, match="the-one"):
+        fit(records, None, None, "error")
+    write_records(tmp_path / "r.jsonl", [conversation(2)])
+    read_records(tmp_path / "r.jsonl").check_answered()
 
 
 GOOD = json.dumps(conversation(1))

@@ -1,11 +1,14 @@
 """Drawn scenes: reproducible, true to the picture, and not easy-VQA's questions."""
 
+import hashlib
 import json
 from pathlib import Path
 from random import Random
 
 import easy_vqa
 import numpy as np
+import pytest
+from PIL import Image
 
 from mmdora.data.records import read_records
 from mmdora.data_prep import scenes
@@ -42,6 +45,24 @@ def test_scenes_follow_from_seed_and_number(tmp_path: Path):
     assert (tmp_path / "a/train.jsonl").read_bytes() != (tmp_path / "c/train.jsonl").read_bytes()
     records = read_records(tmp_path / "a" / "test.jsonl")
     assert all(len(record["messages"]) == 2 for record in records)
+
+
+@pytest.mark.parametrize(
+    ("presence", "seed", "digest"),
+    [
+        (0.0, 0, "30e420a01bcae0d62a048b4da3c3855b555be88f7d9332a9dc1ab6091e64e30e"),
+        (0.6, 5, "d845fcfe5fe6eeb40b14758b2a4643e991f5210d26b893efd93ad05b04f9c36f"),
+    ],
+)
+def test_the_draws_are_those_that_the_bundled_base_was_trained_on(tmp_path: Path, presence, seed, digest):
+    """Texts and pixels as they were when tiny-llava was made; another Pillow may draw other pixels."""
+    scenes.prepare(tmp_path, rows=40, held_out=20, presence=presence, seed=seed, workers=1)
+    found = hashlib.sha256()
+    for name in ("train.jsonl", "test.jsonl"):
+        found.update((tmp_path / name).read_bytes())
+    for path in sorted(tmp_path.glob("images/*/*.png")):
+        found.update(Image.open(path).tobytes())
+    assert found.hexdigest() == digest
 
 
 def test_every_shape_is_where_it_is_said_to_be():

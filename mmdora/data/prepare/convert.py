@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdora.data.images import _open as read_header
-from mmdora.data.images import image_size, locate
+from mmdora.data.images import image_size, locate, read_header
+from mmdora.data.json_stream import parse_line
 from mmdora.data.prepare.features import measure
 from mmdora.data.prepare.read import Row
 from mmdora.data.prepare.record import Picture
@@ -77,16 +77,7 @@ def convert(job: Job, rows: Sequence[Row]) -> list[Made | Bad]:
 def _parsed(value: Any) -> Any:
     if isinstance(value, MmdoraError):
         raise value
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return json.loads(value.decode("utf-8"))
-    except UnicodeDecodeError:
-        raise MmdoraError("not UTF-8 text") from None
-    except json.JSONDecodeError as error:
-        raise MmdoraError(f"broken JSON ({error.msg} at column {error.colno})") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
-        raise MmdoraError(f"JSON that is no data ({error})") from None
+    return parse_line(value) if isinstance(value, bytes) else value
 
 
 def _made(job: Job, index: int, record: Record, row: Row) -> Made:

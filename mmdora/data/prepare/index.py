@@ -10,7 +10,7 @@ from typing import Any
 
 from mmdora.errors import MmdoraError
 
-CACHE_KIB = 32_768
+CACHE_KIB = 8_192  # four times as much makes random ids a sixth faster, others not
 
 
 def _open(path: Path) -> sqlite3.Connection:

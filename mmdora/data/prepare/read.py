@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mmdora.data.json_stream import Scanner, Value, text_of
 from mmdora.data.prepare.index import Index
-from mmdora.data.prepare.json_stream import CHUNK, Scanner, Value
 from mmdora.errors import MmdoraError
 
 MAX_CELL = 1 << 27  # characters of a table cell; pictures stand there in base64
@@ -163,15 +163,7 @@ class Reader:
             yield Row(value if key is None else (key, value), path, line, number)
 
     def _text(self, path: Path) -> Iterator[str]:
-        decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        try:
-            with path.open("rb") as file:
-                while data := file.read(CHUNK):
-                    self._passed(path, len(data))
-                    yield decoder.decode(data)
-                yield decoder.decode(b"", final=True)
-        except UnicodeDecodeError:
-            raise MmdoraError(f"{path}: not UTF-8 text") from None
+        return text_of(path, lambda size: self._passed(path, size))
 
     def _text_lines(self, path: Path) -> Iterator[str]:
         try:

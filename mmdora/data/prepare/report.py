@@ -127,7 +127,7 @@ def _sampled(path: Path, packed: bool, numbers: Sequence[int]) -> Iterator[tuple
 def _thumbnail(image: Image.Image) -> str:
     image.thumbnail((SIDE, SIDE))
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=90)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -64,7 +66,7 @@ def run(
     job = Job(records, root, out, pack)
     size = sum(path.stat().st_size for path in inputs.files if path.is_file())
     with (
-        Writer(out, module, pack=pack, unique=unique, split=inputs.split, default=split) as writer,
+        Writer(out, sys.modules[module], pack=pack, unique=unique, split=inputs.split, default=split) as writer,
         tqdm(total=size, desc=writer.about.NAME, unit="B", unit_scale=True, disable=None) as bar,
         Reader(writer.scratch, bar.update) as reader,
     ):
@@ -75,9 +77,13 @@ def run(
         return writer.finish(reader.files, root, reader.unmatched)
 
 
-def write_splits(out: Path, module: str, splits: Mapping[str, Iterable[Record]]) -> dict[str, int]:
-    """Write records that are made here (their images below `out`) with card and report, as `run` does."""
-    with Writer(out, module) as writer:
+def write_splits(out: Path, about: Any, splits: Mapping[str, Iterable[Record]]) -> dict[str, int]:
+    """Write records that are made here (their images below `out`) with card and report, as `run` does.
+
+    Args:
+        about: see `Writer`.
+    """
+    with Writer(out, about) as writer:
         for split, records in splits.items():
             for record in records:
                 checked = check_record(record, f"record {record.get('id')}")

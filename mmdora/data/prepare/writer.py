@@ -29,7 +29,7 @@ class Writer:
     """Takes converted rows; `finish` gives the files their names, leaving without it removes them.
 
     Args:
-        module: name of the dataset's module.
+        about: a dataset's module, or what else has its NAME, LICENCE, SOURCE and UNVERIFIED.
         pack: Parquet with the images inside.
         unique: refuse an id that comes twice in a split.
         split: of all records that do not tell theirs; else the file's name tells it, else it is `default`.
@@ -38,14 +38,14 @@ class Writer:
     def __init__(
         self,
         out: Path,
-        module: str,
+        about: Any,
         *,
         pack: bool = False,
         unique: bool = True,
         split: str | None = None,
         default: str | None = None,
     ):
-        self.out, self.about, self.records = out, sys.modules[module], 0
+        self.out, self.about, self.records = out, about, 0
         self._pack, self._unique, self._split, self._default = pack, unique, split, default
         self._files: dict[str, JsonlFile | ParquetFile] = {}
         self._duplicates: Counter[str] = Counter()

@@ -250,11 +250,11 @@ def test_made_records_are_written_whole_or_not_at_all(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_splits(tmp_path / "out", folder.__name__, {"train": failing()})
+        write_splits(tmp_path / "out", folder, {"train": failing()})
     assert not list((tmp_path / "out").iterdir())
     twice = [qa_record("a", "a.png", [("q", "a")])] * 2
     with pytest.raises(MmdoraError, match="two records of the id 'a'"):
-        write_splits(tmp_path / "out", folder.__name__, {"train": twice})
+        write_splits(tmp_path / "out", folder, {"train": twice})
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ one value. (ijson 3.5 with its C backend reads half as many rows per second and 
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdora.errors import MmdoraError
@@ -16,6 +18,57 @@ CHUNK = 1 << 20  # characters asked for at a time
 MAX_VALUE = 1 << 26  # a row longer than this is taken for broken JSON
 CUT = 16  # an error this close to the end of the buffer may be a literal or escape that was cut
 BLANK = " \t\n\r"
+
+
+def text_of(path: Path, passed: Callable[[int], object] = lambda size: None) -> Iterator[str]:
+    """The text of a UTF-8 file (a byte order mark left out) in pieces; `passed` is told the bytes of each."""
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(CHUNK):
+                passed(len(data))
+                yield decoder.decode(data)
+            yield decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        raise MmdoraError(f"{path}: not UTF-8 text") from None
+
+
+def parse_line(line: bytes) -> Any:
+    """The value of a line of JSON Lines.
+
+    Raises:
+        MmdoraError: saying what is wrong with it, not where it stands.
+    """
+    try:
+        value = json.loads(line.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number)
+        if b"\\u" in line:  # half a pair of escapes is a string that is no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        return value
+    except UnicodeEncodeError:
+        raise MmdoraError("half of a surrogate pair, which is no UTF-8 text") from None
+    except UnicodeDecodeError:
+        raise MmdoraError("not UTF-8 text") from None
+    except json.JSONDecodeError as error:
+        raise MmdoraError(f"broken JSON ({error.msg} at column {error.colno})") from None
+    except MmdoraError:
+        raise
+    except RecursionError:
+        raise MmdoraError("JSON nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise MmdoraError(f"JSON that is no data ({error})") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; of two equal keys, readers differ in which they take."""
+    values = dict(pairs)
+    if len(values) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise MmdoraError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return values
+
+
+def _no_number(constant: str) -> Any:
+    raise MmdoraError(f"{constant} is no JSON")
 
 
 class Value(NamedTuple):

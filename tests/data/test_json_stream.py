@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from mmdora.data.prepare import json_stream
-from mmdora.data.prepare.json_stream import Scanner
+from mmdora.data import json_stream
+from mmdora.data.json_stream import Scanner
 from mmdora.errors import MmdoraError
 
 

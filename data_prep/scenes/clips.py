@@ -1,0 +1,74 @@
+"""Short clips of one thing that moves or changes its size: as pictures, or as features for VL-BART's video tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mmdora.data_prep.scenes.drawing import SIDE, Asked, Draw, Thing, draw_thing, in_words, place_thing
+
+FRAMES = 4
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+GROWTH = {"grows": 1.35, "shrinks": 1 / 1.35}  # from frame to frame
+PIXELS, WIDTH = 16, 512  # a frame's features: its PIXELS x PIXELS colours under a fixed map to WIDTH numbers
+
+
+def frames(random: Random, name: str) -> Draw:
+    """The pictures of a clip, FRAMES a record."""
+    about, asked, pictures = _clip(random)
+    return Draw(about, [asked], pictures)
+
+
+def features(random: Random, name: str) -> Draw:
+    """The same as features, [FRAMES, WIDTH] float32: a random linear map of the pixels, the same for all clips."""
+    about, asked, pictures = _clip(random)
+    small = [np.asarray(picture.resize((PIXELS, PIXELS), Image.Resampling.BOX)).ravel() for picture in pictures]
+    return Draw(about, [asked], features=((np.stack(small) / 127.5 - 1) @ _map()).astype(np.float32))
+
+
+def save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values)
+
+
+@cache
+def _map() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(3 * PIXELS * PIXELS, WIDTH)) / np.sqrt(3 * PIXELS * PIXELS)
+
+
+def _clip(random: Random) -> tuple[str, Asked, list[Image.Image]]:
+    ground = tuple(random.randint(228, 255) for _ in range(3))
+    change = random.choice((*DIRECTIONS, *GROWTH))
+    while True:
+        thing, rgb = place_thing(random, [], ground)
+        states = [_at(thing, change, number) for number in range(FRAMES)] if thing else []
+        if states and all(_inside(state) for state in states):
+            break
+    pictures = []
+    for state in states:
+        picture = Image.new("RGB", (SIDE, SIDE), ground)
+        draw_thing(ImageDraw.Draw(picture), state, rgb, 1)
+        pictures.append(picture)
+    if change in DIRECTIONS:
+        asked = Asked(f"in which direction does the {states[0].shape} move?", change, {"type": "direction"})
+    else:
+        asked = Asked(f"how does the {states[0].shape} change?", f"it {change}", {"type": "size"})
+    return f"{in_words(states[:1])}, {change}", asked, pictures
+
+
+def _at(thing: Thing, change: str, number: int) -> Thing:
+    if change in GROWTH:
+        factor = GROWTH[change] ** number
+        return replace(thing, width=thing.width * factor, height=thing.height * factor)
+    x, y = DIRECTIONS[change]
+    return replace(thing, x=thing.x + 9 * number * x, y=thing.y + 9 * number * y)
+
+
+def _inside(thing: Thing) -> bool:
+    across = thing.width / 2 <= thing.x <= SIDE - thing.width / 2
+    return across and thing.height / 2 <= thing.y <= SIDE - thing.height / 2 and min(thing.width, thing.height) >= 5

@@ -1,0 +1,62 @@
+"""Small tasks on drawn pictures, one kind a public dataset's form.
+
+A draw follows from kind, split, seed and number alone. What it shows is put into words (`Draw.about`), and a
+hash of these words says whether it may be tested on: no scene of the test split looks like one that was
+trained on, whatever the seeds and the numbers of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mmdora.data.prepare.held_out import held_out
+from mmdora.data.prepare.record import asked
+from mmdora.data.records import Record
+from mmdora.data_prep.scenes import clips, one_picture, pairs, words
+from mmdora.data_prep.scenes.drawing import Draw
+
+KINDS: Mapping[str, Callable[[Random, str], Draw]] = {
+    "caption": one_picture.captions,
+    "count": one_picture.counts,
+    "relation": one_picture.relations,
+    "pope": one_picture.existence,
+    "nlvr2": pairs.statements,
+    "ocr": words.words,
+    "clips": clips.frames,
+    "clip-features": clips.features,
+}
+
+
+def make(job: tuple[Path, str, int, int, str]) -> list[Record]:
+    """The records of one draw, its pictures written below the folder."""
+    out, split, seed, number, kind = job
+    draw = draw_of(kind, split, seed, number)
+    names = []
+    for index, picture in enumerate(draw.pictures):
+        names.append(f"images/{split}/{number}{f'-{index}' if len(draw.pictures) > 1 else ''}.png")
+        picture.save(out / names[-1], optimize=False, compress_level=1)
+    records = []
+    for index, question in enumerate(draw.asked):
+        name = f"{split}-{number}" + (f"-{index}" if len(draw.asked) > 1 else "")
+        meta: dict[str, Any] = dict(question.meta)
+        shown = [names[place] for place in (range(len(names)) if question.pictures is None else question.pictures)]
+        records.append(asked(meta.get("identifier", name), shown, question.text, question.answer, **meta))
+    if draw.features is not None:
+        clips.save(out / f"features/{split}/{number}.npy", draw.features)
+        for record in records:
+            record["meta"] |= {"features": f"features/{split}/{number}.npy", "frames": len(draw.features)}
+    return records
+
+
+def draw_of(kind: str, split: str, seed: int, number: int) -> Draw:
+    """The first draw of this number that belongs to the split; `test` has a seed of its own."""
+    for attempt in count():
+        random = Random(f"{kind}:{split}:{seed if split == 'train' else 0}:{number}:{attempt}")
+        draw = KINDS[kind](random, f"{split}-{number}")
+        if held_out(f"{kind}:{draw.about}") == (split == "test"):
+            return draw
+    raise AssertionError

@@ -1,0 +1,42 @@
+"""Every row of a set looked at before a run: its images there, below the root, a picture of a size that can be used."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from mmdora.data.images import image_size
+from mmdora.data.lengths import kept
+from mmdora.data.prompt import check_texts
+from mmdora.data.records import Record, Records
+from mmdora.errors import MmdoraError
+
+
+def check_rows(records: Records, mark: str | None) -> None:
+    """Read the header of every image, on every core, once; that it was done is kept beside the records' table.
+
+    Args:
+        mark: the processor's image placeholder, which no text may hold.
+
+    Raises:
+        MmdoraError: naming the first record with the placeholder in its text, or with an image that is missing,
+            outside the root or no usable picture.
+    """
+    depends = hashlib.sha256(f"{records.root.resolve()}\0{mark}".encode()).hexdigest()[:16]
+    kept(records, f"images-{depends}", np.arange(len(records)), partial(_megapixels, records.root, mark))
+
+
+def _megapixels(root: Path, mark: str | None, records: list[Record]) -> np.ndarray:
+    """[records] float32: of each record's images together."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for record in records:
+        try:
+            check_texts(record["messages"], mark)
+            sizes |= {name: image_size(name, root) for name in record["images"] if name not in sizes}
+        except MmdoraError as error:
+            raise MmdoraError(f"record {record['id']}: {error}") from None
+    totals = [sum(sizes[name][0] * sizes[name][1] for name in record["images"]) for record in records]
+    return np.array(totals, dtype=np.float32) / 1e6

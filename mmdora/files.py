@@ -1,0 +1,103 @@
+"""Opening what a user names: an ordinary file of a sensible size, or one line that says why not. A leaf."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmdora.errors import MmdoraError
+
+SETTINGS_BYTES = 2**20
+"""More than any config file has; what is larger was named by mistake."""
+
+
+def ordinary(path: Path, what: str) -> Path:
+    """`path`, if it is an ordinary file: not a folder, and not a pipe or device, which would make a reader wait.
+
+    Args:
+        what: what the file should be, for the message, as in "config file".
+
+    Raises:
+        MmdoraError: there is no such file, or it is of another kind.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise MmdoraError(f"{path}: no such {what}") from None
+    except (OSError, ValueError) as error:  # a loop of links, no permission; a NUL in the name
+        raise MmdoraError(f"{str(path)!r}: not a readable {what} ({_reason(error)})") from None
+    if stat.S_ISDIR(mode):
+        raise MmdoraError(f"{path}: not a readable {what} (it is a folder)")
+    if not stat.S_ISREG(mode):
+        raise MmdoraError(f"{path}: not a regular file; name a {what}")
+    return path
+
+
+def read_text(path: Path, what: str, limit: int = SETTINGS_BYTES) -> str:
+    """The text of a small UTF-8 file; a byte order mark is left out.
+
+    Raises:
+        MmdoraError: as `ordinary`; or larger than `limit` bytes, or not UTF-8.
+    """
+    if ordinary(path, what).stat().st_size > limit:
+        raise MmdoraError(f"{path}: larger than {limit / 2**20:g} MiB, which no {what} is")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MmdoraError(f"{path}: not a readable UTF-8 file ({_reason(error)})") from None
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """The one document of a YAML file, plain values only; no key twice in a mapping.
+
+    Raises:
+        MmdoraError: as `read_text`, or naming the line that is not valid.
+    """
+    text = read_text(path, what)
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise MmdoraError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
+        raise MmdoraError(f"{path}: not valid YAML: {_reason(error)}") from None
+
+
+def read_json(path: Path, what: str, limit: int = 64 * SETTINGS_BYTES) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        MmdoraError: as `read_text`, or broken, nested too deeply, or no object.
+    """
+    text = read_text(path, what, limit)
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise MmdoraError(f"{path}: not a readable JSON file ({_reason(error)})") from None
+    if not isinstance(values, dict):
+        raise MmdoraError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which would let the later of two equal keys win silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deeply"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    return getattr(error, "strerror", None) or str(error)

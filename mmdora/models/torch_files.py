@@ -1,0 +1,26 @@
+"""Other projects' PyTorch files: tensors by name, and nothing that could run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from torch import Tensor
+
+from mmdora.errors import MmdoraError
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """A `state_dict` that `torch.save` wrote, on the CPU; `weights_only`, so its pickle runs no code.
+
+    Raises:
+        MmdoraError: if it cannot be read, or holds anything but tensors by name.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, UnpicklingError) as error:
+        raise MmdoraError(f"{file}: not a readable PyTorch file: {' '.join(str(error).split())[:300]}") from None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise MmdoraError(f"{file}: not a state_dict (names and tensors)")
+    return state
