@@ -15,21 +15,26 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
-from mmdora.data.prompt import encode_prompts
+from mmdora.data.prompt import encode_prompts, render
 from mmdora.data.turns import Messages
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation that ends with a question, and its images in the order of the image parts."""
+    """A conversation that ends with a question, and its images in the order of the image parts.
+
+    `features` [frames, width] float stand for a clip, for models that read clips as features.
+    """
 
     messages: Messages
     images: list[Image.Image] = field(default_factory=list)
+    features: np.ndarray | None = None
 
     @property
     def characters(self) -> int:
@@ -51,11 +56,13 @@ def generate(
     *,
     max_new_tokens: int = 32,
     batch_size: int = 64,
+    beams: int = 1,
     progress: Callable[[int], object] | None = None,
 ) -> list[str]:
     """Greedy answers, in the order of the prompts; batches are of like length, left padded.
 
     Args:
+        beams: more than 1 searches with so many beams instead.
         progress: called after each batch with the number of prompts it answered.
     """
     longest_first = sorted(range(len(prompts)), key=lambda i: -prompts[i].characters)
@@ -64,7 +71,7 @@ def generate(
         for start in range(0, len(prompts), batch_size):
             chosen = longest_first[start : start + batch_size]
             inputs = _encode(model, processor, [prompts[i] for i in chosen])
-            ids = model.generate(**inputs, **_greedy(model, processor, max_new_tokens))
+            ids = model.generate(**inputs, **_greedy(model, processor, max_new_tokens, beams))
             new = ids[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
             texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
@@ -182,13 +189,14 @@ def _sampling(temperature: float, top_p: float, seed: int, device: torch.device)
     return LogitsProcessorList([TemperatureLogitsWarper(float(temperature)), *nucleus, _Gumbel(seed, device)])
 
 
-def _greedy(model: Any, processor: Any, max_new_tokens: int) -> dict[str, Any]:
-    """Generation arguments; the checkpoint's own sampling defaults are switched off."""
+def _greedy(model: Any, processor: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
+    """Generation arguments, with the KV cache; the checkpoint's own sampling defaults are switched off."""
     stops = model.generation_config.eos_token_id
     return {
         "max_new_tokens": max_new_tokens,
         "do_sample": False,
-        "num_beams": 1,
+        "num_beams": beams,
+        "use_cache": True,
         "temperature": None,
         "top_p": None,
         "top_k": None,
@@ -198,7 +206,13 @@ def _greedy(model: Any, processor: Any, max_new_tokens: int) -> dict[str, Any]:
 
 
 def _encode(model: Any, processor: Any, prompts: list[Prompt]) -> Any:
-    encoded = encode_prompts(processor, [prompt.messages for prompt in prompts], [prompt.images for prompt in prompts])
+    clips = [prompt.features for prompt in prompts]
+    if any(clip is not None for clip in clips):  # VL-BART, which reads clips that way
+        texts = [render(processor, prompt.messages, generation_prompt=True) for prompt in prompts]
+        encoded = processor(text=texts, features=clips)
+    else:
+        conversations, images = [prompt.messages for prompt in prompts], [prompt.images for prompt in prompts]
+        encoded = encode_prompts(processor, conversations, images)
     return encoded.to(model.device, dtype=model.dtype)
 
 

@@ -24,18 +24,21 @@ from mmdora.data_prep import easy_vqa
 from mmdora.env import collect
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.metrics import majority_baseline
-from mmdora.evaluate.run import evaluate, read_predictions
+from mmdora.evaluate.resume import read_predictions
+from mmdora.evaluate.run import evaluate
+from mmdora.evaluate.table import Row, scores_table
 from mmdora.export import export
 from mmdora.injectors import merge
 from mmdora.models.load import load
 from mmdora.quickstart_report import BASELINE, curve, galleries, verdict
-from mmdora.report import Report, Row, scores_table, write_report
+from mmdora.report import Report, write_report
 from mmdora.steps import Steps, duration, sha256
 from mmdora.train import train
 
 CONFIGS = Path(__file__).parent / "configs" / "tiny"
 METHODS = {"LoRA": "lora", "DoRA": "dora"}
 HOST = "127.0.0.1"
+TASK = "easy-vqa"
 
 
 def quickstart(out: Path, *, overrides: Iterable[str] = (), limit: int | None = None, port: int | None = 7860) -> Path:
@@ -113,7 +116,8 @@ class Quickstart:
             self.steps.run(3, f"train {name}", made_from, leaves, lambda c=config: self._train(c))
 
     def evaluate(self) -> None:
-        split = {name: self.digests[name] for name in ("train", "test")} | {"questions": len(self.questions)}
+        split = {name: self.digests[name] for name in ("train", "test")}
+        split |= {"questions": len(self.questions), "task": TASK}
         self.scores[BASELINE] = self.steps.run(
             4,
             f"evaluate {BASELINE}",
@@ -149,7 +153,7 @@ class Quickstart:
         pictures = [record["images"][0] for record in self.questions]
         notes = {BASELINE: "majority answer of each question"}
         rows = [Row(name, score, notes.get(name, "")) for name, score in self.scores.items()]
-        lines = verdict(self.scores, predictions, pictures)
+        lines = verdict(self.scores, predictions)
         asked = (
             "the whole test split" if self.limit is None else f"a rehearsal on the first {len(pictures):,} questions"
         )
@@ -178,10 +182,10 @@ class Quickstart:
         return page
 
     def page(self, port: int) -> None:
-        from mmdora.demo.app import serve  # gradio takes seconds to import
+        from mmdora.demo.server import serve  # gradio takes seconds to import
 
         self.console.print("[bold cyan]7/7[/] [bold]page[/]")
-        serve(self._columns, host=HOST, port=port)
+        serve(self._columns, host=HOST, port=port, results=self.out)
 
     @property
     def _columns(self) -> list[str]:
@@ -201,10 +205,11 @@ class Quickstart:
         model, processor = load(source, device="cuda" if torch.cuda.is_available() else None)
         if source != self.base_name:
             merge(model)  # what the export holds; and it answers faster
-        scores = evaluate(model, processor, self.questions, self.root, out=folder, progress=True)
+        found = evaluate(model, processor, self.questions, self.root, task=TASK, out=folder, progress=True)
         del model
         gc.collect()
-        return scores.to_dict()
+        assert found.scores is not None  # every question has its answer
+        return found.scores.to_dict()
 
     def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
         if (folder / "config.json").is_file():  # of another run; export writes to an empty folder only

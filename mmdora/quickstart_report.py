@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmdora.evaluate.significance import mcnemar
-from mmdora.report import Example, paired_interval
+from mmdora.evaluate.significance import compare, mcnemar
+from mmdora.report import Example
 
 BASELINE = "question only"
 GOAL, GOAL_BY_TYPE = 0.95, 0.90
@@ -18,18 +18,18 @@ PICTURES = 6
 Predictions = Mapping[str, Sequence[Mapping[str, Any]]]  # model -> rows of predictions.jsonl, same questions
 
 
-def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions, pictures: Sequence[str]) -> list[str]:
+def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -> list[str]:
     """Which method is better and by how much, as far as this test can tell.
 
     Args:
         scores: model -> `Scores.to_dict()`.
-        pictures: the picture of each question.
     """
-    lora, dora = ([bool(row["correct"]) for row in predictions[name]] for name in ("LoRA", "DoRA"))
+    lora, dora = (predictions[name] for name in ("LoRA", "DoRA"))
     accuracy = {name: score["overall"]["score"] for name, score in scores.items()}
-    low, high = paired_interval(lora, dora, pictures)
-    pair = mcnemar(lora, dora)
-    points = 100 * (accuracy["DoRA"] - accuracy["LoRA"])
+    found = compare("exact", lora, dora)
+    low, high = found.interval
+    pair = mcnemar([_right(row) for row in lora], [_right(row) for row in dora])
+    points = 100 * found.difference
     difference = f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
     both = f"DoRA {accuracy['DoRA']:.1%}, LoRA {accuracy['LoRA']:.1%}: {difference}"
     if low > 0 or high < 0:
@@ -47,6 +47,10 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions, p
     ]
 
 
+def _right(row: Mapping[str, Any]) -> bool:
+    return row["score"] == 1
+
+
 def _reaches(score: Mapping[str, Any]) -> bool:
     return score["overall"]["score"] >= GOAL and all(
         part["score"] >= GOAL_BY_TYPE for part in score["by_type"].values()
@@ -59,11 +63,11 @@ def galleries(predictions: Predictions, pictures: Sequence[str], root: Path) -> 
     random.Random(0).shuffle(order)
 
     def wrong(i: int) -> tuple[bool, bool]:
-        return not predictions["LoRA"][i]["correct"], not predictions["DoRA"][i]["correct"]
+        return not _right(predictions["LoRA"][i]), not _right(predictions["DoRA"][i])
 
     def example(i: int) -> Example:
         row = predictions["base"][i]
-        answers = {name: (rows[i]["prediction"], bool(rows[i]["correct"])) for name, rows in predictions.items()}
+        answers = {name: (rows[i]["prediction"], _right(rows[i])) for name, rows in predictions.items()}
         return Example((root / pictures[i]).read_bytes(), row["question"], row["answer"], answers)
 
     missed = sorted((i for i in order[PICTURES:] if any(wrong(i))), key=lambda i: all(wrong(i)))

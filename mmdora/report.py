@@ -1,4 +1,4 @@
-"""One self-contained HTML page (and a terminal table) from plain data: scores, curves, pictures with answers.
+"""One self-contained HTML page from plain data: scores, curves, pictures with answers.
 
 Nothing here knows torch or a model, and the page asks for nothing outside itself.
 """
@@ -10,30 +10,12 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-if TYPE_CHECKING:
-    from rich.table import Table
+from mmdora.evaluate.table import Row, kinds
 
 TEMPLATE = "report.html.j2"
 SERIES = ("#010101", "#020202", "#030303", "#040404")  # stand for the page's colours --c0 … until drawn
 INK, GRID = "#0a0a0a", "#0b0b0b"
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the score table; `scores` is what `evaluate.metrics.Scores.to_dict` gives."""
-
-    name: str
-    scores: Mapping[str, Any]
-    note: str = ""
-
-    def accuracy(self, kind: str | None = None) -> float | None:
-        """In [0, 1]; of everything, or of one answer type (None where the set has none of it)."""
-        part = self.scores["overall"] if kind is None else self.scores["by_type"].get(kind)
-        return part["score"] if part else None
 
 
 @dataclass(frozen=True)
@@ -61,11 +43,6 @@ class Report:
     timing: Sequence[tuple[str, str]] = ()  # step, duration
     facts: Mapping[str, str] = field(default_factory=dict)
     commands: Sequence[str] = ()
-
-
-def kinds(rows: Sequence[Row]) -> list[str]:
-    """Answer types of the table, in the order of the scores."""
-    return list(dict.fromkeys(kind for row in rows for kind in row.scores["by_type"]))
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -129,45 +106,3 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     for index, colour in enumerate(SERIES):
         svg = svg.replace(colour, f"var(--c{index})")
     return svg.replace(INK, "var(--ink)").replace(GRID, "var(--line)")
-
-
-def scores_table(rows: Sequence[Row], title: str = "Accuracy, exact match of generated answers") -> Table:
-    """The score table for a terminal."""
-    from rich.table import Table
-
-    columns = kinds(rows)
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    for heading in ("all", *columns):
-        table.add_column(heading, justify="right")
-    table.add_column("95% interval (all)", justify="right")
-    table.add_column("questions", justify="right")
-    for row in rows:
-        overall = row.scores["overall"]
-        low, high = overall["interval95"]
-        cells = [row.accuracy(), *(row.accuracy(kind) for kind in columns)]
-        shown = ["–" if cell is None else f"{cell:.1%}" for cell in cells]
-        table.add_row(row.name, *shown, f"{low:.1%} – {high:.1%}", f"{overall['n']:,}")
-    return table
-
-
-def paired_interval(
-    first: Sequence[bool], second: Sequence[bool], groups: Sequence[str], *, resamples: int = 4000, seed: int = 0
-) -> tuple[float, float]:
-    """95% bootstrap interval of accuracy(second) - accuracy(first) on the same questions.
-
-    Whole groups (pictures) are resampled: questions about one picture are not independent.
-
-    Args:
-        first, second: right or wrong per question; `groups` names the picture of each.
-
-    Returns:
-        Percentiles 2.5 and 97.5 of the difference, in [-1, 1].
-    """
-    names, inverse = np.unique(np.asarray(groups), return_inverse=True)
-    difference = np.asarray(second, dtype=float) - np.asarray(first, dtype=float)
-    sums, sizes = np.bincount(inverse, difference), np.bincount(inverse)
-    random = np.random.default_rng(seed)
-    chosen = random.integers(len(names), size=(resamples, len(names)))
-    low, high = np.percentile(sums[chosen].sum(1) / sizes[chosen].sum(1), [2.5, 97.5])
-    return float(low), float(high)

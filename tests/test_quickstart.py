@@ -105,9 +105,14 @@ def _verdict(lora: list[bool], dora: list[bool]) -> list[str]:
         part = {"score": sum(right) / len(right), "n": len(right)}
         return {"overall": part, "by_type": {"yes/no": part}}
 
-    predictions = {"LoRA": [{"correct": r} for r in lora], "DoRA": [{"correct": r} for r in dora]}
+    def rows(right: list[bool]) -> list[dict]:
+        return [
+            {"id": str(i), "images": [f"{i}.png"], "answer": "yes", "prediction": "yes" if r else "no", "score": r}
+            for i, r in enumerate(right)
+        ]
+
     table = {"LoRA": scores(lora), "DoRA": scores(dora), "base": scores([False]), BASELINE: scores([True, False])}
-    return verdict(table, predictions, [str(i) for i in range(len(lora))])
+    return verdict(table, {"LoRA": rows(lora), "DoRA": rows(dora)})
 
 
 def test_verdict_is_honest() -> None:

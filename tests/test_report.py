@@ -1,15 +1,14 @@
-"""The report page: self-contained, escaped, complete; the paired interval against a known case."""
+"""The report page: self-contained, escaped, complete."""
 
 import io
 import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from PIL import Image
-from rich.console import Console
 
-from mmdora.report import Example, Report, Row, draw_curves, paired_interval, render, scores_table, write_report
+from mmdora.evaluate.table import Row
+from mmdora.report import Example, Report, draw_curves, render, write_report
 
 EVIL = "<script>alert('x')</script>"
 
@@ -107,30 +106,3 @@ def test_curves_take_the_colours_of_the_page(report: Report) -> None:
 def test_write_leaves_no_partial_file(report: Report, tmp_path) -> None:
     write_report(report, tmp_path / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
-
-
-def test_terminal_table(report: Report) -> None:
-    console = Console(file=io.StringIO(), width=120)
-    console.print(scores_table(report.rows))
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
-    for text in ("question only", "67.0%", "96.4%", "yes/no", "other", "9,673", "–"):
-        assert text in printed
-
-
-def test_paired_interval_finds_a_real_difference_and_no_false_one() -> None:
-    random = np.random.default_rng(1)
-    groups = [str(i // 10) for i in range(2000)]
-    first = random.random(2000) < 0.90
-    better = first | (random.random(2000) < 0.5)
-    low, high = paired_interval(first.tolist(), better.tolist(), groups)
-    assert 0.02 < low < better.mean() - first.mean() < high < 0.08
-    assert paired_interval(first.tolist(), first.tolist(), groups) == (0.0, 0.0)
-
-
-def test_paired_interval_resamples_pictures_not_questions() -> None:
-    # all questions of a picture fall together, so 20 pictures know less than 2,000 questions seem to
-    groups = [str(i // 100) for i in range(2000)]
-    first = [False] * 2000
-    second = [i // 100 < 10 for i in range(2000)]
-    low, high = paired_interval(first, second, groups)
-    assert high - low > 0.3

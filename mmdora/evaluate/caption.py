@@ -10,6 +10,18 @@ import numpy as np
 from mmdora.errors import MmdoraError
 
 
+def needs() -> None:
+    """Raise if pycocoevalcap or Java is not there: other tokenisers give other scores, so there is no second choice."""
+    try:
+        import pycocoevalcap.cider.cider  # pyright: ignore[reportMissingImports] # noqa: F401
+    except ImportError:
+        raise MmdoraError("CIDEr needs pycocoevalcap: pip install 'mmdora[eval]'") from None
+    if shutil.which("java") is None:
+        raise MmdoraError(
+            "CIDEr needs the PTB tokeniser, a Java program, and there is no `java`; install one (1.8 or newer)"
+        )
+
+
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of every caption, [rows] float64, mostly within 0 and 2 (papers print 100 times the mean).
 
@@ -20,17 +32,11 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.nd
         references: the captions that people wrote for each image.
 
     Raises:
-        MmdoraError: without pycocoevalcap, without Java, or when the tokeniser fails: other
-            tokenisers give other scores, so there is no second choice.
+        MmdoraError: as `needs`, for a caption without reference, or when the tokeniser fails.
     """
-    try:
-        from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise MmdoraError("CIDEr needs pycocoevalcap: pip install 'mmdora[eval]'") from None
-    if shutil.which("java") is None:
-        raise MmdoraError(
-            "CIDEr needs the PTB tokeniser, a Java program, and there is no `java`; install one (1.8 or newer)"
-        )
+    needs()
+    from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]
+
     if not all(references):
         raise MmdoraError(f"caption {list(map(bool, references)).index(False)} has no reference")
     truth, said = _tokenise(references), _tokenise([[caption] for caption in captions])

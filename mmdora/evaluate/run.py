@@ -1,101 +1,168 @@
-"""Evaluation by generation: ask every question of a set, compare the answers, keep them on disk."""
+"""Evaluation by generation: ask every question of a task, score the answers, keep all of it on disk.
+
+On several processes (`accelerate launch`) each answers a share of the batches, and all hold the answers
+in the end; the first one scores and writes.
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import torch
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from mmdora.data.images import open_image
-from mmdora.data.records import Records, write_records
-from mmdora.data.turns import answer_text, prompt_messages
+from mmdora import __version__
+from mmdora.data.records import Record, Records
 from mmdora.errors import MmdoraError
-from mmdora.evaluate.metrics import Scores, answer_type, exact_match, question_text, tally
-from mmdora.predict import Prompt, generate
+from mmdora.evaluate.asking import Asking, plan, survey
+from mmdora.evaluate.output import rows_of, write_complete, write_predictions
+from mmdora.evaluate.processes import processes
+from mmdora.evaluate.resume import Journal, finished, key_of
+from mmdora.evaluate.rows import Row
+from mmdora.evaluate.scores import Scores
+from mmdora.evaluate.scoring import ready, score_rows
+from mmdora.evaluate.tasks import Task, task_of
+from mmdora.predict import generate
 
-AHEAD = 16  # batches whose images are in memory together; longer means batches of more even length
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model answered on a task, and what that is worth.
+
+    Attributes:
+        rows: see `rows`, in the order of the records; with `score` where they are scored.
+        scores: None where the records hold no answers, so that a server scores the result file.
+        reused: answers that an earlier run had left.
+    """
+
+    task: Task
+    rows: list[Row]
+    scores: Scores | None
+    reused: int = 0
 
 
 def evaluate(
     model: Any,
     processor: Any,
-    records: Records | list[dict[str, Any]],
+    records: Records | Sequence[Record],
     images_root: Path | str,
     *,
+    task: str | Task = "exact",
     batch_size: int = 64,
-    max_new_tokens: int = 32,
+    beams: int = 1,
+    max_new_tokens: int | None = None,
     out: Path | str | None = None,
     progress: bool = False,
-) -> Scores:
-    """Answer the last question of every record greedily and score by exact match.
+) -> Evaluation:
+    """Answer the last question of every record and score the answers as the task's papers do.
+
+    The answers are kept below `out` as they come; the same call takes up what an earlier one left, and
+    gives what an undisturbed one gives.
 
     Args:
-        out: folder for `predictions.jsonl` (id, question, answer, prediction, correct, type; in the
-            order of the records) and `metrics.json`, written last.
+        beams: more than 1 searches instead of decoding greedily.
+        max_new_tokens: instead of the task's.
+        out: folder for `predictions.jsonl` (id, question, answer, prediction, images, type, score; in the
+            order of the records), the task's official result file, `errors.html`, and `metrics.json`, written last.
         progress: show a bar with the time left.
 
     Raises:
-        MmdoraError: naming the record, for an image that cannot be read.
+        MmdoraError: no records, an image that cannot be read (naming its record), or what the task's
+            scorer lacks, before anything is generated.
     """
+    task = task if isinstance(task, Task) else task_of(task)
+    out, root, main = None if out is None else Path(out), Path(images_root), processes().is_main_process
     if not len(records):
         raise MmdoraError("nothing to evaluate: there are no records")
-    rows: list[dict[str, Any]] = []
+    asking = Asking(processor, task, root)
+    found = survey(records, asking)
+    if found.answered:
+        ready(task.scorer)
+    settings = {"batch_size": batch_size, "beams": beams, "max_new_tokens": max_new_tokens or task.max_new_tokens}
+    made_from = {"task": task.name, "records": found.digest, "model": _digest(model), **settings}
+    made_from |= {"mmdora": __version__, "torch": torch.__version__}
+    journal = Journal(out, key_of(made_from), processes().process_index)
+
     begun = time.perf_counter()
-    with tqdm(total=len(records), desc="evaluate", unit="q", disable=not progress) as bar:
-        for part, prompts in _parts(records, Path(images_root), batch_size * AHEAD):
-            answers = generate(
-                model, processor, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=bar.update
-            )
-            rows += [_row(record, text) for record, text in zip(part, answers, strict=True)]
-    scores = tally((row["type"], row["correct"]) for row in rows)
-    if out is not None:
-        _write(Path(out), rows, scores, time.perf_counter() - begun)
-    return scores
+    texts, reused = _answer(model, processor, records, asking, plan(found.lengths, batch_size), journal,
+                            max_new_tokens=settings["max_new_tokens"], beams=beams, progress=progress)  # fmt: skip
+    seconds = time.perf_counter() - begun
+
+    rows: list[Row] = rows_of(records, texts)
+    scored: list[Any] = [None]
+    if main:
+        if out is not None:
+            write_predictions(out, rows)  # before scoring, which may fail
+        scored = [score_rows(task.scorer, rows) if found.answered else None]
+    scores: Scores | None = broadcast_object_list(scored)[0]
+    if scores is not None:
+        rows = [{**row, "score": score} for row, score in zip(rows, scores.each, strict=True)]
+    if main and out is not None:
+        facts = made_from | {"key": journal.key, "reused": reused}
+        if reused < len(rows):
+            facts |= {"seconds": round(seconds, 2), "questions_per_s": round((len(rows) - reused) / seconds, 1)}
+        write_complete(out, task, records, rows, scores, root, facts)
+        journal.remove()
+    return Evaluation(task, rows, scores, reused)
 
 
-def read_predictions(folder: Path | str) -> list[dict[str, Any]]:
-    """The rows of `predictions.jsonl` in `folder`."""
-    with (Path(folder) / "predictions.jsonl").open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+def _answer(
+    model: Any,
+    processor: Any,
+    records: Records | Sequence[Record],
+    asking: Asking,
+    batches: list[list[int]],
+    journal: Journal,
+    *,
+    max_new_tokens: int,
+    beams: int,
+    progress: bool,
+) -> tuple[list[str], int]:
+    """The answers of all records, in their order, on every process; and how many an earlier run had left."""
+    together = processes()
+    complete = finished(journal.out, journal.key) if together.is_main_process else None
+    kept = dict(gather_object(list(enumerate(complete)) if complete else []))
+    if kept:
+        return [kept[row] for row in range(len(records))], len(records)
+    answers = dict(gather_object(list(journal.found().items())))
+    left = [number for number in range(len(batches)) if number not in answers]
+    mine = left[together.process_index :: together.num_processes]
+    new: dict[int, list[str]] = {}
+    journal.begin()
+    try:
+        with tqdm(
+            total=sum(len(batches[number]) for number in mine),
+            desc=f"evaluate {asking.task.name}",
+            unit="q",
+            disable=not (progress and together.is_main_process),
+        ) as bar:
+            for number, prompts in asking.prompts(records, batches, mine):
+                new[number] = generate(
+                    model, processor, prompts, max_new_tokens=max_new_tokens, batch_size=len(prompts), beams=beams
+                )
+                journal.add(number, new[number])
+                bar.update(len(prompts))
+    finally:
+        journal.close()
+    reused = sum(len(batches[number]) for number in answers)
+    answers |= dict(gather_object(list(new.items())))
+    pairs = [pair for number, batch in enumerate(batches) for pair in zip(batch, answers[number], strict=True)]
+    return [text for _, text in sorted(pairs)], reused
 
 
-def _parts(
-    records: Records | list[dict[str, Any]], root: Path, size: int
-) -> Iterator[tuple[list[dict[str, Any]], list[Prompt]]]:
-    """The records in slices; within one, each image is opened once."""
-    for start in range(0, len(records), size):
-        part = [records[i] for i in range(start, min(start + size, len(records)))]
-        opened: dict[str, Image.Image] = {}
-        prompts = []
-        for record in part:
-            try:
-                opened |= {name: open_image(name, root) for name in record["images"] if name not in opened}
-            except MmdoraError as error:
-                raise MmdoraError(f"record {record['id']}: {error}") from None
-            prompts.append(Prompt(prompt_messages(record), [opened[name] for name in record["images"]]))
-        yield part, prompts
-
-
-def _row(record: dict[str, Any], prediction: str) -> dict[str, Any]:
-    answer = answer_text(record)
-    return {
-        "id": record["id"],
-        "question": question_text(record),
-        "answer": answer,
-        "prediction": prediction,
-        "correct": exact_match(prediction, answer),
-        "type": answer_type(record),
-    }
-
-
-def _write(out: Path, rows: list[dict[str, Any]], scores: Scores, seconds: float) -> None:
-    write_records(out / "predictions.jsonl", rows)
-    metrics = scores.to_dict() | {"seconds": round(seconds, 2), "questions_per_s": round(len(rows) / seconds, 1)}
-    partial = out / "metrics.json.partial"
-    partial.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    partial.replace(out / "metrics.json")
+def _digest(model: Any) -> str:
+    """Of a model's weights: every tensor's sum and norm, in float64."""
+    digest = hashlib.sha256(str(model.config.model_type).encode())
+    for name, tensor in model.state_dict().items():
+        sums = [
+            tensor.sum(dtype=torch.float64),
+            torch.linalg.vector_norm(tensor.to(torch.float32), dtype=torch.float64),
+        ]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {[float(s).hex() for s in sums]}".encode())
+    return digest.hexdigest()

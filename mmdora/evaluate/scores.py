@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
-
-Z95 = 1.959963984540054  # standard normal quantile of 0.975
 
 
 @dataclass(frozen=True)
@@ -17,14 +14,6 @@ class Score:
     value: float
     n: int
     interval: tuple[float, float] | None = None
-
-    @classmethod
-    def proportion(cls, correct: int, n: int) -> Score:
-        """The share of right answers with Wilson's interval (Wilson 1927), for rows that are independent."""
-        p, z = correct / n, Z95
-        centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-        half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return cls(p, n, (max(0.0, centre - half), min(1.0, centre + half)))
 
     def to_dict(self) -> dict[str, Any]:
         interval = None if self.interval is None else list(self.interval)

@@ -30,7 +30,7 @@ import numpy as np
 from mmdora.errors import MmdoraError
 from mmdora.evaluate import choice, gqa, mmbench, nlvr2, pope, scienceqa, vizwiz, vqa
 from mmdora.evaluate.bootstrap import Array, measure
-from mmdora.evaluate.caption import cider
+from mmdora.evaluate.caption import cider, needs
 from mmdora.evaluate.exact import exact_match
 from mmdora.evaluate.parts import Kinds, Parts, means, meta_kinds, picture
 from mmdora.evaluate.rows import Row, need
@@ -50,6 +50,7 @@ class Scorer:
         kinds: the kinds a row counts under.
         sum_up: rows, their scores and `kinds` -> the numbers.
         unit: rows of one unit are resampled together.
+        ready: raises if the scorer cannot run here.
     """
 
     metric: str
@@ -58,6 +59,7 @@ class Scorer:
     kinds: Kinds = meta_kinds
     sum_up: Callable[[Sequence[Row], Array, Kinds], Parts] = means
     unit: Callable[[Row], Hashable] = picture
+    ready: Callable[[], None] = lambda: None
 
 
 def _each(score: Callable[[Row], float]) -> Callable[[Sequence[Row]], Iterable[float]]:
@@ -95,7 +97,7 @@ SCORERS: Mapping[str, Scorer] = {
     "mmbench": Scorer("CircularEval accuracy", _each(mmbench.right), sum_up=mmbench.circular, unit=mmbench.question),
     "mmbench-plain": Scorer("accuracy", _each(mmbench.right), sum_up=mmbench.plain, unit=mmbench.question),
     "choice": Scorer("accuracy", _each(choice.right), choice.letter, sum_up=choice.sum_up),
-    "caption": Scorer("CIDEr", _captions),
+    "caption": Scorer("CIDEr", _captions, ready=needs),
 }
 
 
@@ -110,6 +112,11 @@ def scorer_of(task: str) -> Scorer:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise MmdoraError(f"no task {task!r}{hint} (there are {', '.join(SCORERS)})")
     return SCORERS[task]
+
+
+def ready(task: str) -> None:
+    """Raise now what scoring would raise after hours of generation: a program that is not there."""
+    scorer_of(task).ready()
 
 
 def submitted(task: str, row: Row) -> str:

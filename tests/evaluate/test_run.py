@@ -1,16 +1,25 @@
+"""Evaluation by generation: batches, files, kill and resume, several processes."""
+
 import json
+import os
+import signal
+import time
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import PartialState
+from tiny_run import contents, exit_code, forked
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.data.records import read_records
 from mmdora.data_prep import easy_vqa
 from mmdora.errors import MmdoraError
-from mmdora.evaluate import run
-from mmdora.evaluate.metrics import Scores
+from mmdora.evaluate import asking, run
+from mmdora.evaluate.resume import PARTIAL, Journal, read_predictions
+from mmdora.evaluate.scores import Scores
 
 
 @pytest.fixture(scope="module")
@@ -36,40 +45,46 @@ def records(easy):
     return list(islice(read_records(easy / "test.jsonl"), 30))
 
 
+def answering(monkeypatch, answers: list[str]) -> None:
+    """Let the model give these answers, one after the other."""
+    left = iter(answers)
+    monkeypatch.setattr(run, "generate", lambda model, processor, prompts, **_: [next(left) for _ in prompts])
+
+
 def test_batches_change_nothing_and_rows_keep_their_order(
     loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(run, "AHEAD", 2)
+    monkeypatch.setattr(asking, "AHEAD", 2)
     batched = run.evaluate(*loaded, records, easy, batch_size=7, max_new_tokens=4, out=tmp_path / "a")
     alone = run.evaluate(*loaded, records, easy, batch_size=1, max_new_tokens=4, out=tmp_path / "b")
-    rows = run.read_predictions(tmp_path / "a")
-    assert rows == run.read_predictions(tmp_path / "b") and batched == alone
+    rows = read_predictions(tmp_path / "a")
+    assert rows == read_predictions(tmp_path / "b") and batched.scores == alone.scores
     assert [row["id"] for row in rows] == [record["id"] for record in records]
     assert len({row["prediction"] for row in rows}) > 1
 
 
 def test_files_hold_what_was_scored(loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch):
-    answers = ["Yes." if i % 2 else "teal" for i in range(len(records))]
-    monkeypatch.setattr(run, "generate", lambda model, processor, prompts, **_: answers)
-    scores = run.evaluate(*loaded, records, easy, out=tmp_path / "new" / "out")
-    rows = run.read_predictions(tmp_path / "new" / "out")
-    assert set(rows[0]) == {"id", "question", "answer", "prediction", "correct", "type"}
-    for row, answer in zip(rows, answers, strict=True):
-        assert row["prediction"] == answer
-        assert row["correct"] == (row["answer"] == answer.lower().rstrip("."))
+    answering(monkeypatch, ["Yes." if i % 2 else "teal" for i in range(len(records))])
+    found = run.evaluate(*loaded, records, easy, out=tmp_path / "new" / "out")
+    rows = read_predictions(tmp_path / "new" / "out")
+    assert set(rows[0]) == {"id", "question", "answer", "prediction", "images", "type", "score"}
+    for row, record in zip(rows, records, strict=True):
+        assert row["score"] == (row["answer"] == row["prediction"].lower().rstrip("."))
         assert row["type"] == ("yes/no" if row["answer"] in ("yes", "no") else "other")
+        assert row["images"] == record["images"]
     metrics = json.loads((tmp_path / "new" / "out" / "metrics.json").read_text())
-    assert Scores.from_dict(metrics) == scores
-    right = sum(row["correct"] for row in rows)
+    assert Scores.from_dict(metrics) == found.scores
+    right = sum(row["score"] for row in rows)
     assert metrics["overall"]["score"] == right / len(rows) > 0
-    assert metrics["questions_per_s"] > 0
+    assert metrics["questions_per_s"] > 0 and metrics["task"] == "exact"
+    assert (tmp_path / "new" / "out" / "errors.html").stat().st_size > 0
 
 
 def test_each_image_is_opened_once(loaded: tuple[Any, Any], easy, records, monkeypatch):
-    opened, real = [], run.open_image
-    monkeypatch.setattr(run, "open_image", lambda name, root: opened.append(name) or real(name, root))
-    monkeypatch.setattr(run, "generate", lambda model, processor, prompts, **_: [""] * len(prompts))
-    run.evaluate(*loaded, records, easy)
+    opened, real = [], asking.open_image
+    monkeypatch.setattr(asking, "open_image", lambda name, root: opened.append(name) or real(name, root))
+    answering(monkeypatch, [""] * len(records))
+    run.evaluate(*loaded, records, easy, batch_size=4)
     assert len(opened) == len({name for record in records for name in record["images"]}) < len(records)
 
 
@@ -88,3 +103,131 @@ def test_progress_shows_the_time_left(loaded: tuple[Any, Any], easy, records, ca
     run.evaluate(*loaded, records[:4], easy, batch_size=2, max_new_tokens=2, progress=True)
     shown = capsys.readouterr().err
     assert "4/4" in shown and "q/s" in shown
+
+
+def test_batches_are_of_like_length_and_hold_every_row_once():
+    lengths = [i * 7 % 50 for i in range(100)]
+    batches = asking.plan(lengths, 3)
+    assert sorted(row for batch in batches for row in batch) == list(range(100))
+    window = [lengths[row] for batch in batches[: asking.AHEAD] for row in batch]
+    assert window == sorted(window, reverse=True) and {row for b in batches[: asking.AHEAD] for row in b} == set(
+        range(48)
+    )
+
+
+# --- resuming
+
+
+def test_a_complete_evaluation_is_reused_until_something_changes(
+    loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch
+):
+    options = {"batch_size": 8, "max_new_tokens": 3, "out": tmp_path}
+    first = run.evaluate(*loaded, records, easy, **options)
+    written = read_predictions(tmp_path)
+    monkeypatch.setattr(run, "generate", lambda *_, **__: pytest.fail("asked again"))
+    again = run.evaluate(*loaded, records, easy, **options)
+    assert again.reused == len(records) and (again.rows, again.scores) == (first.rows, first.scores)
+    assert read_predictions(tmp_path) == written
+    asked: list[int] = []
+    monkeypatch.setattr(run, "generate", lambda m, p, prompts, **_: asked.append(1) or [""] * len(prompts))
+    parameter = next(loaded[0].parameters())
+    for change in ("length", "question", "weights"):
+        asked.clear()
+        more, rows = dict(options), records
+        if change == "length":
+            more["max_new_tokens"] = 2
+        elif change == "question":
+            rows = json.loads(json.dumps(records))
+            rows[5]["messages"][0]["content"][1]["text"] += "?"
+        else:
+            parameter.data.view(-1)[0] += 1e-3
+        run.evaluate(*loaded, rows, easy, **more)
+        assert asked, f"another {change}, and yet the old answers were taken"
+    parameter.data.view(-1)[0] -= 1e-3
+
+
+def test_a_torn_line_and_other_keys_count_for_nothing(tmp_path):
+    journal = Journal(tmp_path, "key", 0)
+    journal.begin()
+    journal.add(0, ["a", "b\n"])
+    journal.add(1, ["é"])
+    journal.close()
+    file = tmp_path / PARTIAL.format(0)
+    with file.open("ab") as torn:
+        torn.write(b'{"batch": 2, "answers": ["x"')
+    (tmp_path / PARTIAL.format(1)).write_text('{"key": "other"}\n{"batch": 5, "answers": ["z"]}\n')
+    assert Journal(tmp_path, "key", 1).found() == {0: ["a", "b\n"], 1: ["é"]}
+    again = Journal(tmp_path, "key", 0)
+    again.begin()
+    again.add(2, ["new"])
+    again.close()
+    assert again.found() == {0: ["a", "b\n"], 1: ["é"], 2: ["new"]}
+    assert Journal(tmp_path, "another", 0).found() == {}
+    again.remove()
+    assert not list(tmp_path.iterdir())
+
+
+TASK = "easy-vqa-first-96"
+
+
+def command(easy: Path, out: Path, *more: str) -> list[str]:
+    return ["eval", "m=tiny-llava", "--data", str(easy), "--limit", "96", "--batch-size", "4", "--out", str(out), *more]
+
+
+def told_alike(ours: Path, theirs: Path) -> bool:
+    """Whether two evaluations left the same predictions, scores and pages."""
+    one, other = contents(ours), contents(theirs)
+    timed = [json.loads(files.pop(f"{TASK}/m/metrics.json")) for files in (one, other)]
+    for metrics in timed:
+        for name in ("reused", "seconds", "questions_per_s"):
+            metrics.pop(name, None)
+    return one == other and timed[0] == timed[1]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(easy, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    assert exit_code(forked(command(easy, out), out.parent / "errors")) == 0, (out.parent / "errors").read_text()
+    return out
+
+
+def test_a_killed_evaluation_goes_on_and_ends_like_an_undisturbed_one(easy, undisturbed, tmp_path):
+    out, told = tmp_path / "out", tmp_path / "errors"
+    child = forked(command(easy, out), told)
+    journal = out / TASK / "m" / PARTIAL.format(0)
+    deadline = time.monotonic() + 60
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
+        assert time.monotonic() < deadline, told.read_text()
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    assert exit_code(child) == -signal.SIGKILL
+    assert not (out / TASK / "m" / "metrics.json").exists(), "it was killed too late to test anything"
+    assert exit_code(forked(command(easy, out), told)) == 0, told.read_text()
+    metrics = json.loads((out / TASK / "m" / "metrics.json").read_text())
+    assert 20 <= metrics["reused"] < 96 and "answers of an earlier run" in told.read_text()
+    assert told_alike(out, undisturbed)
+
+
+def test_two_processes_answer_what_one_does(easy, undisturbed, tmp_path):
+    """gloo; each has opened its share, and the first one has written."""
+    out = tmp_path / "out"
+
+    def joins(rank: int) -> None:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+        PartialState._reset_state()
+        answered = run.generate
+
+        def counted(*args: Any, **options: Any) -> list[str]:
+            with (tmp_path / f"asked-{rank}").open("a") as file:
+                file.write("batch\n")
+            return answered(*args, **options)
+
+        run.generate = counted
+
+    port = str(20000 + os.getpid() % 20000)
+    children = [forked(command(easy, out), tmp_path / f"errors-{rank}", lambda r=rank: joins(r)) for rank in (0, 1)]
+    codes = [exit_code(child) for child in children]
+    assert codes == [0, 0], "".join((tmp_path / f"errors-{rank}").read_text() for rank in (0, 1))
+    assert [len((tmp_path / f"asked-{rank}").read_text().splitlines()) for rank in (0, 1)] == [12, 12]
+    assert told_alike(out, undisturbed)

@@ -1,0 +1,122 @@
+"""What a model is asked: records worded for their task, in batches of like length, pictures opened ahead."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmdora.data.images import open_image
+from mmdora.data.records import Record, Records
+from mmdora.data.turns import Messages, prompt_messages
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.features import open_features
+from mmdora.evaluate.tasks import Task
+from mmdora.models.vlbart_processor import VLBartProcessor
+from mmdora.predict import Prompt
+
+AHEAD = 16  # batches sorted by length together; an image they share is opened once
+IMAGE = 10_000  # characters: more than a question has, so that rows of as many images come together
+
+
+def plan(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+    """Numbers of rows in batches: of `AHEAD` batches together, the longest rows first."""
+    batches = []
+    for start in range(0, len(lengths), batch_size * AHEAD):
+        window = range(start, min(start + batch_size * AHEAD, len(lengths)))
+        ordered = sorted(window, key=lambda row: -lengths[row])
+        batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+    return batches
+
+
+class Asking:
+    """Records to prompts, asked as the task and the model's family want it."""
+
+    def __init__(self, processor: Any, task: Task, root: Path):
+        self.task, self.root = task, root
+        self.vlbart = processor if isinstance(processor, VLBartProcessor) else None
+
+    def messages(self, record: Record) -> Messages:
+        """The conversation, its last question worded for the task."""
+        *before, last = prompt_messages(record)
+        content = [dict(part) for part in last["content"]]
+        texts = [part for part in content if part["type"] == "text"]
+        if not texts:
+            content.append({"type": "text", "text": ""})
+            texts = content[-1:]
+        question = texts[-1]["text"]
+        if self.vlbart and self.task.prefix:
+            texts[-1]["text"] = self.vlbart.prompt(question, self.task.prefix)
+        elif not self.vlbart:
+            texts[-1]["text"] = self.task.ask(record, question)
+        return [*before, last | {"content": content}]
+
+    def prompts(
+        self, records: Records | Sequence[Record], batches: list[list[int]], numbers: list[int]
+    ) -> Iterator[tuple[int, list[Prompt]]]:
+        """The prompts of each batch; the next one's images are opened while one is answered."""
+        opened: dict[str, Image.Image] = {}
+        window = -1
+
+        def load(number: int) -> tuple[int, list[Prompt]]:
+            nonlocal window
+            if number // AHEAD != window:
+                window = number // AHEAD
+                opened.clear()
+            return number, [self._prompt(records[row], opened) for row in batches[number]]
+
+        with ThreadPoolExecutor(1) as ahead:
+            coming = [ahead.submit(load, number) for number in numbers[:1]]
+            for following in [*numbers[1:], None]:
+                if not coming:
+                    return
+                now = coming.pop().result()
+                if following is not None:
+                    coming.append(ahead.submit(load, following))
+                yield now
+
+    def _prompt(self, record: Record, opened: dict[str, Image.Image]) -> Prompt:
+        try:
+            for name in record["images"]:
+                if name not in opened:
+                    opened[name] = open_image(name, self.root)
+            clip = record["meta"].get("features")
+            features = None if clip is None else open_features(clip, self.root)
+        except MmdoraError as error:
+            raise MmdoraError(f"record {record['id']}: {error}") from None
+        if features is not None and self.vlbart is None:
+            raise MmdoraError(f"record {record['id']}: a clip as features, which VL-BART reads and this model does not")
+        return Prompt(self.messages(record), [opened[name] for name in record["images"]], features)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one pass over the records finds, before the first batch."""
+
+    lengths: list[int]  # of every record, in characters, an image counting for many
+    digest: str  # of what is asked
+    answered: bool
+
+
+def survey(records: Records | Sequence[Record], asking: Asking) -> Survey:
+    """Look at every record.
+
+    Raises:
+        MmdoraError: if some have an answer and some have none, or a question cannot be worded for the task.
+    """
+    lengths, answers, digest = [], 0, hashlib.sha256()
+    for record in records:
+        messages = asking.messages(record)
+        parts = [part for message in messages for part in message["content"]]
+        lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE for part in parts))
+        answers += any(part["text"].strip() for part in record["messages"][-1]["content"])
+        digest.update(json.dumps([record["id"], messages, list(map(str, record["images"]))]).encode())
+    if 0 < answers < len(lengths):
+        raise MmdoraError(f"{len(lengths) - answers:,} of {len(lengths):,} records have no answer to be scored by")
+    return Survey(lengths, digest.hexdigest(), answers > 0)

@@ -1,0 +1,209 @@
+"""`mmdora eval`: models on a task or a suite, their files and one table."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.gallery import write_gallery
+from mmdora.evaluate.output import GALLERY, write_json
+from mmdora.evaluate.processes import processes
+from mmdora.evaluate.run import Evaluation, evaluate
+from mmdora.evaluate.significance import Comparison, compare
+from mmdora.evaluate.source import Source, find, first
+from mmdora.evaluate.suites import ENTERED, LOCAL, SERVER, Cell, Suite, average, entered_scores, suite_of, suite_table
+from mmdora.evaluate.table import Row, scores_table
+from mmdora.models.load import load
+
+COMPARISON = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How every model is asked; see `mmdora eval --help`."""
+
+    out: Path
+    limit: int | None = None
+    batch_size: int = 64
+    dtype: str = "fp32"
+    trust_remote_code: bool = False
+
+    def folder(self, source: Source) -> Path:
+        """Where a task's results go: those of another split, or of a rehearsal, replace none."""
+        return self.out / (source.name if self.limit is None else f"{source.name}-first-{self.limit}")
+
+
+def run_task(models: Mapping[str, str], source: Source, settings: Settings) -> dict[str, Evaluation]:
+    """Evaluate models on one task, print the table; results go to `Settings.folder`/MODEL.
+
+    Args:
+        models: name -> what `mmdora.load` opens.
+    """
+    found = {}
+    for name, model, processor in _opened(models, settings):
+        found[name] = _evaluate(model, processor, name, source, settings)
+    if processes().is_main_process:
+        _show(found, source, settings)
+    return found
+
+
+def run_suite(
+    models: Mapping[str, str], name: str, data: Path, settings: Settings, given: Iterable[str] = ()
+) -> dict[str, dict[str, Cell]]:
+    """Evaluate models on the columns of a suite, print each task's table and the suite's.
+
+    Args:
+        data: holds a folder for each column, as `mmdora prep` writes it, named like its task.
+        given: servers' scores; see `entered_scores`.
+
+    Returns:
+        model -> task -> cell; also in OUT/SUITE.json.
+    """
+    suite = suite_of(name)
+    entered = entered_scores(suite, list(models), given)
+    sources = _sources(suite, data, {task for row in entered.values() for task in row})
+    found: dict[str, dict[str, Evaluation]] = {column.task: {} for column in suite.columns}
+    for model_name, model, processor in _opened(models, settings) if sources else ():
+        for task, source in sources.items():
+            found[task][model_name] = _evaluate(model, processor, model_name, source, settings, suite)
+    cells: dict[str, dict[str, Cell]] = {model: {} for model in models}
+    for column in suite.columns:
+        for model, evaluation in found[column.task].items():
+            scores, split = evaluation.scores, sources[column.task].split
+            value = None if scores is None else 100 * column.number(scores).value
+            cells[model][column.task] = Cell(value, SERVER if scores is None else LOCAL, split)
+    for model, row in entered.items():
+        for task, value in row.items():
+            cells[model][task] = Cell(value, ENTERED, sources[task].split if task in sources else None)
+    if processes().is_main_process:
+        for task, source in sources.items():
+            _show(found[task], source, settings)
+        _report(suite, cells, settings)
+    return cells
+
+
+def _sources(suite: Suite, data: Path, entered: set[str]) -> dict[str, Source]:
+    """The data of each column; those without any are named in one line."""
+    if not data.is_dir():
+        raise MmdoraError(f"{data}: no folder; a suite reads DIR/TASK, as `mmdora prep … --out DIR/TASK` writes it")
+    there = [column.task for column in suite.columns if (data / column.task).is_dir()]
+    missing = [column.task for column in suite.columns if column.task not in (*there, *entered)]
+    if not there and not entered:
+        raise MmdoraError(f"{data}: no folder for any column of {suite.name} ({', '.join(missing)})")
+    if missing and processes().is_main_process:
+        Console(stderr=True).print(
+            f"{suite.name}: no data for {', '.join(missing)} below {data}; the average stays blank", highlight=False
+        )
+    return {task: find(data / task, task) for task in there}
+
+
+def _opened(models: Mapping[str, str], settings: Settings) -> Iterator[tuple[str, Any, Any]]:
+    """One model after the other; the last one is let go before the next is loaded."""
+    device = str(processes().device)
+    for name, path in models.items():
+        model, processor = load(
+            path,
+            dtype=settings.dtype,
+            device=device if device.startswith("cuda") else None,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        yield name, model, processor
+        del model
+        gc.collect()
+
+
+def _evaluate(
+    model: Any, processor: Any, name: str, source: Source, settings: Settings, suite: Suite | None = None
+) -> Evaluation:
+    found = evaluate(
+        model,
+        processor,
+        first(source.records, settings.limit),
+        source.root,
+        task=source.task,
+        batch_size=settings.batch_size,
+        beams=suite.beams if suite else 1,
+        max_new_tokens=suite.max_new_tokens if suite else None,
+        out=settings.folder(source) / name,
+        progress=True,
+    )
+    if found.reused and processes().is_main_process:
+        Console(stderr=True).print(
+            f"{name}: {found.reused:,} answers of an earlier run were taken up", highlight=False, markup=False
+        )
+    return found
+
+
+def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -> None:
+    """The table of a task; for several models with their comparison, also in OUT/TASK."""
+    folder, console = settings.folder(source), Console()
+    scored = {name: own.scores for name, own in found.items() if own.scores is not None}
+    if not scored:
+        console.print(
+            f"{source.task.name} ({source.split}): scored by its server; hand in {folder}/MODEL/{source.task.file}"
+            if source.task.dataset
+            else f"{source.task.name} ({source.split}): the records hold no answers; see {folder}/MODEL",
+            highlight=False,
+        )
+        return
+    rows = [Row(name, scores.to_dict()) for name, scores in scored.items()]
+    versus = {name: _versus(found, name) for name in list(scored)[1:]}
+    asked = "" if settings.limit is None else f", a rehearsal on the first {len(next(iter(found.values())).rows):,}"
+    title = f"{escape(source.task.name)} ({escape(source.split)}{asked}): {rows[0].scores['metric']}"
+    console.print(scores_table(rows, title, versus))
+    for name, scores in scored.items():
+        numbers = ", ".join(f"{number} {score.value:.1%}" for number, score in scores.details.items())
+        if numbers:
+            console.print(f"{name}: {numbers}", highlight=False, markup=False)
+    if versus:
+        write_json(
+            folder / COMPARISON,
+            {
+                "first": rows[0].name,
+                "scores": {row.name: dict(row.scores) for row in rows},
+                "minus first": {name: vars(comparison) for name, comparison in versus.items()},
+            },
+        )
+        write_gallery(
+            folder / GALLERY,
+            source.task,
+            {name: evaluation.rows for name, evaluation in found.items()},
+            first(source.records, settings.limit),
+            source.root,
+        )
+    console.print(f"files: {folder}", highlight=False, markup=False)
+
+
+def _versus(found: Mapping[str, Evaluation], name: str) -> Comparison:
+    base = next(iter(found.values()))
+    return compare(base.task.scorer, base.rows, found[name].rows)
+
+
+def _report(suite: Suite, cells: Mapping[str, Mapping[str, Cell]], settings: Settings) -> None:
+    console = Console()
+    console.print(suite_table(suite, cells))
+    blank = {
+        task for row in cells.values() for task, cell in row.items() if cell.value is None and cell.scored == SERVER
+    }
+    if blank:
+        console.print(
+            f"once their servers have scored {', '.join(sorted(blank))}: the same command with "
+            f"--scores {sorted(blank)[0]}=NUMBER …",
+            highlight=False,
+        )
+    table = {
+        name: {
+            "columns": {task: vars(cell) for task, cell in row.items()},
+            "average": average([row.get(column.task) for column in suite.columns]),
+        }
+        for name, row in cells.items()
+    }
+    note = {"limit": settings.limit} if settings.limit is not None else {}
+    write_json(settings.out / f"{suite.name}.json", {"suite": suite.name, "models": table} | note)

@@ -1,0 +1,141 @@
+"""A page of what went wrong: picture, question, reference and answers, for one model or several. No torch.
+
+One file that asks for nothing outside itself; every text is escaped, every picture a small copy.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from PIL import Image
+
+from mmdora.data.images import open_image
+from mmdora.data.records import Record, Records
+from mmdora.evaluate.rows import Row
+from mmdora.evaluate.tasks import Task
+
+TEMPLATE = "gallery.html.j2"
+SHOWN = 60
+SIDE = 256  # pixels, the longer side of a picture
+SMALL = 128  # up to here a picture is kept without loss
+
+
+@dataclass(frozen=True)
+class Card:
+    """A question that a model got wrong."""
+
+    pictures: list[str]  # data URIs
+    kind: str
+    question: str
+    references: list[str]
+    answers: list[tuple[str, str, float]]  # model, text, score
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Of the questions of a kind: how many, and of each model how many are right and the mean score."""
+
+    name: str
+    n: int
+    right: list[int]
+    means: list[float]
+
+
+def write_gallery(
+    path: Path, task: Task, answers: Mapping[str, Sequence[Row]], records: Sequence[Record] | Records, root: Path
+) -> None:
+    """Write the page of at most `SHOWN` questions, chosen at random by a fixed seed.
+
+    Questions on which the models differ come first, then those with the lowest scores.
+
+    Args:
+        answers: model -> scored rows, of the same records.
+        records: what the pictures are opened from, below `root`.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    scores = [[row["score"] for row in rows] for rows in answers.values()]
+    wrong = _wrong(scores)
+    page = environment.get_template(TEMPLATE).render(
+        task=task,
+        models=list(answers),
+        total=len(scores[0]),
+        missed=len(wrong),
+        kinds=_kinds(answers),
+        cards=[_card(answers, i, records[i], root) for i in wrong[:SHOWN]],
+    )
+    partial = path.with_suffix(".partial")
+    partial.write_text(page, encoding="utf-8")
+    partial.replace(path)
+
+
+def _wrong(scores: Sequence[Sequence[float]]) -> list[int]:
+    """Numbers of the rows that a model got less than the full score for, in the order they are shown."""
+    rows = [number for number, own in enumerate(zip(*scores, strict=True)) if min(own) < 1]
+    Random(0).shuffle(rows)
+
+    def order(number: int) -> tuple[bool, float]:
+        own = [column[number] for column in scores]
+        return max(own) == min(own), min(own)
+
+    return sorted(rows, key=order)
+
+
+def _kinds(answers: Mapping[str, Sequence[Row]]) -> list[Kind]:
+    scores: defaultdict[str, list[list[float]]] = defaultdict(list)
+    for rows in zip(*answers.values(), strict=True):
+        scores[rows[0].get("type") or ""].append([row["score"] for row in rows])
+    return [
+        Kind(
+            name,
+            len(own),
+            [sum(score >= 1 for score in column) for column in zip(*own, strict=True)],
+            [sum(column) / len(own) for column in zip(*own, strict=True)],
+        )
+        for name, own in sorted(scores.items(), key=lambda item: -len(item[1]))
+    ]
+
+
+def _card(answers: Mapping[str, Sequence[Row]], number: int, record: Record, root: Path) -> Card:
+    rows = {name: rows[number] for name, rows in answers.items()}
+    row = next(iter(rows.values()))
+    return Card(
+        [_data_uri(open_image(name, root)) for name in record["images"]],
+        row.get("type") or "",
+        row["question"],
+        _references(row),
+        [(name, own["prediction"], own["score"]) for name, own in rows.items()],
+    )
+
+
+def _references(row: Row) -> list[str]:
+    """What people answered, with how many did where several were asked."""
+    meta = row["meta"]
+    if meta.get("answers"):
+        return [f"{text} ×{count}" for text, count in Counter(meta["answers"]).most_common()]
+    return list(meta.get("references") or [row["answer"]])
+
+
+def _data_uri(picture: Image.Image) -> str:
+    """The picture inside the page: PNG if it is small, else a JPEG of at most `SIDE` pixels."""
+    small = max(picture.size) <= SMALL
+    if not small:
+        picture = picture.copy()  # several questions share it
+        picture.thumbnail((SIDE, SIDE))
+    data = io.BytesIO()
+    picture.save(data, "PNG" if small else "JPEG", quality=80)
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"

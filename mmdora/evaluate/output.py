@@ -1,0 +1,89 @@
+"""What an evaluation leaves in its folder. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from mmdora.data.records import Record, Records, write_records
+from mmdora.data.turns import answer_text
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.gallery import write_gallery
+from mmdora.evaluate.metrics import answer_type, question_text
+from mmdora.evaluate.resume import METRICS, PREDICTIONS
+from mmdora.evaluate.rows import Row
+from mmdora.evaluate.scores import Scores
+from mmdora.evaluate.scoring import submitted
+from mmdora.evaluate.tasks import Task
+
+GALLERY = "errors.html"
+WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")  # meta stays in the records
+
+
+def rows_of(records: Iterable[Record], texts: Sequence[str]) -> list[Row]:
+    """Records with the texts generated for them, as `rows` describes."""
+    return [
+        {
+            "id": record["id"],
+            "question": question_text(record),
+            "answer": answer_text(record),
+            "prediction": text,
+            "images": list(map(str, record["images"])),
+            "type": answer_type(record),
+            "meta": record["meta"],
+        }
+        for record, text in zip(records, texts, strict=True)
+    ]
+
+
+def write_predictions(out: Path, rows: Iterable[Row]) -> None:
+    """Write `predictions.jsonl`, a row for each record."""
+    write_records(out / PREDICTIONS, ({name: row[name] for name in WRITTEN if name in row} for row in rows))
+
+
+def write_complete(
+    out: Path,
+    task: Task,
+    records: Sequence[Record] | Records,
+    rows: Sequence[Row],
+    scores: Scores | None,
+    root: Path,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write predictions with their scores, the official result file, the gallery and, last, `metrics.json`."""
+    write_predictions(out, rows)
+    file = write_submission(out, task, records, rows)
+    if scores is not None:
+        write_gallery(out / GALLERY, task, {"answer": rows}, records, root)
+    numbers = {"n": len(rows), "server": True} if scores is None else {"n": len(rows)} | scores.to_dict()
+    write_json(out / METRICS, numbers | {"submission": file.name if file else None} | dict(facts))
+
+
+def write_submission(out: Path, task: Task, records: Iterable[Record], rows: Iterable[Row]) -> Path | None:
+    """The file that the task's official scorer or server reads; None where a task has none.
+
+    Raises:
+        MmdoraError: if the records are not those that the dataset's preparation writes.
+    """
+    if task.dataset is None:
+        return None
+    predictions = {row["id"]: submitted(task.scorer, row) for row in rows}
+    dataset = import_module(f"mmdora.data_prep.{task.dataset}")
+    try:
+        return dataset.write_results(records, predictions, out / task.file)
+    except KeyError as error:
+        raise MmdoraError(
+            f"task {task.name}: the records have no 'meta.{error.args[0]}', which its result file needs; prepare them "
+            f"with `mmdora prep {task.dataset.replace('_', '-')}`"
+        ) from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON through a temporary file."""
+    partial = path.with_name(path.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,80 @@
+"""Where the records of a task lie: a file of records, or a folder as `mmdora prep` writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+from mmdora.data.prepare import card
+from mmdora.data.records import Record, Records, read_records
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.tasks import TASKS, Task, task_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """Records of a task and the root of their images."""
+
+    task: Task
+    records: Records | list[Record]
+    root: Path
+    split: str
+
+    @property
+    def name(self) -> str:
+        """Of the task and, unless it is the one that papers report, the split."""
+        return self.task.name if self.split == self.task.splits[0] else f"{self.task.name}-{self.split}"
+
+
+def find(data: Path, task: str | None = None, *, split: str | None = None, images: Path | None = None) -> Source:
+    """The records below `data`.
+
+    Args:
+        data: a file of records, or a folder with `dataset_card.json`.
+        task: default: the one that the card names, else `exact`.
+        split: of a folder; default: the first of the task's splits that is there.
+        images: root of the image paths; default: the card's, else the file's folder.
+
+    Raises:
+        MmdoraError: if there is nothing to read, naming the splits that there are.
+    """
+    folder = data if data.is_dir() else data.parent
+    facts = card.read(folder)
+    chosen = task_of(task or _named(facts) or "exact")
+    if data.is_dir():
+        if not facts:
+            raise MmdoraError(f"{data}: no {card.CARD}; make the records with `mmdora prep`, or name a file of records")
+        names = _splits(data, facts["splits"], chosen, split)
+    else:
+        if split is not None:
+            raise MmdoraError(f"--split {split}: {data} is a file; name its folder")
+        names = [name for name, entry in facts.get("splits", {}).items() if entry["file"] == data.name]
+    entries = [facts["splits"][name] for name in names] or [{"file": data.name}]
+    root = images or next((Path(entry["images_root"]) for entry in entries if entry.get("images_root")), folder)
+    parts = [read_records(folder / entry["file"], root) for entry in entries]
+    records = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
+    return Source(chosen, records, root, "+".join(names) or data.stem)
+
+
+def first(records: Records | Sequence[Record], limit: int | None) -> Records | Sequence[Record]:
+    """The first records; all of them without a limit."""
+    return records if limit is None or limit >= len(records) else list(islice(iter(records), limit))
+
+
+def _named(facts: dict) -> str | None:
+    """The task that a card names: in so many words, or by the name of its dataset."""
+    return facts.get("task") or next((name for name in (facts.get("name"),) if name in TASKS), None)
+
+
+def _splits(data: Path, known: dict, task: Task, wanted: str | None) -> list[str]:
+    for name in (wanted,) if wanted else task.splits:
+        names = name.split("+")
+        if all(part in known for part in names):
+            return names
+    if wanted is None and len(known) == 1:
+        return list(known)
+    raise MmdoraError(
+        f"{data}: no split {wanted or ' or '.join(task.splits)}; there are {', '.join(known)} (choose with --split)"
+    )

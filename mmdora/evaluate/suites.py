@@ -1,0 +1,176 @@
+"""The columns of the paper's tables, in its order, and how it averages them. No torch.
+
+DoRA (arXiv 2402.09353): table 5 (LLaVA-1.5-7B), table 2 (VL-BART, image-text), table 3 (VL-BART,
+video-text); the columns' splits are those of LLaVA's docs/Evaluation.md and of VL-Adapter (arXiv 2112.06825).
+The average is the plain mean of the columns, in percent, CIDEr times 100.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.scores import Score, Scores
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+LOCAL, SERVER, ENTERED = "local", "server", "entered"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: its heading in the paper, its task (also the name of its data folder), the number it shows."""
+
+    heading: str
+    task: str
+    kind: str | None = None  # of `Scores.by_type` or `Scores.details`; None: the task's own number
+
+    def number(self, scores: Scores) -> Score:
+        """What the paper prints.
+
+        Raises:
+            MmdoraError: if the records have no questions of that kind.
+        """
+        if self.kind is None:
+            return scores.overall
+        found = scores.by_type.get(self.kind) or scores.details.get(self.kind)
+        if found is None:
+            raise MmdoraError(f"column {self.heading}: none of the questions is of the kind {self.kind!r}")
+        return found
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Columns of a table; `beams` and `max_new_tokens` as its authors generated."""
+
+    name: str
+    columns: tuple[Column, ...]
+    beams: int = 1
+    max_new_tokens: int | None = None
+
+    def column(self, task: str) -> Column:
+        """The column of a task.
+
+        Raises:
+            MmdoraError: with the nearest name, if there is none.
+        """
+        known = {column.task: column for column in self.columns}
+        if task not in known:
+            near = difflib.get_close_matches(task, known, 1)
+            raise MmdoraError(
+                f"suite {self.name}: no column {task!r}; {f'did you mean {near[0]!r}?' if near else ''} "
+                f"it has {', '.join(known)}"
+            )
+        return known[task]
+
+
+_SUITES = (
+    Suite(
+        "paper-llava",
+        (
+            Column("VQAv2", "vqav2"),
+            Column("GQA", "gqa"),
+            Column("VisWiz", "vizwiz"),  # the paper's spelling
+            Column("SQA", "scienceqa", "image"),  # LLaVA's SQA^I: questions with an image
+            Column("VQA^T", "textvqa"),
+            Column("POPE", "pope"),
+            Column("MMBench", "mmbench"),
+        ),
+    ),
+    Suite(
+        "paper-vlbart-image",
+        (
+            Column("VQAv2", "vqav2"),
+            Column("GQA", "gqa"),
+            Column("NLVR2", "nlvr2"),
+            Column("COCO Cap", "coco-captions"),
+        ),
+        beams=5,
+        max_new_tokens=36,
+    ),
+    Suite(
+        "paper-vlbart-video",
+        (Column("TVQA", "tvqa"), Column("How2QA", "how2qa"), Column("TVC", "tvc"), Column("YC2C", "yc2c")),
+        beams=5,
+        max_new_tokens=36,
+    ),
+)
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in _SUITES}
+
+
+def suite_of(name: str) -> Suite:
+    """The suite of a name.
+
+    Raises:
+        MmdoraError: if there is none.
+    """
+    if name not in SUITES:
+        raise MmdoraError(f"no suite {name!r}; there are {', '.join(SUITES)}")
+    return SUITES[name]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A number of the table, in percent (None: not known), where it was scored, and on which split."""
+
+    value: float | None
+    scored: str
+    split: str | None = None
+
+
+def average(cells: Iterable[Cell | None]) -> float | None:
+    """The paper's average; None as long as a column is blank."""
+    values = [None if cell is None else cell.value for cell in cells]
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if len(known) == len(values) else None
+
+
+def entered_scores(suite: Suite, models: Sequence[str], given: Iterable[str]) -> dict[str, dict[str, float]]:
+    """Servers' scores, `TASK=PERCENT` or `MODEL:TASK=PERCENT`, as model -> task -> percent.
+
+    Raises:
+        MmdoraError: for an unknown model or column, or what is no number from 0 to 1000.
+    """
+    found: dict[str, dict[str, float]] = {model: {} for model in models}
+    for text in given:
+        place, _, number = text.rpartition("=")
+        model, _, task = place.rpartition(":")
+        model = model or (models[0] if len(models) == 1 else "")
+        if model not in found:
+            raise MmdoraError(f"--scores {text}: say which model it is of, as in {models[0]}:{task or 'vqav2'}=78.6")
+        try:
+            value = float(number)
+        except ValueError:
+            value = -1.0
+        if not 0 <= value <= 1000:  # CIDEr goes beyond 100
+            raise MmdoraError(f"--scores {text}: {number!r} is no score in percent")
+        found[model][suite.column(task).task] = value
+    return found
+
+
+def suite_table(suite: Suite, cells: Mapping[str, Mapping[str, Cell]]) -> Table:
+    """The paper's table: a model per line; under a heading, where the column is scored and on which split.
+
+    Args:
+        cells: model -> task -> cell; a column without one is blank.
+    """
+    from rich.table import Table
+
+    table = Table(title=f"{suite.name}: percent, CIDEr times 100", title_justify="left")
+    table.add_column("")
+    for column in suite.columns:
+        own = [row[column.task] for row in cells.values() if column.task in row]
+        where = {cell.scored for cell in own}
+        below = " ".join(filter(None, ["/".join(sorted(where)) or "no data", next((c.split for c in own), None)]))
+        table.add_column(f"{column.heading}\n[dim]{below}[/]", justify="right")
+    table.add_column("Avg.", justify="right")
+    for name, row in cells.items():
+        numbers = [row.get(column.task) for column in suite.columns]
+        shown = ["" if cell is None or cell.value is None else f"{cell.value:.1f}" for cell in numbers]
+        mean = average(numbers)
+        table.add_row(name, *shown, "" if mean is None else f"{mean:.1f}")
+    return table
