@@ -11,6 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
+from mmdora.files import read_json
 from mmdora.fingerprint import fingerprint, same_base
 from mmdora.injectors import apply, fitted, plan_of, trainable_parameters
 from mmdora.layers import Adapted
@@ -28,7 +31,10 @@ from mmdora.peft_config import plan_from_peft, write_peft_config
 from mmdora.plan import Plan
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
+PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
+BASE_BIAS = ".base_layer.bias"
+"""Where PEFT has the bias of a module that it adapts."""
 
 __all__ = ["adapter_state", "fingerprint", "load_adapter", "load_adapter_state", "restore_adapter", "save_adapter"]
 
@@ -51,13 +57,16 @@ def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
             model.get_parameter(name).copy_(state[name].to(tensor.device))
 
 
-def save_adapter(model: nn.Module, folder: Path | str, *, base: str | None = None) -> None:
+def save_adapter(
+    model: nn.Module, folder: Path | str, *, base: str | None = None, image_tokens: ImageTokens | None = None
+) -> None:
     """Write the adapter of an adapted model. A plan of `full` parts alone has no PEFT config: PEFT cannot hold it.
 
     Args:
         model: an adapted model.
         folder: made if need be; files are replaced one by one, each complete.
         base: name of the base, for whoever loads the adapter; default: the model's own `name_or_path`.
+        image_tokens: what it was trained with, for whoever loads the processor.
     """
     plan = plan_of(model)
     if plan is None:
@@ -67,8 +76,9 @@ def save_adapter(model: nn.Module, folder: Path | str, *, base: str | None = Non
     _warn_of_peft(model, plan)
     name = base or getattr(model, "name_or_path", "") or None
     whole = covering_modules(model, plan)
+    biases = {f"{entry.name}.bias": f"{entry.name}{BASE_BIAS}" for entry in plan.entries}
     tensors = {
-        PREFIX + key: tensor.detach().cpu().contiguous().clone()
+        PREFIX + biases.get(key, key): tensor.detach().cpu().contiguous().clone()
         for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
     }
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
@@ -77,7 +87,8 @@ def save_adapter(model: nn.Module, folder: Path | str, *, base: str | None = Non
         _write_json(folder / CONFIG, write_peft_config(plan, ranks, whole, base=name))
     else:
         (folder / CONFIG).unlink(missing_ok=True)
-    _write_json(folder / OURS, {"format": 1, "mmdora": _version(), "base": name, "plan": plan.to_dict()})
+    budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
+    _write_json(folder / OURS, {"format": 1, "mmdora": _version(), "base": name, **budget, "plan": plan.to_dict()})
 
 
 def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
@@ -235,23 +246,32 @@ def _compare(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
 def _read_tensors(folder: Path) -> dict[str, Tensor]:
     """Tensors by their name in the model, PEFT's prefix taken off."""
     path = folder / WEIGHTS
-    if not path.exists():
-        if (folder / "adapter_model.bin").exists():
-            raise MmdoraError(
-                f"{folder}: adapter_model.bin is a pickle, which can run code when read; "
-                "load it with peft and save it again with save_pretrained, which writes safetensors"
-            )
+    refuse_pickle(folder)
+    if not path.is_file():
         raise MmdoraError(f"{folder}: no adapter here ({WEIGHTS} is missing)")
     try:
         tensors = load_file(path)
     except Exception as error:  # safetensors raises its own class, not exported as a base of one kind
         raise MmdoraError(f"{path}: not a readable safetensors file ({error})") from None
+    if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise MmdoraError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(tensors)} tensors); train it again")
     if odd := [name for name in tensors if not name.startswith(PREFIX)]:
         raise MmdoraError(f"{path}: not an adapter of PEFT: {odd[0]} does not start with {PREFIX}")
-    return {
-        name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector"): tensor
-        for name, tensor in tensors.items()
-    }
+    return {_own_name(name): tensor for name, tensor in tensors.items()}
+
+
+def _own_name(name: str) -> str:
+    name = name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
+    return f"{name.removesuffix(BASE_BIAS)}.bias" if name.endswith(BASE_BIAS) else name
+
+
+def refuse_pickle(folder: Path) -> None:
+    """Raise if the adapter in `folder` is a pickle alone."""
+    if (folder / PICKLE).exists() and not (folder / WEIGHTS).exists():
+        raise MmdoraError(
+            f"{folder}: {PICKLE} is a pickle, which can run code when read; "
+            "load it with peft where you trust it and save it again with save_pretrained, which writes safetensors"
+        )
 
 
 def _own_plan(values: Mapping[str, Any], path: Path) -> Plan:
@@ -259,20 +279,14 @@ def _own_plan(values: Mapping[str, Any], path: Path) -> Plan:
         raise MmdoraError(f"{path}: written by a newer mmdora ({values.get('mmdora')}); update mmdora")
     try:
         return Plan.from_dict(values["plan"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise MmdoraError(f"{path}: damaged ({type(error).__name__}: {error}); save the adapter again") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MmdoraError(f"{path}: damaged ({type(error).__name__}: {error!s:.200}); save the adapter again") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MmdoraError(f"{path.parent}: no adapter here ({path.name} is missing)") from None
-    except (OSError, ValueError) as error:
-        raise MmdoraError(f"{path}: not a readable JSON file ({error})") from None
-    if not isinstance(values, dict):
-        raise MmdoraError(f"{path}: expected a JSON object, found {type(values).__name__}")
-    return values
+    if not path.exists():
+        raise MmdoraError(f"{path.parent}: no adapter here ({path.name} is missing)")
+    return read_json(path, "adapter's file")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ Rooms are imported inside the commands, so that `mmdora --help` does not wait fo
 from __future__ import annotations
 
 import difflib
+import os
 import pkgutil
 import sys
 from collections.abc import Iterable
@@ -13,13 +14,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Parameter, validators
 
 import mmdora
 from mmdora.errors import Interrupted, MmdoraError
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 Flag = Parameter(negative=())
+Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 
 def _config_help(*args: Any) -> None:
@@ -72,12 +74,24 @@ def quickstart(
 
 
 @app.command(sort_key=2)
-def inspect(model: str, /, *overrides: Overrides, config: Path | None = None) -> None:
+def inspect(
+    model: str,
+    /,
+    *overrides: Overrides,
+    config: Path | None = None,
+    data: Path | None = None,
+    images: Path | None = None,
+    trust_remote_code: Annotated[bool, Flag] = False,
+) -> None:
     """Show a model's parts, what a config would train in it, and the memory that takes.
 
     Reads the model's config only: no weights are loaded, nothing is trained.
 
-    Example: `mmdora inspect tiny-llava --config configs/tiny/dora.yaml --adapt.language.rank 16`
+    With --data, instead: how long the rows of a file are in this model's tokens, the share of its images,
+    the rows over the config's limit, and the padding that batches, grouping and packing would have.
+
+    Examples: `mmdora inspect tiny-llava --config configs/tiny/dora.yaml --adapt.language.rank 16`;
+    `mmdora inspect tiny-llava --data data/train.jsonl`
 
     Parameters
     ----------
@@ -85,13 +99,22 @@ def inspect(model: str, /, *overrides: Overrides, config: Path | None = None) ->
         Bundled name, hub id or checkpoint folder.
     config
         Config whose `adapt` section is planned; config overrides may follow.
+    data
+        Records to survey, with max_length, image_tokens and batch_size of the config.
+    images
+        Root of the image paths of --data; default: the config's, else the folder of the records.
+    trust_remote_code
+        Run code that the checkpoint brings along.
     """
     from mmdora import overview
     from mmdora.config import load_config
 
     if config is None and overrides:
         raise MmdoraError(f"{overrides[0]}: config overrides need --config")
-    overview.show_model(model, load_config(config, overrides) if config else None)
+    settings = load_config(config, overrides) if config else None
+    if data is not None:
+        return overview.show_data(model, data, images, settings, trust_remote_code=trust_remote_code)
+    overview.show_model(model, settings, trust_remote_code=trust_remote_code)
 
 
 @app.command(sort_key=3, help_formatter=_config_help)
@@ -102,6 +125,7 @@ def train(
     resume: Annotated[list[Path] | None, Parameter(consume_multiple=(0, 1))] = None,
     allow_changes: Annotated[bool, Flag] = False,
     dry_run: Annotated[bool, Flag] = False,
+    trust_remote_code: Annotated[bool, Flag] = False,
 ) -> None:
     """Train adapters as a config file says, and write a run folder.
 
@@ -124,6 +148,8 @@ def train(
         Resume although config, data or base are not those of the stopped run.
     dry_run
         Show the plan and one decoded batch with its loss mask; train nothing.
+    trust_remote_code
+        Run code that the base brings along.
     """
     from mmdora.config import load_config
 
@@ -131,62 +157,90 @@ def train(
     if dry_run:
         from mmdora import overview
 
-        return overview.show_batch(settings)
+        return overview.show_batch(settings, trust_remote_code=trust_remote_code)
     from mmdora.train import train as run
 
-    folder = run(settings, resume=resume[0] if resume else resume is not None, allow_changes=allow_changes)
-    print(f"done: {folder}; next: mmdora eval {folder} --data RECORDS.jsonl, or mmdora export {folder} OUT")
+    folder = run(
+        settings,
+        resume=resume[0] if resume else resume is not None,
+        allow_changes=allow_changes,
+        trust_remote_code=trust_remote_code,
+    )
+    if os.environ.get("RANK", "0") == "0":  # of the processes of a launcher, one speaks
+        print(f"done: {folder}; next: mmdora eval {folder} --data RECORDS.jsonl, or mmdora export {folder} OUT")
 
 
 @app.command(name="eval", sort_key=4)
 def evaluate(
     *models: str,
-    data: Path,
+    data: Path | None = None,
+    task: str | None = None,
+    suite: str | None = None,
+    split: str | None = None,
     images: Path | None = None,
-    out: Path | None = None,
-    limit: int | None = None,
-    batch_size: int = 64,
+    out: Path = Path("runs/eval"),
+    limit: Count | None = None,
+    batch_size: Count = 64,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    scores: list[str] | None = None,
+    list: Annotated[bool, Flag] = False,
     trust_remote_code: Annotated[bool, Flag] = False,
 ) -> None:
-    """Score models by the answers they generate; several models give one table.
+    """Score models by the answers they generate, as papers do; several models give one table.
 
-    Example: `mmdora eval base=tiny-llava dora=runs/dora --data data/test.jsonl --limit 500`
+    Writes predictions.jsonl, the dataset's official result file, metrics.json and errors.html for each model. What
+    a killed run has answered is taken up by the same command. Under `accelerate launch` processes share the work.
+
+    Examples: `mmdora eval base=tiny-llava dora=runs/dora --data data/easy-vqa`;
+    `mmdora eval runs/llava-dora --suite paper-llava --data data --dtype fp16`; `mmdora eval --list`
 
     Parameters
     ----------
     models
         Bundled names, hub ids, checkpoint, adapter or run folders; NAME=MODEL gives a name.
     data
-        JSONL of records; the last answer of each is the reference.
+        Folder that `mmdora prep` wrote, or a file of records; of a suite: the folder of its tasks' folders.
+    task
+        How to ask and score; default: what the data's card names, else exact match.
+    suite
+        Columns of a paper's table: paper-llava, paper-vlbart-image or paper-vlbart-video.
+    split
+        Of the folder; default: the one that papers report.
     images
-        Root of the image paths; default: the folder of the records.
+        Root of the image paths; default: the card's, else the folder of the records.
     out
-        Folder for predictions.jsonl and metrics.json of each model.
+        Folder for the results, in TASK/MODEL (of another split in TASK-SPLIT, of a rehearsal in TASK-first-N).
     limit
-        Score the first N records only.
+        Score the first N records only (a rehearsal).
     batch_size
         Questions per forward pass.
+    dtype
+        Of the weights.
+    scores
+        A server's score for a column of the suite, in percent: vqav2=78.6, or MODEL:vqav2=78.6; repeatable.
+    list
+        List tasks and suites.
     trust_remote_code
         Run code that a checkpoint brings along.
     """
-    import torch
-    from rich.console import Console
+    if list:
+        from mmdora.evaluate.listing import show
 
-    from mmdora.data.records import read_records
-    from mmdora.evaluate.run import evaluate as score
-    from mmdora.models.load import load
-    from mmdora.report import Row, scores_table
+        return show()
+    if data is None:
+        raise MmdoraError("eval: say what to evaluate on with --data")
+    if suite and (task or split or images):
+        raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
+    if scores and not suite:
+        raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")
+    from mmdora.evaluate import command
+    from mmdora.evaluate.source import find
 
-    records = read_records(data, images)
-    chosen = [records[i] for i in range(min(limit or len(records), len(records)))]
-    rows = []
-    for name, path in _named(models).items():
-        device = "cuda" if torch.cuda.is_available() else None
-        model, processor = load(path, device=device, trust_remote_code=trust_remote_code)
-        folder = out / name if out else None
-        scores = score(model, processor, chosen, records.root, batch_size=batch_size, out=folder, progress=True)
-        rows.append(Row(name, scores.to_dict()))
-    Console().print(scores_table(rows))
+    settings = command.Settings(out, limit, batch_size, dtype, trust_remote_code)
+    if suite:
+        command.run_suite(_named(models), suite, data, settings, scores or ())
+    else:
+        command.run_task(_named(models), find(data, task, split=split, images=images), settings)
 
 
 @app.command(sort_key=5)
@@ -198,6 +252,8 @@ def export(
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     parity: Literal["logits", "tensors"] | None = None,
     for_: Annotated[Literal["llama.cpp"] | None, Parameter(name="--for")] = None,
+    push_to_hub: str | None = None,
+    public: Annotated[bool, Flag] = False,
 ) -> None:
     """Merge an adapter into its base and write an ordinary checkpoint.
 
@@ -220,33 +276,122 @@ def export(
         where the model in fp32 takes at most 1/8 of the available memory.
     for_
         Print the commands that convert the result for this engine.
+    push_to_hub
+        USER/NAME on the Hugging Face hub, to which the result is sent; needs `hf auth login` or HF_TOKEN.
+    public
+        Make that repository public; one that is there already stays what it is.
     """
     from mmdora.export import export as write
     from mmdora.export import llama_cpp_commands
+    from mmdora.hub import check_repo, push
 
+    if push_to_hub:
+        check_repo(push_to_hub)
     print(f"{out}: {write(run, out, dtype=dtype, parity=parity)}")
     if for_:
         print(llama_cpp_commands(out))
+    if push_to_hub:
+        print(push(out, push_to_hub, private=not public))
 
 
 @app.command(sort_key=6)
-def demo(*models: str, host: str = "127.0.0.1", port: int = 7860) -> None:
+def demo(
+    *models: str,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth_file: Path | None = None,
+    insecure: Annotated[bool, Flag] = False,
+    share: Annotated[bool, Flag] = False,
+    queue: Count = 64,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    device: str | None = None,
+    shared_base: Annotated[bool, Flag] = False,
+    votes: Path | None = None,
+    results: Path | None = None,
+) -> None:
     """Open a page where one to four models answer the same question side by side.
 
-    Example: `mmdora demo base=tiny-llava lora=runs/quickstart/export/lora dora=runs/quickstart/export/dora`
+    Examples: `mmdora demo base=tiny-llava lora=runs/quickstart/export/lora dora=runs/quickstart/export/dora`;
+    `mmdora demo dora=out/dora served=openai:http://127.0.0.1:8000/v1#out/dora`
 
     Parameters
     ----------
     models
-        NAME=MODEL, with a bundled name, hub id, checkpoint, adapter or run folder.
+        NAME=MODEL, with a bundled name, hub id, checkpoint, adapter or run folder; or NAME=openai:URL#MODEL, a server.
     host
-        Address to listen on.
+        Address to listen on; other than this machine only with --auth-file or --insecure.
     port
         Port to listen on.
+    auth_file
+        Logins, NAME:PASSWORD a line.
+    insecure
+        Let other machines in without a login.
+    share
+        Serve under a public address, through Gradio's tunnel.
+    queue
+        Questions waiting or running at most; one more is told that the page is busy.
+    dtype
+        Of the weights.
+    device
+        Of the models, such as cpu or cuda:1; default: the GPU if there is one.
+    shared_base
+        Hold one base for all adapters on it, and switch them between answers.
+    votes
+        Append votes of blind comparisons to this JSONL file, with questions and answers, without addresses.
+    results
+        Folder with the runs and evaluations that "Look inside" shows, such as runs/quickstart.
     """
-    from mmdora.demo.app import serve
+    from mmdora.demo.server import serve
 
-    serve(list(models), host=host, port=port)
+    serve(
+        models,
+        host=host,
+        port=port,
+        auth_file=auth_file,
+        insecure=insecure,
+        share=share,
+        queue=queue,
+        dtype=dtype,
+        device=device,
+        shared_base=shared_base,
+        votes=votes,
+        results=results,
+    )
+
+
+@app.command(sort_key=6.5)
+def analyze(*runs: str, out: Path | None = None) -> None:
+    """Show how far training moved each weight in magnitude and in direction, by modality and layer.
+
+    The weight-decomposition analysis of the DoRA paper, for LoRA, DoRA and full fine-tuning, over all checkpoints
+    of each run. Reads files only, a tensor at a time; no model is loaded. Writes decomposition.csv, pictures and
+    analysis.html.
+
+    Example: `mmdora analyze runs/quickstart/lora runs/quickstart/dora --out runs/analysis`
+
+    Parameters
+    ----------
+    runs
+        Run folders or adapter folders, PEFT's too; NAME=RUN gives a name.
+    out
+        Folder to write to; default: `analysis` in the run, or runs/analysis for several.
+    """
+    if not runs:
+        raise MmdoraError("analyze: name at least one run folder, or an adapter's")
+    from rich.console import Console
+
+    from mmdora.analysis import run as analysis
+    from mmdora.analysis.findings import correlations, verdicts
+    from mmdora.analysis.table import analysis_table
+
+    named = _named(runs)
+    out = out or (Path("runs/analysis") if len(named) > 1 else Path(*named.values()) / "analysis")
+    rows = analysis.analyze(named, out=out)
+    console = Console()
+    console.print(analysis_table(rows))
+    for line in verdicts(correlations(rows)):
+        console.print(line, markup=False, highlight=False)
+    console.print(f"{out / 'analysis.html'}", markup=False, highlight=False)
 
 
 prep = App(
@@ -313,9 +458,12 @@ def main(tokens: Iterable[str] | None = None) -> int:
         if isinstance(result, dict):  # what a dataset's `prepare` wrote
             print(", ".join(f"{split}: {count:,} records" for split, count in result.items()))
     except Interrupted as stopped:
-        print(stopped, file=sys.stderr)
+        if not stopped.told:
+            print(stopped, file=sys.stderr)
         return stopped.code
-    except (MmdoraError, CycloptsError) as error:
+    except MmdoraError as error:
+        return 2 if error.told else _fail(str(error))
+    except CycloptsError as error:
         return _fail(str(error))
     except OSError as error:
         if error.errno is None:  # not from the operating system

@@ -17,13 +17,16 @@ from pydantic import ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, Vali
 from pydantic.dataclasses import dataclass
 
 from mmdora.errors import MmdoraError
+from mmdora.files import read_yaml
 
 MODALITIES = ("vision", "projector", "language")
 METHODS = ("none", "lora", "dora", "magnitude", "full")
 LOW_RANK = ("lora", "dora")
+MAX_RANK = 2**16
 DEFAULT_RANK = {"vision": 8, "projector": 8, "language": 16}
 
 Positive = Annotated[StrictInt, Field(ge=1)]
+Rank = Annotated[StrictInt, Field(ge=1, le=MAX_RANK)]
 Rate = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -37,7 +40,7 @@ class Modality:
     """How one modality of the model is adapted."""
 
     method: Annotated[Literal["none", "lora", "dora", "magnitude", "full"], Field(description="none: frozen")] = "none"
-    rank: Annotated[Positive | None, Field(description="r of B A; default vision 8, projector 8, language 16")] = None
+    rank: Annotated[Rank | None, Field(description="r of B A; default vision 8, projector 8, language 16")] = None
     alpha: Annotated[Rate | None, Field(description="scaling is alpha / rank; default 2 * rank")] = None
     dropout: Annotated[Share, Field(description="on the input of the low-rank branch; embeddings have none")] = 0.0
     dropout_mode: Annotated[
@@ -49,7 +52,13 @@ class Modality:
         tuple[str, ...],
         Field(description="roles of linears (attention, mlp, all), or names or glob patterns of any modules"),
     ] = ("all",)
+    bias: Annotated[StrictBool, Field(description="its biases train too, those of norms among them")] = False
+    norms: Annotated[StrictBool, Field(description="the weights of its norms train too")] = False
     lr: Annotated[Rate | None, Field(description="learning rate here; default training.lr")] = None
+    lora_plus_ratio: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="learning rate of B over that of A (LoRA+: about 16); default 1"),
+    ] = None
     magnitude_lr: Annotated[Rate | None, Field(description="of magnitudes; default lr of this modality")] = None
     weight_decay: Annotated[Rate | None, Field(description="default training.weight_decay")] = None
     magnitude_weight_decay: Annotated[Rate, Field(description="of magnitudes")] = 0.0
@@ -66,6 +75,12 @@ class Modality:
     def _targets_given(self) -> Modality:
         if not self.targets:
             raise ValueError("targets is empty; leave it out for 'all', or use method: none")
+        return self
+
+    @model_validator(mode="after")
+    def _not_twice(self) -> Modality:
+        if self.method == "full" and (self.bias or self.norms):
+            raise ValueError("method full trains biases and norms already; leave bias and norms out")
         return self
 
 
@@ -91,12 +106,33 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class ImageTokens:
+    """How many tokens an image may take; default: what the base's processor gives."""
+
+    min: Annotated[Positive | None, Field(description="the fewest tokens of an image")] = None
+    max: Annotated[Positive | None, Field(description="the most tokens of an image")] = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> ImageTokens:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min {self.min} is more than max {self.max}")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class Data:
     """Records (JSONL: messages + images) and how they become batches."""
 
-    train: Annotated[Path | None, Field(description="JSONL of records to train on")] = None
-    eval: Annotated[Path | None, Field(description="JSONL of records for the loss during training")] = None
+    train: Annotated[
+        Path | None, Field(description="records to train on: JSONL, Parquet (prep --pack), or LLaVA's .json")
+    ] = None
+    eval: Annotated[Path | None, Field(description="records for the loss during training")] = None
     eval_rows: Annotated[Positive | None, Field(description="use only the first N of eval")] = None
+    eval_generate_rows: Annotated[
+        Positive | None,
+        Field(description="also answer the first N of eval; their score chooses the best instead of the loss"),
+    ] = None
+    eval_task: Annotated[str, Field(description="how those answers are scored: a task of mmdora eval --list")] = "exact"
     images: Annotated[Path | None, Field(description="root of image paths; default: the records' folder")] = None
     max_turns: Annotated[
         Positive | None, Field(description="rows with more turns become several rows, all with the images")
@@ -106,8 +142,19 @@ class Data:
         Literal["error", "drop", "shrink"],
         Field(description="rows over max_length; shrink leaves out turns from the end, never an image"),
     ] = "error"
+    image_tokens: ImageTokens = ImageTokens()
     group_by_length: Annotated[StrictBool, Field(description="batches of like length and modality")] = True
+    packing: Annotated[
+        StrictBool,
+        Field(description="several rows in one of up to max_length tokens; batch_size then counts packed rows"),
+    ] = False
     workers: Annotated[StrictInt, Field(ge=0, description="loader processes")] = 0
+
+    @model_validator(mode="after")
+    def _packing_has_a_limit(self) -> Data:
+        if self.packing and self.max_length is None:
+            raise ValueError("packing needs max_length, the tokens of a packed row")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -123,10 +170,17 @@ class Training:
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     warmup: Annotated[Rate, Field(description="steps, or a share of them when below 1")] = 0.03
     weight_decay: Rate = 0.0
+    optimizer: Annotated[
+        Literal["adamw", "adamw_8bit"], Field(description="adamw_8bit: moments in 8 bits; CUDA and bitsandbytes")
+    ] = "adamw"
     adam_beta2: Share = 0.999
     adam_eps: Rate = 1e-8
     max_grad_norm: Rate = 1.0
     precision: Annotated[Literal["fp32", "bf16"], Field(description="of the computation (autocast)")] = "fp32"
+    find_batch_size: Annotated[
+        StrictBool,
+        Field(description="out of memory: halve the micro-batch and go on, with as many rows per step"),
+    ] = False
     gradient_checkpointing: StrictBool = False
     chunked_loss: Annotated[
         StrictBool,
@@ -134,6 +188,12 @@ class Training:
     ] = True
     log_every: Positive = 10
     eval_every: Annotated[Positive | None, Field(description="steps; needs data.eval")] = None
+    early_stopping: Annotated[
+        Positive | None, Field(description="evaluations in turn without a better result, after which the run ends")
+    ] = None
+    report_to: Annotated[
+        tuple[Literal["tensorboard", "wandb", "trackio"], ...], Field(description="beside log.jsonl")
+    ] = ("tensorboard",)
     save_every: Annotated[Positive | None, Field(description="steps between checkpoints")] = None
     keep: Annotated[Positive, Field(description="checkpoints kept, besides the best")] = 2
     on_nonfinite: Annotated[
@@ -168,14 +228,7 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
         MmdoraError: naming the file (or "command line"), the key, and what was probably meant.
     """
     path = Path(path)
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MmdoraError(f"{path}: no such config file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise MmdoraError(f"{path}: not a readable UTF-8 file ({error.__class__.__name__})") from None
-    except yaml.YAMLError as error:
-        raise MmdoraError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path, "config file")
     if not isinstance(tree, dict):
         raise MmdoraError(f"{path}: expected sections model, adapt, data, training; found {type(tree).__name__}")
     changed = _override(tree, list(overrides))
@@ -210,7 +263,7 @@ def _override(tree: dict[str, Any], tokens: list[str]) -> set[str]:
             node = child
         try:
             node[parts[-1]] = yaml.safe_load(text)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             raise MmdoraError(f"command line: --{key}: {text!r} is not a YAML value") from None
         changed.add(key)
     return changed
@@ -221,6 +274,8 @@ def _first_problem(kind: type, error: ValidationError, where: Callable[[str], st
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        if location[-1] == "trust_remote_code":
+            return f"{where(key)}: {key}: code of a checkpoint is not run on a file's word; add --trust-remote-code"
         known = _fields_at(kind, location[:-1])
         close = difflib.get_close_matches(location[-1], known, 1, 0.4)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"

@@ -6,23 +6,41 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-PACKAGES = ("torch", "transformers", "accelerate", "peft", "datasets", "gradio", "safetensors", "Pillow", "numpy")
+PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors",
+            "huggingface_hub", "gradio", "Pillow", "numpy", "pyarrow")  # fmt: skip
+OPTIONAL = ("bitsandbytes", "torchao", "triton", "flash_attn", "kernels", "deepspeed", "wandb", "trackio", "pycocoevalcap")
+SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF",
+            "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "TRITON_INTERPRET", "WORLD_SIZE")  # fmt: skip
+"""Variables that change what is computed or where; none of them holds a secret or a path."""
 
 
 def collect() -> dict[str, str]:
     """Name -> version or description."""
+    import psutil
     import torch
 
     import mmdora
 
     found = {"mmdora": mmdora.__version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
+    found |= {package: _version(package) or "not installed" for package in PACKAGES}
+    found |= {package: installed for package in OPTIONAL if (installed := _version(package))}
     found["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
-    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    found["memory"] = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    devices = [
+        f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)"
+        for i in range(torch.cuda.device_count())
+    ]
     found["cuda"] = f"{torch.version.cuda}: {', '.join(devices)}" if devices else "no device"
-    mps = torch.backends.mps.is_available()
-    return found | ({"mps": "available"} if mps else {})
+    if devices:
+        found["cudnn"] = str(torch.backends.cudnn.version())
+        found["bf16"] = "yes" if torch.cuda.is_bf16_supported() else "no"
+    if torch.backends.mps.is_available():
+        found["mps"] = "available"
+    return found | {name: os.environ[name] for name in SETTINGS if name in os.environ}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

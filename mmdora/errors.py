@@ -8,6 +8,13 @@ class MmdoraError(ValueError):
     line and exits with code 2; Python callers catch it like any `ValueError`.
     """
 
+    told = False
+    """Another process of the run prints the line."""
+
+
+class OutOfMemory(MmdoraError):  # noqa: N818
+    """A training step that fits neither the GPU nor, on a CPU, the host."""
+
 
 class Interrupted(MmdoraError):  # noqa: N818 (nothing went wrong)
     """A run that was asked to stop by a signal, and did, with a checkpoint; `code` is the exit code (128 + signal)."""

@@ -23,13 +23,14 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
-from mmdora.config import RunConfig, load_config
+from mmdora.config import ImageTokens, RunConfig, load_config
 from mmdora.errors import MmdoraError
 from mmdora.injectors import merge, plan_of
 from mmdora.layout import llama_cpp_commands, no_bars, save_checkpoint
 from mmdora.merge_disk import DiskMerge
 from mmdora.model_card import card
-from mmdora.models.load import DTYPES, adapter_folder, base_of, load, resolve
+from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
+from mmdora.models.load import DTYPES, adapter_folder, base_of, image_tokens_of, load, load_processor, resolve
 from mmdora.parity import LogitCheck, Parity, TensorParity, prompts, tensor_parity
 from mmdora.shards import UnsureError
 
@@ -85,7 +86,7 @@ def export(
     _check_free(out)
     adapter = adapter_folder(source)
     name = base_of(adapter) if adapter else str(source)
-    base, config = _base_folder(name), _run_config(source)
+    base, config = base_folder(name), _run_config(source)
     dtype = dtype or _dtype_of(base)
     disk, model = _from_disk(base, adapter, dtype, say), None
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
@@ -103,6 +104,8 @@ def export(
         for path in _copied(base):
             (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, folder / path.relative_to(base))
+        if (budget := image_tokens_of(adapter)) != ImageTokens():
+            write_image_tokens(folder, set_image_tokens(load_processor(name), budget))
         found = measure(folder)
         found.check()
         text = card(
@@ -217,7 +220,12 @@ def _readable(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _base_folder(base: str) -> Path:
+def base_folder(base: str) -> Path:
+    """The files of a base: a folder, a bundled name, or a hub id, which is fetched.
+
+    Raises:
+        MmdoraError: it is none of these.
+    """
     folder = Path(resolve(base))
     if folder.is_dir():
         return folder

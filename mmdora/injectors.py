@@ -16,7 +16,7 @@ from mmdora.fingerprint import fingerprint
 from mmdora.layers import Adapted, AdaptedEmbedding, Method, wrapper
 from mmdora.modality import Parts, find_parts
 from mmdora.plan import Entry, Plan
-from mmdora.targets import ROLES, candidates_of, resolve
+from mmdora.targets import ROLES, candidates_of, resolve, unused_in_tower
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
@@ -34,16 +34,15 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
     full: list[str] = []
     notes: list[str] = []
     for modality, settings in as_modalities(adapt).items():
-        if settings.method == "none":
-            continue
         if settings.method == "full":
             full += _full(model, parts, modality, settings)
-        else:
+        elif settings.method != "none":
             found, said = _entries(model, parts, modality, settings, settings.method)
             entries += found
             notes += said
+        full += _biases_and_norms(model, parts, modality, settings)
     if not entries and not full:
-        raise MmdoraError("adapt: every modality has method none, so nothing would be trained")
+        raise MmdoraError("adapt: every modality has method none and no bias or norms, so nothing would be trained")
     return build_plan(model, parts, entries, full, notes)
 
 
@@ -170,6 +169,25 @@ def _full(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> 
         if not parameter.is_floating_point():
             raise MmdoraError(f"adapt.{modality}: {name} is {parameter.dtype} (quantised); it cannot train in full")
     return list(parameters)
+
+
+def _biases_and_norms(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> list[str]:
+    """Names of the biases and of the norms' weights of a modality, as far as they are to train."""
+    wanted = {"bias": settings.bias, "norms": settings.norms}
+    found: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
+    norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
+    unused = tuple(f"{name}." for name in (unused_in_tower(model, parts) if modality == "vision" else ()))
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        kind = "bias" if leaf == "bias" else "norms" if leaf == "weight" and module in norms else None
+        if kind in found and parts.of(name) == modality and not name.startswith(unused):
+            found[kind].append(name)
+    for key, names in found.items():
+        if not names:
+            what = "bias" if key == "bias" else "norm with a weight"
+            raise MmdoraError(f"adapt.{modality}.{key}: the {modality} part has no {what}; leave it out")
+    chosen = set().union(*found.values())
+    return [name for name, _ in model.named_parameters() if name in chosen]
 
 
 def _entries(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from mmdora.adapters import read_adapter
@@ -109,7 +109,7 @@ class DiskMerge:
         if name not in self.merged:
             return weight
         entry = self.merged[name]
-        a, b, magnitude = self._factors(entry)
+        a, b, magnitude = factors(self.base.model, self._adapter, entry)
         a = None if a is None else a.double()
         b, magnitude = (None if tensor is None else tensor[rows].double() for tensor in (b, magnitude))
         return adapted_weight(weight.flatten(1), a, b, magnitude, entry.scaling).view(weight.shape)
@@ -121,25 +121,12 @@ class DiskMerge:
         tensor = self.replaced.get(name, self.base.tensors[name])
         if name in self.merged:
             entry = self.merged[name]
-            for piece in merged_rows(tensor.flatten(1), *self._factors(entry), entry.scaling):
+            for piece in merged_rows(tensor.flatten(1), *factors(self.base.model, self._adapter, entry), entry.scaling):
                 yield piece.to(dtype)
             return
         matrix = tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, tensor.numel())
         for start, stop in pieces(*matrix.shape):
             yield matrix[start:stop].float().to(dtype)
-
-    def _factors(self, entry: Entry) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """A [R, I], B [O, R] and m [O], those that the method has; the file may hold more, for PEFT."""
-        if entry.kind == "linear":  # as they lie in the file, mapped; a module would hold them in memory
-            a, b, magnitude = (self._adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
-            low_rank, scaled = entry.method != "magnitude", entry.method != "lora"
-            return a if low_rank else None, b if low_rank else None, magnitude if scaled else None
-        base = self.base.model.get_submodule(entry.name)
-        module = wrapper(base, entry.rank)(base, entry.method, rank=entry.rank, scaling=entry.scaling)
-        from_file(module, self._adapter, f"{entry.name}.")
-        if module.lora_A is None or module.lora_B is None:
-            return None, None, module.magnitude
-        return *module.factors(module.lora_A, module.lora_B), module.magnitude
 
     def _touch(self) -> None:
         if self.plan is None:
@@ -157,6 +144,27 @@ class DiskMerge:
         if name is None:
             raise UnsureError(f"{place} is computed from other tensors of the files, and the adapter changes it")
         return name
+
+
+def factors(
+    base: nn.Module, adapter: Mapping[str, Tensor], entry: Entry
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """A [R, I], B [O, R] and m [O] of an entry of a plan, those that its method has; the file may hold more, for PEFT.
+
+    Args:
+        base: the untouched base, or a mapped one.
+        adapter: tensors by name in the model, as `read_adapter` gives them.
+    """
+    if entry.kind == "linear":  # as they lie in the file, mapped; a module would hold them in memory
+        a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
+        low_rank, scaled = entry.method != "magnitude", entry.method != "lora"
+        return a if low_rank else None, b if low_rank else None, magnitude if scaled else None
+    plain = base.get_submodule(entry.name)
+    module = wrapper(plain, entry.rank)(plain, entry.method, rank=entry.rank, scaling=entry.scaling)
+    from_file(module, adapter, f"{entry.name}.")
+    if module.lora_A is None or module.lora_B is None:
+        return None, None, module.magnitude
+    return *module.factors(module.lora_A, module.lora_B), module.magnitude
 
 
 def _hub_names(base: MappedCheckpoint) -> dict[str, str]:

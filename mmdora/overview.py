@@ -14,58 +14,60 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.data.collate import Collator
 from mmdora.data.fit import fit
 from mmdora.data.prompt import IGNORE
 from mmdora.data.records import read_records
+from mmdora.data.survey import drawing, survey
 from mmdora.errors import MmdoraError
 from mmdora.injectors import Plan, make_plan
 from mmdora.modality import Parts, find_parts
-from mmdora.models.load import adapter_folder, bundled, resolve
+from mmdora.models.load import load_processor, skeleton
+from mmdora.train.memory import Estimate, estimate, typical_batch
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 SHOWN_ROWS = 3
 
 
-def show_model(name: str, config: RunConfig | None = None, console: Console | None = None) -> None:
+def show_model(
+    name: str, config: RunConfig | None = None, console: Console | None = None, *, trust_remote_code: bool = False
+) -> None:
     """Print the module tree by modality; with a config also its plan and the memory it takes.
 
     Raises:
         MmdoraError: no such model, no parts found, or a config that does not fit it.
     """
     console = console or Console()
-    model = skeleton(name)
+    model = skeleton(name, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt) if config else None
     console.print(module_tree(model, plan.parts if plan else find_parts(model), plan))
     if config is None or plan is None:
         console.print("\nWhat would be trained: give a config, as in --config configs/tiny/dora.yaml")
         return
     console.print(f"\n{plan}\n", markup=False, highlight=False)
-    console.print(memory_table(model, plan, config))
+    processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    console.print(memory_table(estimate(model, plan, config, typical_batch(processor, config)), config))
 
 
-def skeleton(name: str) -> Any:
-    """The model `name` with its shapes and no memory (each parameter is one expanded zero); reads its config only."""
-    if adapter_folder(name) is not None:
-        raise MmdoraError(f"{name}: is an adapter; inspect its base, or read the plan.txt of its run")
-    try:
-        config = AutoConfig.from_pretrained(resolve(name))
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise MmdoraError(
-            f"model {name!r}: not a folder, a hub id or one of {', '.join(bundled())}: {reason}"
-        ) from None
-    zeros: dict[int, nn.Parameter] = {}  # by identity, so that tied parameters stay tied
-    for module in model.modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            zero = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
-            setattr(module, leaf, zeros.setdefault(id(parameter), zero))
-    return model
+def show_data(
+    name: str,
+    data: Path,
+    images: Path | None = None,
+    config: RunConfig | None = None,
+    console: Console | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Print lengths, image tokens and padding of records in the tokens of a model; loads no weights.
+
+    Raises:
+        MmdoraError: no such model or file, or an image that cannot be read.
+    """
+    config, console = config or RunConfig(), console or Console()
+    records = read_records(data, images or config.data.images, max_turns=config.data.max_turns)
+    processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    console.print(drawing(survey(records, processor, config)), highlight=False)
 
 
 def module_tree(model: nn.Module, parts: Parts, plan: Plan | None = None) -> Tree:
@@ -128,57 +130,40 @@ def _mark(mark: str | None) -> str:
     return f"  [bold green]← {mark}[/]" if mark else ""
 
 
-def memory_table(model: Any, plan: Plan, config: RunConfig) -> Table:
-    """Memory of a training step on one device. Weights, gradients and AdamW's two moments are counted."""
-    full, added = sum(plan.full_sizes.values()), sum(entry.parameters for entry in plan.entries)
-    frozen = sum(plan.base_sizes.values()) - full
-    activations, tokens = estimate_activations(model, plan, config)
+def memory_table(found: Estimate, config: RunConfig) -> Table:
+    """Memory at the peak of a training step on one device, by modality."""
     rows = [
-        ("frozen weights", frozen * BYTES[config.model.dtype], f"{frozen:,} in {config.model.dtype}"),
-        ("trained weights", 4 * (full + added), f"{full + added:,} in fp32"),
-        ("gradients", 4 * (full + added), "fp32"),
-        ("AdamW moments", 8 * (full + added), "two, fp32"),
-        ("activations (rough)", activations, f"{config.training.batch_size} rows of {tokens:,} tokens"),
+        (f"frozen weights, {config.model.dtype}", found.frozen),
+        ("trained weights", found.trained),
+        ("gradients", found.gradients),
+        ("moments of the optimizer", found.moments),
+        ("activations", found.activations),
+        ("buffers of backward", {"other": found.buffers}),
     ]
-    table = Table(title="Estimated memory of a training step", title_justify="left", box=None, pad_edge=False)
-    table.add_column("")
-    table.add_column("MiB", justify="right")
-    table.add_column("")
-    for name, size, note in [*rows, ("sum", sum(size for _, size, _ in rows), "")]:
-        table.add_row(name, f"{size / 2**20:,.1f}", note)
+    title = f"Memory at the peak of a training step, MiB: {found.rows} rows of {found.tokens:,} tokens"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("", *MODALITIES, "other", "sum"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, sizes in rows:
+        table.add_row(name, *(_mib(sizes.get(m, 0)) for m in (*MODALITIES, "other")), _mib(sum(sizes.values())))
+    table.add_row("sum", *[""] * (len(MODALITIES) + 1), _mib(found.peak), style="bold")
     return table
 
 
-def estimate_activations(model: Any, plan: Plan, config: RunConfig) -> tuple[int, int]:
-    """Rough bytes kept for the backward pass, and the tokens per row assumed.
-
-    34 s b h bytes per layer at 16 bits (Korthikanti et al. 2022, eq. 1, attention scores left out, as
-    fused attention recomputes them), 2 s b h with gradient checkpointing, and the logits in fp32 twice.
-    A tower keeps nothing when neither it nor anything before it trains.
-    """
-    text = model.config.get_text_config()
-    vision: Any = getattr(model.config, "vision_config", None)
-    image, patch = getattr(vision, "image_size", None), getattr(vision, "patch_size", None)
-    patches = (image // patch) ** 2 if isinstance(image, int) and isinstance(patch, int) else 0
-    tokens = config.data.max_length or (getattr(model.config, "image_seq_length", None) or patches) + 128
-    precision = 2 if config.training.precision == "bf16" or config.model.dtype != "fp32" else 4
-    per_value = precision * (1 if config.training.gradient_checkpointing else 17)
-    trains = {row.modality: row.trainable > 0 for row in plan.by_modality()}
-    size = 0
-    if trains["vision"] and patches:
-        size += patches * vision.hidden_size * vision.num_hidden_layers * per_value
-    size += tokens * text.hidden_size * text.num_hidden_layers * per_value + tokens * text.vocab_size * 8
-    return size * config.training.batch_size, tokens
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}" if size else ""
 
 
-def show_batch(config: RunConfig, console: Console | None = None) -> None:
+def show_batch(config: RunConfig, console: Console | None = None, *, trust_remote_code: bool = False) -> None:
     """Print the plan and the first batch, decoded, with the tokens that get loss marked; nothing is trained."""
     console = console or Console()
     if config.data.train is None:
         raise MmdoraError("data.train: give the file of records to train on")
     records = read_records(config.data.train, config.data.images, max_turns=config.data.max_turns)
-    plan = make_plan(skeleton(config.model.base), config.adapt)
-    processor = AutoProcessor.from_pretrained(resolve(config.model.base))
+    plan = make_plan(skeleton(config.model.base, trust_remote_code=trust_remote_code), config.adapt)
+    processor = load_processor(
+        config.model.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens
+    )
     rows = fit(records, processor, config.data.max_length, config.data.too_long)
     chosen = list(islice((rows[i] for i in range(len(rows))), config.training.batch_size))
     batch = Collator(processor, records.root)(chosen)

@@ -33,6 +33,11 @@ UNSUPPORTED = (
 )
 """Fields that change what the adapter computes, in a way mmdora has no layer for."""
 
+BIASES = ("none", "all", "lora_only")
+
+REPEATS = 3
+"""Repetitions in a pattern of an adapter's config; matching takes time as the length of a name to this power."""
+
 KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mipl")
 """Values of `init_lora_weights` that leave the base's weights alone; PiSSA and its kin change them."""
 
@@ -60,7 +65,7 @@ def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": dropouts.pop() if len(dropouts) == 1 else 0.0,
-        "bias": "none",
+        "bias": "all" if any(name.endswith(".bias") and not _within(name, whole) for name in plan.full) else "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "use_dora": plan.has_magnitudes,
@@ -88,6 +93,7 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
             embedding of another base.
     """
     _supported(config, folder)
+    _check_patterns(config, folder / "adapter_config.json")
     parts = find_parts(model)
     modules = dict(model.named_modules())
     _take_out_embeddings(tensors, modules, folder)
@@ -110,10 +116,11 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
     if not entries:
         raise MmdoraError(f"{folder}: no lora_A in the adapter's tensors")
     whole = tuple(config.get("modules_to_save") or ())
+    biases = config.get("bias", "none") != "none"
     full = [
         name
         for name, _ in model.named_parameters()
-        if name in tensors and any(re.match(rf"(.*\.)?{re.escape(module)}(\.|$)", name) for module in whole)
+        if name in tensors and (biases or any(re.match(rf"(.*\.)?{re.escape(module)}(\.|$)", name) for module in whole))
     ]
     order = {name: index for index, name in enumerate(modules)}
     return build_plan(model, parts, sorted(entries, key=lambda entry: order[entry.name]), full)
@@ -130,8 +137,8 @@ def _take_out_embeddings(tensors: dict[str, Tensor], modules: Mapping[str, nn.Mo
 def _supported(config: Mapping[str, Any], folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise MmdoraError(f"{folder}: peft_type is {config.get('peft_type')}; mmdora loads LORA (LoRA and DoRA)")
-    if config.get("bias", "none") != "none":
-        raise MmdoraError(f"{folder}: bias is {config['bias']!r}; mmdora loads adapters with bias 'none'")
+    if config.get("bias", "none") not in BIASES:
+        raise MmdoraError(f"{folder}: bias is {config['bias']!r:.80}; PEFT knows {', '.join(BIASES)}")
     for key in UNSUPPORTED:
         if config.get(key):
             raise MmdoraError(f"{folder}: {key} is set; mmdora has no layer for it, load this adapter with peft")
@@ -145,6 +152,34 @@ def _supported(config: Mapping[str, Any], folder: Path) -> None:
 def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
     """The first pattern that matches wins, as in PEFT."""
     return next((v for p, v in (patterns or {}).items() if re.match(rf"(.*\.)?({p})$", name)), default)
+
+
+def _check_patterns(config: Mapping[str, Any], where: Path) -> None:
+    """Raise for values of another kind, and for patterns that may backtrack for ever: Python cannot break them off."""
+    for key in ("lora_alpha", "lora_dropout"):
+        value = config.get(key, 0)
+        if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise MmdoraError(f"{where}: {key}: expected a number, found {value!r:.80}")
+    if not isinstance(config.get("modules_to_save") or [], list):
+        raise MmdoraError(f"{where}: modules_to_save: expected a list of names")
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise MmdoraError(f"{where}: alpha_pattern: expected an object, found {type(patterns).__name__}")
+    for pattern, value in patterns.items():
+        if not (isinstance(value, (int, float)) and math.isfinite(value)):
+            raise MmdoraError(f"{where}: alpha_pattern: {pattern[:80]!r}: expected a number, found {value!r:.80}")
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise MmdoraError(f"{where}: alpha_pattern: {pattern[:80]!r} is no pattern ({error})") from None
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > REPEATS:
+            raise MmdoraError(
+                f"{where}: alpha_pattern: {pattern[:80]!r} repeats too much to be matched in bounded time; name modules"
+            )
+
+
+def _within(name: str, modules: list[str]) -> bool:
+    return any(name.startswith(f"{module}.") for module in modules)
 
 
 def _exactly(name: str) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mmdora.config import MODALITIES
+from mmdora.config import MAX_RANK, METHODS, MODALITIES
 from mmdora.layers import DropoutMode, Method
 from mmdora.modality import Parts
 
@@ -81,7 +82,9 @@ class Plan:
         for modality in MODALITIES:
             entries = [entry for entry in self.entries if entry.modality == modality]
             full = [name for name in self.full if self.parts.of(name) == modality]
-            methods = sorted({entry.method for entry in entries}) + (["full"] if full else [])
+            whole = self.full_sizes.get(modality, 0) == self.base_sizes.get(modality, 0)
+            methods = sorted({entry.method for entry in entries})
+            methods += ["full" if whole else f"{len(full)} tensors"] if full else []
             ranks = sorted({entry.rank for entry in entries if entry.rank})
             added = sum(entry.parameters for entry in entries)
             rows.append(
@@ -121,10 +124,30 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         return cls(
             parts=Parts(**{kind: tuple(names) for kind, names in values["parts"].items()}),
-            entries=tuple(Entry(**entry) for entry in values["entries"]),
+            entries=tuple(map(_entry, values["entries"])),
             full=tuple(values["full"]),
             base_sizes=dict(values["base_sizes"]),
             full_sizes=dict(values["full_sizes"]),
             notes=tuple(values["notes"]),
             fingerprint=dict(values["fingerprint"]),
         )
+
+
+def _entry(values: Mapping[str, Any]) -> Entry:
+    """An entry from a file.
+
+    Raises:
+        ValueError, TypeError: a value of another kind, or out of range.
+    """
+    entry = Entry(**values)
+    kinds = {"name": str, "modality": str, "method": str, "rank": int, "parameters": int, "kind": str}
+    numbers = {"alpha": entry.alpha, "scaling": entry.scaling, "dropout": entry.dropout}
+    for key, kind in kinds.items():
+        if type(getattr(entry, key)) is not kind:
+            raise ValueError(f"{key} is {getattr(entry, key)!r:.80}, not of kind {kind.__name__}")
+    for key, number in numbers.items():
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"{key} is {number!r:.80}, not a finite number")
+    if entry.method not in METHODS or not 0 <= entry.rank <= MAX_RANK or not 0 <= entry.dropout < 1:
+        raise ValueError(f"{entry.name}: method {entry.method}, rank {entry.rank}, dropout {entry.dropout}")
+    return entry

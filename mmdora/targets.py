@@ -51,7 +51,7 @@ def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
     tied = _tied(model)
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = get_head()
-    unused = _unused(model, parts) if modality == "vision" else {}
+    unused = unused_in_tower(model, parts) if modality == "vision" else {}
     found = Candidates()
     for name, module in modules.items():
         if parts.of(name) != modality:
@@ -172,7 +172,7 @@ def _tied(model: nn.Module) -> dict[str, str]:
     }
 
 
-def _unused(model: nn.Module, parts: Parts) -> dict[str, str]:
+def unused_in_tower(model: nn.Module, parts: Parts) -> dict[str, str]:
     """Modules of the tower that never run: layers behind `vision_feature_layer`, pooling heads."""
     config = getattr(model, "config", None)
     layer = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))

@@ -26,6 +26,9 @@ PLANS = {
     "full projector": {"projector": {"method": "full"}, "language": {"method": "dora"}},
     "full tower": {"vision": {"method": "full"}, "language": {"method": "lora"}},
     "full language": {"vision": {"method": "lora"}, "language": {"method": "full"}},
+    "biases": {"vision": {"method": "dora", "rank": 4, "bias": True}, "language": {"method": "lora"}},
+    "norms": {"vision": {"method": "lora", "rank": 4, "norms": True}, "language": {"norms": True}},
+    "both": {"vision": {"method": "magnitude", "bias": True, "norms": True}, "projector": {"bias": True}},
 }
 FIRST = {"vision": {"targets": ["patch_embedding", "q_proj"]}, "language": {"targets": ["embed_tokens", "q_proj"]}}
 PLANS |= {
@@ -125,6 +128,8 @@ def test_full_alone_round_trips_without_a_peft_config(tmp_path):
         {"modules_to_save": ["multi_modal_projector"], "use_dora": True},
         {"target_modules": r".*language_model.*\.(up|down)_proj", "lora_dropout": 0.1},
         {"target_modules": "all-linear"},
+        {"target_modules": "all-linear", "bias": "all", "use_dora": True},
+        {"bias": "lora_only"},
         {"target_modules": ["patch_embedding", "embed_tokens", "q_proj"], "rank_pattern": {"embed_tokens": 3}},
         {"target_modules": ["patch_embedding", "embed_tokens", "q_proj"], "use_dora": True, "lora_dropout": 0.1},
         {"target_modules": ["position_embedding", "patch_embedding"], "use_dora": True},
@@ -145,7 +150,7 @@ def test_an_adapter_written_by_peft_loads(options, tmp_path):
     with pytest.warns(UserWarning, match="no fingerprint"):
         plan = load_adapter(model, tmp_path)
     assert {entry.method for entry in plan.entries} == {"dora" if options.get("use_dora") else "lora"}
-    assert bool(plan.full) == ("modules_to_save" in options)
+    assert bool(plan.full) == ("modules_to_save" in options or "bias" in options)
     assert max_rel(logits(model), expected) <= 1e-5
     save_adapter(model, tmp_path / "again")
     again = PeftModel.from_pretrained(shrunken_llava(), tmp_path / "again")
@@ -303,7 +308,7 @@ def test_bad_folders(tmp_path, saved):
     ("change", "message"),
     [
         ({"peft_type": "LOHA"}, "peft_type is LOHA"),
-        ({"bias": "all"}, "bias is 'all'"),
+        ({"bias": "some"}, "bias is 'some'"),
         ({"lora_bias": True}, "lora_bias is set"),
         ({"init_lora_weights": "pissa"}, "changes the base's weights"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),

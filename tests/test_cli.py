@@ -133,7 +133,10 @@ def test_files_that_are_no_config(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (("trian", "x.yaml"), 'Did you mean "train"'),
         (("eval", "tiny-llava"), "--data"),
-        (("eval", "--data", "x.jsonl"), "x.jsonl"),
+        (("eval", "tiny-llava", "--data", "x.jsonl"), "x.jsonl"),
+        (("eval", "tiny-llava", "--data", "x", "--task", "vqa2"), "vqav2"),
+        (("eval", "tiny-llava", "--data", "x", "--suite", "paper"), "paper-llava"),
+        (("eval", "tiny-llava", "--data", "x", "--scores", "gqa=1"), "--suite"),
         (("export", "a", "b", "--dtype", "fp64"), "fp32"),
         (("demo", "--prot", "1"), "--port"),
         (("prep", "easy-vqaa", "--out", "x"), "easy-vqa"),
@@ -213,8 +216,13 @@ def test_train_resume_eval_export(config: Path, tmp_path: Path, capsys: pytest.C
     assert main(["eval", f"base={run}", str(run), "--data", data, "--limit", "2", "--out", str(out)]) == 0
     shown = capsys.readouterr().out
     assert "base" in shown and "run" in shown and "│         2 │" in shown
-    assert {path.name for path in out.iterdir()} == {"base", "run"}
-    assert len((out / "run" / "predictions.jsonl").read_text().splitlines()) == 2
+    assert {path.name for path in (out / "exact-records-first-2").iterdir()} == {
+        "base",
+        "run",
+        "comparison.json",
+        "errors.html",
+    }
+    assert len((out / "exact-records-first-2" / "run" / "predictions.jsonl").read_text().splitlines()) == 2
 
     assert main(["export", str(run), str(tmp_path / "merged"), "--dtype", "bf16", "--for", "llama.cpp"]) == 0
     shown = capsys.readouterr().out

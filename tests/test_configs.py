@@ -14,7 +14,8 @@ from mmdora.config import load_config
 from mmdora.injectors import inject, make_plan, trainable_parameters
 
 ROOT = Path(__file__).parent.parent
-CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))  # for its launcher, not for mmdora
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in ACCELERATE]
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -92,6 +93,18 @@ def test_the_two_llava_recipes_differ_in_the_method_only():
     assert lora == dora
 
 
+@pytest.mark.parametrize("method", ["dora", "lora"])
+def test_the_papers_start_is_all_that_differs_from_a_tuned_llava(method):
+    paper, tuned = (
+        load_config(ROOT / f"configs/{name}_{method}.yaml").to_dict() for name in ("paper/llava", "llava_1.5_7b")
+    )
+    assert paper["model"].pop("base") == "runs/paper/llava_start"  # of mmdora.models.llava_compose
+    for tree in (paper, tuned):
+        tree["model"].pop("base", None)
+        del tree["training"]["output"]
+    assert paper == tuned
+
+
 def test_qwen_adapts_language_and_merger_but_not_the_tower():
     config = load_config(ROOT / "configs/qwen2_5_vl_dora.yaml")
     plan = make_plan(shrunken_of(config.model.base), config.adapt)
@@ -120,3 +133,30 @@ def test_llava_1_5_7b_has_the_papers_parameter_counts(method, magnitudes, share,
     assert plan.trainable == sum(counts.values())
     # of the adapted model, tower included; the paper's table cuts 4.616 to 4.61 instead of rounding it
     assert int(10_000 * plan.trainable / plan.total) == share
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+def test_accelerate_takes_its_configs(path, monkeypatch):
+    """By its own parser and launcher, up to the environment that the processes would get."""
+    from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_multi_gpu_env
+
+    header = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+    (command,) = [line for line in header if line.startswith("accelerate launch ")]
+    words = shlex.split(command)
+    assert words[3] == path.relative_to(ROOT).as_posix() and words[4:7] == ["-m", "mmdora", "train"]
+    assert any("run" in line.lower() for line in header)  # what was and was not run
+    settings = load_config_from_file(str(path))
+    eight = path.stem.startswith("8_gpus")
+    assert settings.num_processes == (8 if eight else 1) and settings.mixed_precision == "no"
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("accelerate.commands.launch.is_deepspeed_available", lambda: True)
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
+    assert args.module and args.training_script == "mmdora" and args.training_script_args[0] == "train"
+    expected = {"8_gpus_fsdp2": "use_fsdp", "8_gpus_zero3": "use_deepspeed", "8_gpus_ddp": "multi_gpu"}.get(path.stem)
+    assert {name for name in ("use_fsdp", "use_deepspeed", "multi_gpu") if getattr(args, name)} == {expected} - {None}
+    if path.stem == "8_gpus_fsdp2":
+        environment = prepare_multi_gpu_env(args)
+        assert environment["FSDP_VERSION"] == "2" and environment["ACCELERATE_USE_FSDP"] == "true"
+    load_config(ROOT / words[7], words[8:])

@@ -365,3 +365,32 @@ def shake(model):
                 parameter *= 1 + 0.2 * torch.rand_like(parameter)
             else:
                 parameter += 0.05 * torch.randn_like(parameter)
+
+
+@pytest.mark.parametrize(("bias", "norms"), [(True, False), (False, True), (True, True)])
+def test_biases_and_norms_of_a_modality_train_beside_its_adapters(bias, norms):
+    model = shrunken_llava()
+    layer_norms = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.LayerNorm)]
+    tower = [name for name, _ in model.named_parameters() if "vision_tower" in name and ".layers.2." not in name]
+    wanted = {name for name in tower if bias and name.endswith("bias")}
+    wanted |= {name for name in tower if norms and name.endswith("weight") and name.startswith(tuple(layer_norms))}
+    plan = inject(model, {"vision": {"method": "dora", "rank": 4, "bias": bias, "norms": norms}})
+    assert set(plan.full) == wanted and len(wanted) > 4
+    assert f"dora+{len(wanted)} tensors" in str(plan)
+    model(**llava_inputs()).logits.square().sum().backward()
+    assert all(model.get_parameter(name).grad is not None or "post_layernorm" in name for name in wanted)
+    before = logits(model.eval())
+    torch.testing.assert_close(logits(merge(model)), before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("adapt", "message"),
+    [
+        ({"language": {"method": "full", "bias": True}}, "trains biases and norms already"),
+        ({"language": {"method": "lora", "bias": True}}, "adapt.language.bias: the language part has no bias"),
+        ({"projector": {"norms": True}}, "adapt.projector.norms: the projector part has no norm"),
+    ],
+)
+def test_biases_and_norms_that_are_not_there(adapt, message):
+    with pytest.raises(MmdoraError, match=message):
+        make_plan(shrunken_llava(), adapt)

@@ -17,7 +17,7 @@ from mmdora.cli import main
 from mmdora.config import RunConfig, validate
 from mmdora.train.run import LOG
 
-SPEED = ("samples_per_s", "runtime", "per_second")
+SPEED = ("runtime", "per_second", "_s")  # samples_per_s, forward_s, …
 
 
 def first_turns(records: Path, rows: int) -> Path:

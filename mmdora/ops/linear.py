@@ -7,7 +7,7 @@ With n constant (section 4.3 of arXiv 2402.09353) and c = m / n, for x [T, I] an
     y  = c * z + bias
     dh = s (g * c) B                    [T, R]
     dA = dh^T x                         dB = s diag(c) g^T h
-    dm = sum_t g * z / n                dx = (g * c) W0 + dh A
+    dm = sum_t g * z / n                dx = (g * c) W0 + dh A          dbias = sum_t g
 
 B A is never formed, and a weight in half precision is never upcast whole. With a magnitude, z is fp32 (or better)
 and y is rounded once. LoRA's y is one product added to another inside the matrix multiplication, in x's dtype.
@@ -67,7 +67,7 @@ def adapted_linear(
     Args:
         x: [..., I].
         weight: frozen W0 [O, I]; gets no gradient.
-        bias: frozen [O] or None.
+        bias: [O] or None.
         lora_A: [R, I] and lora_B: [O, R], fp32 or better; both None for a magnitude alone.
         scaling: s.
         magnitude: m [O], fp32 or better, with `scaled`, its `Scale`; both None for LoRA.
@@ -136,10 +136,11 @@ class _AdaptedLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         branch, zeros, weight, bias, lora_A, lora_B, factor, inverse_norm, hidden, saved = ctx.saved_tensors
-        wants_x, wants_dropped, _, _, _, wants_A, wants_B, *_ = ctx.needs_input_grad
+        wants_x, wants_dropped, _, _, wants_bias, wants_A, wants_B, *_ = ctx.needs_input_grad
         (g,) = grads
         acc = wide(g.dtype)
         dx = d_branch = dA = dB = dm = None
+        db = g.sum(0, dtype=acc).to(bias.dtype) if wants_bias else None
         with torch.autocast(weight.device.type, enabled=False):
             if factor is not None:
                 shift = None if bias is None or ctx.keep else bias.to(acc)
@@ -157,4 +158,4 @@ class _AdaptedLinear(torch.autograd.Function):
             if wants_x:
                 base = weight.to(g.dtype)
                 dx = g @ base if d_branch is None or ctx.separate else d_branch.addmm_(g, base)
-        return dx, d_branch if ctx.separate else None, None, None, None, dA, dB, dm, None, None, None, None
+        return dx, d_branch if ctx.separate else None, None, None, db, dA, dB, dm, None, None, None, None

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,18 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 
 @contextmanager
-def staged(output: Path, step: int) -> Iterator[Path]:
+def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
     """A folder to fill that is not yet `checkpoint-STEP`; `seal` makes it that.
+
+    Args:
+        main: of several processes that fill it, the one that removes what was there before or is not whole.
 
     Raises:
         MmdoraError: if it cannot be written, with path and bytes; earlier checkpoints are as they were.
     """
     staging = output / STAGING
-    shutil.rmtree(staging, ignore_errors=True)
+    if main:
+        shutil.rmtree(staging, ignore_errors=True)
     folder = staging / f"checkpoint-{step}"
     try:
         yield folder
@@ -43,7 +47,8 @@ def staged(output: Path, step: int) -> Iterator[Path]:
             raise
         written = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
         free = shutil.disk_usage(output).free
-        shutil.rmtree(staging, ignore_errors=True)
+        if main:
+            shutil.rmtree(staging, ignore_errors=True)
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
         raise MmdoraError(
             f"{output / folder.name}: saving failed after {written:,} bytes ({reason}; {free:,} bytes are free on that "
@@ -92,8 +97,11 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
     return final
 
 
-def manifest_of(checkpoint: Path) -> dict[str, Any]:
+def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[str, Any]:
     """The manifest, after every file it lists was read back.
+
+    Args:
+        only: names of the files that matter; others may be missing.
 
     Raises:
         MmdoraError: naming the file that is missing or not what was written.
@@ -104,6 +112,8 @@ def manifest_of(checkpoint: Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise MmdoraError(f"{checkpoint} is not a complete checkpoint: {MANIFEST} is missing or unreadable") from None
     for name, (size, digest) in files.items():
+        if only is not None and name not in only:
+            continue
         path = checkpoint / name
         if not path.is_file():
             raise MmdoraError(f"{checkpoint} is damaged: {name} is missing")

@@ -12,7 +12,9 @@ from mmdora.injectors import trainable_parameters
 
 
 def parameter_groups(model: nn.Module, adapt: Adapt, training: Training) -> list[dict[str, Any]]:
-    """Groups named `modality/kind` (kind: low_rank, magnitude, full, full_no_decay).
+    """Groups named `modality/kind` (kind: low_rank, low_rank_B, magnitude, full, full_no_decay).
+
+    With `lora_plus_ratio` B has a group of its own: lr(B) = ratio * lr(A), as LoRA+ (arXiv 2402.12354, section 5).
 
     Weight decay leaves out vectors of fully trained parts (biases, norms) and, unless asked for,
     magnitudes. Every trainable parameter is in exactly one group.
@@ -21,7 +23,9 @@ def parameter_groups(model: nn.Module, adapt: Adapt, training: Training) -> list
         MmdoraError: if nothing is trainable.
     """
     groups: dict[str, dict[str, Any]] = {}
-    for _, parameter, modality, kind in trainable_parameters(model):
+    for key, parameter, modality, kind in trainable_parameters(model):
+        if kind == "low_rank" and key.endswith("lora_B") and getattr(adapt, modality).lora_plus_ratio is not None:
+            kind = "low_rank_B"
         if kind == "full" and parameter.ndim < 2:
             kind = "full_no_decay"
         name = f"{modality}/{kind}"
@@ -40,7 +44,10 @@ def parameter_groups(model: nn.Module, adapt: Adapt, training: Training) -> list
 def _rates(modality: Modality, kind: str, training: Training) -> dict[str, float]:
     lr = training.lr if modality.lr is None else modality.lr
     decay = training.weight_decay if modality.weight_decay is None else modality.weight_decay
-    if kind == "magnitude":
+    if kind == "low_rank_B":
+        assert modality.lora_plus_ratio is not None
+        lr *= modality.lora_plus_ratio
+    elif kind == "magnitude":
         lr = lr if modality.magnitude_lr is None else modality.magnitude_lr
         decay = modality.magnitude_weight_decay
     elif kind == "full_no_decay":

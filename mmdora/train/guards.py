@@ -9,15 +9,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
+
+from mmdora.train.processes import Processes
+
+NOT_AGAIN = "run once more, the same rows gave finite values (dropout draws anew)"
 
 
 class StopRequest(TrainerCallback):
     """SIGTERM and SIGINT end the run after the step in hand, with a checkpoint; a second SIGINT ends it at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes) -> None:
+        self.processes = processes
         self.signal: signal.Signals | None = None
 
     @contextmanager
@@ -41,13 +45,9 @@ class StopRequest(TrainerCallback):
         self.signal = signal.Signals(number)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        asked = self.signal is not None
-        if args.world_size > 1:  # processes get the signal at different steps
-            flag = torch.tensor(int(asked), device=args.device)
-            torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
-            asked = bool(flag)
-            if asked and self.signal is None:
-                self.signal = signal.SIGTERM
+        asked = self.processes.any(self.signal is not None)  # processes get the signal at different steps
+        if asked and self.signal is None:
+            self.signal = signal.SIGTERM
         if asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
@@ -88,7 +88,7 @@ def where_not_finite(model: nn.Module, loss_of: Callable[[Any], Tensor], batches
         for hook in hooks:
             hook.remove()
         model.zero_grad()
-    return "run once more, the same rows gave finite values (dropout draws anew)"
+    return NOT_AGAIN
 
 
 def _finite(out: Any) -> bool:

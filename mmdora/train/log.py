@@ -11,11 +11,17 @@ import torch
 from tqdm.auto import tqdm
 from transformers import TrainerCallback
 
+from mmdora.train.times import PHASES
+
 
 class RunLog(TrainerCallback):
-    """A progress bar with loss and speed, and `log.jsonl` with one line per log."""
+    """A progress bar with loss, speed and where the time goes, and `log.jsonl` with one line per log.
 
-    def __init__(self, path: Path, rows_per_step: int):
+    Args:
+        rows_per_step: of all processes; the mean where rows are packed.
+    """
+
+    def __init__(self, path: Path, rows_per_step: float):
         self.path, self.rows_per_step = path, rows_per_step
         self.bar: tqdm | None = None
         self.since: tuple[float, int] = (0.0, 0)
@@ -39,7 +45,8 @@ class RunLog(TrainerCallback):
             entry["samples_per_s"] = round(steps * self.rows_per_step / max(now - self.since[0], 1e-9), 2)
             self.since = (now, state.global_step)
             if self.bar is not None:
-                self.bar.set_postfix(loss=f"{entry['loss']:.4f}", samples_per_s=f"{entry['samples_per_s']:.0f}")
+                shown = {"loss": f"{entry['loss']:.4f}", "samples_per_s": f"{entry['samples_per_s']:.0f}"}
+                self.bar.set_postfix(shown | shares(entry))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -48,6 +55,14 @@ class RunLog(TrainerCallback):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def shares(entry: dict[str, Any]) -> dict[str, str]:
+    """How a step's time splits, as in the terminal's line: `data/forward/backward/optimizer=2/31/60/7%`."""
+    spent = [entry.get(f"{phase}_s", 0.0) for phase in PHASES]
+    if not sum(spent):
+        return {}
+    return {"/".join(PHASES): "/".join(f"{100 * seconds / sum(spent):.0f}" for seconds in spent) + "%"}
 
 
 def _number(value: Any) -> Any:

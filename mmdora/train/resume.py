@@ -17,7 +17,13 @@ from mmdora.fingerprint import same_base
 from mmdora.train.checkpoint import checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"
-FREE_ON_RESUME = {"data.workers", "training.keep", "training.output"}  # do not change what is computed or logged
+ACCUMULATION = "training.accumulation"
+FREE_ON_RESUME = {
+    "data.workers",
+    "training.find_batch_size",
+    "training.keep",
+    "training.output",
+}  # do not change what is computed or logged
 
 
 def find_checkpoint(
@@ -78,11 +84,13 @@ def check_changes(
 
     Called with what is known before the model is loaded, and again with its fingerprint.
     """
+    processes = (before.get("processes", 1) if "step" in before else facts["processes"], facts["processes"])
     changed = [
         f"{key}: {old!r} -> {new!r}"
         for key, old, new in _differences(before["config"], config.to_dict())
-        if key not in FREE_ON_RESUME
+        if key not in FREE_ON_RESUME and key != ACCUMULATION
     ]
+    changed += _rows_per_step(before["config"], config.to_dict(), processes)
     for path, content in facts["data"].items():
         if before.get("data", {}).get(path, content) != content:
             changed.append(f"the content of {path}")
@@ -95,6 +103,21 @@ def check_changes(
         )
     if changed and "base" in facts:
         say(f"warning: resuming although this changed: {'; '.join(changed)}")
+
+
+def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:
+    """Micro-batches of a step may move from one process to another: their number must stay."""
+    accumulations = [config.get("training", {}).get("accumulation", 1) for config in (old, new)]
+    before, now = (count * accumulation for count, accumulation in zip(processes, accumulations, strict=True))
+    if before == now:
+        return []
+    if processes[0] == processes[1]:
+        return [f"{ACCUMULATION}: {accumulations[0]} -> {accumulations[1]}"]
+    fitting = f"; --{ACCUMULATION} {before // processes[1]} keeps it" if before % processes[1] == 0 else ""
+    return [
+        f"the micro-batches of a step: {before} (processes {processes[0]}, {ACCUMULATION} {accumulations[0]}) -> "
+        f"{now} ({processes[1]}, {accumulations[1]}){fitting}"
+    ]
 
 
 def content(path: Path) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -13,27 +14,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 from transformers import TrainingArguments, set_seed
-from transformers.integrations.integration_utils import TensorBoardCallback
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from mmdora.adapters import restore_adapter, save_adapter
+from mmdora.adapters import restore_adapter
 from mmdora.config import RunConfig
 from mmdora.data.collate import Collator
 from mmdora.data.fit import Rows, fit
-from mmdora.data.records import read_records
+from mmdora.data.packing import PackedCollator, Packs
+from mmdora.data.records import Records, read_records
 from mmdora.errors import Interrupted, MmdoraError
+from mmdora.evaluate.tasks import task_of
 from mmdora.injectors import inject, trainable_parameters
-from mmdora.models.load import load
+from mmdora.models.load import load, load_processor
+from mmdora.train.batch_size import is_out_of_memory, out_of_memory
+from mmdora.train.check import check_apart, check_output, check_packages, check_plan
 from mmdora.train.checkpoint import STAGING, best_of, writing_to
+from mmdora.train.early_stopping import LOSS, SCORE, Answers, EarlyStopping
 from mmdora.train.guards import StopRequest
 from mmdora.train.log import RunLog
+from mmdora.train.packing import check_packing
+from mmdora.train.processes import Processes
+from mmdora.train.reach import unreached
+from mmdora.train.readme import readme
+from mmdora.train.report_to import reporters
 from mmdora.train.resume import CONFIG, DONE, check_changes, content, find_checkpoint, steps_done
 from mmdora.train.trainer import AdapterTrainer
 
-PLAN, LOG = "plan.txt", "log.jsonl"
+PLAN, LOG, README = "plan.txt", "log.jsonl", "README.md"
 
 
 def train(
@@ -41,17 +50,19 @@ def train(
     *,
     resume: bool | Path = False,
     allow_changes: bool = False,
+    trust_remote_code: bool = False,
     say: Callable[[str], None] = print,
 ) -> Path:
     """Train adapters and write a run folder.
 
-    The folder holds the resolved `config.yaml`, `plan.txt`, `log.jsonl`, `tensorboard/`,
+    The folder holds a `README.md` that explains it, the resolved `config.yaml`, `plan.txt`, `log.jsonl`, `tensorboard/`,
     `checkpoint-N/`, `adapter/` (the best by evaluation loss when there is one, else the last) and,
     written last, `complete.json`.
 
     Args:
         resume: continue from the newest whole checkpoint (True) or from the given one.
         allow_changes: go on although config, data or base are not those of the stopped run.
+        trust_remote_code: run code that the base brings along.
         say: receives the lines meant for a person.
 
     Raises:
@@ -60,87 +71,166 @@ def train(
             wherever that can be known. Or when there is no room to write.
     """
     with writing_to(config.training.output):
-        return _train(config, resume, allow_changes, say)
+        return _train(config, resume, allow_changes, trust_remote_code, say)
 
 
-def _train(config: RunConfig, resume: bool | Path, allow_changes: bool, say: Callable[[str], None]) -> Path:
+def _train(
+    config: RunConfig, resume: bool | Path, allow_changes: bool, trust: bool, say: Callable[[str], None]
+) -> Path:
     output = config.training.output
-    checkpoint, before = find_checkpoint(output, resume, say)
     _check_schedule(config)
-    if config.data.train is None:
-        raise MmdoraError("data.train: give the file of records to train on")
-    records = read_records(config.data.train, config.data.images, max_turns=config.data.max_turns)
-    held_out = read_records(config.data.eval, config.data.images) if config.data.eval else None
-    facts = {"data": {str(path): content(path) for path in (config.data.train, config.data.eval) if path}}
-    if before is not None:
-        check_changes(config, before, facts, allow_changes, say)
+    check_packages(config)
+    arguments = _arguments(config)
+    processes = Processes(arguments)
+    say = say if processes.main else _silent
+    read: list[tuple[Records, Records | None]] = []
+    packs: Packs | None = None
 
-    set_seed(config.training.seed)
-    model, processor = load(config.model.base, dtype=config.model.dtype)
-    plan = inject(model, config.adapt)
+    def begin() -> tuple[Path | None, dict[str, Any] | None, dict[str, Any]]:
+        check_output(output)
+        checkpoint, before = find_checkpoint(output, resume, say)
+        if config.data.train is None:
+            raise MmdoraError("data.train: give the file of records to train on")
+        check_plan(config, trust_remote_code=trust)
+        read.append(_read(config))  # by one process first: the others find it in the cache of `datasets`
+        paths = (config.data.train, config.data.eval)
+        facts = {"processes": processes.count, "data": {str(path): content(path) for path in paths if path}}
+        if before is not None:
+            check_changes(config, before, facts, allow_changes, say)
+        return checkpoint, before, facts
+
+    checkpoint, before, facts = processes.main_makes(begin)
+    with processes.together():
+        records, held_out = read[0] if read else _read(config)
+        budget = config.data.image_tokens
+        processor = load_processor(config.model.base, trust_remote_code=trust, image_tokens=budget)
+        rows = fit(records, processor, config.data.max_length, config.data.too_long)
+        evaluation = _first(fit(held_out, processor, config.data.max_length, "drop"), config) if held_out else None
+        set_seed(config.training.seed)
+        model, _ = load(config.model.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
+        plan = inject(model, config.adapt)
+        if config.training.precision == "bf16":
+            for _, parameter, _, _ in trainable_parameters(model):
+                parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
+        collate: Any = Collator(processor, records.root)
+        if config.data.packing:
+            assert config.data.max_length is not None
+            packs, collate = Packs(rows, config.data.max_length, config.training.seed), PackedCollator(collate, model)
+            check_packing(model.to(arguments.device), collate, packs, bf16=config.training.precision == "bf16")
+        if processes.count > 1 and not processes.sharded:
+            _tell_ddp(arguments, unreached(model.to(arguments.device), collate, packs or rows), say)
     facts |= {"base": plan.fingerprint, "plan": str(plan)}
-    if before is not None:
-        check_changes(config, before, facts, allow_changes, say)
-    if config.training.precision == "bf16":
-        for _, parameter, _, _ in trainable_parameters(model):
-            parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
-    rows = fit(records, processor, config.data.max_length, config.data.too_long)
-    say(str(plan))
-    say(_describe(rows, config))
-    output.mkdir(parents=True, exist_ok=True)
-    (output / DONE).unlink(missing_ok=True)
-    shutil.rmtree(output / STAGING, ignore_errors=True)  # of a save that was killed
-    _replace(output / CONFIG, config.save)
-    (output / PLAN).write_text(f"{plan}\n", encoding="utf-8")
 
-    evaluation = _first(fit(held_out, processor, config.data.max_length, "drop"), config) if held_out else None
-    per_step = config.training.batch_size * config.training.accumulation
-    stop, log = StopRequest(), RunLog(output / LOG, per_step)
-    trainer = AdapterTrainer(
-        config,
-        rows,
-        facts,
-        model=model,
-        args=_arguments(config, evaluation is not None),
-        data_collator=Collator(processor, records.root),
-        eval_dataset=evaluation,
-        callbacks=[
-            stop,
-            log,
-            TensorBoardCallback(SummaryWriter(str(output / "tensorboard"))),
-        ],
-    )
+    def explain(done: dict[str, Any] | None) -> None:
+        text = readme(config, str(plan), _describe(rows, packs, config), [Path(sys.argv[0]).name, *sys.argv[1:]], done)
+        _replace(output / README, lambda path: path.write_text(text, encoding="utf-8"))
+
+    def open_folder() -> None:
+        if before is not None:
+            check_changes(config, before, facts, allow_changes, say)
+        say(str(plan))
+        say(_describe(rows, packs, config))
+        output.mkdir(parents=True, exist_ok=True)
+        (output / DONE).unlink(missing_ok=True)
+        shutil.rmtree(output / STAGING, ignore_errors=True)  # of a save that was killed
+        _replace(output / CONFIG, config.save)
+        (output / PLAN).write_text(f"{plan}\n", encoding="utf-8")
+        explain(None)
+
+    processes.main_makes(open_folder)
+    per_step = config.training.batch_size * config.training.accumulation * processes.count
+    per_step *= len(rows) / len(packs) if packs is not None else 1
+    stop, log = StopRequest(processes), RunLog(output / LOG, per_step)
+    with processes.together():
+        ends = EarlyStopping(config.training.early_stopping or 0, _metric(config))
+        answers = _answers(held_out, processor, config) if held_out is not None else None
+        trainer = AdapterTrainer(
+            config,
+            packs or rows,
+            facts,
+            processes,
+            answers,
+            model=model,
+            args=arguments,
+            data_collator=collate,
+            eval_dataset=evaluation,
+            callbacks=[
+                stop,
+                *([log, *reporters(config)] if processes.main else []),
+                *([ends] if config.training.early_stopping else []),
+            ],
+        )
+    if not processes.main:
+        set_seed(config.training.seed + processes.index)  # else all would drop out the same
     started = time.monotonic()
     steps = config.training.steps or math.ceil(config.training.epochs * trainer.steps_per_epoch)
-    if checkpoint is not None and steps_done(checkpoint) >= steps:
+    if checkpoint is not None and (steps_done(checkpoint) >= steps or _stopped_early(checkpoint, config, ends)):
         restore_adapter(model, best_of(checkpoint) or checkpoint)  # stopped between the last step and the end
         trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
     else:
         with stop.listening(), closing(log):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                rows = trainer.pieces.limit if trainer.pieces else config.training.batch_size
+                raise out_of_memory(trainer.state.global_step + 1, rows, config.training) from None
         if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
             step = trainer.state.global_step
-            raise Interrupted(
+            stopped = Interrupted(
                 f"{stop.signal.name}: stopped after step {step} of {trainer.state.max_steps}; saved as "
                 f"{output / f'checkpoint-{step}'}; go on with --resume",
                 128 + stop.signal,
             )
+            stopped.told = not processes.main
+            raise stopped
     seconds = time.monotonic() - started
-    trainer.check_finite()
-    save_adapter(model, output / "adapter", base=config.model.base)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    done = {
-        "steps": trainer.state.global_step,
-        "seconds": round(seconds, 1),
-        "resumed": checkpoint is not None,
-        "final_loss": losses[-1] if losses else None,
-        "best_eval_loss": trainer.state.best_metric,
-        "trainable": plan.trainable,
-        "device": str(trainer.args.device),
-        "threads": torch.get_num_threads(),
-    }
-    _replace(output / DONE, lambda path: path.write_text(json.dumps(done, indent=2), encoding="utf-8"))
+    with processes.together():
+        trainer.check_finite()
+
+    trainer.write_adapter(output / "adapter")
+
+    def end() -> None:
+        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        done = {
+            "steps": trainer.state.global_step,
+            "seconds": round(seconds, 1),
+            "resumed": checkpoint is not None,
+            "final_loss": losses[-1] if losses else None,
+            f"best_{_metric(config)}": trainer.state.best_metric,
+            "trainable": plan.trainable,
+            "device": str(trainer.args.device),
+            "processes": processes.count,
+            "threads": torch.get_num_threads(),
+        }
+        explain(done)
+        _replace(output / DONE, lambda path: path.write_text(json.dumps(done, indent=2), encoding="utf-8"))
+
+    processes.main_makes(end)
     return output
+
+
+def _read(config: RunConfig) -> tuple[Records, Records | None]:
+    data = config.data
+    assert data.train is not None
+    records = read_records(data.train, data.images, max_turns=data.max_turns)
+    held_out = read_records(data.eval, data.images) if data.eval else None
+    if held_out is not None:
+        check_apart(records, held_out, pieces=data.max_turns is not None)
+    return records, held_out
+
+
+def _tell_ddp(arguments: TrainingArguments, missing: dict[str, list[str]], say: Callable[[str], None]) -> None:
+    """DDP waits for the gradient of each trained parameter, unless it looks which will come: a walk of the graph and
+    4 bytes per tensor more a step. Without need it complains."""
+    arguments.ddp_find_unused_parameters = any(missing.values())
+    if never := sorted(set.intersection(*map(set, missing.values()))):
+        say(f"note: {len(never)} trained tensors get no gradient, as nothing behind them is read: {never[0]}, …")
+
+
+def _silent(line: str) -> None:
+    """`say` of a process that is not the main one."""
 
 
 def _replace(path: Path, write: Callable[[Path], object]) -> None:
@@ -150,9 +240,9 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(beside, path)
 
 
-def _arguments(config: RunConfig, evaluates: bool) -> TrainingArguments:
+def _arguments(config: RunConfig) -> TrainingArguments:
     data, training = config.data, config.training
-    every = training.save_every
+    every, evaluates = training.save_every, data.eval is not None
     return TrainingArguments(
         output_dir=str(training.output),
         max_steps=training.steps or -1,
@@ -164,6 +254,7 @@ def _arguments(config: RunConfig, evaluates: bool) -> TrainingArguments:
         lr_scheduler_type=training.schedule if training.schedule != "constant" else "constant_with_warmup",
         warmup_steps=training.warmup,
         weight_decay=training.weight_decay,
+        **({"optim": "adamw_8bit"} if training.optimizer == "adamw_8bit" else {}),
         adam_beta2=training.adam_beta2,
         adam_epsilon=training.adam_eps,
         max_grad_norm=training.max_grad_norm,
@@ -178,13 +269,18 @@ def _arguments(config: RunConfig, evaluates: bool) -> TrainingArguments:
         save_steps=every or 500,
         save_total_limit=None,  # rotation is ours: the stock one may keep the best alone
         load_best_model_at_end=bool(evaluates and every),
-        metric_for_best_model="eval_loss" if evaluates else None,
-        greater_is_better=False if evaluates else None,
+        metric_for_best_model=_metric(config) if evaluates else None,
+        greater_is_better=_metric(config) == SCORE if evaluates else None,
         dataloader_num_workers=data.workers,
         dataloader_pin_memory=torch.cuda.is_available(),
+        accelerator_config={"non_blocking": torch.cuda.is_available()},  # else the copy waits for the device's work
         remove_unused_columns=False,
         label_names=["labels"],
-        report_to="none",
+        # without it, processes that torchrun starts where there is no GPU do not meet, and each trains alone
+        use_cpu=not torch.accelerator.is_available(),
+        ddp_broadcast_buffers=False,  # none changes that is not frozen
+        report_to="none",  # reporters are callbacks here
+        run_name=training.output.name,
         seed=training.seed,
         disable_tqdm=True,
     )
@@ -203,6 +299,11 @@ def _check_schedule(config: RunConfig) -> None:
         raise MmdoraError("training.eval_every is set but data.eval is not")
     if config.data.eval is not None and training.eval_every is None:
         raise MmdoraError("data.eval is set but training.eval_every is not")
+    if config.data.eval is None and (training.early_stopping or config.data.eval_generate_rows):
+        key = "training.early_stopping" if training.early_stopping else "data.eval_generate_rows"
+        raise MmdoraError(f"{key} is set but data.eval is not: give held-out records")
+    if config.data.eval_generate_rows:
+        task_of(config.data.eval_task)
     if training.eval_every and training.save_every and training.save_every % training.eval_every:
         raise MmdoraError(
             f"training.save_every {training.save_every} must be a multiple of training.eval_every {training.eval_every}"
@@ -210,14 +311,36 @@ def _check_schedule(config: RunConfig) -> None:
         )
 
 
+def _stopped_early(checkpoint: Path, config: RunConfig, ends: EarlyStopping) -> bool:
+    if config.training.early_stopping is None:
+        return False
+    return ends.exhausted(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history)
+
+
+def _metric(config: RunConfig) -> str:
+    """What chooses the best checkpoint."""
+    return LOSS if config.data.eval_generate_rows is None else SCORE
+
+
+def _answers(held_out: Records, processor: Any, config: RunConfig) -> Answers | None:
+    data, count = config.data, config.data.eval_generate_rows
+    if count is None:
+        return None
+    records = [held_out[i] for i in range(min(count, len(held_out)))]
+    return Answers(processor, records, held_out.root, data.eval_task, config.training.batch_size)
+
+
 def _first(rows: Rows, config: RunConfig) -> Any:
     limit = config.data.eval_rows
     return rows if limit is None else torch.utils.data.Subset(rows, range(min(limit, len(rows))))
 
 
-def _describe(rows: Rows, config: RunConfig) -> str:
+def _describe(rows: Rows, packs: Packs | None, config: RunConfig) -> str:
     images = int(rows.has_image.sum())
     text = f"data: {len(rows)} rows, {images} with images, {len(rows) - images} text only"
     if rows.dropped or rows.shrunk:
         text += f"; over {config.data.max_length} tokens: {rows.dropped} dropped, {rows.shrunk} shrunk"
+    if packs is not None:
+        share = packs.lengths.mean() / packs.capacity
+        text += f"; packed into {len(packs)} of {packs.capacity} tokens, {share:.0%} full"
     return text

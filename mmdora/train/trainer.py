@@ -2,59 +2,73 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
-from transformers import Trainer
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import seed_worker
 
-from mmdora.adapters import restore_adapter, save_adapter
 from mmdora.config import RunConfig
+from mmdora.data.batches import Batches, spare_row
 from mmdora.data.fit import Rows
+from mmdora.data.packing import Packs
 from mmdora.data.sampler import GroupedSampler
 from mmdora.errors import MmdoraError
-from mmdora.train import checkpoint
-from mmdora.train.checkpoint import MANIFEST, best_of
+from mmdora.train.batch_size import Pieces
+from mmdora.train.early_stopping import SCORE, Answers
 from mmdora.train.groups import parameter_groups
-from mmdora.train.guards import where_not_finite
+from mmdora.train.guards import NOT_AGAIN, where_not_finite
 from mmdora.train.loss import ChunkedLoss
+from mmdora.train.processes import Processes
+from mmdora.train.saving import SavingTrainer
+from mmdora.train.times import StepTimes
 
 
-class AdapterTrainer(Trainer):
-    """Optimizer groups per modality, whole checkpoints that hold adapters only, a reproducible order of rows.
-
-    The stock `_load_from_checkpoint` and `_load_best_model` load nothing into an unwrapped LLaVA
-    (legacy key names, `strict=False`); these are strict. The stock loss log and its mean start anew after a
-    resume; here they go on.
+class AdapterTrainer(SavingTrainer):
+    """Optimizer groups per modality, a reproducible order of rows, the loss in chunks, no step that is not finite.
 
     Args:
         facts: what a checkpoint's manifest says about the run: fingerprints of base and data.
+        answers: what is generated and scored at each evaluation, beside the loss.
     """
 
-    model: Any
-    _tr_loss: Any
-    _total_loss_scalar: Any
-    _globalstep_last_logged: Any
-
-    def __init__(self, config: RunConfig, rows: Rows, facts: Mapping[str, Any], **kwargs: Any):
-        self.config, self.rows, self.facts = config, rows, facts
+    def __init__(
+        self,
+        config: RunConfig,
+        rows: Rows | Packs,
+        facts: Mapping[str, Any],
+        processes: Processes,
+        answers: Answers | None = None,
+        **kwargs: Any,
+    ):
+        self.answers = answers
+        self.config, self.rows, self.facts, self.processes = config, rows, facts, processes
         self.skipped = 0
-        self._folder: Path | None = None  # where a checkpoint is being written
         self._micro_batches: list[Any] = []  # of the step in hand
         self._loss_before: Any = None  # what `_tr_loss` was before it
         self._chunked: ChunkedLoss | None = None
         super().__init__(train_dataset=rows, **kwargs)
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise MmdoraError("FSDP of version 1 is not supported; set fsdp_version: 2 in the accelerate config")
+        if config.training.find_batch_size:
+            if processes.sharded:
+                raise MmdoraError(
+                    "training.find_batch_size: not with FSDP or DeepSpeed, whose processes cannot step apart"
+                )
+            self.pieces = Pieces(self.data_collator, config.training.batch_size)
+        self.batches = self._make_batches()
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
+        self.times = StepTimes(self.args.device)
+        self.add_callback(self.times)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -63,156 +77,139 @@ class AdapterTrainer(Trainer):
             self.optimizer = kind(groups, **kwargs)
         return self.optimizer
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        data, training = self.config.data, self.config.training
-        return GroupedSampler(
-            len(self.rows),
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.answers is not None:
+            with self.compute_loss_context_manager():
+                output.metrics[SCORE] = self.answers.score(self.model)
+        return output
+
+    # --- data
+
+    def _make_batches(self) -> Batches:
+        data, training, rows = self.config.data, self.config.training, self.rows
+        lengths = rows.lengths if data.group_by_length else None
+        return Batches(
+            GroupedSampler(len(rows), training.batch_size, training.seed, lengths, rows.has_image),
             training.batch_size,
-            training.seed,
-            self.rows.lengths if data.group_by_length else None,
-            self.rows.has_image,
+            self.processes.count,
+            rows.has_image,
+            spare_row(rows.lengths, rows.has_image, self.processes.sharded),
+            companions=self.processes.sharded,
         )
+
+    def get_train_dataloader(self) -> Any:
+        """Batches of every process, in turn: accelerate gives each process its own."""
+        return self.accelerator.prepare(
+            DataLoader(
+                self.rows,
+                batch_sampler=self.batches,
+                collate_fn=self.pieces or self.data_collator,
+                num_workers=self.args.dataloader_num_workers,
+                pin_memory=self.args.dataloader_pin_memory,
+                worker_init_fn=partial(
+                    seed_worker, num_workers=self.args.dataloader_num_workers, rank=self.args.process_index
+                ),
+            )
+        )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self.batches.set_epoch(self.state.global_step // self.steps_per_epoch)  # accelerate's wrappers hide it
+        super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        self.times.mark("data")
+        with self.processes.together():  # a row that cannot be read stops all
+            batches = list(islice(epoch_iterator, num_batches))
+        items = self._get_num_items_in_batch(batches, device)
+        self.times.mark(None)
+        return batches, items
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return math.ceil(self.batches.rounds / self.args.gradient_accumulation_steps)
+
+    def _row_names(self) -> list[str]:
+        """Ids of the rows of the step in hand, of all processes."""
+        epoch, step = divmod(self.state.global_step, self.steps_per_epoch)
+        self.batches.set_epoch(epoch)
+        accumulation = self.args.gradient_accumulation_steps
+        rounds = range(step * accumulation, min((step + 1) * accumulation, self.batches.rounds))
+        indices = [i for n in rounds for p in range(self.processes.count) for i in self.batches.of_round(n, p)]
+        rows = [self.rows[index] for index in indices if index >= 0]
+        return [str(row["id"]) for found in rows for row in (found if isinstance(found, list) else [found])]
+
+    # --- the loss
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         with self._loss_of(model, inputs) if model.training else nullcontext():
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training:
+            self.times.mark("backward")
+        return loss
 
     def _loss_of(self, model: Any, inputs: Any) -> AbstractContextManager[None]:
         """Chunked where the config wants it and the first batch shows that it is this model's loss."""
         if self._chunked is None and self.config.training.chunked_loss:
-            self._chunked = ChunkedLoss(self.model)
-            if problem := self._chunked.problem(inputs):
-                tqdm.write(f"loss: over all positions at once, since {problem}")
-                self._chunked.usable = False
+            chunked = ChunkedLoss(self.model)
+            if problem := chunked.problem(inputs):
+                self.say(f"loss: over all positions at once, since {problem}")
+                chunked.usable = False
+            self._chunked = chunked
         return self._chunked.applied() if self._chunked is not None and self._chunked.usable else nullcontext()
-
-    # --- checkpoints
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(self._folder or super()._get_output_dir(trial))
-
-    def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        output = Path(str(self.args.output_dir))
-        self.check_finite()
-        loss: Any = self.accelerator.reduce(self._tr_loss, "mean")
-        logging = {
-            "loss": float(loss),
-            "since": self._globalstep_last_logged,
-            "total": self._total_loss_scalar,
-        }
-        with checkpoint.staged(output, self.state.global_step) as folder:
-            self._folder = folder.parent
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self._folder = None
-            if self.state.best_model_checkpoint == str(folder):
-                self.state.best_model_checkpoint = str(output / folder.name)
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                self.state.save_to_json(str(folder / TRAINER_STATE_NAME))
-                facts = {"step": self.state.global_step, "skipped": self.skipped, "logging": logging, **self.facts}
-                checkpoint.seal(folder, facts)
-        best = self.state.best_model_checkpoint
-        if self.args.should_save:
-            written = output / f"checkpoint-{self.state.global_step}"
-            checkpoint.rotate(written, self.config.training.keep, Path(best) if best else None)
-        self.accelerator.wait_for_everyone()
-
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        if self.args.should_save:
-            save_adapter(self.model, Path(str(output_dir or self.args.output_dir)), base=self.config.model.base)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        restore_adapter(self.model, Path(resume_from_checkpoint))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None:  # the last thing before the first step: what else the loop holds in memory
-            manifest = json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8"))
-            logging, self.skipped = manifest["logging"], manifest["skipped"]
-            self._tr_loss.fill_(logging["loss"])
-            self._globalstep_last_logged, self._total_loss_scalar = logging["since"], logging["total"]
-            best = best_of(Path(checkpoint))
-            self.state.best_model_checkpoint = str(best) if best else None
-
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
-
-    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """The best is one of the regular checkpoints: whether a signal came must not show in the adapter."""
-        step = self.state.global_step
-        regular = step % self.args.save_steps == 0 or step >= self.state.max_steps
-        return (regular or not self.args.load_best_model_at_end) and super()._determine_best_metric(metrics, trial)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "train_loss" in logs:  # the stock one divides what was summed before a resume too by the steps since
             logs["train_loss"] = self._total_loss_scalar / max(self.state.global_step - self.skipped, 1)
+        if "loss" in logs:
+            logs |= self.times.per_step()
         super().log(logs, start_time)
 
     # --- steps that must not be taken
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if not self._micro_batches:
-            self._loss_before = self._tr_loss.clone()
-        self._micro_batches.append(inputs)
-        return super().training_step(model, inputs, num_items_in_batch)
+    def one_pass(self, model: Any, batch: Any, items: Any) -> Tensor:
+        self._micro_batches.append(batch)
+        self.times.samples += batch.pop("samples", 0)
+        self.times.mark("forward")
+        loss = super().one_pass(model, batch, items)
+        self.times.mark("optimizer" if self.accelerator.sync_gradients else None)
+        return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         """The norm before the update; one that is not finite ends the run, or leaves the step out and is None."""
         norm: Any = super()._get_grad_norm(model, grad_norm)
         batches, self._micro_batches = self._micro_batches, []
-        if bool(torch.isfinite(self._tr_loss + norm)):  # one look at the device for both
+        # one look at the device for both; after the reduction the norm is the same everywhere, the loss is not
+        if not self.processes.any(not bool(torch.isfinite(self._tr_loss + norm))):
             return norm
         training, step = self.config.training, self.state.global_step + 1
-        found = f"gradient norm {float(norm):g}, loss {float(self._tr_loss):g}"
-        rows = f"rows {', '.join(self._row_names(len(batches)))}"
+        losses = self.processes.gathered(float(self._tr_loss))
+        found = f"gradient norm {float(norm):g}, loss {' and '.join(f'{loss:g}' for loss in losses)}"
+        rows = f"rows {', '.join(self._row_names())}"
         if training.on_nonfinite == "skip" and self.skipped < training.max_skipped:
             self.skipped += 1
             model.zero_grad()  # without gradients the optimizer does nothing
             self._tr_loss.copy_(self._loss_before)
             self._globalstep_last_logged += 1  # the logged mean is over the steps that were taken
-            tqdm.write(f"step {step} left out ({self.skipped} of at most {training.max_skipped}): {found}; {rows}")
+            self.say(f"step {step} left out ({self.skipped} of at most {training.max_skipped}): {found}; {rows}")
             return None
-        place = where_not_finite(self.model, self._loss_again, batches)
+        places = self.processes.gathered(where_not_finite(self.model, self._loss_again, batches))
+        place = next((place for place in places if place != NOT_AGAIN), NOT_AGAIN)
         left_out = f" ({self.skipped} steps were left out before)" if self.skipped else ""
         skip = ", or set training.on_nonfinite: skip" if training.on_nonfinite == "stop" else ""
-        raise MmdoraError(
+        error = MmdoraError(
             f"step {step}: {found}; {place}; {rows}; the update was not made and nothing of it was saved{left_out}. "
             f"Look at these rows or lower training.lr{skip}"
         )
-
-    def check_finite(self) -> None:
-        """Raise an MmdoraError if an update made a parameter or what the optimizer keeps of it not finite."""
-        kept: Any = self.optimizer.state if self.optimizer is not None else {}
-        for name, parameter in self.model.named_parameters():
-            state = {f"{name}'s {key}": value for key, value in kept.get(parameter, {}).items()}
-            for what, value in {name: parameter, **state}.items() if parameter.requires_grad else ():
-                if isinstance(value, Tensor) and not bool(value.isfinite().all()):
-                    raise MmdoraError(
-                        f"step {self.state.global_step}: the update made {what} not finite; it was not saved. "
-                        "Lower training.lr, or go on from an earlier checkpoint with --resume"
-                    )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        batches = math.ceil(len(self.rows) / (self.args.per_device_train_batch_size * self.args.world_size))
-        return math.ceil(batches / self.args.gradient_accumulation_steps)
+        error.told = not self.processes.main
+        raise error
 
     def _loss_again(self, inputs: Any) -> Any:
         with self.compute_loss_context_manager():
             return self.compute_loss(self.model, self._prepare_inputs(inputs))
 
-    def _row_names(self, micro_batches: int) -> list[str]:
-        """Ids of the rows of the step in hand on this process."""
-        size, processes = self.args.per_device_train_batch_size, self.args.world_size
-        epoch, step = divmod(self.state.global_step, self.steps_per_epoch)
-        sampler: Any = self._get_train_sampler()
-        sampler.set_epoch(epoch)
-        order, names = sampler.order(), []
-        for batch in range(micro_batches):
-            first = (step * self.args.gradient_accumulation_steps + batch) * processes + self.args.process_index
-            names += [str(self.rows[int(i)]["id"]) for i in order[first * size : (first + 1) * size]]
-        return names
+    def say(self, line: str) -> None:
+        if self.processes.main:
+            tqdm.write(line)

@@ -78,9 +78,10 @@ def test_merged_equals_adapted_and_answers(killed_and_resumed: Path, data: Path,
     rows = [records[i] for i in range(400)]
     print(export(killed_and_resumed, tmp_path / "out", dtype=dtype, rows=rows[:8], images_root=data))
     base, processor = mmdora.load("tiny-llava", dtype=dtype, device="cuda")
-    before = evaluate(base, processor, rows, data)
+    before = evaluate(base, processor, rows, data).scores
     merged, processor = mmdora.load(tmp_path / "out", dtype=dtype, device="cuda")
-    after = evaluate(merged, processor, rows, data)
+    after = evaluate(merged, processor, rows, data).scores
+    assert before and after
     print(f"base {before.overall} merged {after.overall}")
     assert after.overall.value > before.overall.value
 

@@ -81,6 +81,20 @@ def test_bf16_output_shows_a_magnitude_change_of_2_to_minus_10():
 
 
 @METHOD
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16], ids=str)
+def test_a_bias_that_trains(method, base):
+    t = case(method, True, base=base)
+    t["x"] = t["x"].detach().to(base).requires_grad_()
+    t["bias"].requires_grad_()
+    exact = in_float64(t)
+    fused(t).square().sum().backward()
+    dense(exact).square().sum().backward()
+    assert t["bias"].grad.dtype == base
+    for name in ("bias", *(name for name in ("lora_A", "lora_B", "magnitude") if t[name] is not None)):
+        assert max_rel(t[name].grad, exact[name].grad) < (1e-5 if base == torch.float32 else 2**-6), name
+
+
+@METHOD
 def test_bf16_base_keeps_gradients_of_the_adapter_in_fp32(method):
     t = case(method, True, base=torch.bfloat16)
     t["x"] = t["x"].detach().bfloat16().requires_grad_()

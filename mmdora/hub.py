@@ -1,0 +1,55 @@
+"""A folder to the Hugging Face hub: an exported checkpoint, or an adapter."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from mmdora.errors import MmdoraError
+
+LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.partial", ".*")
+"""Never sent: pickles, and what is not finished."""
+
+
+def check_repo(repo: str) -> None:
+    """Raise if `repo` is no USER/NAME of the hub; before anything is made for it."""
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
+        raise MmdoraError(f"--push-to-hub {repo!r}: expected USER/NAME")
+
+
+def push(folder: Path, repo: str, *, private: bool = True) -> str:
+    """Make the repository if need be and send the folder as one commit.
+
+    Args:
+        repo: USER/NAME.
+        private: of a repository that is made now; one that is there stays what it is.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        MmdoraError: no such folder, no token, no right to write there, or no connection.
+    """
+    check_repo(repo)
+    if not any(folder.glob("*.safetensors")):
+        raise MmdoraError(f"{folder}: holds no safetensors; push an exported checkpoint or an adapter folder")
+    api = HfApi()
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        made = api.upload_folder(
+            repo_id=repo, folder_path=folder, ignore_patterns=list(LEFT_OUT), commit_message=f"Upload {folder.name}"
+        )
+    except HfHubHTTPError as error:
+        code = error.response.status_code if error.response is not None else "no answer"
+        hint = "log in with `hf auth login`, or set HF_TOKEN to a token that may write" if code in (401, 403) else ""
+        reason = hint or " ".join(str(error).split())[:200]
+        raise MmdoraError(f"--push-to-hub {repo}: the hub refused ({code}): {reason}; {folder} is whole") from None
+    except HFValidationError as error:
+        raise MmdoraError(f"--push-to-hub {repo}: {error}") from None
+    except OSError as error:  # no connection, offline mode
+        reason = " ".join(str(error).split())[:200]
+        raise MmdoraError(f"--push-to-hub {repo}: cannot reach the hub ({reason}); {folder} is whole") from None
+    return str(made.commit_url)

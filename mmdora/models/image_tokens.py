@@ -1,0 +1,162 @@
+"""One budget of tokens per image, in the terms of each processor.
+
+What a processor then gives is not derived but counted, by its own rule, for pictures of many sizes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor
+
+from mmdora.config import ImageTokens
+from mmdora.errors import MmdoraError
+
+SIDES = (32, 56, 96, 150, 224, 336, 448, 640, 1000, 1500, 2240, 4000)
+SIZES = [(height, width) for height, width in product(SIDES, SIDES) if max(height, width) <= 4 * min(height, width)]
+"""(height, width) in pixels of the pictures that are counted: up to 4000 pixels and 4:1."""
+
+Settings = dict[str, Any]
+IN_MODEL = "image_grid_pinpoints"
+"""A setting that the model's config repeats: there the features of an image are put together by it."""
+
+
+def set_image_tokens(processor: Any, budget: ImageTokens) -> Settings:
+    """Change the settings of a processor's images so that every picture of `SIZES` takes min to max tokens.
+
+    Resolution-true processors (Qwen2-VL to Qwen3-VL, GLM-4V) get the pixels of so many tokens, (patch merge)^2 each;
+    those that cut tiles (LLaVA-NeXT, LLaVA-OneVision, Idefics3, SmolVLM, InternVL) or scale the longest edge
+    (Pixtral) the largest setting of theirs that keeps the maximum, never above their own.
+
+    Returns:
+        What was changed, by name; nothing where the count is fixed and inside the budget (LLaVA-1.5).
+
+    Raises:
+        MmdoraError: if it cannot be; with the counts that the processor gives.
+    """
+    if budget.min is None and budget.max is None:
+        return {}
+    least, most = budget.min or 0, budget.max or 2**31
+    images, before = processor.image_processor, _counts(processor)
+    closest: tuple[int, int] | None = None
+    for settings in _candidates(images, least, budget.max):
+        own = {name: getattr(images, name) for name in settings}
+        _set(images, settings)
+        lowest, highest = _counts(processor)
+        if least <= lowest and highest <= most:
+            return settings
+        if highest <= most and closest is None:
+            closest = lowest, highest
+        _set(images, own)
+    if least <= before[0] and before[1] <= most:
+        return {}
+    lowest, highest = closest or before
+    given = str(lowest) if lowest == highest else f"{lowest} to {highest}"
+    raise MmdoraError(
+        f"data.image_tokens: {type(processor).__name__} cannot keep to min {budget.min}, max {budget.max}: "
+        f"{'at best' if closest else 'its'} images take {given} tokens"
+    )
+
+
+def set_in_model(model: Any, settings: Settings) -> None:
+    """Tell a model what it has to know of its processor's settings."""
+    if IN_MODEL in settings and hasattr(model.config, IN_MODEL):
+        setattr(model.config, IN_MODEL, settings[IN_MODEL])
+
+
+def write_image_tokens(folder: Path, settings: Settings, *, trust_remote_code: bool = False) -> None:
+    """Put changed settings into the files of a checkpoint.
+
+    Raises:
+        MmdoraError: if what is read back from them is not what was set.
+    """
+    if not settings:
+        return
+    for name in ("processor_config.json", "preprocessor_config.json", "config.json"):
+        if not (folder / name).is_file():
+            continue
+        tree = json.loads((folder / name).read_text(encoding="utf-8"))
+        for part in (tree, tree.get("image_processor")) if name != "config.json" else (tree,):
+            if isinstance(part, dict):
+                part.update(_for_file(part, settings, model=name == "config.json"))
+        (folder / name).write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    images = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code).image_processor
+    for name, value in settings.items():
+        if _plain(getattr(images, name)) != _plain(value):
+            raise MmdoraError(f"{folder}: {name} {_plain(value)} of the images cannot be written into its files")
+
+
+def _for_file(part: dict[str, Any], settings: Settings, model: bool) -> Settings:
+    """What of the settings belongs there, in that file's words."""
+    if model:
+        return {IN_MODEL: settings[IN_MODEL]} if IN_MODEL in part and IN_MODEL in settings else {}
+    if not any(name in part for name in (*settings, "image_processor_type", "min_pixels", "max_pixels")):
+        return {}
+    values = {name: _plain(value) for name, value in settings.items()}
+    pixels = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # older files say it so, beside or instead
+    return values | {old: values["size"][new] for old, new in pixels.items() if old in part and "size" in values}
+
+
+def _counts(processor: Any) -> tuple[int, int]:
+    """The fewest and the most tokens of an image."""
+    try:
+        counts = processor._get_num_multimodal_tokens(image_sizes=SIZES).num_image_tokens
+    except AttributeError:
+        raise MmdoraError(
+            f"data.image_tokens: {type(processor).__name__} does not say how many tokens an image takes"
+        ) from None
+    return int(min(counts)), int(max(counts))
+
+
+def _candidates(images: Any, least: int, most: int | None) -> Iterator[Settings]:
+    """Settings to try, those with the most tokens first."""
+    size = _plain(getattr(images, "size", None) or {})
+    patch = getattr(images, "patch_size", None)
+    if {"shortest_edge", "longest_edge"} <= size.keys() and hasattr(images, "merge_size") and isinstance(patch, int):
+        yield from _pixels(images, size, (patch * images.merge_size) ** 2, least, most)
+    elif hasattr(images, "max_image_size") and "longest_edge" in size:
+        tile = _plain(images.max_image_size)["longest_edge"]
+        for tiles in range(size["longest_edge"] // tile, 0, -1):
+            yield {"size": {**size, "longest_edge": tiles * tile}}
+    elif hasattr(images, "image_grid_pinpoints"):
+        yield from _grids(images.image_grid_pinpoints, least)
+    elif hasattr(images, "max_patches") and hasattr(images, "min_patches"):
+        for highest in range(images.max_patches, 0, -1):
+            for lowest in range(images.min_patches, highest + 1) if least else (images.min_patches,):
+                yield {"min_patches": min(lowest, highest), "max_patches": highest}
+    elif set(size) == {"longest_edge"} and patch is not None:
+        step = patch if isinstance(patch, int) else _plain(patch)["height"]
+        for edge in range(size["longest_edge"], 0, -step):
+            yield {"size": {"longest_edge": edge}}
+
+
+def _pixels(images: Any, size: Mapping[str, int], pixels: int, least: int, most: int | None) -> Iterator[Settings]:
+    """Pixels of so many tokens; GLM-4V counts those of the frames that an image is repeated to."""
+    for frames in (getattr(images, "temporal_patch_size", 1), 1):
+        longest = size["longest_edge"] if most is None else most * pixels * frames
+        shortest = least * pixels * frames if least else min(size["shortest_edge"], longest)
+        yield {"size": {**size, "shortest_edge": shortest, "longest_edge": longest}}
+
+
+def _grids(pinpoints: list[list[int]], least: int) -> Iterator[Settings]:
+    """The grids up to an area, and then from an area where there is a minimum."""
+    areas = sorted({height * width for height, width in pinpoints})
+    for highest in reversed(areas):
+        for lowest in areas[: areas.index(highest) + 1] if least else areas[:1]:
+            yield {IN_MODEL: [[h, w] for h, w in pinpoints if lowest <= h * w <= highest]}
+
+
+def _set(images: Any, settings: Settings) -> None:
+    for name, value in settings.items():
+        own = getattr(images, name)
+        setattr(images, name, type(own)(**value) if is_dataclass(own) and isinstance(value, dict) else value)
+
+
+def _plain(value: Any) -> Any:
+    """As in a file: a `SizeDict` is a dict without what is not given."""
+    return {k: v for k, v in asdict(value).items() if v is not None} if is_dataclass(value) else value

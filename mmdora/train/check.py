@@ -1,0 +1,71 @@
+"""What can be known of a run before its model is loaded: whether it fits together, and can be written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from mmdora.config import RunConfig
+from mmdora.data.records import Records
+from mmdora.errors import MmdoraError
+from mmdora.injectors import make_plan
+from mmdora.models.load import skeleton
+
+SHOWN_IDS = 3
+
+
+def check_output(output: Path) -> None:
+    """Raise if no run folder can be made at `output`; makes and removes an empty folder to know."""
+    place = f"training.output: {str(output)!r}"
+    try:
+        if output.is_symlink() and not output.exists():
+            raise MmdoraError(f"{place} is a link to nothing")
+        os.stat(output)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise MmdoraError(f"{place}: {getattr(error, 'strerror', None) or error}; name another folder") from None
+    if output.exists() and not output.is_dir():
+        raise MmdoraError(f"{place} is a file, not a folder")
+    there = next(folder for folder in (output, *output.absolute().parents) if folder.is_dir())
+    try:
+        Path(tempfile.mkdtemp(prefix=".mmdora-", dir=there)).rmdir()
+    except OSError as error:
+        raise MmdoraError(f"{place}: cannot write below {there} ({error.strerror}); name another folder") from None
+
+
+def check_packages(config: RunConfig) -> None:
+    """Raise if a reporter or the optimizer needs a package or a device that is not there."""
+    for name in config.training.report_to:
+        if find_spec(name) is None:
+            raise MmdoraError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
+    if config.training.optimizer == "adamw_8bit":
+        if not torch.cuda.is_available():
+            raise MmdoraError("training.optimizer: adamw_8bit needs a CUDA device; use adamw here")
+        if find_spec("bitsandbytes") is None:
+            raise MmdoraError("training.optimizer: adamw_8bit needs bitsandbytes; pip install 'mmdora[8bit]'")
+
+
+def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
+    """Raise what `inject` would, from the base's config alone."""
+    make_plan(skeleton(config.model.base, trust_remote_code=trust_remote_code), config.adapt)
+
+
+def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:
+    """Raise if records to evaluate on are also trained on, as their ids tell.
+
+    Args:
+        pieces: `train` was cut into pieces, whose ids end in # and a number.
+    """
+    known = {name.rpartition("#")[0] if pieces and "#" in name else name for name in train.ids} | set(train.ids)
+    both = [name for name in held_out.ids if name in known]
+    if both:
+        names = ", ".join(map(repr, both[:SHOWN_IDS])) + (", …" if len(both) > SHOWN_IDS else "")
+        raise MmdoraError(
+            f"data.eval: {len(both):,} of {len(held_out):,} records of {held_out.path} have an id that is in "
+            f"{train.path} too ({names}); hold out other records, or give them ids of their own"
+        )

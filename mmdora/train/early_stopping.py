@@ -1,0 +1,72 @@
+"""Evaluation by generation while training, and the end of a run that no longer gets better."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import TrainerCallback
+
+from mmdora.data.records import Record
+from mmdora.evaluate.run import evaluate
+
+LOSS, SCORE = "eval_loss", "eval_score"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """A subset of the held-out records that is answered at each evaluation, and scored as `mmdora eval` does."""
+
+    processor: Any
+    records: Sequence[Record]
+    root: Path
+    task: str
+    batch_size: int
+
+    def score(self, model: Any) -> float:
+        """The task's number for `model`; random states are afterwards what they were, so a run's course is the same."""
+        with _same_randomness():
+            found = evaluate(model, self.processor, self.records, self.root, task=self.task, batch_size=self.batch_size)
+        assert found.scores is not None, "fit has refused records without answers"
+        return found.scores.overall.value
+
+
+class EarlyStopping(TrainerCallback):
+    """Ends the run after `patience` evaluations in turn that were no better than the best before them.
+
+    What it goes by is the log of the run, which a checkpoint holds: a resumed run stops where an undisturbed one does.
+
+    Args:
+        metric: `eval_score`, where more is better, or `eval_loss`.
+    """
+
+    def __init__(self, patience: int, metric: str):
+        self.patience, self.metric = patience, metric
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.exhausted(state.log_history):
+            control.should_training_stop = True
+
+    def exhausted(self, history: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether the last `patience` results in a log are no better than the best before."""
+        sign = 1 if self.metric == SCORE else -1
+        results = [sign * entry[self.metric] for entry in history if self.metric in entry]
+        return len(results) > self.patience and max(results[-self.patience :]) <= max(results[: -self.patience])
+
+
+@contextmanager
+def _same_randomness() -> Iterator[None]:
+    python, arrays = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(arrays)

@@ -1,0 +1,301 @@
+"""The memory of a training step, counted before there is one: the step is run without its arithmetic.
+
+Every operation of forward and backward is called with its shapes alone (torch's meta kernels), and its results are
+tensors whose memory is reserved and never touched. So what autograd keeps, what gradient checkpointing frees, what
+the loss in chunks saves and what an adapted layer holds is counted where it happens, for any architecture. Integers
+(ids, masks, places of images) are computed, because shapes depend on them.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from mmdora.config import MODALITIES, RunConfig
+from mmdora.data.prompt import IGNORE, encode, render
+from mmdora.injectors import Plan, apply, trainable_parameters
+from mmdora.train.loss import ChunkedLoss
+
+aten = torch.ops.aten
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+BACKWARD, OTHER = "backward", "other"
+PHOTO = (640, 480)
+ANSWER = 128
+"""Tokens of text that are taken where the config has no `data.max_length`."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on one device; dictionaries are by modality.
+
+    Attributes:
+        activations: what forward keeps for backward at the peak; "other": batch, masks, loss.
+        buffers: what backward holds beside it at the peak.
+        tokens, rows: of a micro-batch, per row and in number.
+    """
+
+    frozen: dict[str, int]
+    trained: dict[str, int]
+    gradients: dict[str, int]
+    moments: dict[str, int]
+    activations: dict[str, int]
+    buffers: int
+    rows: int
+    tokens: int
+
+    @property
+    def peak(self) -> int:
+        held = (self.frozen, self.trained, self.gradients, self.moments, self.activations)
+        return sum(sum(part.values()) for part in held) + self.buffers
+
+    def __str__(self) -> str:
+        return f"{self.peak / 2**30:.1f} GiB for {self.rows} rows of {self.tokens:,} tokens"
+
+
+def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tensor]) -> Estimate:
+    """Memory at the peak of a training step, moments of the optimizer included.
+
+    Args:
+        model: the untouched base or its skeleton; only shapes are read, nothing of it changes.
+        plan: made for it.
+        batch: a micro-batch as the collator gives it, on the CPU.
+    """
+    training, dtype = config.training, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    ledger, twin = _Ledger(), _without_memory(model, dtype[config.model.dtype])
+    with ledger:
+        apply(twin, plan)
+        trained, parameters = _trained(twin, config.training.precision == "bf16")
+        if training.gradient_checkpointing:
+            twin.enable_input_require_grads()
+            twin.gradient_checkpointing_enable({"use_reentrant": False})
+        twin.train()
+        inputs = {name: value.clone() if value.is_floating_point() else value for name, value in batch.items()}
+        kept = ledger.live - sum(value.nbytes for value in inputs.values() if value.is_floating_point())
+        ledger.start(kept)
+        for _ in range(min(training.accumulation, 2)):  # from the second on there are gradients in forward too
+            _step(twin, inputs, plan, config, ledger)
+    gradients = {m: sum(p.grad.nbytes for p in ps if p.grad is not None) for m, ps in parameters.items()}
+    each = {"adamw": lambda p: 2 * p.nbytes, "adamw_8bit": lambda p: 2 * p.numel()}[training.optimizer]
+    moments = {m: sum(map(each, ps)) for m, ps in parameters.items()}
+    return _summed(plan, config, ledger, trained, gradients, moments, batch)
+
+
+def typical_batch(processor: Any, config: RunConfig) -> dict[str, Tensor]:
+    """A micro-batch of rows with one photo each, as long as `data.max_length` allows."""
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
+    text = render(processor, question, generation_prompt=True)
+    encoded = encode(processor, [text], [[Image.new("RGB", PHOTO)]], left=False)
+    rows, length = config.training.batch_size, encoded["input_ids"].shape[1]
+    more = max((config.data.max_length or length + ANSWER) - length, 1)
+    batch = {}
+    for name, value in encoded.items():
+        if isinstance(value, Tensor) and value.shape[:2] == (1, length):
+            value = torch.cat([value, value[:, -1:].expand(1, more)], 1)
+        if isinstance(value, Tensor):
+            batch[name] = value.repeat(rows, *[1] * (value.ndim - 1))
+    labels = batch["input_ids"].clone()
+    labels[:, :length] = IGNORE
+    return batch | {"labels": labels}
+
+
+def _summed(
+    plan: Plan,
+    config: RunConfig,
+    ledger: _Ledger,
+    trained: dict[str, int],
+    gradients: dict[str, int],
+    moments: dict[str, int],
+    batch: Mapping[str, Tensor],
+) -> Estimate:
+    size = BYTES[config.model.dtype]
+    frozen = {m: size * (n - plan.full_sizes.get(m, 0)) for m, n in plan.base_sizes.items()}
+    at_peak = dict(ledger.at_peak)
+    in_backward = at_peak.pop(BACKWARD, 0)
+    # gradients are among what backward made; those that were not there yet at the peak come when room is free again
+    present = min(in_backward, sum(gradients.values()))
+    rest = sum(at_peak.values()) + in_backward - present
+    after = sum(gradients.values())  # the optimizer's turn: all gradients, and temporaries of its largest parameter
+    if present + rest < after:
+        at_peak, in_backward, present = {}, after, after
+    share = present / max(after, 1)
+    return Estimate(
+        frozen=frozen,
+        trained=trained,
+        gradients={m: int(n * share) for m, n in gradients.items()},
+        moments=moments,
+        activations=at_peak,
+        buffers=in_backward - present,
+        rows=len(batch["input_ids"]),
+        tokens=batch["input_ids"].shape[1],
+    )
+
+
+def _step(model: Any, inputs: dict[str, Any], plan: Plan, config: RunConfig, ledger: _Ledger) -> None:
+    chunked = ChunkedLoss(model) if config.training.chunked_loss else None
+    half = config.training.precision == "bf16"
+    with ExitStack() as stack:
+        stack.enter_context(ledger.by_modality(model, plan))
+        stack.enter_context(torch.autocast("cpu", torch.bfloat16) if half else nullcontext())
+        try:
+            with chunked.applied() if chunked is not None and chunked.head is not None else nullcontext():
+                loss = model(**inputs, use_cache=False).loss
+        except (RuntimeError, ValueError, IndexError):
+            if chunked is None:
+                raise
+            loss = model(**inputs, use_cache=False).loss  # a model whose loss cannot be had in chunks
+    ledger.label = BACKWARD
+    loss.backward()
+
+
+def _without_memory(model: Any, dtype: torch.dtype) -> Any:
+    """A copy whose floating parameters are one element, expanded."""
+    shared = {id(p): torch.nn.Parameter(_thin(p, dtype), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, dict(shared))
+
+
+def _thin(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    kind = dtype if tensor.is_floating_point() else tensor.dtype
+    return torch.zeros((), dtype=kind).expand(tensor.shape)
+
+
+def _trained(model: Any, upcast: bool) -> tuple[dict[str, int], dict[str, list[Any]]]:
+    """Bytes and parameters that train, by modality; those of full parts get a gradient of their own size."""
+    bytes_of: Counter[str] = Counter()
+    parameters: dict[str, list[Any]] = {}
+    for name, parameter, modality, kind in list(trainable_parameters(model)):
+        if upcast:
+            parameter.data = parameter.data.float()
+        bytes_of[modality] += parameter.numel() * parameter.element_size()
+        parameters.setdefault(modality, []).append(parameter)
+    return dict(bytes_of), parameters
+
+
+class _Ledger(TorchDispatchMode):
+    """Runs operations without arithmetic and books the storage they make: `live` and its `peak`, by label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.label = OTHER
+        self.labels: Counter[str] = Counter()
+        self.at_peak: dict[str, int] = {}
+        self._known: dict[int, weakref.ref[Any]] = {}
+        self._unreal: set[int] = set()  # storages whose numbers are none
+
+    def start(self, kept: int) -> None:
+        """Count from here: what is live now is `kept` (weights, counted elsewhere), and no part of the peak."""
+        self.live -= kept
+        self.labels = Counter({OTHER: self.live})
+        self.peak, self.at_peak = self.live, dict(self.labels)
+
+    @contextmanager
+    def by_modality(self, model: Any, plan: Plan) -> Iterator[None]:
+        """Label what a part's modules make by its modality."""
+        modules, outer, hooks = dict(model.named_modules()), [], []
+
+        def enter(modality: str) -> None:
+            outer.append(self.label)
+            self.label = modality
+
+        for modality in MODALITIES:
+            for prefix in getattr(plan.parts, modality):
+                if prefix in modules:
+                    module = modules[prefix]
+                    hooks.append(module.register_forward_pre_hook(lambda *_, m=modality: enter(m)))
+                    hooks.append(module.register_forward_hook(lambda *_: setattr(self, "label", outer.pop())))
+        try:
+            yield
+        finally:
+            self.label = OTHER
+            for hook in hooks:
+                hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors: list[Tensor] = []
+        tree_map_only(Tensor, tensors.append, (args, kwargs))
+        if func is aten._local_scalar_dense.default and self._is_unreal(args[0]):
+            return False if args[0].dtype is torch.bool else 0
+        schema = func._schema
+        is_view = not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+        if is_view:
+            return func(*args, **kwargs)
+        if tensors and not any(map(self._is_unreal, tensors)):
+            out = func(*args, **kwargs)
+        elif not tensors and not (_takes_device(func) and (kwargs.get("dtype") or torch.float32).is_floating_point):
+            out = func(*args, **kwargs)
+        elif func is aten.nonzero.default:  # of a comparison of numbers: what it looks for is rare
+            out = torch.empty(0, args[0].ndim, dtype=torch.int64)
+        elif schema.is_mutable:
+            return self._written(schema, args, kwargs)
+        elif func is aten.index.Tensor and (count := self._masked(args)) is not None:
+            out = args[0].new_empty(count)
+        else:
+            out = self._shaped(func, args, kwargs)
+        tree_map_only(Tensor, self._book, out)
+        return out
+
+    def _shaped(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """What `func` gives, by its meta kernel, with memory that nobody touches."""
+        on_meta = tree_map_only(Tensor, lambda t: t.to("meta") if t.device.type != "meta" else t, (args, dict(kwargs)))
+        if _takes_device(func):
+            on_meta[1]["device"] = torch.device("meta")
+        shaped = func(*on_meta[0], **on_meta[1])
+        return tree_map_only(
+            Tensor, lambda t: self._mark(torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device="cpu")), shaped
+        )
+
+    def _written(self, schema: Any, args: Any, kwargs: Any) -> Any:
+        """What an operation that writes gives back: the tensors it would have written."""
+        named = {a.name: v for a, v in zip(schema.arguments, args, strict=False)} | kwargs
+        written = [
+            named[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write and a.name in named
+        ]
+        return None if not schema.returns else written[0] if len(schema.returns) == 1 else tuple(written)
+
+    def _masked(self, args: Any) -> list[int] | None:
+        """The shape of x[mask] for one mask of known values."""
+        value, (mask, *more) = args[0], args[1]
+        if more or mask is None or mask.dtype is not torch.bool:
+            return None
+        return [0 if self._is_unreal(mask) else int(mask.sum()), *value.shape[mask.ndim :]]
+
+    def _is_unreal(self, tensor: Tensor) -> bool:
+        return tensor.is_floating_point() or tensor.untyped_storage()._cdata in self._unreal
+
+    def _mark(self, tensor: Tensor) -> Tensor:
+        self._unreal.add(tensor.untyped_storage()._cdata)
+        return tensor
+
+    def _book(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size, label = storage._cdata, storage.nbytes(), self.label
+        if key in self._known:
+            return
+
+        def gone(_: Any) -> None:
+            self.live -= size
+            self.labels[label] -= size
+            self._known.pop(key, None)
+            self._unreal.discard(key)
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.labels[label] += size
+        if self.live > self.peak:
+            self.peak, self.at_peak = self.live, dict(self.labels)
+
+
+def _takes_device(func: Any) -> bool:
+    return any(argument.name == "device" for argument in func._schema.arguments)

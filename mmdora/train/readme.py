@@ -1,0 +1,46 @@
+"""The README.md of a run folder: what was run, on what, what each file is, and what came out."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mmdora
+from mmdora.config import RunConfig
+
+FILES = {
+    "config.yaml": "every setting, overrides included: `mmdora train config.yaml` repeats the run elsewhere",
+    "plan.txt": "what is adapted, and what was left out and why",
+    "log.jsonl": "a line per log: step, loss, gradient norm, learning rates, rows per second, evaluations",
+    "tensorboard/": "the same for `tensorboard --logdir`",
+    "checkpoint-*/": "to resume from: adapter, optimizer, schedule, random states; `manifest.json` has checksums",
+    "adapter/": "the result: files in PEFT's format, and `mmdora.json` with the plan and the base's fingerprint",
+    "complete.json": "written last: without it the run is not at its end",
+}
+
+
+def readme(config: RunConfig, plan: str, data: str, command: list[str], done: Mapping[str, Any] | None) -> str:
+    """Markdown.
+
+    Args:
+        data: rows and images in a line.
+        command: as it was given, less the interpreter's part.
+        done: what `complete.json` holds, or None while the run goes on.
+    """
+    folder = config.training.output
+    base = config.model.base
+    parts = [f"# {folder.name}", f"`{Path(base).name if Path(base).exists() else base}` adapted by mmdora {mmdora.__version__}."]
+    parts.append(f"## Command\n\n```\n{shlex.join(command)}\n```")
+    if done is None:
+        parts.append("## Result\n\nNot complete. `--resume` goes on from the newest whole checkpoint.")
+    else:
+        rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in done.items())
+        parts.append(f"## Result\n\n| | |\n|---|---|\n{rows}\n\nNext: `mmdora eval {folder} --data RECORDS`, `mmdora export {folder} OUT`.")  # fmt: skip
+    parts.append(f"## Data\n\n{data}\n\n- train: `{config.data.train}`")
+    if config.data.eval:
+        parts[-1] += f"\n- held out: `{config.data.eval}`"
+    parts.append(f"## Plan\n\n```\n{plan}\n```")
+    parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in FILES.items()))
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,85 @@
+"""Tensors spread over the processes (FSDP2's DTensors, ZeRO-3's partitions), put together for the files of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map
+
+from mmdora.injectors import adapted_modules, plan_of
+
+
+@contextmanager
+def whole(model: nn.Module) -> Iterator[None]:
+    """Inside, what an adapter file is made of is whole in every process. All processes enter together.
+
+    Written to be read: what is written to a DTensor's stand-in is lost.
+    """
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+    needed = list(_needed(model))
+    if partitioned := [owner._parameters[leaf] for owner, leaf in needed if hasattr(owner._parameters[leaf], "ds_id")]:
+        from deepspeed import zero  # pyright: ignore[reportMissingImports]
+
+        with zero.GatheredParameters(partitioned):
+            yield
+        return
+    spread = {(owner, leaf): owner._parameters[leaf] for owner, leaf in needed}
+    try:
+        for (owner, leaf), parameter in spread.items():
+            if isinstance(parameter, DTensor):
+                owner._parameters[leaf] = nn.Parameter(whole_state(parameter.detach()), requires_grad=False)
+        yield
+    finally:
+        for (owner, leaf), parameter in spread.items():
+            owner._parameters[leaf] = parameter
+
+
+def _needed(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    plan = plan_of(model)
+    if plan is None:
+        return
+    for module in adapted_modules(model).values():
+        for leaf, parameter in module._parameters.items():
+            # a LoRA module beside DoRA's is written with the norms of its rows
+            if parameter is not None and (leaf not in ("weight", "bias") or (plan.has_magnitudes and leaf == "weight")):
+                yield module, leaf
+    for name in plan.full:
+        path, _, leaf = name.rpartition(".")
+        yield model.get_submodule(path), leaf
+
+
+def whole_state(state: Any) -> Any:
+    """A copy of an optimizer's state dict without DTensors. All processes call it together."""
+    return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
+
+
+def spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The reverse, for `optimizer.load_state_dict`: each tensor spread as its parameter is."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    of = dict(zip(indices, parameters, strict=True))
+    return state | {
+        "state": {
+            index: {key: _like(value, of[index]) for key, value in kept.items()}
+            for index, kept in state["state"].items()
+        }
+    }
+
+
+def _like(value: Any, parameter: Tensor) -> Any:
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor) or value.shape != parameter.shape:
+        return value
+    return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+
+
+def local(value: Tensor) -> Tensor:
+    """This process's part."""
+    return value.to_local() if isinstance(value, DTensor) else value

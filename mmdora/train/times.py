@@ -1,0 +1,56 @@
+"""Where the time of a step goes, without making the device wait for it."""
+
+from __future__ import annotations
+
+import time
+from itertools import pairwise
+from typing import Any
+
+import torch
+from transformers import TrainerCallback
+
+PHASES = ("data", "forward", "backward", "optimizer")
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of a step by phase: the mean over the steps since the last log.
+
+    `data` is what the host waits for the loader. The others are host time on a CPU; on CUDA they are the device's
+    own time between two marks in its stream (events, read when a log has waited for the loss anyway), so that
+    `data` costs nothing as long as the device has work left. Gradient clipping and the look at the norm count as
+    `optimizer`; saving and evaluation count nowhere.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.samples = 0
+        """Rows seen since the last log, where a batch says how many it holds."""
+        self._marks: list[tuple[str | None, float, Any]] = []
+        self._steps = 0
+
+    def mark(self, phase: str | None) -> None:
+        """What ran until now ends, `phase` begins (None: nothing that counts)."""
+        event = None
+        if self.device.type == "cuda":
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+        self._marks.append((phase, time.perf_counter(), event))
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.mark(None)
+        self._steps += 1
+
+    def per_step(self) -> dict[str, float]:
+        """`data_s`, `forward_s`, `backward_s`, `optimizer_s`, and `samples_per_step` of packed rows; counts anew."""
+        if not self._steps:
+            return {}
+        spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
+        for (phase, begun, event), (_, ended, after) in pairwise(self._marks):
+            if phase is not None:
+                on_device = event is not None and phase != "data"
+                spent[phase] += event.elapsed_time(after) / 1e3 if on_device else ended - begun
+        found = {f"{phase}_s": round(seconds / self._steps, 6) for phase, seconds in spent.items()}
+        if self.samples:
+            found["samples_per_step"] = round(self.samples / self._steps, 2)
+        self._marks, self._steps, self.samples = [], 0, 0
+        return found

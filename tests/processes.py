@@ -1,0 +1,50 @@
+"""`mmdora COMMAND` in several processes that meet over gloo, forked so that torch is imported once."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tiny_run import exit_code, forked
+
+PATIENCE = 120  # seconds
+
+
+def launched(
+    command: list[str], folder: Path, count: int = 2, before: Callable[[int], None] = lambda index: None
+) -> list[int]:
+    """Start the processes, each after `before(index)`; returns their ids. What they say is in FOLDER/INDEX.stderr."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def prepare(index: int) -> Callable[[], None]:
+        def here() -> None:
+            os.environ |= {"RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count)}
+            os.environ |= {"LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            os.environ["OMP_NUM_THREADS"] = "1"
+            before(index)
+
+        return here
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return [forked(command, folder / f"{index}.stderr", prepare(index)) for index in range(count)]
+
+
+def finished(children: list[int]) -> list[int]:
+    """Exit codes, in order; processes that wait for one another forever are killed, which is a failure."""
+    deadline, codes = time.monotonic() + PATIENCE, {}
+    while len(codes) < len(children):
+        for child in children:
+            if child not in codes and (found := os.waitpid(child, os.WNOHANG))[0]:
+                codes[child] = os.waitstatus_to_exitcode(found[1])
+        if time.monotonic() > deadline:
+            for child in children:
+                if child not in codes:
+                    os.kill(child, 9)
+                    codes[child] = exit_code(child)
+        time.sleep(0.02)
+    return [codes[child] for child in children]
