@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 import yaml
 
 FAMILIES = {"llava": "tiny-llava"}
-WORKERS = (0, 0, 2, 2)  # of the processes of one run, in turn
+WORKERS = (0, 0, 2, 2)  # loader processes of the processes of one run, in turn
 STEPS, SAVE_EVERY = 24, 4  # 8 steps are an epoch: saves lie within epochs and at their ends
 PER_RUN = 5  # kills
 FULL = 20  # kills of the form whose result is kept
@@ -225,7 +225,7 @@ class Run:
 
     def results(self) -> dict[str, Any]:
         """What two runs are compared by."""
-        speed = ("runtime", "per_second", "samples_per_s")
+        speed = ("runtime", "per_second", "_s")  # samples_per_s, forward_s, …
         entries = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
         log = [{k: v for k, v in entry.items() if not any(word in k for word in speed)} for entry in entries]
         names = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
@@ -289,7 +289,7 @@ def measure(context: Any, kills: int, seed: int, folder: Path) -> tuple[list[dic
     operations: list[str] = []
     for family in FAMILIES:
         run = Run(context, folder / f"{family}-undisturbed", family, records)
-        run.finish(WORKERS[0])
+        run.finish(0)
         undisturbed[family] = run.results()
         operations = list(dict.fromkeys(n.what for n in run.notes() if (n.step, n.kind) == (LAST, "save")))
     for number, planned in enumerate(plan(kills, operations, chance)):
@@ -297,16 +297,20 @@ def measure(context: Any, kills: int, seed: int, folder: Path) -> tuple[list[dic
         run = Run(context, folder / f"{family}-{number}", family, records)
         mine = []
         for index, kill in enumerate(planned):
-            workers = WORKERS[index % len(WORKERS)]
+            workers = _workers(number, index)
             reached = run.kill(kill, workers, chance)
             mine.append({"kill": str(kill), "run": f"{family} {number}", "workers": workers, "reached": reached})
             print(f"{family} {number}: killed: {kill}", file=sys.stderr)
-        run.finish(WORKERS[len(planned) % len(WORKERS)])
+        run.finish(_workers(number, len(planned)))
         found = run.results()
         differs = [key for key, value in undisturbed[family].items() if found[key] != value]
         equal += 0 if differs else len(mine)
         rows += [row | {"then": ", ".join(differs) + " differ" if differs else "equal"} for row in mine]
     return rows, equal
+
+
+def _workers(run: int, process: int) -> int:
+    return WORKERS[(2 * run + process) % len(WORKERS)]
 
 
 def main() -> None:
@@ -316,6 +320,9 @@ def main() -> None:
     options = parser.parse_args()
     short = options.kills < FULL
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    os.environ["PYTHONWARNINGS"] = (
+        "ignore::UserWarning:multiprocessing.resource_tracker"  # what is killed cleans up nothing
+    )
     with tempfile.TemporaryDirectory(prefix="mmdora-faults-") as folder:
         os.environ["HF_DATASETS_CACHE"] = str(Path(folder, "cache"))
         if short:

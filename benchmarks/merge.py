@@ -1,6 +1,6 @@
 """Merging an adapter into a checkpoint: mmdora from disk beside `cp` and beside PEFT.
 
-    python benchmarks/merge.py            # 2.8 GB of bf16 in LLaVA-1.5-7B's layout: table, results/merge.{json,md}
+    python benchmarks/merge.py            # 4.4 GB of bf16 in LLaVA-1.5-7B's layout: table, results/merge.{json,md}
     python benchmarks/merge.py --layers 32          # all of it, 14 GB
     python benchmarks/merge.py --quick    # some tens of MB, in under a minute; nothing is written
 
@@ -184,18 +184,21 @@ def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> t
 
     base, adapter = folder / "base", folder / "adapter"
     base.mkdir()
+    tell(f"writing a base of {layers} language layers")
     make_base(base, layers, small)
+    tell(f"writing an adapter of rank {rank}")
     linears = make_adapter(base, adapter, rank)
     shards = read_shards(base)
     stored = [tensor.size for shard in shards for tensor in shard.tensors.values()]
     runs: dict[str, list[Run]] = {way: [] for way in WAYS}
     apart = 0.0
-    for _ in range(rounds):
+    for number in range(1, rounds + 1):
         for way in WAYS:
             out = folder / ("kept" if way == "mmdora: export" else "out")
             command = [sys.executable, __file__, "--do", way, str(base), str(adapter), str(out)]
             command = ["cp", "-r", "--reflink=never", str(base), str(out)] if way == "cp" else command
             runs[way].append(measured(command))
+            tell(f"round {number} of {rounds}: {way}: {runs[way][-1].wall:.1f} s")
             os.sync()  # what waits to be written shall not slow the next one down
             if way == "PEFT":
                 apart = difference(folder / "kept", out)
@@ -226,10 +229,14 @@ def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> t
     return rows, note
 
 
+def tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a small base, one round, nothing written")
-    parser.add_argument("--layers", type=int, default=4, help="language layers (0.4 GB each; LLaVA-1.5-7B has 32)")
+    parser.add_argument("--layers", type=int, default=8, help="language layers (0.4 GB each; LLaVA-1.5-7B has 32)")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dir", type=Path, help="where the temporary folder is made: room for three bases")

@@ -57,6 +57,7 @@ class Case:
     rank: int = 16
     dtype: str = "fp32"
     device: str = "cpu"
+    threads: int = 1
     checkpointing: bool = False
 
     @property
@@ -90,6 +91,7 @@ WIDTH_7B = Case(
 def build(case: Case) -> nn.Module:
     """The base with random weights, frozen."""
     torch.manual_seed(0)
+    torch.set_num_threads(case.threads)
     vision: dict[str, Any]
     if case.large_tower:
         vision = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
@@ -301,6 +303,7 @@ def _peak() -> int:
 def describe(case: Case) -> str:
     size = f"hidden {case.hidden}, {case.layers} layer{'s' * (case.layers > 1)}, {case.tokens:,} tokens"
     words = f"{case.device} {case.dtype}, {size}, r {case.rank}"
+    words += f", {case.threads} threads" * (case.threads > 1)
     return words + (", activation checkpointing" if case.checkpointing else "")
 
 
@@ -352,7 +355,7 @@ def norm_errors() -> list[dict[str, Any]]:
 
 
 def profile(case: Case) -> str:
-    """Where DoRA's step is above the floor's: self time by operator, both with two threads of the same step."""
+    """Where DoRA's step is above the floor's: self time by operator, on the same batch."""
     from torch.profiler import ProfilerActivity
 
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if case.device == "cuda" else [])
@@ -409,8 +412,8 @@ CORE = (PEER, f"{PEER} again", "PEFT DoRA", "mmdora LoRA", "mmdora DoRA", "froze
 
 def quick() -> None:
     """The ratios of the committed table on one layer, few rounds."""
-    times = timings(replace(SMALL, layers=1), (0, 0.05), (PEER, f"{PEER} again", "PEFT DoRA", "mmdora DoRA"), 5)
-    show(f"{describe(replace(SMALL, layers=1))}, 5 rounds", rows_of(times, {}))
+    times = timings(GROWTH, (0, 0.05), (PEER, f"{PEER} again", "PEFT DoRA", "mmdora DoRA"), 5)
+    show(f"{describe(GROWTH)}, 5 rounds", rows_of(times, {}))
     print(last_line(times))
 
 
@@ -436,10 +439,11 @@ def everything(rounds: int) -> None:
     tables["norm against float64"] = norm_errors()
     show("norm against float64", tables["norm against float64"])
     name = f"step_{device}"
+    RESULTS.mkdir(exist_ok=True)
     plot({label: {x: {n: v for n, v in points[x].items() if n in CORE} for x in sorted(points)}
           for label, points in growth.items()}, RESULTS / f"{name}.png")  # fmt: skip
     (RESULTS / f"{name}_profile.txt").write_text(profile(next(cases(device))[0]), encoding="utf-8")
-    clock = "wall time" if device == "cuda" else f"process CPU time, {torch.get_num_threads()} threads"
+    clock = "wall time" if device == "cuda" else "process CPU time, one thread where no other number is given"
     notes = (
         f"{rounds} rounds, {clock}; ratios are paired medians. How cost grows: `{name}.png`; where the rest of the "
         f"gap to the floor is: `{name}_profile.txt`."
@@ -461,6 +465,9 @@ def cases(device: str) -> Iterator[tuple[Case, tuple[float, ...], tuple[str, ...
         yield replace(WIDTH_7B, checkpointing=True), both, CORE, True
         return
     yield SMALL, both, tuple(VARIANTS), True
+    cores = len(os.sched_getaffinity(0))
+    if cores > 1:
+        yield replace(SMALL, threads=cores), both, tuple(VARIANTS), False
     for rank in (16, 64, 128, 384):
         yield replace(GROWTH, rank=rank), both, CORE, rank == 384
     yield replace(GROWTH, rank=256), (0,), CORE, False

@@ -1,0 +1,226 @@
+"""What the trainer adds to a bare loop: the same model, batches and optimizer in both.
+
+    python benchmarks/loop.py            # table, results/loop.{json,md}; some minutes
+    python benchmarks/loop.py --quick    # few steps and rounds, in under a minute; nothing is written
+
+A round is a training run of tiny-llava (DoRA in the language model, four rows a step, two micro-batches, a log every
+ten steps) through `AdapterTrainer` and one through a loop of forward, backward, clipping, AdamW and schedule, in a new
+order every round, from the same weights; both end with the same losses, or the benchmark fails. The time is process
+CPU time between the first step's end and the last's, so that neither start nor end counts. Batches are made once and
+handed out ready to both, as the loader is not the question (loader.py). `bare loop again` is the noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait would count as work
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from harness import show, write
+from transformers import get_constant_schedule
+from transformers.trainer_callback import TrainerCallback
+
+from mmdora.config import RunConfig, validate
+from mmdora.data.collate import Collator
+from mmdora.data.fit import Rows, fit
+from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data_prep import scenes
+from mmdora.injectors import inject
+from mmdora.models.load import load
+from mmdora.train.groups import parameter_groups
+from mmdora.train.loss import chunked_cross_entropy
+from mmdora.train.processes import Processes
+from mmdora.train.run import _arguments
+from mmdora.train.trainer import AdapterTrainer
+
+ROWS, MICRO, ACCUMULATION = 64, 2, 2
+"""Rows of the data; rows of a micro-batch; micro-batches of a step."""
+
+
+def drawn(folder: Path) -> Path:
+    """Records of one picture and some questions each."""
+    rows = []
+    for number in range(ROWS):
+        things, picture = scenes.scene(random.Random(number))
+        picture.save(folder / f"{number}.png")
+        rows.append(qa_record(f"s{number}", f"{number}.png", scenes.conversation(random.Random(number), things)))
+    write_records(folder / "records.jsonl", rows)
+    return folder / "records.jsonl"
+
+
+def config_of(records: Path, output: Path, steps: int) -> RunConfig:
+    tree = {
+        "adapt": {"language": {"method": "dora", "rank": 16}},
+        "data": {"train": str(records)},
+        "training": {"output": str(output), "steps": steps, "batch_size": MICRO, "accumulation": ACCUMULATION,
+                     "schedule": "constant", "warmup": 0, "lr": 1e-4},
+    }  # fmt: skip
+    return validate(RunConfig, tree, where=lambda key: "benchmark")
+
+
+class Ready:
+    """A collator that makes each batch once."""
+
+    def __init__(self, collate: Collator):
+        self.collate, self.made = collate, {}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        name = " ".join(row["id"] for row in rows)
+        if name not in self.made:
+            self.made[name] = self.collate(rows)
+        return dict(self.made[name])
+
+
+class Clock(TrainerCallback):
+    """CPU time from the end of the first step to that of the last, and the seconds per step between."""
+
+    def __init__(self) -> None:
+        self.begun = self.spent = 0.0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.step(state.global_step, state.max_steps)
+
+    def step(self, done: int, of: int) -> None:
+        if done == 1:
+            self.begun = time.process_time()
+        elif done == of:
+            self.spent = (time.process_time() - self.begun) / (of - 1)
+
+
+class Case:
+    """Data, model and batches that all ways share."""
+
+    def __init__(self, folder: Path, steps: int):
+        self.folder, self.steps = folder, steps
+        self.config = config_of(drawn(folder), folder / "run", steps)
+        self.model, processor = load("tiny-llava")
+        inject(self.model, self.config.adapt)
+        self.records = read_records(folder / "records.jsonl")
+        self.rows: Rows = fit(self.records, processor, None, "error")
+        self.collate = Ready(Collator(processor, folder))
+        self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        self.trainer()  # every batch is made
+
+    def again(self) -> None:
+        """The weights as they were."""
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                if name in self.weights:
+                    parameter.copy_(self.weights[name])
+                    parameter.grad = None
+
+    def trainer(self) -> tuple[float, float]:
+        """CPU seconds per step and the last step's loss."""
+        self.again()
+        arguments, clock = _arguments(self.config), Clock()
+        trainer = AdapterTrainer(self.config, self.rows, {}, Processes(arguments), model=self.model, args=arguments,
+                                 data_collator=self.collate, callbacks=[clock])  # fmt: skip
+        losses: list[float] = []
+        step = trainer.training_step
+
+        def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = step(*args, **kwargs)
+            losses.append(loss)  # pyright: ignore[reportArgumentType]
+            return loss
+
+        trainer.training_step = watched
+        trainer.train()
+        return clock.spent, float(sum(losses[-ACCUMULATION:]))
+
+    def bare(self) -> tuple[float, float]:
+        """The least that makes the same updates."""
+        self.again()
+        model, config, clock = self.model.train(), self.config, Clock()
+        optimizer = torch.optim.AdamW(parameter_groups(model, config.adapt, config.training), fused=True)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        schedule = get_constant_schedule(optimizer)
+        arguments = _arguments(config)
+        order = AdapterTrainer(config, self.rows, {}, Processes(arguments), model=model, args=arguments).batches
+        head, per_epoch, loss = model.lm_head, len(order) // ACCUMULATION, torch.zeros(())
+        plain, model.loss_function, head.forward = model.loss_function, _chunked(head), lambda states: states
+        try:
+            for number in range(self.steps):
+                epoch, place = divmod(number, per_epoch)
+                order.set_epoch(epoch)
+                chosen = [order.of_round(place * ACCUMULATION + i, 0) for i in range(ACCUMULATION)]
+                batches = [self.collate([self.rows[i] for i in members]) for members in chosen]
+                items = torch.stack([(batch["labels"][..., 1:] != -100).sum() for batch in batches]).sum()
+                loss = torch.zeros(())
+                for batch in batches:
+                    part = model(**batch, num_items_in_batch=items, use_cache=False).loss
+                    part.backward()
+                    loss += part.detach()
+                torch.nn.utils.clip_grad_norm_(trained, config.training.max_grad_norm)
+                optimizer.step()
+                schedule.step()
+                optimizer.zero_grad()
+                clock.step(number + 1, self.steps)
+        finally:
+            model.loss_function = plain
+            del head.forward
+        return clock.spent, float(loss)
+
+
+def _chunked(head: Any) -> Callable[..., torch.Tensor]:
+    """The loss that the trainer computes."""
+
+    def loss(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int = 0, **more: Any) -> torch.Tensor:
+        targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
+        forward = type(head).forward
+        return chunked_cross_entropy(
+            lambda states: forward(head, states), logits, targets, head.weight.shape[0], more["num_items_in_batch"]
+        )
+
+    return loss
+
+
+def measure(folder: Path, steps: int, rounds: int) -> list[dict[str, Any]]:
+    case = Case(folder, steps)
+    ways = {"bare loop": case.bare, "bare loop again": case.bare, "mmdora's trainer": case.trainer}
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    losses: dict[str, float] = {}
+    for turn in range(rounds):
+        for name in random.Random(turn).sample(list(ways), len(ways)):
+            spent, losses[name] = ways[name]()
+            times[name].append(1e3 * spent)
+        if max(losses.values()) - min(losses.values()) > 1e-5 * max(losses.values()):
+            raise SystemExit(f"not the same training: {losses}")
+    base = times["bare loop"]
+    return [
+        {
+            "way": name,
+            "CPU ms per step": f"{statistics.median(spent):.1f}",
+            "to the bare loop": f"{statistics.median(a / b for a, b in zip(spent, base, strict=True)):.3f}",
+            "last loss": f"{losses[name]:.6f}",
+        }
+        for name, spent in times.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few steps and rounds, nothing written")
+    parser.add_argument("--rounds", type=int, default=15, help="runs of each way (default: 15)")
+    options = parser.parse_args()
+    steps, rounds = (12, 2) if options.quick else (60, options.rounds)
+    with tempfile.TemporaryDirectory(prefix="mmdora-loop-") as folder:
+        os.environ["HF_DATASETS_CACHE"] = str(Path(folder) / "cache")
+        table = measure(Path(folder), steps, rounds)
+    show("a step of the trainer", table)
+    if not options.quick:
+        notes = f"{rounds} rounds of {steps} steps, {torch.get_num_threads()} threads; the ratio is a paired median."
+        print(write("loop", "python benchmarks/loop.py", {"a step of the trainer": table}, notes))
+
+
+if __name__ == "__main__":
+    main()
