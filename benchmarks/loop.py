@@ -178,7 +178,7 @@ def _chunked(head: Any) -> Callable[..., torch.Tensor]:
         targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
         forward = type(head).forward
         return chunked_cross_entropy(
-            lambda states: forward(head, states), logits, targets, head.weight.shape[0], more["num_items_in_batch"]
+            lambda states: forward(head, states), [], logits, targets, head.weight.shape[0], more["num_items_in_batch"]
         )
 
     return loss

@@ -64,7 +64,7 @@ class Pass:
 
     def chunked(self) -> Tensor:
         targets = torch.nn.functional.pad(self.labels, (0, 1), value=IGNORE)[..., 1:]
-        loss = chunked_cross_entropy(lambda s: s @ self.head.T, self.states, targets, self.case.vocabulary)
+        loss = chunked_cross_entropy(lambda s: s @ self.head.T, [], self.states, targets, self.case.vocabulary)
         loss.backward()
         return self._result(loss)
 

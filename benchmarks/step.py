@@ -354,27 +354,27 @@ def norm_errors() -> list[dict[str, Any]]:
     return rows
 
 
-def profile(case: Case) -> str:
+def profile(case: Case, rounds: int = 9) -> str:
     """Where DoRA's step is above the floor's: self time by operator, on the same batch."""
     from torch.profiler import ProfilerActivity
 
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if case.device == "cuda" else [])
-    base, spent, calls = build(case), {}, {}
-    names = ("frozen floor", PEER, "mmdora DoRA")
-    for name in names:
-        step = Step(name, base, case, 0.0)
-        for _ in range(2):
-            step()
-        with torch.profiler.profile(activities=kinds) as found:
-            for _ in range(5):
+    names, base = ("frozen floor", PEER, "mmdora DoRA"), build(case)
+    steps = {name: Step(name, base, case, 0.0) for name in names}
+    times: dict[str, dict[str, list[float]]] = {}
+    calls: dict[str, dict[str, int]] = {}
+    for number in range(-2, rounds):
+        for name, step in steps.items():
+            with torch.profiler.profile(activities=kinds) as found:
                 step()
-        for entry in found.key_averages():
-            took = entry.self_device_time_total if case.device == "cuda" else entry.self_cpu_time_total
-            spent.setdefault(entry.key, {})[name] = took / 5000
-            calls.setdefault(entry.key, {})[name] = entry.count // 5
+            for entry in found.key_averages() if number >= 0 else ():
+                took = entry.self_device_time_total if case.device == "cuda" else entry.self_cpu_time_total
+                times.setdefault(entry.key, {}).setdefault(name, []).append(took / 1000)
+                calls.setdefault(entry.key, {})[name] = entry.count
+    spent = {op: {name: statistics.median(found) for name, found in by.items()} for op, by in times.items()}
     shown = sorted(spent, key=lambda op: -max(spent[op].values()))[:24]
     head = f"{'self ms per step (calls)':<44}" + "".join(f"{name:>22}" for name in names) + f"{'DoRA - floor':>14}"
-    lines = [f"One step, {describe(case)}, dropout 0, torch.profiler (5 steps)", "", head]
+    lines = [f"One step, {describe(case)}, dropout 0, torch.profiler, by turns, medians of {rounds} rounds", "", head]
     for op in [*shown, "all"]:
         values = [sum(s.get(n, 0) for s in spent.values()) if op == "all" else spent[op].get(n, 0.0) for n in names]
         counts = ["" if op == "all" else f" ({calls[op].get(n, 0)})" for n in names]

@@ -7,22 +7,23 @@ the hidden states on, and the model's loss function applies the head where there
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 LOGITS = 2**25
-"""Elements of logits that exist at a time; more are computed again in backward."""
+"""Elements of logits that exist at a time."""
 
 
 def chunked_cross_entropy(
     head: Callable[[Tensor], Tensor],
+    trained: Sequence[Tensor],
     hidden: Tensor,
     targets: Tensor,
     vocabulary: int,
@@ -34,6 +35,7 @@ def chunked_cross_entropy(
 
     Args:
         head: [N, H] -> [N, V].
+        trained: what `head` uses that needs a gradient.
         hidden: [..., H].
         targets: [...] int64, -100 where there is none; already shifted.
         items: what the sum is divided by; default the number of targets.
@@ -45,16 +47,58 @@ def chunked_cross_entropy(
     chosen = (flat != IGNORE).nonzero().squeeze(1)
     states, wanted = hidden.reshape(-1, hidden.shape[-1])[chosen], flat[chosen]
     size = max(logits // vocabulary, 1)
-    pieces = list(zip(states.split(size), wanted.split(size), strict=True))
 
-    def summed(state: Tensor, target: Tensor) -> Tensor:
-        return F.cross_entropy(head(state).float(), target, reduction="sum")
+    def summed(states: Tensor, wanted: Tensor) -> Tensor:
+        return F.cross_entropy(head(states).float(), wanted, reduction="sum")
 
-    if len(pieces) == 1:  # nothing would be saved by computing it twice
-        total = summed(*pieces[0])
+    if len(states) <= size:
+        total = summed(states, wanted)
+    elif torch.is_grad_enabled():
+        total = _InPieces.apply(summed, size, tuple(trained), wanted, states, *trained)
     else:
-        total = torch.stack([checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]).sum()
+        pieces = zip(states.split(size), wanted.split(size), strict=True)
+        total = torch.stack([summed(*piece) for piece in pieces]).sum()
     return total / (len(chosen) if items is None else items)
+
+
+class _InPieces(torch.autograd.Function):
+    """The sum over pieces, whose gradients are made along with it: a scalar's backward only multiplies them.
+
+    So the logits of a piece are neither kept nor computed twice.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        summed: Callable[[Tensor, Tensor], Tensor],
+        size: int,
+        trained: tuple[Tensor, ...],
+        wanted: Tensor,
+        states: Tensor,
+        *_: Tensor,
+    ) -> Tensor:
+        ctx.needs = needs = ctx.needs_input_grad[4:]
+        totals, of_states = [], []
+        of_trained: list[Tensor] = []
+        for state, target in zip(states.split(size), wanted.split(size), strict=True):
+            state = state.detach().requires_grad_(needs[0])
+            with torch.enable_grad():
+                total = summed(state, target)
+            found = torch.autograd.grad(total, [t for t, on in zip((state, *trained), needs, strict=True) if on])
+            if needs[0]:
+                of_states.append(found[0])
+                found = found[1:]
+            of_trained = [a.add_(b) for a, b in zip(of_trained, found, strict=True)] if of_trained else list(found)
+            totals.append(total.detach())
+        ctx.save_for_backward(*([torch.cat(of_states)] if needs[0] else []), *of_trained)
+        return torch.stack(totals).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (g,) = grads
+        found = iter(ctx.saved_tensors)
+        return None, None, None, None, *(next(found) * g if on else None for on in ctx.needs)
 
 
 class ChunkedLoss:
@@ -89,7 +133,12 @@ class ChunkedLoss:
         targets = F.pad(labels, (0, 1), value=IGNORE)[..., 1:] if shift_labels is None else shift_labels
         head = self.head
         return chunked_cross_entropy(
-            lambda states: type(head).forward(head, states), logits, targets, head.weight.shape[0], num_items_in_batch
+            lambda states: type(head).forward(head, states),
+            [parameter for parameter in head.parameters() if parameter.requires_grad],
+            logits,
+            targets,
+            head.weight.shape[0],
+            num_items_in_batch,
         )
 
     def problem(self, inputs: Mapping[str, Any]) -> str | None:

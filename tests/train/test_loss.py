@@ -30,7 +30,7 @@ def test_value_and_gradients(logits, items):
     torch.manual_seed(0)
     states, head = torch.randn(2, 9, 16, requires_grad=True), torch.randn(40, 16, requires_grad=True)
     targets = torch.randint(0, 40, (2, 9)).masked_fill(torch.rand(2, 9) < 0.4, -100)
-    ours = chunked_cross_entropy(lambda s: s @ head.T, states, targets, 40, items, logits=logits)
+    ours = chunked_cross_entropy(lambda s: s @ head.T, [head], states, targets, 40, items, logits=logits)
     grads = torch.autograd.grad(ours, (states, head))
     kind = "mean" if items is None else "sum"
     plain = F.cross_entropy((states @ head.T).flatten(0, 1), targets.flatten(), ignore_index=-100, reduction=kind)
@@ -48,8 +48,8 @@ def test_no_more_logits_at_a_time_than_allowed():
         seen.append(len(chunk))
         return chunk @ torch.ones(8, 20)
 
-    chunked_cross_entropy(head, states, torch.zeros(50, dtype=torch.long), 20, logits=20 * 7).backward()
-    assert max(seen) == 7 and sum(seen) == 2 * 50  # once forward, once again in backward
+    chunked_cross_entropy(head, [], states, torch.zeros(50, dtype=torch.long), 20, logits=20 * 7).backward()
+    assert max(seen) == 7 and sum(seen) == 50  # and never twice
 
 
 def adapted(**adapt):
