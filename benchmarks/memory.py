@@ -51,7 +51,10 @@ class Measured:
 
     def config(self) -> RunConfig:
         low = {"method": self.method, **({} if self.method == "full" else {"rank": self.rank})}
-        adapt = {"vision": {"method": "none" if self.method == "full" else self.method}, "projector": {"method": "full"}}
+        adapt = {
+            "vision": {"method": "none" if self.method == "full" else self.method},
+            "projector": {"method": "full"},
+        }
         tree = {
             "model": {"dtype": self.case.dtype},
             "adapt": {**adapt, "language": low},
@@ -168,7 +171,9 @@ def main() -> None:
         rows.append(row_of(asked))
         print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     case = cases(device)[0].case
-    title = f"{device} {case.dtype}, hidden {case.hidden}, {case.layers} layers, {case.batch} rows of {case.length} tokens"
+    title = (
+        f"{device} {case.dtype}, hidden {case.hidden}, {case.layers} layers, {case.batch} rows of {case.length} tokens"
+    )
     show(title, rows)
     if not options.quick and not options.holes:
         print(write(f"memory_{device}", "python benchmarks/memory.py", {title: rows}))

@@ -14,11 +14,13 @@ _HOMES = {
     "merge": "mmdora.injectors",
     "save_adapter": "mmdora.adapters",
     "load_adapter": "mmdora.adapters",
+    "analyze": "mmdora.analysis.run",
     "MmdoraError": "mmdora.errors",
 }
 __all__ = [
     "MmdoraError",
     "__version__",
+    "analyze",
     "find_parts",
     "inject",
     "load",
@@ -29,6 +31,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mmdora.adapters import load_adapter, save_adapter
+    from mmdora.analysis.run import analyze
     from mmdora.errors import MmdoraError
     from mmdora.injectors import inject, merge
     from mmdora.modality import find_parts

@@ -359,6 +359,45 @@ def demo(
     )
 
 
+@app.command(sort_key=6.2)
+def verify(
+    model: str,
+    /,
+    *,
+    server: str,
+    data: Path | None = None,
+    images: Path | None = None,
+    limit: Count = 16,
+    max_tokens: Count = 64,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+) -> None:
+    """Ask a checkpoint and its server the same questions, and name the first difference.
+
+    Example: `mmdora verify exports/dora --server http://127.0.0.1:8000/v1`
+
+    Parameters
+    ----------
+    model
+        The exported folder, opened here.
+    server
+        URL of an OpenAI-compatible server (vLLM, SGLang), http://HOST:PORT/v1, with #NAME if it serves several models.
+    data
+        Records whose first questions are asked; default: pictures of the easy-VQA test split.
+    images
+        Root of the image paths of --data.
+    limit
+        Questions at most.
+    max_tokens
+        Of an answer.
+    dtype
+        Of the weights here: the server's, for equal answers.
+    """
+    from mmdora.verify import summary
+    from mmdora.verify import verify as run
+
+    print(summary(run(model, server, data=data, images=images, limit=limit, max_new_tokens=max_tokens, dtype=dtype)))
+
+
 @app.command(sort_key=6.5)
 def analyze(*runs: str, out: Path | None = None) -> None:
     """Show how far training moved each weight in magnitude and in direction, by modality and layer.
@@ -447,7 +486,7 @@ def _named(models: Iterable[str]) -> dict[str, str]:
             raise MmdoraError(f"{spec!r}: give each model its own name, as in base=tiny-llava dora=runs/dora")
         named[name] = path
     if not named:
-        raise MmdoraError("eval: name at least one model")
+        raise MmdoraError("name at least one model")
     return named
 
 

@@ -8,7 +8,17 @@ from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors",
             "huggingface_hub", "gradio", "Pillow", "numpy", "pyarrow")  # fmt: skip
-OPTIONAL = ("bitsandbytes", "torchao", "triton", "flash_attn", "kernels", "deepspeed", "wandb", "trackio", "pycocoevalcap")
+OPTIONAL = (
+    "bitsandbytes",
+    "torchao",
+    "triton",
+    "flash_attn",
+    "kernels",
+    "deepspeed",
+    "wandb",
+    "trackio",
+    "pycocoevalcap",
+)
 SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF",
             "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "TRITON_INTERPRET", "WORLD_SIZE")  # fmt: skip
 """Variables that change what is computed or where; none of them holds a secret or a path."""

@@ -30,7 +30,16 @@ from mmdora.layout import llama_cpp_commands, no_bars, save_checkpoint
 from mmdora.merge_disk import DiskMerge
 from mmdora.model_card import card
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
-from mmdora.models.load import DTYPES, adapter_folder, base_of, image_tokens_of, load, load_processor, resolve
+from mmdora.models.load import (
+    DTYPES,
+    adapter_folder,
+    base_of,
+    check_folder,
+    image_tokens_of,
+    load,
+    load_processor,
+    resolve,
+)
 from mmdora.parity import LogitCheck, Parity, TensorParity, prompts, tensor_parity
 from mmdora.shards import UnsureError
 
@@ -228,6 +237,7 @@ def base_folder(base: str) -> Path:
     """
     folder = Path(resolve(base))
     if folder.is_dir():
+        check_folder(folder)
         return folder
     try:
         return Path(snapshot_download(base, allow_patterns=[*COPIED, *WEIGHTS, "*.json", "README.md"]))
@@ -237,7 +247,13 @@ def base_folder(base: str) -> Path:
 
 
 def _copied(base: Path) -> list[Path]:
-    return sorted({path for pattern in COPIED for path in base.glob(pattern) if path.is_file()})
+    found = sorted({path for pattern in COPIED for path in base.glob(pattern) if path.is_file()})
+    # the hub's cache links a snapshot's files to blobs beside it; a link to anywhere else would carry that file out
+    home = base.resolve()
+    home = home.parents[1] if home.parent.name == "snapshots" else home
+    if strangers := [path for path in found if not path.resolve().is_relative_to(home)]:
+        raise MmdoraError(f"{strangers[0]}: a link that leads outside {base}; put the file itself there")
+    return found
 
 
 def _dtype_of(base: Path) -> Dtype:

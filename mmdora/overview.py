@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from mmdora.data.collate import Collator
 from mmdora.data.fit import fit
 from mmdora.data.prompt import IGNORE
 from mmdora.data.records import read_records
+from mmdora.data.stream import Shards, admit, rows_of
 from mmdora.data.survey import drawing, survey
 from mmdora.errors import MmdoraError
 from mmdora.injectors import Plan, make_plan
@@ -159,18 +161,24 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
     console = console or Console()
     if config.data.train is None:
         raise MmdoraError("data.train: give the file of records to train on")
-    records = read_records(config.data.train, config.data.images, max_turns=config.data.max_turns)
+    data, place = config.data, (config.data.train, config.data.images)
+    records = Shards(*place) if data.stream else read_records(*place, max_turns=data.max_turns)
     plan = make_plan(skeleton(config.model.base, trust_remote_code=trust_remote_code), config.adapt)
     processor = load_processor(
         config.model.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens
     )
-    rows = fit(records, processor, config.data.max_length, config.data.too_long)
-    chosen = list(islice((rows[i] for i in range(len(rows))), config.training.batch_size))
+    if isinstance(records, Shards):
+        admitted = partial(admit, processor=processor, root=records.root, data=data, apart=())
+        found, whole = filter(None, map(admitted, rows_of(records.files, data.max_turns))), "a stream's"
+    else:
+        rows = fit(records, processor, data.max_length, data.too_long)
+        found, whole = (rows[i] for i in range(len(rows))), f"{len(rows):,}"
+    chosen = list(islice(found, config.training.batch_size))
     batch = Collator(processor, records.root)(chosen)
     console.print(f"{plan}\n", markup=False, highlight=False)
     counted, scored = int(batch["attention_mask"].sum()), int((batch["labels"] != IGNORE).sum())
     shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items())
-    console.print(f"first {len(chosen)} of {len(rows):,} rows: {shapes}", markup=False, highlight=False)
+    console.print(f"first {len(chosen)} of {whole} rows: {shapes}", markup=False, highlight=False)
     console.print(f"{scored:,} of {counted:,} tokens get loss, marked ⟦so⟧\n", markup=False, highlight=False)
     for index, row in enumerate(chosen[:SHOWN_ROWS]):
         console.print(Text.assemble((f"{row['id']}: ", "dim"), *_spans(processor, batch, index)), "")

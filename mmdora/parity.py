@@ -169,7 +169,9 @@ def prompts(
 ) -> tuple[list[Prompt], str]:
     """Conversations with their images, and where they come from."""
     data = config.data if config else None
-    path = data and next((path for path in (data.eval, data.train) if path and path.is_file()), None)
+    path = data and next(
+        (path for path in (data.eval, None if data.stream else data.train) if path and path.is_file()), None
+    )
     if rows is not None:
         root, origin = Path(images_root or "."), "given rows"
     elif data and path:

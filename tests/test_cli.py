@@ -15,7 +15,7 @@ from mmdora.cli import app, main
 from mmdora.config import RunConfig
 from mmdora.config_help import describe
 
-COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "prep", "env")
+COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "analyze", "prep", "env")
 
 
 @pytest.fixture(autouse=True)
@@ -95,7 +95,7 @@ def test_train_help_lists_every_config_key(capsys: pytest.CaptureFixture[str]) -
         ("adapt: {language: {rnak: 8}}", (), ("rnak", "did you mean 'rank'")),
         ("adapt: {language: {rank: 8.5}}", (), ("config.yaml", "adapt.language.rank", "8.5")),
         ("adapt: {language: {rank: 0}}", (), ("adapt.language.rank", "0")),
-        ("model: {trust_remote_code: true}", (), ("model.trust_remote_code", "unknown key")),
+        ("model: {trust_remote_code: true}", (), ("model.trust_remote_code", "add --trust-remote-code")),
         ("", (), ("config.yaml", "expected sections")),
         ("a: [1", (), ("config.yaml", "not valid YAML")),
         ("x: !!python/object/apply:os.system ['touch CANARY']", (), ("config.yaml", "not valid YAML")),
@@ -182,7 +182,7 @@ def test_inspect_shows_parts_plan_and_memory(config: Path, capsys: pytest.Captur
     shown = capsys.readouterr().out
     tower, language = shown.index("vision_tower"), shown.index("model.language_model")
     assert "← dora r 3" in shown[language:] and "←" not in shown[tower:language], "q_proj of language only"
-    for text in ("trainable", "gradients", "AdamW moments", "activations (rough)"):
+    for text in ("trainable", "gradients", "moments of the optimizer", "activations", "buffers of backward"):
         assert text in shown
 
 

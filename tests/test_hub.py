@@ -27,7 +27,7 @@ class Hub(BaseHTTPRequestHandler):
     asked: list[tuple[str, str, Any]]
     allowed = "Bearer hf_test"
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         parsed = [json.loads(line) for line in body.splitlines() if line.strip()]
         self.asked.append(("POST", self.path, parsed))
@@ -38,12 +38,18 @@ class Hub(BaseHTTPRequestHandler):
         if "/preupload/" in self.path:
             files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in parsed[0]["files"]]
             return self._answer(200, {"files": files})
-        commit = {"commitUrl": f"http://{self.headers['Host']}/someone/model/commit/abc", "commitOid": "abc", "success": True}
+        commit = {
+            "commitUrl": f"http://{self.headers['Host']}/someone/model/commit/abc",
+            "commitOid": "abc",
+            "success": True,
+        }
         return self._answer(200, commit)
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         self.asked.append(("GET", self.path, None))
-        self._answer(200, {"id": "someone/model", "sha": "0" * 40, "siblings": [], "private": True, "xetEnabled": False})
+        self._answer(
+            200, {"id": "someone/model", "sha": "0" * 40, "siblings": [], "private": True, "xetEnabled": False}
+        )
 
     def _answer(self, code: int, values: dict[str, Any]) -> None:
         data = json.dumps(values).encode()
@@ -81,11 +87,19 @@ def folder(tmp_path: Path) -> Path:
 
 def pushed(folder: Path, endpoint: str, token: str | None = "hf_test") -> subprocess.CompletedProcess[str]:
     """`push` in a process of its own: the hub's client reads its settings when it is imported."""
-    code = "import sys; from pathlib import Path; from mmdora.hub import push; print(push(Path(sys.argv[1]), 'someone/model'))"
-    settings = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(folder.parent / "home"), "HF_HUB_DISABLE_XET": "1"}
+    code = "import sys; from pathlib import Path; from mmdora.hub import push; "
+    code += "print(push(Path(sys.argv[1]), 'someone/model'))"
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(folder.parent / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
     env = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "http_proxy", "https_proxy")} | settings
     env |= {"HF_TOKEN": token} if token else {}
-    return subprocess.run([sys.executable, "-c", code, str(folder)], env=env, capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)], env=env, capture_output=True, text=True, timeout=120
+    )
 
 
 def test_a_folder_is_one_commit_without_pickles(folder: Path, hub: tuple[str, list[Any]]) -> None:
@@ -95,7 +109,9 @@ def test_a_folder_is_one_commit_without_pickles(folder: Path, hub: tuple[str, li
     created = next(body for method, path, body in hub[1] if path == "/api/repos/create")
     assert created[0].get("visibility") == "private" or created[0].get("private") is True, created
     commit = next(body for method, path, body in hub[1] if "/commit/" in path)
-    files = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"}
+    files = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
+    }
     assert files == {name: (folder / name).read_bytes() for name in ("model.safetensors", "README.md")}
 
 

@@ -86,9 +86,18 @@ def load(
         processor = load_processor(base, trust_remote_code=trust_remote_code)
         settings = set_image_tokens(processor, image_tokens or image_tokens_of(adapter))
         with _one_line(base):
-            model: Any = AutoModelForImageTextToText.from_pretrained(
-                resolve(base), dtype=DTYPES[dtype], use_safetensors=True, trust_remote_code=trust_remote_code
+            model, found = AutoModelForImageTextToText.from_pretrained(
+                resolve(base),
+                dtype=DTYPES[dtype],
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
             )
+            if absent := sorted(found["missing_keys"]):
+                raise MmdoraError(
+                    f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
+                    "transformers would fill them with random numbers"
+                )
     finally:
         if bars:
             enable_progress_bar()
@@ -141,25 +150,34 @@ def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
     return model
 
 
+def check_folder(folder: Path) -> None:
+    """Raise if a checkpoint's folder holds what would make a reader wait, or an index of shards that lie elsewhere."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.is_dir():
+            ordinary(path, "file of a checkpoint")
+    for path in folder.glob("*.index.json"):
+        places = read_json(path, "index of weights").get("weight_map")
+        for shard in set(places.values()) if isinstance(places, dict) else ():
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise MmdoraError(f"{path}: names {shard!r:.80}, which is no file of this folder")
+
+
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
     """What transformers says of a base it cannot open, as one line with what to do about it."""
     try:
-        folder = Path(resolve(name))
-        for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-            if not path.is_dir():
-                ordinary(path, "file of a checkpoint")
+        check_folder(folder := Path(resolve(name)))
         yield
     except MmdoraError:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if "trust_remote_code" in reason:
-            reason = "it brings code of its own, which is run only by mmdora inspect, train and eval with --trust-remote-code"
+        if "trust_remote_code" in reason or "custom code" in reason:
+            reason = "it brings code of its own, run only by mmdora inspect, train and eval with --trust-remote-code"
         elif "safetensors" in reason and any(folder.glob("pytorch_model*.bin")):
             reason = (
-                "its weights are a pickle (pytorch_model.bin), which can run code when read; convert it where you trust "
-                "it: AutoModelForImageTextToText.from_pretrained(FOLDER).save_pretrained(NEW), and copy its other files"
+                "its weights are a pickle (pytorch_model.bin), which can run code when read; convert it where you "
+                "trust it: AutoModelForImageTextToText.from_pretrained(FOLDER).save_pretrained(NEW), and copy its other files"
             )
         known = ", ".join(bundled())
         raise MmdoraError(

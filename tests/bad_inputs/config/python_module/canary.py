@@ -1,1 +1,3 @@
-open('CANARY', 'w')
+from pathlib import Path
+
+Path("CANARY").write_text("ran")

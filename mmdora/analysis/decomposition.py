@@ -1,0 +1,103 @@
+"""What training did to one weight matrix: the weight-decomposition analysis of arXiv 2402.09353, section 3.2.
+
+A row W_j is taken apart into its magnitude m_j = ||W_j|| and its direction V_j = W_j / m_j. Against the base's W0,
+a weight W' of a checkpoint has moved, over its O rows,
+
+    dM = mean_j |m'_j - m_j|        dD = mean_j (1 - cos(W'_j, W0_j))
+
+The paper writes columns, for its W [d, k]; a row of `nn.Linear.weight` [O, I] is the same thing, and is what DoRA
+gives a magnitude to. All is computed in float64: 1 - cos is of the size of fp32's rounding where little was trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmdora.ops.merge import pieces
+from mmdora.ops.reference import adapted_weight
+
+
+class Change(NamedTuple):
+    """From W0 to W'."""
+
+    delta_m: float
+    """dM, in the unit of the weights."""
+    delta_d: float
+    """dD, 0 to 2; nan if no row has a direction in both."""
+    base_norm: float
+    """||W0||, Frobenius."""
+    delta_norm: float
+    """||W' - W0||, Frobenius."""
+
+
+@torch.no_grad()
+def changed_rows(
+    weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor | None, scaling: float
+) -> Iterator[Tensor]:
+    """W' [O, I] of an adapted matrix as consecutive pieces [rows, I] in float64; arguments as of `adapted_weight`."""
+    lora_A = None if lora_A is None else lora_A.double()
+    for start, stop in pieces(*weight.shape):
+        b, m = (None if tensor is None else tensor[start:stop].double() for tensor in (lora_B, magnitude))
+        yield adapted_weight(weight[start:stop].double(), lora_A, b, m, scaling)
+
+
+@torch.no_grad()
+def decompose(weight: Tensor, changed: Iterable[Tensor], delta: Tensor | None = None) -> Change:
+    """The change from `weight` to `changed`, a few rows at a time.
+
+    Args:
+        weight: W0 [O, I] with O > 0, any float dtype; a view of a file will do.
+        changed: W' as consecutive pieces [rows, I] of any float dtype.
+        delta: takes W' - W0 [O, I], if it is wanted.
+    """
+    moved, turned, directed, base, squared, start = 0.0, 0.0, 0, 0.0, 0.0, 0
+    for piece in changed:
+        new, old = piece.double(), weight[start : start + len(piece)].double()
+        new_norm, old_norm = (torch.linalg.vector_norm(rows, dim=1, keepdim=True) for rows in (new, old))
+        moved += float((new_norm - old_norm).abs().sum())
+        both = ((new_norm > 0) & (old_norm > 0)).squeeze(1)  # a row of zeros has no direction
+        # 1 - cos = |u - v|^2 / 2 of the unit vectors, which does not cancel
+        turned += float((new[both] / new_norm[both] - old[both] / old_norm[both]).square().sum()) / 2
+        directed += int(both.sum())
+        base += float(old_norm.square().sum())
+        difference = new - old
+        squared += float(difference.square().sum())
+        if delta is not None:
+            delta[start : start + len(piece)] = difference
+        start += len(piece)
+    return Change(moved / start, turned / directed if directed else float("nan"), base**0.5, squared**0.5)
+
+
+@torch.no_grad()
+def singular_values(matrix: Tensor) -> Tensor:
+    """Of [O, I], float64, through the Gram matrix of the shorter side: in float64 that is as good as an SVD in fp32,
+    and takes the memory of the shorter side squared."""
+    matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    gram = torch.zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
+    for start, stop in pieces(matrix.shape[1], matrix.shape[0]):
+        part = matrix[:, start:stop].double()
+        gram.addmm_(part, part.T)
+    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+
+
+@torch.no_grad()
+def singular_values_of_product(lora_B: Tensor, lora_A: Tensor) -> Tensor:
+    """Of B A for B [O, R] and A [R, I], float64, through two QR decompositions."""
+    left, right = torch.linalg.qr(lora_B.double()).R, torch.linalg.qr(lora_A.double().T).R
+    return torch.linalg.svdvals(left @ right.T)
+
+
+def effective_rank(values: Tensor) -> float:
+    """exp of the entropy of singular values as shares of their sum (Roy and Vetterli 2007); 0 if all are zero."""
+    total = values.sum()
+    return float(torch.special.entr(values / total).sum().exp()) if total else 0.0
+
+
+def stable_rank(values: Tensor) -> float:
+    """Squared Frobenius norm over squared spectral norm; 0 if all singular values are zero."""
+    largest = values.max()
+    return float((values / largest).square().sum()) if largest else 0.0

@@ -1,0 +1,194 @@
+"""What the rows of an analysis say: correlation of dM and dD, shares by modality, the paper's signs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+import numpy as np
+
+from mmdora.analysis.rows import Row
+from mmdora.config import MODALITIES
+from mmdora.evaluate.bootstrap import Part, measure, ratio
+from mmdora.evaluate.scores import Score
+
+PAPER = {"full": -0.62, "lora": 0.83, "dora": -0.31}
+"""Correlation of dM and dD over layers and checkpoints of VL-BART's query weights (arXiv 2402.09353, section 3.2)."""
+SHOWN = {"full": "full fine-tuning", "lora": "LoRA", "dora": "DoRA", "magnitude": "magnitude alone"}
+QUERIES = ("q_proj", "query", "q", "wq", "to_q")
+"""Last parts of the names of query weights. A fused `qkv` is none."""
+MIN_MATRICES = 5
+"""Fewer can be drawn in too few ways for the bootstrap: 4 matrices in 35, 5 in 126."""
+ALL, EVERY, QUERY = "all", "all matrices", "query matrices"
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Pearson's r of dM and dD over matrices and checkpoints of one run and method."""
+
+    run: str
+    method: str
+    modality: str
+    """Or "all"."""
+    over: str
+    """All matrices, or the query matrices, which the paper looked at."""
+    matrices: int
+    score: Score
+    """r; n counts points (matrix and checkpoint). The interval is the bootstrap's: whole matrices are drawn, since
+    the checkpoints of a matrix are not independent; None under `MIN_MATRICES` matrices."""
+
+    def __str__(self) -> str:
+        interval = self.score.interval
+        shown = f" [{_signed(interval[0])}, {_signed(interval[1])}]" if interval else ""
+        return f"{_signed(self.score.value)}{shown}"
+
+    @property
+    def outcome(self) -> str:
+        """What becomes of the paper's sign: reproduced, refuted, undecided, or "" where the paper has none."""
+        paper, interval = PAPER.get(self.method), self.score.interval
+        if paper is None:
+            return ""
+        if interval is None or interval[0] <= 0 <= interval[1]:
+            return "undecided"
+        return "reproduced" if (self.score.value > 0) == (paper > 0) else "refuted"
+
+    @property
+    def verdict(self) -> str:
+        """A sentence on the paper's sign, for a method that the paper has a number for."""
+        which = {ALL: ""}.get(self.modality, f"{self.modality} ")
+        kind = "query matrices" if self.over == QUERY else "matrices"
+        found = f"{self.run} ({SHOWN[self.method]}): over {self.matrices} {which}{kind} r(dM, dD) = {self}"
+        paper = f"the paper's {_signed(PAPER[self.method])}"
+        if self.score.interval is None:
+            return f"{found}: too few matrices for an interval, so nothing is said of {paper}."
+        if self.outcome == "undecided":
+            return f"{found}: the interval includes zero, so {paper} is neither reproduced nor refuted here."
+        return f"{found}: the interval excludes zero, and the sign of {paper} is {self.outcome} here."
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One modality and method of the last checkpoint of a run."""
+
+    run: str
+    step: int | None
+    modality: str
+    method: str
+    matrices: int
+    share: float
+    """Of the squared norm of all that was changed; other parameters (biases, norms) counted too."""
+    relative: float
+    """Norm of the change over the norm of the base, of these weights together."""
+    delta_m: float | None
+    """Mean over matrices."""
+    delta_d: float | None
+    effective_rank: float | None
+    """Median over matrices."""
+    stable_rank: float | None
+
+
+def correlations(rows: Sequence[Row]) -> list[Correlation]:
+    """By run, method and modality, over all matrices and over the query matrices; those that are determined."""
+    found = []
+    for run, method in _pairs(rows):
+        own = [row for row in rows if (row.run, row.method) == (run, method) and row.delta_d is not None]
+        for modality in (*MODALITIES, ALL):
+            there = [row for row in own if modality in (row.modality, ALL)]
+            for over in (EVERY, QUERY):
+                chosen = [row for row in there if over == EVERY or row.name.rpartition(".")[2] in QUERIES]
+                if score := correlation(chosen):
+                    matrices = len({row.name for row in chosen})
+                    found.append(Correlation(run, method, modality, over, matrices, score))
+    return found
+
+
+def correlation(rows: Sequence[Row]) -> Score | None:
+    """Pearson's r of dM and dD with its 95% interval by bootstrap over matrices; None where either does not vary."""
+    points = np.array([(row.delta_m, row.delta_d) for row in rows], float).reshape(-1, 2)
+    if len(points) < 3 or not ((spread := points.std(0)) > 1e-12 * np.abs(points).max(0)).all():
+        return None
+    x, y = ((points - points.mean(0)) / spread).T  # so that the sums of squares below lose nothing
+    columns = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
+    names = [row.name for row in rows]
+    score = measure({"r": Part(columns, _pearson, len(points))}, names)["r"]
+    return score if len(set(names)) >= MIN_MATRICES else Score(score.value, score.n)
+
+
+def _pearson(sums: np.ndarray) -> np.ndarray:
+    n, x, y, xx, yy, xy = np.moveaxis(sums, -1, 0)
+    variances = (xx / n - (x / n) ** 2) * (yy / n - (y / n) ** 2)
+    return ratio(xy / n - x * y / n**2, np.sqrt(np.where(variances > 1e-18, variances, 0)))
+
+
+def summaries(rows: Sequence[Row]) -> list[Summary]:
+    """By run, modality and method, of the last checkpoint."""
+    found = []
+    for row_run in dict.fromkeys(row.run for row in rows):
+        last = last_rows(rows, row_run)
+        for modality in (*MODALITIES, "other"):
+            there = [row for row in last if row.modality == modality]
+            for method in dict.fromkeys(row.method for row in there):
+                found.append(_summary([row for row in there if row.method == method]))
+    return found
+
+
+def _summary(rows: Sequence[Row]) -> Summary:
+    first, matrices = rows[0], [row for row in rows if row.delta_m is not None]
+    base = sum(row.base_norm**2 for row in rows)
+    return Summary(
+        run=first.run,
+        step=first.step,
+        modality=first.modality,
+        method=first.method,
+        matrices=len(matrices),
+        share=sum(row.share for row in rows),
+        relative=(sum(row.delta_norm**2 for row in rows) / base) ** 0.5 if base else float("nan"),
+        delta_m=_over(fmean, (row.delta_m for row in matrices)),
+        delta_d=_over(fmean, (row.delta_d for row in matrices)),
+        effective_rank=_over(median, (row.effective_rank for row in matrices)),
+        stable_rank=_over(median, (row.stable_rank for row in matrices)),
+    )
+
+
+def last_rows(rows: Sequence[Row], run: str) -> list[Row]:
+    """The rows of a run's last checkpoint."""
+    own = [row for row in rows if row.run == run]
+    return [row for row in own if row.step == own[-1].step]
+
+
+def verdicts(found: Iterable[Correlation]) -> list[str]:
+    """Sentences on each run and method that the paper has a number for.
+
+    Over the query matrices, as in the paper; over the language model's, since the paper's is one; over all.
+    """
+    known = {(c.run, c.method, c.modality, c.over): c for c in found if c.method in PAPER}
+    chosen: list[Correlation] = []
+    for run, method in dict.fromkeys(key[:2] for key in known):
+        language, every = (known.get((run, method, part, EVERY)) for part in ("language", ALL))
+        same = language and every and language.matrices == every.matrices
+        chosen += [c for c in (known.get((run, method, ALL, QUERY)), language, None if same else every) if c]
+    return [c.verdict for c in chosen]
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, and a power of ten where they would be far from the point."""
+    if value is None:
+        return "–"
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    digits, power = f"{value:.1e}".split("e")
+    return f"{digits.removesuffix('.0')}·10{str(int(power)).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
+
+
+def _over(statistic, values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistic(known) if known else None
+
+
+def _pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((row.run, row.method) for row in rows))
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")

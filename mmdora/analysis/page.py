@@ -1,0 +1,59 @@
+"""The files of an analysis: a CSV, three pictures, and one HTML page that holds them and the tables."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, fields
+from itertools import groupby
+from pathlib import Path
+
+from mmdora.analysis import plots
+from mmdora.analysis.findings import SHOWN, Correlation, correlations, last_rows, number, summaries, verdicts
+from mmdora.analysis.rows import Row
+
+CSV, PAGE, TEMPLATE = "decomposition.csv", "analysis.html", "page.html.j2"
+
+
+def write(rows: Sequence[Row], folder: Path) -> None:
+    """Write decomposition.csv, scatter.png, layers.png, shares.png and analysis.html."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / CSV).open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(field.name for field in fields(Row))
+        table.writerows(astuple(row) for row in rows)
+    found = correlations(rows)
+    pictures = {"scatter": plots.scatter(rows, found), "layers": plots.layers(rows), "shares": plots.shares(rows)}
+    for name, png in pictures.items():
+        (folder / f"{name}.png").write_bytes(png)
+    (folder / PAGE).write_text(render(rows, found, pictures), encoding="utf-8")
+
+
+def render(rows: Sequence[Row], found: Sequence[Correlation], pictures: Mapping[str, bytes]) -> str:
+    """The page as HTML; every text is escaped, and it asks for nothing outside itself.
+
+    Args:
+        pictures: scatter, layers and shares, as PNG.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["number"] = number
+    runs = list(dict.fromkeys(row.run for row in rows))
+    return environment.get_template(TEMPLATE).render(
+        runs={run: last_rows(rows, run) for run in runs},
+        steps={run: [step for step, _ in groupby(row.step for row in rows if row.run == run)] for run in runs},
+        verdicts=verdicts(found),
+        summaries=summaries(rows),
+        correlations=[list(group) for _, group in groupby(found, lambda c: (c.run, c.method, c.modality))],
+        pictures={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()},
+        shown=SHOWN,
+        csv=CSV,
+    )

@@ -1,0 +1,48 @@
+"""Where a run's adapters lie: its whole checkpoints in their order, and its last adapter."""
+
+from __future__ import annotations
+
+import filecmp
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmdora.adapters import CONFIG, OURS, WEIGHTS, refuse_pickle
+from mmdora.errors import MmdoraError
+from mmdora.train.checkpoint import MANIFEST, checkpoints, manifest_of, step_of
+
+
+class Point(NamedTuple):
+    """One adapter of a run."""
+
+    step: int | None
+    """None for an adapter that is none of the checkpoints."""
+    folder: Path
+
+
+def points_of(run: Path, say: Callable[[str], Any]) -> list[Point]:
+    """The adapters in a run folder, oldest first, or the one in an adapter folder.
+
+    A checkpoint that is not what its manifest lists is named through `say` and passed over. `adapter/` counts where
+    it is not the copy of a checkpoint.
+
+    Raises:
+        MmdoraError: there is none.
+    """
+    found: list[Point] = []
+    for folder in reversed(checkpoints(run)):
+        try:
+            if (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
+                manifest_of(folder, (WEIGHTS, CONFIG, OURS))  # its optimizer may be gone
+        except MmdoraError as error:
+            say(f"warning: {error}; passed over")
+        else:
+            found.append(Point(step_of(folder), folder))
+    for folder in (run, run / "adapter"):
+        refuse_pickle(folder)
+        weights = folder / WEIGHTS
+        if weights.is_file() and not any(filecmp.cmp(weights, p.folder / WEIGHTS, shallow=False) for p in found):
+            found.append(Point(None, folder))
+    if not found:
+        raise MmdoraError(f"{run}: nothing to analyze here; name a run folder (checkpoint-N/, adapter/) or an adapter")
+    return found

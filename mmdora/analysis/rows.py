@@ -1,0 +1,190 @@
+"""One adapter against its base, a weight at a time: both are read from their files, no model is built."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmdora.adapters import read_adapter
+from mmdora.analysis.decomposition import (
+    Change,
+    changed_rows,
+    decompose,
+    effective_rank,
+    singular_values,
+    singular_values_of_product,
+    stable_rank,
+)
+from mmdora.analysis.points import Point
+from mmdora.errors import MmdoraError
+from mmdora.export import base_folder
+from mmdora.layers import AdaptedEmbedding
+from mmdora.layers import kind_of as layer_of
+from mmdora.mapped import MappedCheckpoint
+from mmdora.merge_disk import factors
+from mmdora.ops.merge import pieces
+from mmdora.plan import Entry, Plan
+from mmdora.shards import UnsureError
+
+OTHER = "other"
+About = tuple[str, str, str, str, int]
+"""Name, modality, kind, method, rank."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one checkpoint did to one weight; one line of the CSV.
+
+    A bias, a norm or another parameter that is no linear, convolution or embedding ("other", trained in full) has
+    norms and a share but nothing to decompose: the columns from `delta_m` to `stable_rank` are None then.
+    """
+
+    run: str
+    step: int | None
+    """None for an adapter that is none of the run's checkpoints."""
+    name: str
+    """Of the module, or of the parameter of kind "other"."""
+    modality: str
+    layer: int | None
+    """First number in the name: the block."""
+    kind: str
+    """linear, conv, embedding, other."""
+    method: str
+    """lora, dora, magnitude, full."""
+    rank: int
+    """Of the adapter; 0 without one."""
+    rows: int
+    """Magnitudes: output features, channels, embedding dimensions."""
+    columns: int
+    delta_m: float | None
+    """dM: mean |change of a row's norm|."""
+    delta_d: float | None
+    """dD: mean of 1 - cos between a row and the base's."""
+    effective_rank: float | None
+    """Of the change: exp of the entropy of its singular values."""
+    stable_rank: float | None
+    """Of the change: squared Frobenius over squared spectral norm."""
+    base_norm: float
+    """Frobenius norm of the base's weight."""
+    delta_norm: float
+    """Frobenius norm of the change."""
+    relative: float | None
+    """delta_norm / base_norm; None for a base of zeros."""
+    share: float = 0.0
+    """Of the squared norm of all that this checkpoint changed; sums to 1 over a checkpoint."""
+
+
+class Base:
+    """The files of a base, read a tensor at a time.
+
+    Raises:
+        MmdoraError: there are none, or their tensors are not the model's one by one (see `MappedCheckpoint`).
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+        try:
+            self.mapped = MappedCheckpoint(base_folder(name))
+        except UnsureError as reason:
+            raise MmdoraError(f"base {name}: its files cannot be read tensor by tensor: {reason}") from None
+        self.model = self.mapped.model
+
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        return self.mapped.fingerprint()
+
+    def weight(self, name: str) -> Tensor:
+        """The parameter `name` as it lies in the file; not to be written to."""
+        if self.mapped.name_of(name) is None:
+            raise MmdoraError(f"base {self.name}: {name} is computed from other tensors of its files; not analyzed yet")
+        return self.model.get_parameter(name).detach()
+
+
+class Adapter:
+    """The plan and the tensors of one adapter, mapped; iterating gives its rows, in the order of the plan.
+
+    Raises:
+        MmdoraError: as `read_adapter`: it is damaged, or another base's.
+    """
+
+    def __init__(self, run: str, point: Point, base: Base):
+        self.run, self.step, self.base = run, point.step, base
+        self.plan: Plan
+        self.plan, self._tensors = read_adapter(base.model, point.folder, lambda _: base.fingerprint)
+
+    def __len__(self) -> int:
+        return len(self.plan.entries) + len(self.plan.full)
+
+    def __iter__(self) -> Iterator[Row]:
+        for entry in self.plan.entries:
+            yield self._adapted(entry)
+        for name in self.plan.full:
+            yield self._full(name)
+
+    def _adapted(self, entry: Entry) -> Row:
+        weight = as_matrix(entry.kind, self.base.weight(f"{entry.name}.weight"))
+        a, b, magnitude = factors(self.base.model, self._tensors, entry)
+        changed = changed_rows(weight, a, b, magnitude, entry.scaling)
+        about = (entry.name, entry.modality, entry.kind, entry.method, entry.rank)
+        if a is None or b is None or magnitude is not None:
+            return self._decomposed(about, weight, changed)
+        return self._row(about, weight, decompose(weight, changed), singular_values_of_product(b, a))
+
+    def _full(self, name: str) -> Row:
+        owner, _, leaf = name.rpartition(".")
+        layer = layer_of(self.base.model.get_submodule(owner)) if leaf == "weight" else None
+        kind = layer.kind if layer else OTHER
+        weight, new = (as_matrix(kind, tensor) for tensor in (self.base.weight(name), self._tensors[name]))
+        changed = (new[start:stop] for start, stop in pieces(*weight.shape))
+        about = (owner if layer else name, self.plan.parts.of(name) or "other", kind, "full", 0)
+        if layer:
+            return self._decomposed(about, weight, changed)
+        return self._row(about, weight, decompose(weight, changed), None)
+
+    def _decomposed(self, about: About, weight: Tensor, changed: Iterable[Tensor]) -> Row:
+        delta = torch.empty(weight.shape, dtype=torch.float32)
+        return self._row(about, weight, decompose(weight, changed, delta), singular_values(delta))
+
+    def _row(self, about: About, weight: Tensor, change: Change, values: Tensor | None) -> Row:
+        name, modality, kind, method, rank = about
+        number = re.search(r"\.(\d+)(\.|$)", name)
+        matrix = values is not None
+        return Row(
+            run=self.run,
+            step=self.step,
+            name=name,
+            modality=modality,
+            layer=int(number[1]) if number else None,
+            kind=kind,
+            method=method,
+            rank=rank,
+            rows=weight.shape[0],
+            columns=weight.shape[1],
+            delta_m=change.delta_m if matrix else None,
+            delta_d=change.delta_d if matrix and not math.isnan(change.delta_d) else None,
+            effective_rank=effective_rank(values) if matrix else None,
+            stable_rank=stable_rank(values) if matrix else None,
+            base_norm=change.base_norm,
+            delta_norm=change.delta_norm,
+            relative=change.delta_norm / change.base_norm if change.base_norm else None,
+        )
+
+
+def shared(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one checkpoint with their shares of its change."""
+    total = sum(row.delta_norm**2 for row in rows)
+    return [replace(row, share=row.delta_norm**2 / total if total else 0.0) for row in rows]
+
+
+def as_matrix(kind: str, weight: Tensor) -> Tensor:
+    """W [O, I] as the adapted layers see it, with O magnitudes."""
+    if kind == AdaptedEmbedding.kind:
+        return weight.T
+    return weight.flatten(1) if kind != OTHER else weight.reshape(-1, weight.shape[-1] if weight.ndim else 1)

@@ -1,0 +1,72 @@
+"""`mmdora analyze`: runs and adapters to rows, tables and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mmdora.analysis.page import write
+from mmdora.analysis.points import points_of
+from mmdora.analysis.rows import Adapter, Base, Row, shared
+from mmdora.errors import MmdoraError
+from mmdora.models.load import base_of
+
+
+def analyze(
+    runs: Path | str | Mapping[str, Path | str], *, out: Path | str | None = None, say: Callable[[str], Any] = print
+) -> list[Row]:
+    """How far each checkpoint of each run moved every weight of its base, in magnitude and in direction.
+
+    Nothing is loaded as a model: base and adapters are read from their safetensors a tensor at a time, in the memory
+    of the largest one in fp32 (and of the square of the shorter side of a matrix in fp64).
+
+    Args:
+        runs: a run folder (`checkpoint-N/`, `adapter/`) or an adapter folder, PEFT's too; or several, by name.
+        out: folder to write decomposition.csv, the pictures and analysis.html to; None writes nothing.
+        say: receives the lines meant for a person, such as the name of a checkpoint that is damaged.
+
+    Returns:
+        A row per weight and checkpoint, run by run, checkpoint by checkpoint.
+
+    Raises:
+        MmdoraError: a run without a whole adapter, an adapter of another base, a base that cannot be read so.
+    """
+    named = dict(runs) if isinstance(runs, Mapping) else {Path(runs).name: runs}
+    if not named:
+        raise MmdoraError("analyze: name at least one run")
+    if out is not None and Path(out).exists() and not Path(out).is_dir():
+        raise MmdoraError(f"{out}: is a file; name a folder to write to")
+    bases: dict[str, Base] = {}
+    rows = [row for name, run in named.items() for row in _rows(name, Path(run), bases, say)]
+    if out is not None:
+        write(rows, Path(out))
+    return rows
+
+
+def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any]) -> list[Row]:
+    points, rows, problem = points_of(run, say), [], None
+    with tqdm(desc=f"analyzing {name}", unit="weight", leave=False, delay=1, disable=None) as bar:
+        for index, point in enumerate(points):
+            try:
+                base_name = base_of(point.folder)
+                if base_name not in bases:
+                    bases[base_name] = Base(base_name)
+                adapter = Adapter(name, point, bases[base_name])
+            except MmdoraError as error:
+                if len(points) == 1:
+                    raise
+                problem = error
+                say(f"warning: {error}; passed over")
+                continue
+            bar.total = bar.n + len(adapter) * (len(points) - index)
+            found = []
+            for row in adapter:
+                found.append(row)
+                bar.update()
+            rows += shared(found)
+    if not rows:
+        raise problem or MmdoraError(f"{run}: its plan changes nothing")
+    return rows
