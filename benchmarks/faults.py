@@ -40,6 +40,7 @@ import yaml
 FAMILIES = {"llava": "tiny-llava"}
 WORKERS = (0, 0, 2, 2)  # loader processes of the processes of one run, in turn
 STEPS, SAVE_EVERY = 24, 4  # 8 steps are an epoch: saves lie within epochs and at their ends
+ROWS, HELD_OUT = 31, range(31, 35)  # scenes by number; the last batch of an epoch is not full
 PER_RUN = 5  # kills
 FULL = 20  # kills of the form whose result is kept
 FIRST = 2 * SAVE_EVERY  # the first step whose save is disturbed: a whole checkpoint is there before it
@@ -166,7 +167,7 @@ def _name(path: Any, step: int) -> str:
 class Run:
     """A run folder, and the processes that work on it in turn."""
 
-    def __init__(self, context: Any, folder: Path, family: str, records: Path):
+    def __init__(self, context: Any, folder: Path, family: str, records: Path, held_out: Path):
         self.context, self.processes = context, 0
         self.folder, self.record, self.told = folder / "run", folder / "record.tsv", folder / "told"
         folder.mkdir(parents=True)
@@ -175,7 +176,7 @@ class Run:
         tree = {
             "model": {"base": FAMILIES[family]},
             "adapt": {name: adapted for name in ("vision", "projector", "language")},
-            "data": {"train": str(records), "eval": str(records), "eval_rows": 4},
+            "data": {"train": str(records), "eval": str(held_out)},
             "training": {"output": str(self.folder), "steps": STEPS, "batch_size": 2, "accumulation": 2, "lr": 1e-3,
                          "log_every": 3, "eval_every": SAVE_EVERY, "save_every": SAVE_EVERY},
         }  # fmt: skip
@@ -250,19 +251,19 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def draw_records(folder: Path, rows: int = 31) -> Path:
-    """Records of one question each; the last batch of an epoch is not full."""
+def draw_records(path: Path, numbers: range) -> Path:
+    """Records of one question each, a drawn scene by its number."""
     from mmdora.data.records import qa_record, write_records
     from mmdora.data_prep import scenes
 
     drawn = []
-    for number in range(rows):
+    for number in numbers:
         chance = random.Random(number)
         things, picture = scenes.scene(chance)
-        picture.save(folder / f"{number}.png")
+        picture.save(path.parent / f"{number}.png")
         drawn.append(qa_record(f"scene-{number}", f"{number}.png", scenes.conversation(chance, things)[:1]))
-    write_records(folder / "records.jsonl", drawn)
-    return folder / "records.jsonl"
+    write_records(path, drawn)
+    return path
 
 
 def plan(kills: int, operations: list[str], chance: random.Random) -> list[list[Kill]]:
@@ -283,18 +284,18 @@ def plan(kills: int, operations: list[str], chance: random.Random) -> list[list[
 
 def measure(context: Any, kills: int, seed: int, folder: Path) -> tuple[list[dict[str, Any]], int]:
     """The table of kills, and how many were followed by an equal run."""
-    records = draw_records(folder)
+    files = draw_records(folder / "records.jsonl", range(ROWS)), draw_records(folder / "held-out.jsonl", HELD_OUT)
     chance, rows, equal = random.Random(seed), [], 0
     undisturbed: dict[str, dict[str, Any]] = {}
     operations: list[str] = []
     for family in FAMILIES:
-        run = Run(context, folder / f"{family}-undisturbed", family, records)
+        run = Run(context, folder / f"{family}-undisturbed", family, *files)
         run.finish(0)
         undisturbed[family] = run.results()
         operations = list(dict.fromkeys(n.what for n in run.notes() if (n.step, n.kind) == (LAST, "save")))
     for number, planned in enumerate(plan(kills, operations, chance)):
         family = list(FAMILIES)[number % len(FAMILIES)]
-        run = Run(context, folder / f"{family}-{number}", family, records)
+        run = Run(context, folder / f"{family}-{number}", family, *files)
         mine = []
         for index, kill in enumerate(planned):
             workers = _workers(number, index)

@@ -143,12 +143,41 @@ class Data:
         Field(description="rows over max_length; shrink leaves out turns from the end, never an image"),
     ] = "error"
     image_tokens: ImageTokens = ImageTokens()
-    group_by_length: Annotated[StrictBool, Field(description="batches of like length and modality")] = True
+    stream: Annotated[
+        StrictBool,
+        Field(
+            description="read train in turn and copy nothing, for data that fit no disk: a file, a folder, a pattern,"
+            " or those at hf:// or https://; needs training.steps"
+        ),
+    ] = False
+    shuffle_buffer: Annotated[
+        Positive | None, Field(description="rows of a stream shuffled together; default 1000")
+    ] = None
+    group_by_length: Annotated[
+        StrictBool, Field(description="batches of like length and modality; false with stream")
+    ] = True
     packing: Annotated[
         StrictBool,
         Field(description="several rows in one of up to max_length tokens; batch_size then counts packed rows"),
     ] = False
     workers: Annotated[StrictInt, Field(ge=0, description="loader processes")] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _stream_is_not_sorted(cls, values: Any) -> Any:
+        kwargs = getattr(values, "kwargs", values)
+        if isinstance(kwargs, dict) and kwargs.get("stream") is True:
+            kwargs.setdefault("group_by_length", False)
+        return values
+
+    @model_validator(mode="after")
+    def _stream_knows_no_lengths(self) -> Data:
+        for key in ("packing", "group_by_length") if self.stream else ():
+            if getattr(self, key):
+                raise ValueError(f"{key} needs the lengths of all rows, which a stream does not know; leave it out")
+        if self.shuffle_buffer is not None and not self.stream:
+            raise ValueError("shuffle_buffer is for stream: true; without it all rows are shuffled")
+        return self
 
     @model_validator(mode="after")
     def _packing_has_a_limit(self) -> Data:
@@ -212,6 +241,14 @@ class RunConfig:
     adapt: Adapt = Adapt()
     data: Data = Data()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _stream_has_no_end(self) -> RunConfig:
+        if self.data.stream and self.training.steps is None:
+            raise ValueError("data.stream needs training.steps: a stream has no length")
+        if self.data.stream and self.training.find_batch_size:
+            raise ValueError("training.find_batch_size reads rows again, which data.stream cannot; leave one out")
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML or JSON."""

@@ -28,9 +28,18 @@ def first_turns(records: Path, rows: int) -> Path:
     return path
 
 
+def held_out_of(records: Path, rows: int = 3) -> Path:
+    """The first rows under other ids: records to evaluate on must be others than those trained on."""
+    path = records.with_name(f"{records.stem}-held-out-{rows}.jsonl")
+    if not path.exists():  # written anew it would be read anew too, where a test has the disk full
+        kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
+        path.write_text("".join(json.dumps(row | {"id": f"held-{row['id']}"}) + "\n" for row in kept))
+    return path
+
+
 def tree_for(records: Path, output: Path, *, evaluates: bool = True, **training: Any) -> dict[str, Any]:
     """Four rows a step in two micro-batches, dropout in the language model, 8 steps."""
-    evaluation = {"eval": str(records), "eval_rows": 2} if evaluates else {}
+    evaluation = {"eval": str(held_out_of(records)), "eval_rows": 2} if evaluates else {}
     training = ({} if evaluates else {"eval_every": None}) | training
     return {
         "adapt": {

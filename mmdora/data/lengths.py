@@ -94,10 +94,11 @@ def count_image_tokens(processor: Any, records: list[Record], root: Path) -> np.
 
 
 def _shorten(processor: Any, max_length: int, root: Path, records: list[Record]) -> np.ndarray:
-    return np.array([_shorten_one(processor, max_length, root, record) for record in records], dtype=np.int32)
+    return np.array([shorten(processor, max_length, root, record) for record in records], dtype=np.int32)
 
 
-def _shorten_one(processor: Any, max_length: int, root: Path, record: Record) -> tuple[int, int]:
+def shorten(processor: Any, max_length: int, root: Path, record: Record) -> tuple[int, int]:
+    """Messages kept of a record and their tokens, as in `shortened`."""
     messages = record["messages"]
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for last in reversed(answers[:-1]):

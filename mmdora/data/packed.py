@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from mmdora.errors import MmdoraError
 
@@ -14,10 +14,13 @@ COLUMNS = ("id", "messages", "images", "meta")
 ROWS = 32  # read together
 
 
-def read_packed(path: Path) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
+def read_packed(path: Path | str, file: IO[bytes] | None = None) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
     """Each record, its `images` as names, with the contents of its image files in the same order.
 
     Memory is that of a row group, which `prep` keeps near 32 MB.
+
+    Args:
+        file: it, opened, where `path` is its name only.
 
     Raises:
         MmdoraError: if this is no such file; other Parquet files go through `mmdora prep messages`.
@@ -26,14 +29,14 @@ def read_packed(path: Path) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path) as file:
-            if missing := set(COLUMNS) - set(file.schema_arrow.names):
+        with pq.ParquetFile(path if file is None else file) as source:
+            if missing := set(COLUMNS) - set(source.schema_arrow.names):
                 raise MmdoraError(
                     f"{path}: no file that `mmdora prep --pack` wrote (no column {min(missing)!r}); "
                     f"`mmdora prep messages --in {path}` makes records of chats with images"
                 )
             number = 0
-            for batch in file.iter_batches(batch_size=ROWS, columns=list(COLUMNS)):
+            for batch in source.iter_batches(batch_size=ROWS, columns=list(COLUMNS)):
                 for row in batch.to_pylist():
                     yield _record(row, f"{path}: row {number}")
                     number += 1

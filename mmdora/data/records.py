@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -88,8 +88,9 @@ class Records:
             yield from map(_record, rows["json"], rows.get("files", repeat(None)))
 
     @property
-    def ids(self) -> list[str]:
-        return self._table.data.column("id").to_pylist()
+    def ids(self) -> Any:
+        """[rows] strings, as a chunked array of Arrow: a Python list of a million takes 70 MB."""
+        return self._table.data.column("id")
 
     @property
     def characters(self) -> np.ndarray:
@@ -233,6 +234,29 @@ def check_record(row: Any, where: str) -> Record:
     }
 
 
+def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[bytes, str]]:
+    """The lines of a JSONL file that are not blank, and how errors call each."""
+    for number, line in enumerate(iter(partial(file.readline, MAX_VALUE + 1), b""), 1):
+        where = f"{name}:{number}"
+        if len(line) > MAX_VALUE:
+            raise MmdoraError(f"{where}: longer than {MAX_VALUE >> 20} MiB, which no record is")
+        line = line.removeprefix(BOM_UTF8) if number == 1 else line
+        if line.strip():
+            yield line, where
+
+
+def record_of(line: bytes, where: str) -> Record:
+    """A line as a record.
+
+    Raises:
+        MmdoraError: saying what is wrong with it and where.
+    """
+    try:
+        return check_record(parse_line(line), where)
+    except MmdoraError as error:
+        raise error if str(error).startswith(where) else MmdoraError(f"{where}: {error}") from None
+
+
 def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, Any]]:
     del stamp
     empty = True
@@ -282,17 +306,11 @@ def _llava(path: Path) -> Iterator[Record]:
 def _lines(path: Path) -> Iterator[Record]:
     bad: list[MmdoraError] = []
     with path.open("rb") as file:
-        for number, line in enumerate(iter(partial(file.readline, MAX_VALUE + 1), b""), 1):
-            where = f"{path}:{number}"
-            if len(line) > MAX_VALUE:
-                raise MmdoraError(f"{where}: longer than {MAX_VALUE >> 20} MiB, which no record is")
-            line = line.removeprefix(BOM_UTF8) if number == 1 else line
-            if not line.strip():
-                continue
+        for line, where in numbered_lines(file, str(path)):
             try:
-                record = check_record(parse_line(line), where)
+                record = record_of(line, where)
             except MmdoraError as error:
-                bad.append(error if str(error).startswith(where) else MmdoraError(f"{where}: {error}"))
+                bad.append(error)
                 continue
             yield record
     if bad:

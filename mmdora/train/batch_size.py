@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,28 +11,43 @@ from torch import Tensor
 from transformers import Trainer
 
 from mmdora.config import RunConfig, Training
-from mmdora.data.batches import Batches, spare_row
-from mmdora.data.fit import Rows
-from mmdora.data.packing import Packs
-from mmdora.errors import MmdoraError, OutOfMemory
+from mmdora.data.batches import spare_row
+from mmdora.errors import OutOfMemory
+from mmdora.injectors import make_plan
+from mmdora.models.load import skeleton
+from mmdora.train.memory import estimate, typical_batch
 from mmdora.train.processes import Processes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU (torch.OutOfMemoryError) or of the host."""
-    known = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    """Of a GPU (torch.OutOfMemoryError), of the host, or found by `FittingTrainer`."""
+    known = isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory))
     return known or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
 
-def out_of_memory(step: int, rows: int, training: Training) -> OutOfMemory:
-    """What is said when it ends a run: three things to change."""
+def estimated(
+    config: RunConfig, processor: Any, batch: Mapping[str, Tensor] | None, *, trust_remote_code: bool = False
+) -> str:
+    """What `mmdora inspect` would say of the micro-batch in hand; of a typical one where there is none."""
+    try:
+        model = skeleton(config.model.base, trust_remote_code=trust_remote_code)
+        on_cpu = {name: value.cpu() for name, value in batch.items()} if batch else typical_batch(processor, config)
+        return f"estimated: {estimate(model, make_plan(model, config.adapt), config, on_cpu)}"
+    except Exception as error:  # memory may be short here too, and the run's line has to come out
+        return f"not estimated: {type(error).__name__}"
+
+
+def out_of_memory(step: int, rows: int, training: Training, estimated: str) -> OutOfMemory:
+    """What is said when it ends a run: the estimate, and three things to change."""
     halved = f"training.batch_size {rows // 2} with training.accumulation {training.accumulation * 2}"
     changes = [
         "shorter rows (data.max_length, data.image_tokens)" if rows == 1 else f"{halved}, or find_batch_size: true",
         "training.gradient_checkpointing: true" if not training.gradient_checkpointing else "a lower adapt.*.rank",
         "model.dtype: bf16 with training.precision: bf16" if training.precision == "fp32" else "fewer adapted modules",
     ]
-    return OutOfMemory(f"out of memory in step {step}, with {rows} rows in a micro-batch; try {'; '.join(changes)}")
+    return OutOfMemory(
+        f"out of memory in step {step}, with {rows} rows in a micro-batch ({estimated}); try {'; '.join(changes)}"
+    )
 
 
 class Pieces:
@@ -64,9 +80,9 @@ class FittingTrainer(Trainer):
     """
 
     config: RunConfig
-    rows: Rows | Packs
+    rows: Any  # Rows or Packs; a Stream is not read again
     processes: Processes
-    batches: Batches
+    batches: Any  # Batches; with a Stream StreamBatches
     pieces: Pieces | None = None
     _tr_loss: Any
     _loss_before: Any
@@ -132,9 +148,7 @@ class FittingTrainer(Trainer):
         assert self.pieces is not None
         before, step = self.pieces.limit, self.state.global_step + 1
         if before == 1:
-            error: MmdoraError = out_of_memory(step, 1, self.config.training)
-            error.told = not self.processes.main
-            raise error
+            raise OutOfMemory(f"out of memory in step {step}, with one row")
         self.pieces.limit = before // 2
         per_step = self.config.training.batch_size * self.config.training.accumulation * self.processes.count
         self.say(f"out of memory in step {step}: micro-batches of {before // 2} rows instead of {before} from here on, "

@@ -6,7 +6,9 @@ import os
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import pyarrow.compute as pc
 import torch
 
 from mmdora.config import RunConfig
@@ -61,11 +63,19 @@ def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> N
     Args:
         pieces: `train` was cut into pieces, whose ids end in # and a number.
     """
-    known = {name.rpartition("#")[0] if pieces and "#" in name else name for name in train.ids} | set(train.ids)
-    both = [name for name in held_out.ids if name in known]
-    if both:
-        names = ", ".join(map(repr, both[:SHOWN_IDS])) + (", …" if len(both) > SHOWN_IDS else "")
+    both = pc.is_in(held_out.ids, value_set=_found(train.ids, held_out.ids))
+    if pieces:
+        whole = pc.replace_substring_regex(train.ids, r"#\d+$", "")
+        both = pc.or_(both, pc.is_in(held_out.ids, value_set=_found(whole, held_out.ids)))
+    if found := pc.sum(both).as_py():
+        names = ", ".join(map(repr, held_out.ids.filter(both)[:SHOWN_IDS].to_pylist()))
+        names += ", …" if found > SHOWN_IDS else ""
         raise MmdoraError(
-            f"data.eval: {len(both):,} of {len(held_out):,} records of {held_out.path} have an id that is in "
+            f"data.eval: {found:,} of {len(held_out):,} records of {held_out.path} have an id that is in "
             f"{train.path} too ({names}); hold out other records, or give them ids of their own"
         )
+
+
+def _found(ids: Any, wanted: Any) -> Any:
+    """Those ids that are wanted; Arrow's hash table is of the wanted ones, which are few."""
+    return pc.unique(ids.filter(pc.is_in(ids, value_set=wanted)))

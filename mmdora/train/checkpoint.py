@@ -109,8 +109,10 @@ def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[st
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MmdoraError(f"{checkpoint} is not a complete checkpoint: {MANIFEST} is missing or unreadable") from None
+    if not files or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
+        raise MmdoraError(f"{checkpoint} is not a complete checkpoint: {MANIFEST} lists no files, or files elsewhere")
     for name, (size, digest) in files.items():
         if only is not None and name not in only:
             continue

@@ -173,7 +173,7 @@ def _trained(model: Any, upcast: bool) -> tuple[dict[str, int], dict[str, list[A
     """Bytes and parameters that train, by modality; those of full parts get a gradient of their own size."""
     bytes_of: Counter[str] = Counter()
     parameters: dict[str, list[Any]] = {}
-    for name, parameter, modality, kind in list(trainable_parameters(model)):
+    for _, parameter, modality, _ in list(trainable_parameters(model)):
         if upcast:
             parameter.data = parameter.data.float()
         bytes_of[modality] += parameter.numel() * parameter.element_size()
@@ -231,9 +231,8 @@ class _Ledger(TorchDispatchMode):
         is_view = not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
         if is_view:
             return func(*args, **kwargs)
-        if tensors and not any(map(self._is_unreal, tensors)):
-            out = func(*args, **kwargs)
-        elif not tensors and not (_takes_device(func) and (kwargs.get("dtype") or torch.float32).is_floating_point):
+        makes_floats = _takes_device(func) and (kwargs.get("dtype") or torch.float32).is_floating_point
+        if not any(map(self._is_unreal, tensors)) if tensors else not makes_floats:
             out = func(*args, **kwargs)
         elif func is aten.nonzero.default:  # of a comparison of numbers: what it looks for is rare
             out = torch.empty(0, args[0].ndim, dtype=torch.int64)
@@ -260,7 +259,9 @@ class _Ledger(TorchDispatchMode):
         """What an operation that writes gives back: the tensors it would have written."""
         named = {a.name: v for a, v in zip(schema.arguments, args, strict=False)} | kwargs
         written = [
-            named[a.name] for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write and a.name in named
+            named[a.name]
+            for a in schema.arguments
+            if a.alias_info is not None and a.alias_info.is_write and a.name in named
         ]
         return None if not schema.returns else written[0] if len(schema.returns) == 1 else tuple(written)
 

@@ -31,13 +31,17 @@ def readme(config: RunConfig, plan: str, data: str, command: list[str], done: Ma
     """
     folder = config.training.output
     base = config.model.base
-    parts = [f"# {folder.name}", f"`{Path(base).name if Path(base).exists() else base}` adapted by mmdora {mmdora.__version__}."]
+    parts = [
+        f"# {folder.name}",
+        f"`{Path(base).name if Path(base).exists() else base}` adapted by mmdora {mmdora.__version__}.",
+    ]
     parts.append(f"## Command\n\n```\n{shlex.join(command)}\n```")
     if done is None:
         parts.append("## Result\n\nNot complete. `--resume` goes on from the newest whole checkpoint.")
     else:
         rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in done.items())
-        parts.append(f"## Result\n\n| | |\n|---|---|\n{rows}\n\nNext: `mmdora eval {folder} --data RECORDS`, `mmdora export {folder} OUT`.")  # fmt: skip
+        after = f"Next: `mmdora eval {folder} --data RECORDS`, `mmdora export {folder} OUT`."
+        parts.append(f"## Result\n\n| | |\n|---|---|\n{rows}\n\n{after}")
     parts.append(f"## Data\n\n{data}\n\n- train: `{config.data.train}`")
     if config.data.eval:
         parts[-1] += f"\n- held out: `{config.data.eval}`"

@@ -94,6 +94,9 @@ def check_changes(
     for path, content in facts["data"].items():
         if before.get("data", {}).get(path, content) != content:
             changed.append(f"the content of {path}")
+    for what, now in facts.get("stream", {}).items():
+        if (then := before.get("stream", {}).get(what, now)) != now:
+            changed.append(f"{what}, on which the order of a stream depends: {then} -> {now}")
     if "base" in facts and (difference := same_base(before.get("base") or facts["base"], facts["base"])):
         changed.append(f"the base: {difference}")
     if changed and not allow:

@@ -10,7 +10,10 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -24,11 +27,12 @@ from mmdora.data.collate import Collator
 from mmdora.data.fit import Rows, fit
 from mmdora.data.packing import PackedCollator, Packs
 from mmdora.data.records import Records, read_records
-from mmdora.errors import Interrupted, MmdoraError
+from mmdora.data.stream import BUFFER, Shards, Stream, admit
+from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
 from mmdora.evaluate.tasks import task_of
 from mmdora.injectors import inject, trainable_parameters
 from mmdora.models.load import load, load_processor
-from mmdora.train.batch_size import is_out_of_memory, out_of_memory
+from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.check import check_apart, check_output, check_packages, check_plan
 from mmdora.train.checkpoint import STAGING, best_of, writing_to
 from mmdora.train.early_stopping import LOSS, SCORE, Answers, EarlyStopping
@@ -55,7 +59,7 @@ def train(
 ) -> Path:
     """Train adapters and write a run folder.
 
-    The folder holds a `README.md` that explains it, the resolved `config.yaml`, `plan.txt`, `log.jsonl`, `tensorboard/`,
+    The folder holds `README.md`, which explains it, `config.yaml`, `plan.txt`, `log.jsonl`, `tensorboard/`,
     `checkpoint-N/`, `adapter/` (the best by evaluation loss when there is one, else the last) and,
     written last, `complete.json`.
 
@@ -83,18 +87,22 @@ def _train(
     arguments = _arguments(config)
     processes = Processes(arguments)
     say = say if processes.main else _silent
-    read: list[tuple[Records, Records | None]] = []
+    read: list[tuple[Records | Shards, Records | None]] = []
     packs: Packs | None = None
 
     def begin() -> tuple[Path | None, dict[str, Any] | None, dict[str, Any]]:
         check_output(output)
         checkpoint, before = find_checkpoint(output, resume, say)
+        facts: dict[str, Any] = {"processes": processes.count, "data": {}}
+        if before is not None:
+            check_changes(config, before, facts, allow_changes, say)
         if config.data.train is None:
             raise MmdoraError("data.train: give the file of records to train on")
+        if config.data.stream and processes.sharded:
+            raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
         check_plan(config, trust_remote_code=trust)
         read.append(_read(config))  # by one process first: the others find it in the cache of `datasets`
-        paths = (config.data.train, config.data.eval)
-        facts = {"processes": processes.count, "data": {str(path): content(path) for path in paths if path}}
+        facts |= _data_facts(config, read[0][0], processes)
         if before is not None:
             check_changes(config, before, facts, allow_changes, say)
         return checkpoint, before, facts
@@ -104,7 +112,7 @@ def _train(
         records, held_out = read[0] if read else _read(config)
         budget = config.data.image_tokens
         processor = load_processor(config.model.base, trust_remote_code=trust, image_tokens=budget)
-        rows = fit(records, processor, config.data.max_length, config.data.too_long)
+        rows = _rows(records, held_out, processor, config, processes)
         evaluation = _first(fit(held_out, processor, config.data.max_length, "drop"), config) if held_out else None
         set_seed(config.training.seed)
         model, _ = load(config.model.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
@@ -114,11 +122,14 @@ def _train(
                 parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
         collate: Any = Collator(processor, records.root)
         if config.data.packing:
-            assert config.data.max_length is not None
+            assert config.data.max_length is not None and isinstance(rows, Rows)
             packs, collate = Packs(rows, config.data.max_length, config.training.seed), PackedCollator(collate, model)
             check_packing(model.to(arguments.device), collate, packs, bf16=config.training.precision == "bf16")
         if processes.count > 1 and not processes.sharded:
-            _tell_ddp(arguments, unreached(model.to(arguments.device), collate, packs or rows), say)
+            if isinstance(rows, Stream):
+                arguments.ddp_find_unused_parameters = True  # which rows will come is not known
+            else:
+                _tell_ddp(arguments, unreached(model.to(arguments.device), collate, packs or rows), say)
     facts |= {"base": plan.fingerprint, "plan": str(plan)}
 
     def explain(done: dict[str, Any] | None) -> None:
@@ -139,7 +150,7 @@ def _train(
 
     processes.main_makes(open_folder)
     per_step = config.training.batch_size * config.training.accumulation * processes.count
-    per_step *= len(rows) / len(packs) if packs is not None else 1
+    per_step *= len(packs.rows) / len(packs) if packs is not None else 1
     stop, log = StopRequest(processes), RunLog(output / LOG, per_step)
     with processes.together():
         ends = EarlyStopping(config.training.early_stopping or 0, _metric(config))
@@ -171,11 +182,19 @@ def _train(
         with stop.listening(), closing(log):
             try:
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            except UnpicklingError:
+                raise MmdoraError(
+                    f"{checkpoint}: optimizer.pt, scheduler.pt or rng_state.pth holds what is no plain data, and was "
+                    "not read further; go on from an earlier checkpoint, or start anew"
+                ) from None
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                rows = trainer.pieces.limit if trainer.pieces else config.training.batch_size
-                raise out_of_memory(trainer.state.global_step + 1, rows, config.training) from None
+                limit = trainer.pieces.limit if trainer.pieces else config.training.batch_size
+                found = estimated(config, processor, trainer.micro_batch, trust_remote_code=trust)
+                line = out_of_memory(trainer.state.global_step + 1, limit, config.training, found)
+                line.told = isinstance(error, OutOfMemory) and not processes.main  # which all processes raise
+                raise line from None
         if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
             step = trainer.state.global_step
             stopped = Interrupted(
@@ -211,20 +230,55 @@ def _train(
     return output
 
 
-def _read(config: RunConfig) -> tuple[Records, Records | None]:
+def _read(config: RunConfig) -> tuple[Records | Shards, Records | None]:
     data = config.data
     assert data.train is not None
-    records = read_records(data.train, data.images, max_turns=data.max_turns)
     held_out = read_records(data.eval, data.images) if data.eval else None
+    if data.stream:
+        return Shards(data.train, data.images), held_out  # that both are apart shows as the rows come
+    records = read_records(data.train, data.images, max_turns=data.max_turns)
     if held_out is not None:
         check_apart(records, held_out, pieces=data.max_turns is not None)
     return records, held_out
 
 
+def _data_facts(config: RunConfig, records: Records | Shards, processes: Processes) -> dict[str, Any]:
+    """What the order of the rows depends on, besides the config."""
+    facts: dict[str, Any] = {"data": {str(path): content(path) for path in [config.data.eval] if path}}
+    if isinstance(records, Records):
+        facts["data"][str(config.data.train)] = content(records.path)
+        return facts
+    records.check(config.data.max_turns)
+    facts["data"][str(config.data.train)] = records.fingerprint
+    return facts | {"stream": {"processes": processes.count, "datasets": version("datasets")}}
+
+
+def _rows(
+    records: Records | Shards, held_out: Records | None, processor: Any, config: RunConfig, processes: Processes
+) -> Rows | Stream:
+    data = config.data
+    if isinstance(records, Records):
+        return fit(records, processor, data.max_length, data.too_long)
+    apart = frozenset(map(str, held_out.ids)) if held_out is not None else frozenset()
+    return Stream(
+        records,
+        partial(admit, processor=processor, root=records.root, data=data, apart=apart),
+        buffer=data.shuffle_buffer or BUFFER,
+        seed=config.training.seed,
+        process=processes.index,
+        processes=processes.count,
+        max_turns=data.max_turns,
+    )
+
+
 def _tell_ddp(arguments: TrainingArguments, missing: dict[str, list[str]], say: Callable[[str], None]) -> None:
     """DDP waits for the gradient of each trained parameter, unless it looks which will come: a walk of the graph and
-    4 bytes per tensor more a step. Without need it complains."""
-    arguments.ddp_find_unused_parameters = any(missing.values())
+    4 bytes per tensor more a step. Without need it complains.
+
+    Where it does not look, it lays out anew after the first step what it reduces. A sum of three or more numbers
+    depends on the place in that layout, so that a resumed run would differ in its last bits: there it always looks.
+    """
+    arguments.ddp_find_unused_parameters = arguments.world_size > 2 or any(missing.values())
     if never := sorted(set.intersection(*map(set, missing.values()))):
         say(f"note: {len(never)} trained tensors get no gradient, as nothing behind them is read: {never[0]}, …")
 
@@ -335,7 +389,10 @@ def _first(rows: Rows, config: RunConfig) -> Any:
     return rows if limit is None else torch.utils.data.Subset(rows, range(min(limit, len(rows))))
 
 
-def _describe(rows: Rows, packs: Packs | None, config: RunConfig) -> str:
+def _describe(rows: Rows | Stream, packs: Packs | None, config: RunConfig) -> str:
+    if isinstance(rows, Stream):
+        files, buffer = len(rows.shards.files), config.data.shuffle_buffer or BUFFER
+        return f"data: a stream of {files} {'file' if files == 1 else 'files'}, shuffled {buffer:,} rows at a time"
     images = int(rows.has_image.sum())
     text = f"data: {len(rows)} rows, {images} with images, {len(rows) - images} text only"
     if rows.dropped or rows.shrunk:

@@ -21,6 +21,7 @@ from mmdora.data.batches import Batches, spare_row
 from mmdora.data.fit import Rows
 from mmdora.data.packing import Packs
 from mmdora.data.sampler import GroupedSampler
+from mmdora.data.stream import Stream, StreamBatches
 from mmdora.errors import MmdoraError
 from mmdora.train.batch_size import Pieces
 from mmdora.train.early_stopping import SCORE, Answers
@@ -43,7 +44,7 @@ class AdapterTrainer(SavingTrainer):
     def __init__(
         self,
         config: RunConfig,
-        rows: Rows | Packs,
+        rows: Rows | Packs | Stream,
         facts: Mapping[str, Any],
         processes: Processes,
         answers: Answers | None = None,
@@ -86,8 +87,13 @@ class AdapterTrainer(SavingTrainer):
 
     # --- data
 
-    def _make_batches(self) -> Batches:
+    def _make_batches(self) -> Batches | StreamBatches:
         data, training, rows = self.config.data, self.config.training, self.rows
+        if isinstance(rows, Stream):
+            assert training.steps is not None
+            ahead = 2 * data.workers + 1  # what loader processes prefetch, and accelerate
+            rounds = training.steps * training.accumulation
+            return StreamBatches(rows, training.batch_size, rounds, training.accumulation + ahead)
         lengths = rows.lengths if data.group_by_length else None
         return Batches(
             GroupedSampler(len(rows), training.batch_size, training.seed, lengths, rows.has_image),
@@ -120,7 +126,10 @@ class AdapterTrainer(SavingTrainer):
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
         self.times.mark("data")
         with self.processes.together():  # a row that cannot be read stops all
-            batches = list(islice(epoch_iterator, num_batches))
+            try:
+                batches = list(islice(epoch_iterator, num_batches))
+            except MmdoraError as error:  # a loader process wraps the line in its traceback
+                raise MmdoraError(str(error).rpartition(f"{MmdoraError.__name__}: ")[2].strip()) from None
         items = self._get_num_items_in_batch(batches, device)
         self.times.mark(None)
         return batches, items
@@ -135,6 +144,9 @@ class AdapterTrainer(SavingTrainer):
         self.batches.set_epoch(epoch)
         accumulation = self.args.gradient_accumulation_steps
         rounds = range(step * accumulation, min((step + 1) * accumulation, self.batches.rounds))
+        if isinstance(self.batches, StreamBatches):
+            found = self.processes.gathered([self.batches.ids[n] for n in rounds])
+            return [name for names in zip(*found, strict=True) for ids in names for name in ids]
         indices = [i for n in rounds for p in range(self.processes.count) for i in self.batches.of_round(n, p)]
         rows = [self.rows[index] for index in indices if index >= 0]
         return [str(row["id"]) for found in rows for row in (found if isinstance(found, list) else [found])]
@@ -144,17 +156,23 @@ class AdapterTrainer(SavingTrainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        with self._loss_of(model, inputs) if model.training else nullcontext():
+        with self._chunks(inputs) if model.training else nullcontext():
             loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
             self.times.mark("backward")
         return loss
 
-    def _loss_of(self, model: Any, inputs: Any) -> AbstractContextManager[None]:
-        """Chunked where the config wants it and the first batch shows that it is this model's loss."""
+    def _chunks(self, inputs: Any) -> AbstractContextManager[None]:
+        """Where the config wants it and it is this model's loss, as the shortest row shows.
+
+        A batch may have nothing to learn, and each process and each resume shall find the same. A stream's have.
+        """
         if self._chunked is None and self.config.training.chunked_loss:
             chunked = ChunkedLoss(self.model)
-            if problem := chunked.problem(inputs):
+            if isinstance(self.batches, Batches):
+                inputs = self.data_collator([self.rows[self.batches.spare]])
+                inputs.pop("samples", None)
+            if problem := chunked.problem(self._prepare_inputs(inputs)):
                 self.say(f"loss: over all positions at once, since {problem}")
                 chunked.usable = False
             self._chunked = chunked
@@ -205,6 +223,11 @@ class AdapterTrainer(SavingTrainer):
         )
         error.told = not self.processes.main
         raise error
+
+    @property
+    def micro_batch(self) -> Any:
+        """The last one of the step in hand, or None between its forward passes and the next step's."""
+        return self._micro_batches[-1] if self._micro_batches else None
 
     def _loss_again(self, inputs: Any) -> Any:
         with self.compute_loss_context_manager():

@@ -91,8 +91,10 @@ def test_the_manifest_lists_what_is_there(stopped):
     }
     assert {"adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth"} < found.keys()
     assert manifest["step"] == 4 and manifest["base"]["structure"] and "dora" in manifest["plan"]
-    records = Path(next(iter(manifest["data"])))
-    assert manifest["data"] == {str(records): hashlib.sha256(records.read_bytes()).hexdigest()}
+    data = yaml.safe_load((stopped / "config.yaml").read_text())["data"]
+    assert manifest["data"] == {
+        data[key]: hashlib.sha256(Path(data[key]).read_bytes()).hexdigest() for key in ("train", "eval")
+    }
 
 
 @pytest.mark.parametrize(

@@ -123,5 +123,6 @@ def test_what_is_missing_is_said_before_the_model_is_loaded(
 
 
 def test_no_reporter_writes_no_file_of_its_own(scene_records: Path, tmp_path: Path) -> None:
-    train(config_of(tree_for(first_turns(scene_records, 4), tmp_path / "run", evaluates=False, steps=1, save_every=None, report_to=[])), say=silent)  # fmt: skip
-    assert not (tmp_path / "run" / "tensorboard").exists() and (tmp_path / "run" / "log.jsonl").exists()
+    run, once = tmp_path / "run", {"steps": 1, "save_every": None, "report_to": []}
+    train(config_of(tree_for(first_turns(scene_records, 4), run, evaluates=False, **once)), say=silent)
+    assert not (run / "tensorboard").exists() and (run / "log.jsonl").exists()

@@ -106,8 +106,10 @@ def test_a_row_that_is_not_finite(records, tmp_path, monkeypatch, step, batches)
 
     class Poisoned(Collator):
         def __call__(self, rows):
-            handed_out.append([row["id"] for row in rows])
             batch = super().__call__(rows)
+            if len(rows) == 1:  # the row by which the loss in chunks is tried
+                return batch
+            handed_out.append([row["id"] for row in rows])
             if len(handed_out) == batches[-1] + 1:
                 batch["pixel_values"][-1] = torch.nan
             return batch

@@ -9,16 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from processes import finished, launched
+from processes import finished, free_port, launched
 from safetensors.torch import load_file
-from tiny_run import config_of, contents, curve, first_turns, silent, tree_for
+from tiny_run import config_of, contents, curve, first_turns, same_run, silent, tree_for
+from transformers import TrainingArguments
 
+from mmdora.cli import main
 from mmdora.data.batches import Batches
 from mmdora.data.sampler import GroupedSampler
 from mmdora.errors import MmdoraError
@@ -47,13 +51,13 @@ def alone(records, output, resume=False, **options):
 
 
 def two(records, output, *more, before=lambda index: None, codes=(0, 0), **options):
-    """The same config in two processes, with half the accumulation."""
+    """The same config in two processes (or as many as there are codes), with half the accumulation."""
     path = output.parent / f"{output.name}.yaml"
     output.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(tree(records, output, accumulation=1, **options)))
     told = output.parent / f"{output.name}-told"
-    found = finished(launched(["train", str(path), *more], told, before=before))
-    said = [(told / f"{index}.stderr").read_text() for index in (0, 1)]
+    found = finished(launched(["train", str(path), *more], told, len(codes), before))
+    said = [(told / f"{index}.stderr").read_text() for index in range(len(codes))]
     assert found == list(codes), said
     return said
 
@@ -141,6 +145,39 @@ def test_a_process_without_an_image_or_without_a_row(records):
     assert [True, False] in kinds or [False, True] in kinds
 
 
+def test_a_micro_batch_without_an_image_gets_one_beside_it():
+    """Where parameters are sharded, every process runs the tower; what is there for that alone is masked."""
+    has_image = np.array([True, False, False, False, True, False, True, False, False])
+    order = GroupedSampler(9, 2, 0, None, has_image)
+    plain, beside = (list(Batches(order, 2, 2, has_image, spare=4, companions=on)) for on in (False, True))
+    assert len(plain) == len(beside) == 6 and plain[-1] == beside[-1] == [~4]  # no row is left for it
+    lacking = [not has_image[batch].any() for batch in plain[:-1]]
+    assert any(lacking) and not all(lacking)
+    assert beside[:-1] == [[*batch, ~4] if lacks else batch for batch, lacks in zip(plain, lacking, strict=False)]
+    batches = Batches(order, 2, 2, has_image, spare=4, companions=True)
+    assert [batches.of_round(n, process) for n in range(3) for process in (0, 1)] == beside
+
+
+@pytest.mark.parametrize(
+    ("gpus", "fsdp", "says"),
+    [
+        (3, "false", r"3 GPUs are visible to one process: .*--nproc-per-node 3 .* CUDA_VISIBLE_DEVICES=0"),
+        (0, "true", r"FSDP was asked for, but there is no GPU, .*without a word; leave it out"),
+    ],
+    ids=["several GPUs", "FSDP on a CPU"],
+)
+def test_what_would_silently_be_something_else(records, tmp_path, monkeypatch, capsys, gpus, fsdp, says):
+    """nn.DataParallel, and DDP on CPUs: said before anything is read or written."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
+    monkeypatch.setattr(TrainingArguments, "n_gpu", gpus)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(tree(records, tmp_path / "run")))
+    assert main(["train", str(path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"mmdora: error: {says}", line)
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_is_frozen_is_not_reduced(pair):
     for notes in pair[1]:
         (found,) = [note for note in notes if "reduced" in note]
@@ -205,13 +242,29 @@ def test_stopped_in_one_process_and_resumed_in_two(records, whole, tmp_path, mon
 
 
 def test_resumed_in_as_many_processes(records, tmp_path):
-    """With dropout, which differs from process to process."""
+    """Bit-equal, also where the first step after the resume is one in which a process has no row (step 5).
+
+    With dropout, which differs from process to process.
+    """
     two(records, tmp_path / "whole", dropout=0.3)
     two(records, tmp_path / "run", dropout=0.3, before=asked_to_stop, codes=(143, 143))
     two(records, tmp_path / "run", "--resume", dropout=0.3)
-    same(tmp_path / "run", tmp_path / "whole")
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert same_run(tmp_path / "run", tmp_path / "whole")
     states = [torch.load(tmp_path / f"whole/checkpoint-8/rng_state_{i}.pth", weights_only=False)["cpu"] for i in (0, 1)]
     assert not torch.equal(*states)
+
+
+def test_resumed_in_three_processes(records, tmp_path):
+    """Rows with images alone, so that DDP has no need to look for what gets no gradient; see `_tell_ddp`."""
+    rows = [line for line in records.read_text().splitlines() if json.loads(line)["images"]]
+    (pictured := records.with_name("pictured.jsonl")).write_text("\n".join(rows[:12]) + "\n")
+    options: dict[str, Any] = {"batch_size": 1, "steps": 6, "dropout": 0.1}
+    two(pictured, tmp_path / "whole", codes=(0, 0, 0), **options)
+    stop = partial(asked_to_stop, step=3)
+    two(pictured, tmp_path / "run", codes=(143, 143, 143), before=stop, **options)
+    two(pictured, tmp_path / "run", "--resume", codes=(0, 0, 0), **options)
+    assert same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def one_line(said):
@@ -261,22 +314,27 @@ def test_a_loss_that_is_not_finite_in_one_process(records, tmp_path):
 
 
 def test_a_launcher_that_is_asked_to_stop(records, whole, tmp_path):
-    """The real torchrun: it hands SIGTERM on, all stop after the same step, and one process goes on."""
+    """The real torchrun: it hands SIGTERM on, all stop after the same step, and one process goes on.
+
+    Three interpreters import torch anew, which on a busy core takes minutes; torchrun itself gives what it stops
+    30 seconds, enough for a step and a save.
+    """
     run, path = tmp_path / "run", tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree(records, run, accumulation=1, save_every=None)))
     worker = Path(__file__).with_name("torchrun_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    command += ["--master-port", str(free_port())]  # with 0, the processes look for each other at port 0, forever
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "told").open("w") as told:
         launcher = subprocess.Popen([*command, str(worker), "train", str(path)], env=environment, stderr=told)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 15 * 60
         try:
             while not ((run / "log.jsonl").is_file() and (run / "log.jsonl").read_text()):
                 assert launcher.poll() is None and time.monotonic() < deadline, (tmp_path / "told").read_text()
                 time.sleep(0.02)
         finally:
             launcher.send_signal(signal.SIGTERM)
-            code = launcher.wait(60)
+            code = launcher.wait(120)
         assert code != 0
     (_,) = run.glob("checkpoint-*")
     assert 1 <= len(losses(run)) < 8
