@@ -1,6 +1,6 @@
 """The order of the rows: a function of seed and epoch, so that a resumed run sees the same one.
 
-It is an array: a million rows take 8 MB, where the lists of the stock samplers take 90.
+It is an array: a million rows take 4 MB, where the lists of the stock samplers take 90.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class GroupedSampler(Sampler[int]):
         return map(int, self.order())
 
     def order(self) -> np.ndarray:
-        """[rows] int64: every row once."""
+        """[rows] int32: every row once."""
         random = np.random.default_rng((self.seed, self.epoch))
-        shuffled = random.permutation(self.rows)
+        shuffled = random.permutation(np.arange(self.rows, dtype=np.int32))
         if self.lengths is None:
             return shuffled
         whole, rest = [], []
