@@ -13,13 +13,17 @@ from tiny_run import exit_code, forked
 PATIENCE = 120  # seconds
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
 def launched(
     command: list[str], folder: Path, count: int = 2, before: Callable[[int], None] = lambda index: None
 ) -> list[int]:
     """Start the processes, each after `before(index)`; returns their ids. What they say is in FOLDER/INDEX.stderr."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
+    port = free_port()
 
     def prepare(index: int) -> Callable[[], None]:
         def here() -> None:

@@ -15,7 +15,7 @@ from mmdora.cli import app, main
 from mmdora.config import RunConfig
 from mmdora.config_help import describe
 
-COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "analyze", "prep", "env")
+COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "verify", "analyze", "prep", "env")
 
 
 @pytest.fixture(autouse=True)
