@@ -95,7 +95,12 @@ class Tokens:
 
 def model_of(device: str) -> Any:
     torch.manual_seed(0)
-    vision = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     text = LlamaConfig(vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=WIDTH * 11 // 4,
                        num_hidden_layers=4 // SCALE, num_attention_heads=WIDTH // 128,
                        num_key_value_heads=WIDTH // 128)  # fmt: skip

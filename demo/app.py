@@ -1,108 +1,69 @@
-"""The page's widgets and their wiring; what they show comes from `compare`."""
+"""The page's widgets and their wiring; what they show comes from `compare` and `session`."""
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import signal
 import threading
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 import gradio as gr
-from gradio.utils import get_upload_folder
-from gradio_client.utils import is_http_url_like
 
-from mmdora.demo.cards import CSS, NOTE, TITLE, answers_html
+from mmdora.demo import results, session
+from mmdora.demo.cards import NOTE, TITLE, conversation_html, idle_html, tally_html
 from mmdora.demo.compare import (
     MAX_QUESTION,
     MAX_TOKENS,
-    MAX_UPLOAD,
     Answer,
     Column,
     Settings,
-    answer,
     check_question,
-    load_columns,
-    read_image,
+    check_upload,
+    new_turn,
 )
-from mmdora.demo.compare import examples as easy_vqa_examples
+from mmdora.demo.inside import Inside
+from mmdora.demo.line import Line
+from mmdora.demo.session import Session, Sessions, ask, digest
+from mmdora.demo.uploads import Examples, upload_path, uploads_only, within_reach
+from mmdora.demo.votes import ALL_BAD, TIE, Votes
 from mmdora.errors import MmdoraError
 
-QUEUE = 64  # questions waiting or running; one more is told that the queue is full
-THEME = gr.themes.Default(
-    primary_hue="indigo",
-    neutral_hue="slate",
-    radius_size="lg",
-    font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
-    font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
-)
+QUEUE = 64  # questions waiting or running; one more is told so at once
 
 
-def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr.Blocks:
-    """The page for these models; `examples` are pictures with a question each."""
-    kinds = [column.kind for column in columns]
-    idle = answers_html([Answer(column.name) for column in columns], kinds)
-    stops: dict[str, threading.Event] = {}  # of the question that a browser session waits for
+class Page:
+    """The page for these models; `blocks` is what Gradio serves.
 
-    def buttons(busy: bool) -> tuple[Any, Any]:
-        return gr.update(interactive=not busy), gr.update(interactive=busy)
+    Args:
+        examples: pictures with a question each.
+        votes: where votes of blind comparisons go.
+        inside: what the second tab shows.
+        queue: questions waiting or running at most.
+    """
 
-    def begin(request: gr.Request) -> tuple[Any, Any]:
-        stops[str(request.session_hash)] = threading.Event()
-        return buttons(busy=True)
+    def __init__(
+        self, columns: Sequence[Column], examples: Examples, votes: Votes, inside: Inside, *, queue: int = QUEUE
+    ):
+        self.columns, self.votes, self.inside = columns, votes, inside
+        self.kinds = {column.name: column.kind for column in columns}
+        self.examples = within_reach(examples)
+        self.digests = {digest(path): number for number, (path, _) in enumerate(self.examples)}
+        self.sessions, self.line = Sessions(), Line(queue)
+        with gr.Blocks(title="mmdora", analytics_enabled=False) as self.blocks:
+            gr.HTML(TITLE, js_on_load=None, elem_classes="page-html")
+            with gr.Tab("Compare"):
+                self._compare_tab()
+            with gr.Tab("Look inside"):
+                self._inside_tab()
+            self.blocks.unload(self._leave)
+        # our own queue tells positions; Gradio's only has to hold as many
+        self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)
 
-    def show(
-        image: Any, question: Any, tokens: Any, temperature: Any, top_p: Any, seed: Any, request: gr.Request
-    ) -> Iterator[tuple[Any, ...]]:
-        html, problem = idle, None
-        try:
-            stop = stops.get(str(request.session_hash))
-            for states in _compare(columns, image, question, (tokens, temperature, top_p, seed), stop):
-                html = answers_html(states, kinds)
-                yield html, *buttons(busy=True)
-        except MmdoraError as error:
-            problem = gr.Error(str(error), print_exception=False)
-        finally:
-            leave(request)
-        yield html, *buttons(busy=False)
-        if problem:
-            raise problem
-
-    def halt(request: gr.Request) -> None:
-        if stop := stops.get(str(request.session_hash)):
-            stop.set()
-
-    def leave(request: gr.Request) -> None:
-        halt(request)
-        stops.pop(str(request.session_hash), None)
-
-    def reset(request: gr.Request) -> tuple[Any, ...]:
-        leave(request)
-        return None, "", idle, *buttons(busy=False)
-
-    def compare(
-        image: dict[str, Any], question: str, max_tokens: int, temperature: float, top_p: float, seed: int
-    ) -> Iterator[list[dict[str, Any]]]:
-        """Every model's answer to a question about an image.
-
-        Streams a list with one object for each model, again and again while they answer: name,
-        status (waiting, running, done, stopped, failed), text, tokens, first_token_s, tokens_per_s
-        and error. The last list has the whole answers.
-        """
-        try:
-            for states in _compare(columns, image, question, (max_tokens, temperature, top_p, seed)):
-                yield [state.to_dict() for state in states]
-        except MmdoraError as error:
-            raise gr.Error(str(error), print_exception=False) from None
-
-    with gr.Blocks(title="mmdora", analytics_enabled=False) as page:
-        gr.HTML(TITLE, js_on_load=None, elem_classes="page-html")
+    def _compare_tab(self) -> None:
+        several = len(self.columns) > 1
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
-                image = _uploads_only(
+                image = uploads_only(
                     gr.Image(
                         sources=["upload", "webcam", "clipboard"],
                         type="filepath",
@@ -110,115 +71,241 @@ def build(columns: Sequence[Column], examples: Sequence[tuple[Path, str]]) -> gr
                         height=405,
                         buttons=["fullscreen"],
                         elem_classes="picture",
-                        alt_text="The picture that the question is about",
+                        alt_text="The picture that the questions are about",
                     )
                 )
             with gr.Column(scale=3, min_width=280):
                 question = gr.Textbox(
                     label="Question",
-                    placeholder="What do you want to know about the picture? Enter sends.",
+                    placeholder="What do you want to know about the picture? Enter sends, Esc stops.",
                     lines=1,
                     max_lines=4,
                     max_length=MAX_QUESTION,
                 )
-                with gr.Row():
-                    ask = gr.Button("Ask", variant="primary", min_width=90)
-                    stop = gr.Button("Stop", interactive=False, min_width=90)
-                    clear = gr.Button("Clear", min_width=90)
+                with gr.Row(elem_classes="buttons"):
+                    send = gr.Button("Ask", variant="primary", min_width=76)
+                    stop = gr.Button("Stop", interactive=False, min_width=76, elem_id="stop")
+                    retry = gr.Button("Retry", interactive=False, min_width=76)
+                    edit = gr.Button("Edit", interactive=False, min_width=76)
+                    clear = gr.Button("Clear", min_width=76)
+                blind = gr.Checkbox(label="Blind: hide the names until I vote", visible=several)
                 settings = _settings()
-                if examples:
-                    rows = [[str(path), text] for path, text in examples]
+                if self.examples:
+                    rows = [[str(path), text] for path, text in self.examples]
                     with gr.Column(elem_classes="examples"):
                         gr.Examples(rows, inputs=[image, question], api_visibility="private")
-        answers = gr.HTML(idle, js_on_load=None, elem_classes="page-html")
-        gr.HTML(NOTE, js_on_load=None, elem_classes="page-html")
+        answers = gr.HTML(idle_html(self.kinds), js_on_load=None, elem_classes="page-html")
+        with gr.Row(visible=False, elem_classes="buttons") as vote_row:
+            ballots = [gr.Button(f"{'ABCD'[i]} is best", min_width=76) for i in range(len(self.columns))]
+            ballots += [gr.Button("Tie", min_width=76), gr.Button("All bad", min_width=76)]
+        earlier = gr.HTML(js_on_load=None, elem_classes="page-html")
+        with gr.Row(visible=False, elem_classes="buttons") as take_row:
+            link = gr.Button("Copy link", size="sm", min_width=76, elem_id="link")
+            markdown = gr.Button("Markdown", size="sm", min_width=76)
+            as_json = gr.Button("JSON", size="sm", min_width=76)
+        tally = gr.HTML(self._tally(), js_on_load=None, elem_classes="page-html")
+        gr.HTML(NOTE + self._recorded(), js_on_load=None, elem_classes="page-html")
+        text = gr.Textbox(visible=False)
 
-        inputs = [image, question, *settings]
+        controls = [send, stop, retry, edit, vote_row, take_row]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        asked = gr.on([question.submit, ask.click], begin, None, [ask, stop], queue=False, **quiet)
+        at_once: dict[str, Any] = {"queue": False, **quiet}
         # raw values (preprocess=False): Pillow must not touch an upload before its size is checked
-        shown = asked.then(show, inputs, [answers, ask, stop], preprocess=False, concurrency_id="models", **quiet)
-        stop.click(halt, None, None, queue=False, **quiet)
-        clear.click(reset, None, [image, question, answers, ask, stop], cancels=[shown], queue=False, **quiet)
-        page.unload(leave)
-
+        slow: dict[str, Any] = {"preprocess": False, "concurrency_limit": None, **quiet}
+        given, shown = [*settings, blind], [answers, earlier, question, *controls]
+        begun = gr.on([question.submit, send.click], self._begin, None, controls, **at_once)
+        asked = begun.then(self._ask, [image, question, *given], shown, **slow)
+        again = retry.click(self._begin, None, controls, **at_once).then(self._again, given, shown, **slow)
+        stop.click(self._stop, None, None, **at_once)
+        edit.click(self._edit, None, shown, **at_once)
+        clear.click(self._clear, None, [image, *shown], cancels=[asked, again], **at_once)
+        for button, place in zip(ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
+            button.click(self._vote(place), None, [tally, *shown], **at_once)
+        link.click(self._link, [question, *given], text, **at_once, preprocess=False).then(
+            None, text, None, js="(text) => mmdora.copy(text)"
+        )
+        for button, form, name, kind in (
+            (markdown, results.as_markdown, "comparison.md", "text/markdown"),
+            (as_json, results.as_json, "comparison.json", "application/json"),
+        ):
+            button.click(self._take(form), None, text, **at_once).then(
+                None, text, None, js=f"(text) => mmdora.save('{name}', '{kind}', text)"
+            )
+        self.blocks.load(self._open_link, None, [image, question, *given], **at_once)
         gr.Button(visible=False).click(
-            compare,
-            inputs,
+            self._api,
+            [image, question, *settings],
             gr.JSON(visible=False, label="answers"),
             preprocess=False,
-            concurrency_id="models",
+            concurrency_limit=None,
             api_name="compare",
         )
-    return page.queue(max_size=QUEUE, default_concurrency_limit=1, api_open=False)
+
+    def _inside_tab(self) -> None:
+        gr.HTML(self.inside.html(), js_on_load=None, elem_classes="page-html")
+        quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1, "show_progress": "full"}
+        if self.inside.galleries:
+            names = list(self.inside.galleries)
+            chosen = gr.Dropdown(names, value=None, label="What went wrong: questions that this model answers wrongly")
+            chosen.change(self.inside.gallery, chosen, gr.HTML(js_on_load=None, elem_classes="page-html"), **quiet)
+        if self.inside.adapters:
+            button = gr.Button("Show how far the adapters moved each layer")
+            button.click(self.inside.moved, None, gr.HTML(js_on_load=None, elem_classes="page-html"), **quiet)
+
+    def _begin(self, request: gr.Request) -> list[Any]:
+        tab = self._of(request)
+        if not tab.busy:
+            tab.stop = threading.Event()
+        return self._controls(tab, busy=True)
+
+    async def _ask(self, request: gr.Request, image: Any, question: Any, *given: Any) -> AsyncGenerator[Any, None]:
+        async with aclosing(self._talk(self._of(request), image, question, given)) as states:
+            async for state in states:
+                yield state
+
+    async def _again(self, request: gr.Request, *given: Any) -> AsyncGenerator[Any, None]:
+        tab = self._of(request)
+        if tab.turns and tab.picture and not tab.busy:
+            *tab.turns, last = tab.turns
+            image = {"path": str(tab.picture)}
+            async with aclosing(self._talk(tab, image, last.question, given, keep=[*tab.turns, last])) as states:
+                async for state in states:
+                    yield state
+        else:
+            yield [gr.skip(), gr.skip(), gr.skip(), *self._controls(tab)]
+
+    async def _talk(
+        self, tab: Session, image: Any, question: Any, given: Sequence[Any], keep: Any = None
+    ) -> AsyncGenerator[Any, None]:
+        *values, blind = given
+        problem = None
+        try:
+            async with aclosing(
+                ask(tab, self.columns, self.line, upload_path(image), question, Settings(*values), blind is True)
+            ) as steps:
+                rest: list[Any] = []  # shown once: what only the newest turn's growth does not change
+                async for _ in steps:
+                    newest, earlier = self._html(tab)
+                    yield [newest, *(rest or [earlier, "" if keep is None else gr.skip(), *[gr.skip()] * 6])]
+                    rest = [gr.skip()] * 8
+        except MmdoraError as error:
+            problem = gr.Error(str(error), print_exception=False)
+            if keep is not None:
+                tab.turns = keep
+        yield [*self._html(tab), gr.skip(), *self._controls(tab)]
+        if problem:
+            raise problem
+
+    async def _api(
+        self,
+        image: dict[str, Any],
+        question: str,
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        system_prompt: str,
+    ) -> AsyncGenerator[list[dict[str, Any]], None]:
+        """Every model's answer to a question about an image.
+
+        Streams a list with one object for each model, again and again while they answer: name,
+        status (queued, waiting, running, done, stopped, failed), text, tokens, first_token_s, tokens_per_s,
+        error, and while the question is queued its position. The last list has the whole answers.
+        """
+        try:
+            settings = Settings(max_tokens, temperature, top_p, seed, system_prompt)
+            picture = upload_path(image)
+            turns = [new_turn(self.columns, check_question(question, settings), settings)]
+            check_upload(picture)
+            steps = self.line.run(
+                lambda: session.answers(self.columns, turns, picture),
+                lambda position: tuple(Answer(name, "queued", position=position) for name in self.kinds),
+            )
+            async with aclosing(steps):
+                async for states in steps:
+                    yield [state.to_dict() for state in states]
+        except MmdoraError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    def _stop(self, request: gr.Request) -> None:
+        self._of(request).stop.set()
+
+    def _edit(self, request: gr.Request) -> list[Any]:
+        tab = self._of(request)
+        if not tab.turns or tab.busy:
+            return [*[gr.skip()] * 3, *self._controls(tab)]
+        last = tab.turns.pop()
+        return [*self._html(tab), last.question, *self._controls(tab)]
+
+    def _clear(self, request: gr.Request) -> list[Any]:
+        self.sessions.close(str(request.session_hash))
+        tab = self._of(request)
+        return [None, *self._html(tab), "", *self._controls(tab)]
+
+    def _vote(self, place: int | str) -> Callable[[gr.Request], list[Any]]:
+        def vote(request: gr.Request) -> list[Any]:
+            tab = self._of(request)
+            try:
+                self.votes.add(tab.vote(place), tab.digest)
+            except MmdoraError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+            return [self._tally(), *self._html(tab), gr.skip(), *self._controls(tab)]
+
+        return vote
+
+    def _link(self, request: gr.Request, question: Any, *given: Any) -> str:
+        tab, (*values, blind) = self._of(request), given
+        asked = tab.turns[0].question if tab.turns else str(question)
+        return results.link(asked, Settings(*values), self.digests.get(tab.digest), blind=blind is True)
+
+    def _open_link(self, request: gr.Request) -> list[Any]:
+        query = dict(request.query_params)
+        if not query.keys() & {"q", "example", "blind", *results.KEYS}:
+            return [gr.skip()] * 8
+        try:
+            question, settings, example, blind = results.from_link(query, len(self.examples))
+        except MmdoraError as error:
+            gr.Warning(str(error))
+            return [gr.skip()] * 8
+        picture = gr.skip() if example is None else str(self.examples[example][0])
+        return [picture, question, *vars(settings).values(), blind]
+
+    def _take(self, form: Callable[..., str]) -> Callable[[gr.Request], str]:
+        def take(request: gr.Request) -> str:
+            tab = self._of(request)
+            known = {"sha256": tab.digest}
+            if (example := self.digests.get(tab.digest)) is not None:
+                known = {"example": str(example + 1), **known}
+            return form(tab.turns, self.kinds, known)
+
+        return take
+
+    def _leave(self, request: gr.Request) -> None:
+        self.sessions.close(str(request.session_hash))
+
+    def _of(self, request: gr.Request) -> Session:
+        return self.sessions[str(request.session_hash)]
+
+    def _html(self, tab: Session) -> tuple[str, str]:
+        """The newest turn, and those before it."""
+        newest, count = tab.turns[-1:], len(tab.turns)
+        return conversation_html(newest, self.kinds, count), conversation_html(tab.turns[:-1], self.kinds)
+
+    def _controls(self, tab: Session, *, busy: bool = False) -> list[Any]:
+        """Updates of ask, stop, retry, edit, and the rows for votes and for results."""
+        free = not busy and bool(tab.turns)
+        states = [gr.update(interactive=on) for on in (not busy, busy, free, free)]
+        return [*states, gr.update(visible=not busy and tab.votable), gr.update(visible=free)]
+
+    def _tally(self) -> str:
+        return tally_html(self.votes.tally() or {}, self.votes.counts)
+
+    def _recorded(self) -> str:
+        told = "Votes are recorded with question, answers and settings, without addresses."
+        return f'<p class="note">{told}</p>' if self.votes.file else ""
 
 
-def serve(
-    specs: Sequence[str],
-    *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    examples: Sequence[tuple[Path, str]] | None = None,
-) -> None:
-    """Load the models and serve the page until SIGINT or SIGTERM.
-
-    Args:
-        specs: NAME=MODEL for each column.
-        examples: pictures and questions to choose from; default some of the easy-VQA test split.
-
-    Raises:
-        MmdoraError: a model that cannot be loaded, a port in use, or a host other than this machine.
-    """
-    if not _is_loopback(host):
-        raise MmdoraError(f"--host {host}: the page has no login, so it is served to this machine only (127.0.0.1)")
-    columns = load_columns(specs)
-    page = build(columns, easy_vqa_examples() if examples is None else examples)
-    over = threading.Event()
-    before = {name: signal.signal(name, lambda *_: over.set()) for name in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        _launch(page, host, port)
-        print(f"mmdora: {', '.join(column.name for column in columns)} at {page.local_url} (Ctrl-C ends)", flush=True)
-        over.wait()
-    finally:
-        page.close(verbose=False)
-        for name, handler in before.items():
-            signal.signal(name, handler)
-
-
-def _launch(page: gr.Blocks, host: str, port: int) -> None:
-    try:
-        page.launch(
-            server_name=host,
-            server_port=port,
-            share=False,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size=MAX_UPLOAD,
-            theme=THEME,
-            css=CSS,
-            footer_links=["api", "settings"],
-            run_history=False,
-            ssr_mode=False,
-            enable_monitoring=False,
-        )
-    except OSError as error:
-        raise MmdoraError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
-
-
-def _uploads_only(image: gr.Image) -> gr.Image:
-    """Gradio would fetch a URL that an API caller gives as the picture; this server makes no requests."""
-    move = image.async_move_resource_to_block_cache
-
-    async def move_file(path: Any) -> str | None:
-        if is_http_url_like(str(path)):
-            raise gr.Error("URLs are not fetched; upload the picture.", print_exception=False)
-        return await move(path)
-
-    image.async_move_resource_to_block_cache = move_file
-    return image
-
-
-def _settings() -> list[gr.components.Component]:
+def _settings() -> list[Any]:
     default = Settings()
     with gr.Accordion("Settings", open=False):
         with gr.Row():
@@ -231,30 +318,5 @@ def _settings() -> list[gr.components.Component]:
             seed = gr.Number(
                 default.seed, precision=0, minimum=0, label="Seed (the same for every model)", min_width=200
             )
-    return [tokens, temperature, top_p, seed]
-
-
-def _compare(
-    columns: Sequence[Column],
-    image: dict[str, Any] | None,
-    question: Any,
-    settings: tuple[Any, ...],
-    stop: threading.Event | None = None,
-) -> Iterator[tuple[Answer, ...]]:
-    """Check what came over the wire, then ask."""
-    if not image or not image.get("path"):
-        raise MmdoraError("Choose a picture first.")
-    question = check_question(question)
-    path = Path(image["path"]).resolve()
-    # Gradio checks this only for callers who mark the path as a file of theirs
-    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
-        raise MmdoraError("The picture is no upload to this page.")
-    picture = read_image(path)
-    yield from answer(columns, picture, question, Settings(*settings), stop)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        system = gr.Textbox(default.system_prompt, label="System prompt", lines=1, max_lines=4, max_length=MAX_QUESTION)
+    return [tokens, temperature, top_p, seed, system]

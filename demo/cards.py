@@ -1,96 +1,140 @@
-"""The answers as HTML: one card for each column, everything from users and models escaped."""
+"""What the page shows, as HTML: everything from users and models escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 
-from mmdora.demo.compare import Answer
+from mmdora.demo.compare import Answer, Settings, Turn
+from mmdora.demo.results import shown
+from mmdora.demo.words import Piece, marked
+from mmdora.evaluate.scores import Score
 
+CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+JS = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
+TITLE = """<div class="title"><h1>mmdora</h1>
+<p>One picture, one conversation, the same settings: compare what each model answers.</p></div>"""
+NOTE = """<p class="note">First token: time from the model's turn to its first token, the picture's preprocessing
+included. Tokens/s: after the first token. Models on one device answer one after the other, in an order drawn anew for
+each question; waiting is not counted. <mark>Marked</mark> words differ between the answers.</p>"""
 STATUS = {
     "idle": "ready",
+    "queued": "in the queue",
     "waiting": "waiting for its turn",
     "running": "answering",
     "done": "done",
     "stopped": "stopped",
     "failed": "failed",
 }
-
-TITLE = """<div class="title"><h1>mmdora</h1>
-<p>One picture, one question, the same settings: compare what each model answers.</p></div>"""
-NOTE = """<p class="note">First token: time from the model's turn to its first token, the picture's preprocessing
-included. Tokens/s: after the first token. The models answer one after the other; waiting is not counted.</p>"""
-CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
-.page-html .html-container { padding: 0; }
-.title h1 { font-size: 1.7rem; font-weight: 650; letter-spacing: -.02em; margin: .4rem 0 .15rem; }
-.title p, .note { color: var(--body-text-color-subdued); margin: 0; }
-p.note { font-size: .8rem; }
-.picture img { width: 100%; height: 100%; object-fit: contain; }
-.examples table { display: block; border: 0; padding: 0; }
-.examples thead { display: none; }
-.examples .table-wrap { border: 0; overflow: visible; }
-.examples tbody { display: grid; gap: 8px; grid-template-columns: repeat(auto-fill, minmax(max(145px, 30%), 1fr)); }
-.examples tr.tr-body { display: flex; align-items: center; gap: 10px; padding: 6px; cursor: pointer;
-  background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 10px; }
-.examples tr.tr-body:hover { border-color: var(--color-accent); }
-.examples tr.tr-body td { padding: 0; border: 0; text-align: left; font-size: .85rem; line-height: 1.3; }
-.examples tr.tr-body td .container { width: 48px; height: 48px; border-radius: 6px; }
-.answers { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(min(100%, 230px), 1fr)); }
-.answer { display: flex; flex-direction: column; min-width: 0; min-height: 190px; overflow: hidden;
-  background: var(--block-background-fill); border: 1px solid var(--border-color-primary); border-radius: 12px; }
-.answer.running { border-color: var(--color-accent); box-shadow: 0 0 0 1px var(--color-accent); }
-.answer header { padding: 12px 16px 10px; border-bottom: 1px solid var(--border-color-primary); }
-.answer h2 { display: flex; align-items: center; gap: 8px; margin: 0; font-size: 1.05rem; font-weight: 650;
-  color: var(--body-text-color); overflow-wrap: anywhere; }
-.answer h2::before { content: ""; flex: none; width: 9px; height: 9px; border-radius: 50%; background: #9ca3af; }
-.answer.running h2::before { background: var(--color-accent); animation: pulse 1s ease-in-out infinite alternate; }
-.answer.done h2::before { background: #16a34a; }
-.answer.stopped h2::before { background: #d97706; }
-.answer.failed h2::before { background: #dc2626; }
-@keyframes pulse { from { opacity: .35; } }
-@media (prefers-reduced-motion: reduce) { .answer.running h2::before { animation: none; } }
-.answer header p { margin: 3px 0 0; font-size: .8rem; line-height: 1.35; color: var(--body-text-color-subdued); }
-.answer .text { flex: 1; margin: 0; padding: 14px 16px; font-size: 1.15rem; line-height: 1.5; max-height: 420px;
-  overflow-y: auto; white-space: pre-wrap; overflow-wrap: anywhere; color: var(--body-text-color); }
-.answer .text.faint { font-size: .95rem; color: var(--body-text-color-subdued); }
-.answer .error { margin: 0; padding: 0 16px 14px; font-size: .9rem; overflow-wrap: anywhere; color: #dc2626; }
-.dark .answer .error { color: #f87171; }
-.answer dl { display: flex; flex-wrap: wrap; gap: 4px 22px; margin: 0; padding: 10px 16px;
-  border-top: 1px solid var(--border-color-primary); font-variant-numeric: tabular-nums; }
-.answer dl div { display: flex; flex-direction: column-reverse; }
-.answer dt { font-size: .72rem; color: var(--body-text-color-subdued); }
-.answer dd { margin: 0; font-size: .92rem; font-weight: 600; color: var(--body-text-color); }
-"""
+PLACEHOLDER = {
+    "idle": "The answer appears here.",
+    "waiting": "Waiting for its turn …",
+    "running": "…",
+    "done": "(an empty answer)",
+    "stopped": "Stopped.",
+    "failed": "No answer.",
+}
 
 
-def answers_html(states: Sequence[Answer], kinds: Sequence[str]) -> str:
-    """The cards of all columns, of equal width; on a narrow screen one below the other."""
-    cards = (_card(state, kind) for state, kind in zip(states, kinds, strict=True))
-    return f'<div class="answers" aria-live="polite">{"".join(cards)}</div>'
+def idle_html(kinds: Mapping[str, str]) -> str:
+    """The cards before the first question.
+
+    Args:
+        kinds: name -> what the model is.
+    """
+    cards = "".join(_card(Answer(name), kind, None) for name, kind in kinds.items())
+    return f'<div class="answers">{cards}</div>'
 
 
-def _card(state: Answer, kind: str) -> str:
-    name = escape(state.name)
-    text, faint = (escape(state.text), "") if state.text else (_placeholder(state), " faint")
-    error = f'<p class="error" role="alert">{escape(state.error)}</p>' if state.error else ""
+def conversation_html(turns: Sequence[Turn], kinds: Mapping[str, str], last: int | None = None) -> str:
+    """Turns, the newest first; in each the answers in columns of equal width, on a narrow screen one below the other.
+
+    Args:
+        last: number of the last of these turns; 0 for a conversation that has not begun; default: they are all.
+    """
+    if last == 0:
+        return idle_html(kinds)
+    first = 1 if last is None else last - len(turns) + 1
+    numbered = list(enumerate(turns, first))
+    return "".join(_turn(turn, number, kinds) for number, turn in reversed(numbered))
+
+
+def tally_html(tally: Mapping[str, Score], counts: Mapping[str, int]) -> str:
+    """Votes of blind comparisons, with the 95% interval of each share; nothing before the first vote."""
+    if not sum(counts.values()):
+        return ""
+    rows = "".join(_bar(name, score, counts.get(name, 0)) for name, score in tally.items())
+    ties, bad = counts.get("tie", 0), counts.get("all bad", 0)
+    return (
+        f'<section class="tally" aria-label="Votes"><h2>Votes</h2><table><tbody>{rows}</tbody></table>'
+        f"<p>Share of the votes for a model, with its 95% interval; ties ({ties}) and all bad ({bad}) not counted.</p>"
+        "</section>"
+    )
+
+
+def _bar(name: str, score: Score, votes: int) -> str:
+    assert score.interval is not None
+    low, high = (100 * bound for bound in score.interval)
+    spot = f'<b style="left:{100 * score.value:.1f}%"></b>'
+    return (
+        f'<tr><th scope="row">{escape(name)}</th><td class="count">{votes}</td><td class="bar"><div>'
+        f'<i style="left:{low:.1f}%;width:{high - low:.1f}%"></i>{spot}</div></td>'
+        f'<td class="share">{score.value:.0%} <span>{low:.0f} to {high:.0f}%</span></td></tr>'
+    )
+
+
+def _turn(turn: Turn, number: int, kinds: Mapping[str, str]) -> str:
+    answers = shown(turn)
+    texts = [answer.text for answer in answers] if turn.over else [""] * len(answers)
+    cards = "".join(
+        _card(answer, "" if turn.hidden else kinds[answer.name], pieces if turn.over else None, hidden=turn.hidden)
+        for answer, pieces in zip(answers, marked(texts), strict=True)
+    )
+    busy = "false" if turn.over else "true"
+    vote = f'<p class="vote">Your vote: <strong>{escape(turn.vote)}</strong></p>' if turn.vote else ""
+    return (
+        f'<section class="turn" aria-label="Question {number}"><header><span class="number">{number}</span>'
+        f'<div><p class="asked">{escape(turn.question)}</p>{_settings(turn.settings)}</div></header>'
+        f'<div class="answers" aria-live="polite" aria-busy="{busy}">{cards}</div>{vote}</section>'
+    )
+
+
+def _settings(settings: Settings) -> str:
+    """What is not as by default."""
+    told = []
+    if settings.temperature:
+        told += [f"temperature {settings.temperature:g}", f"top-p {settings.top_p:g}", f"seed {settings.seed}"]
+    if settings.system_prompt:
+        told.append(f"system prompt: {settings.system_prompt}")
+    return f'<p class="set">{escape(" · ".join(told))}</p>' if told else ""
+
+
+def _card(answer: Answer, kind: str, pieces: Sequence[Piece] | None, *, hidden: bool = False) -> str:
+    name = escape(answer.name)
+    faint = "" if answer.text else " faint"
+    text = escape(answer.text) or _placeholder(answer)
+    if answer.text and pieces is not None:
+        text = "".join(f"<mark>{escape(piece)}</mark>" if differs else escape(piece) for piece, differs in pieces)
+    error = f'<p class="error" role="alert">{escape(answer.error)}</p>' if answer.error else ""
     figures = (
-        ("first token", "–" if state.first_token_s is None else _seconds(state.first_token_s)),
-        ("tokens/s", "–" if state.tokens_per_s is None else f"{state.tokens_per_s:.0f}"),
-        ("tokens", str(state.tokens) if state.tokens else "–"),
+        ("first token", "–" if answer.first_token_s is None else _seconds(answer.first_token_s)),
+        ("tokens/s", "–" if answer.tokens_per_s is None else f"{answer.tokens_per_s:.0f}"),
+        ("tokens", str(answer.tokens) if answer.tokens else "–"),
     )
     rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in figures)
+    below = '<p class="veil">Name and speed show after your vote.</p>' if hidden else f"<dl>{rows}</dl>"
     return (
-        f'<section class="answer {state.status}" aria-label="{name}: {STATUS[state.status]}">'
-        f"<header><h2>{name}</h2><p>{escape(kind)}</p></header>"
-        f'<p class="text{faint}">{text}</p>{error}<dl>{rows}</dl></section>'
+        f'<section class="answer {answer.status}" aria-label="{name}: {STATUS[answer.status]}">'
+        f"<header><h2>{name}</h2>{f'<p>{escape(kind)}</p>' if kind else ''}</header>"
+        f'<p class="text{faint}">{text}</p>{error}{below}</section>'
     )
 
 
-def _placeholder(state: Answer) -> str:
-    shown = {"idle": "The answer appears here.", "waiting": "Waiting for its turn …", "running": "…"}
-    done = {"done": "(an empty answer)", "stopped": "Stopped.", "failed": "No answer."}
-    return (shown | done)[state.status]
+def _placeholder(answer: Answer) -> str:
+    if answer.status == "queued":
+        return f"Busy: position {answer.position} in the queue."
+    return PLACEHOLDER[answer.status]
 
 
 def _seconds(value: float) -> str:

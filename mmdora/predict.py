@@ -23,6 +23,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from mmdora.data.prompt import encode_prompts, render
 from mmdora.data.turns import Messages
+from mmdora.prefix import read_once
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,8 @@ def generate(
         for start in range(0, len(prompts), batch_size):
             chosen = longest_first[start : start + batch_size]
             inputs = _encode(model, processor, [prompts[i] for i in chosen])
+            if beams == 1:  # a search repeats its inputs, but no cache it is given
+                inputs = read_once(model, inputs, [prompts[i].images for i in chosen])
             ids = model.generate(**inputs, **_greedy(model, processor, max_new_tokens, beams))
             new = ids[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
             texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
@@ -220,8 +223,10 @@ def _encode(model: Any, processor: Any, prompts: list[Prompt]) -> Any:
 def _evaluating(model: Any) -> Iterator[None]:
     """Dropout off, and the mode as it was afterwards."""
     training = model.training
-    model.eval()
+    if any(module.training for module in model.modules()):  # to set every module costs as much as a token
+        model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        if training:
+            model.train()

@@ -112,7 +112,8 @@ def serving(answer: Callable[[dict[str, Any]], Answer], *models: str, mode: str 
 
 def checkpoint(folder: str) -> Callable[[dict[str, Any]], Answer]:
     """Greedy answers of a checkpoint."""
-    model, processor = AutoModelForImageTextToText.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
+    model: Any = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
 
     def answer(body: dict[str, Any]) -> Answer:
         images, messages = [], []

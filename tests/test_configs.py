@@ -147,7 +147,7 @@ def test_accelerate_takes_its_configs(path, monkeypatch):
     words = shlex.split(command)
     assert words[3] == path.relative_to(ROOT).as_posix() and words[4:7] == ["-m", "mmdora", "train"]
     assert any("run" in line.lower() for line in header)  # what was and was not run
-    settings = load_config_from_file(str(path))
+    settings: Any = load_config_from_file(str(path))
     eight = path.stem.startswith("8_gpus")
     assert settings.num_processes == (8 if eight else 1) and settings.mixed_precision == "no"
     monkeypatch.chdir(ROOT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +22,22 @@ from mmdora.models.vlbart_processor import VLBartProcessor
 from mmdora.predict import Prompt
 
 AHEAD = 16  # batches sorted by length together; an image they share is opened once
+LIKE = 32  # characters, about 8 tokens: more padding than that costs more than a shared picture saves
 IMAGE = 10_000  # characters: more than a question has, so that rows of as many images come together
 
 
-def plan(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Numbers of rows in batches: of `AHEAD` batches together, the longest rows first."""
+def plan(lengths: Sequence[int], pictures: Sequence[Hashable], batch_size: int) -> list[list[int]]:
+    """Numbers of rows in batches: of `AHEAD` batches together, the longest rows first, those of one picture together.
+
+    Args:
+        lengths: of every row; they count as like within `LIKE`.
+        pictures: what every row asks about.
+    """
     batches = []
     for start in range(0, len(lengths), batch_size * AHEAD):
         window = range(start, min(start + batch_size * AHEAD, len(lengths)))
-        ordered = sorted(window, key=lambda row: -lengths[row])
+        number = {picture: place for place, picture in enumerate(dict.fromkeys(pictures[row] for row in window))}
+        ordered = sorted(window, key=lambda row: (-(lengths[row] // LIKE), number[pictures[row]], -lengths[row]))
         batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     return batches
 
@@ -100,6 +107,7 @@ class Survey:
     """What one pass over the records finds, before the first batch."""
 
     lengths: list[int]  # of every record, in characters, an image counting for many
+    pictures: list[int]  # of every record: equal where the images are the same
     digest: str  # of what is asked
     answered: bool
 
@@ -110,13 +118,15 @@ def survey(records: Records | Sequence[Record], asking: Asking) -> Survey:
     Raises:
         MmdoraError: if some have an answer and some have none, or a question cannot be worded for the task.
     """
-    lengths, answers, digest = [], 0, hashlib.sha256()
+    lengths, pictures, answers, digest = [], [], 0, hashlib.sha256()
+    seen: dict[tuple[str, ...], int] = {}
     for record in records:
         messages = asking.messages(record)
         parts = [part for message in messages for part in message["content"]]
         lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE for part in parts))
+        pictures.append(seen.setdefault(tuple(map(str, record["images"])), len(seen)))
         answers += any(part["text"].strip() for part in record["messages"][-1]["content"])
         digest.update(json.dumps([record["id"], messages, list(map(str, record["images"]))]).encode())
     if 0 < answers < len(lengths):
         raise MmdoraError(f"{len(lengths) - answers:,} of {len(lengths):,} records have no answer to be scored by")
-    return Survey(lengths, digest.hexdigest(), answers > 0)
+    return Survey(lengths, pictures, digest.hexdigest(), answers > 0)

@@ -90,7 +90,7 @@ def evaluate(
     journal = Journal(out, key_of(made_from), processes().process_index)
 
     begun = time.perf_counter()
-    texts, reused = _answer(model, processor, records, asking, plan(found.lengths, batch_size), journal,
+    texts, reused = _answer(model, processor, records, asking, plan(found.lengths, found.pictures, batch_size), journal,
                             max_new_tokens=settings["max_new_tokens"], beams=beams, progress=progress)  # fmt: skip
     seconds = time.perf_counter() - begun
 

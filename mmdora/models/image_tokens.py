@@ -159,4 +159,6 @@ def _set(images: Any, settings: Settings) -> None:
 
 def _plain(value: Any) -> Any:
     """As in a file: a `SizeDict` is a dict without what is not given."""
-    return {k: v for k, v in asdict(value).items() if v is not None} if is_dataclass(value) else value
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {k: v for k, v in asdict(value).items() if v is not None}

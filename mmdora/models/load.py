@@ -86,13 +86,14 @@ def load(
         processor = load_processor(base, trust_remote_code=trust_remote_code)
         settings = set_image_tokens(processor, image_tokens or image_tokens_of(adapter))
         with _one_line(base):
-            model, found = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 resolve(base),
                 dtype=DTYPES[dtype],
                 use_safetensors=True,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
             )
+            model, found = loaded
             if absent := sorted(found["missing_keys"]):
                 raise MmdoraError(
                     f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
@@ -177,7 +178,8 @@ def _one_line(name: str) -> Iterator[None]:
         elif "safetensors" in reason and any(folder.glob("pytorch_model*.bin")):
             reason = (
                 "its weights are a pickle (pytorch_model.bin), which can run code when read; convert it where you "
-                "trust it: AutoModelForImageTextToText.from_pretrained(FOLDER).save_pretrained(NEW), and copy its other files"
+                "trust it: AutoModelForImageTextToText.from_pretrained(FOLDER).save_pretrained(NEW), and copy its "
+                "other files"
             )
         known = ", ".join(bundled())
         raise MmdoraError(

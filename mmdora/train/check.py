@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import pyarrow.compute as pc
+import pyarrow.compute
 import torch
 
 from mmdora.config import RunConfig
@@ -18,6 +18,7 @@ from mmdora.injectors import make_plan
 from mmdora.models.load import skeleton
 
 SHOWN_IDS = 3
+pc: Any = pyarrow.compute  # its functions are made when it is imported
 
 
 def check_output(output: Path) -> None:

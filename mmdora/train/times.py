@@ -47,8 +47,10 @@ class StepTimes(TrainerCallback):
         spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
         for (phase, begun, event), (_, ended, after) in pairwise(self._marks):
             if phase is not None:
-                on_device = event is not None and phase != "data"
-                spent[phase] += event.elapsed_time(after) / 1e3 if on_device else ended - begun
+                if event is not None and after is not None and phase != "data":
+                    spent[phase] += event.elapsed_time(after) / 1e3
+                else:
+                    spent[phase] += ended - begun
         found = {f"{phase}_s": round(seconds / self._steps, 6) for phase, seconds in spent.items()}
         if self.samples:
             found["samples_per_step"] = round(self.samples / self._steps, 2)

@@ -79,7 +79,7 @@ class AdapterTrainer(SavingTrainer):
         return self.optimizer
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        output = super().evaluation_loop(*args, **kwargs)
+        output: Any = super().evaluation_loop(*args, **kwargs)
         if self.answers is not None:
             with self.compute_loss_context_manager():
                 output.metrics[SCORE] = self.answers.score(self.model)

@@ -1,15 +1,17 @@
-"""What a visitor does, in a real browser. `MMDORA_SCREENSHOT=path.png` keeps a picture of the answered page."""
-
-import os
+"""What a visitor does, in a real browser."""
 
 import pytest
 from playwright.sync_api import expect
 
-from mmdora.demo import app, compare
-from mmdora.demo.compare import Column, examples
+from mmdora.demo import app, server
+from mmdora.demo.compare import Column
+from mmdora.demo.inside import Inside
+from mmdora.demo.votes import Votes
 from mmdora.predict import Partial
+from mmdora.samples import samples
 
-PICTURE, QUESTION = examples(4)[3]
+PICTURE, QUESTION = samples(4)[3]
+NAMES = ("base", "lora", "dora")
 
 
 def test_ask_and_watch_every_column_answer(visit, url):
@@ -35,8 +37,6 @@ def test_ask_and_watch_every_column_answer(visit, url):
         assert first.endswith(("ms", " s")) and int(rate) > 0 and tokens == "60"
     assert tab.page.locator(".answer h2").all_inner_texts() == ["base", "lora", "dora"]
     expect(tab.page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
-    if path := os.environ.get("MMDORA_SCREENSHOT"):
-        tab.page.screenshot(path=path, full_page=True)
 
 
 def test_columns_are_equal_and_side_by_side(visit, url):
@@ -50,9 +50,10 @@ def test_stop_ends_every_column_and_the_next_question_works(visit, url):
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("running")).to_have_count(1)
     tab.page.get_by_role("button", name="Stop", exact=True).click()
-    expect(tab.cards("stopped")).to_have_count(3, timeout=10_000)
+    expect(tab.cards("stopped")).to_have_count(3, timeout=20_000)
     _settings(tab, "Max tokens", "5")
-    tab.page.get_by_role("button", name="Ask", exact=True).click()
+    expect(tab.page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
+    tab.ask(None, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
 
 
@@ -110,20 +111,152 @@ def test_a_phone_does_not_scroll_sideways(visit, url, dark):
     assert boxes[0]["y"] < boxes[1]["y"] < boxes[2]["y"] and len({box["x"] for box in boxes}) == 1
 
 
-def test_markup_in_an_answer_stays_text(visit, monkeypatch, free_port):
+def test_markup_in_an_answer_stays_text(visit, free_port):
     nasty = '<img src=x onerror="document.title=1"><script>document.title=2</script>${document.title=3}{{title}}'
-    monkeypatch.setattr(compare, "stream", lambda *_, **__: iter([Partial(nasty, 1, 0.1, None)]))
-    page = app.build([Column("<b>one</b>", None, None, "<i>kind</i>")], [])
-    app._launch(page, "127.0.0.1", free_port)
-    try:
-        tab = visit(page.local_url)
-        tab.ask(PICTURE, QUESTION)
-        expect(tab.cards("done")).to_have_count(1)
-        assert tab.texts() == [nasty]
-        assert tab.page.locator(".answer h2").inner_text() == "<b>one</b>"
-        assert tab.page.title() == "mmdora"
-    finally:
-        page.close(verbose=False)
+    names = ("<b>one</b>", "two")
+    columns = [Column(n, "<i>kind</i>", "cpu", lambda *_, t=t: iter([Partial(t, 1, 0.1, None)])) for n, t in
+               zip(names, (nasty, nasty + " <b>more</b>"), strict=True)]  # fmt: skip
+    with server.upload_folder():
+        page = app.Page(columns, [], Votes(names), Inside({"<u>x</u>": "tiny-llava"}))
+        server.launch(page, "127.0.0.1", free_port)
+        try:
+            tab = visit(page.blocks.local_url)
+            tab.ask(PICTURE, nasty)
+            expect(tab.cards("done")).to_have_count(2)
+            assert tab.texts() == [nasty, nasty + " <b>more</b>"]
+            assert tab.page.locator(".answer mark").all_inner_texts() == ["<b>more</b>"]
+            assert tab.page.locator(".answer h2").first.inner_text() == "<b>one</b>"
+            assert tab.page.locator(".asked").inner_text() == nasty
+            assert tab.page.title() == "mmdora"
+        finally:
+            page.blocks.close(verbose=False)
+
+
+def test_escape_stops(visit, url):
+    tab = visit(url)
+    _settings(tab, "Max tokens", "1000")
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("running")).to_have_count(1)
+    tab.page.keyboard.press("Escape")
+    expect(tab.cards("stopped")).to_have_count(3, timeout=10_000)
+
+
+def test_a_closed_tab_frees_the_models(visit, url):
+    first = visit(url)
+    _settings(first, "Max tokens", "1000")
+    first.ask(PICTURE, QUESTION)
+    expect(first.cards("running")).to_have_count(1)
+    first.page.close()
+    second = visit(url)
+    _settings(second, "Max tokens", "5")
+    second.ask(PICTURE, QUESTION)
+    expect(second.cards("done")).to_have_count(3, timeout=20_000)
+
+
+def test_several_turns_retry_and_edit(visit, url):
+    tab = visit(url)
+    _settings(tab, "Max tokens", "8")
+    tab.ask(PICTURE, "what shape is it?")
+    expect(tab.page.get_by_role("button", name="Retry", exact=True)).to_be_enabled()
+    first = tab.texts()
+    tab.ask(None, "and where?")
+    expect(tab.page.locator(".asked")).to_have_text(["and where?", "what shape is it?"])
+    expect(tab.cards("done")).to_have_count(6)
+    assert tab.texts()[3:] == first
+    expect(tab.page.get_by_role("button", name="Retry", exact=True)).to_be_enabled()
+    second = tab.texts()[:3]
+    tab.page.get_by_role("button", name="Retry", exact=True).click()
+    expect(tab.cards("done")).to_have_count(6)
+    expect(tab.page.get_by_role("button", name="Edit", exact=True)).to_be_enabled()
+    assert tab.texts() == [*second, *first]
+    tab.page.get_by_role("button", name="Edit", exact=True).click()
+    expect(tab.page.get_by_label("Question", exact=True)).to_have_value("and where?")
+    expect(tab.page.locator(".asked")).to_have_text(["what shape is it?"])
+
+
+def test_a_blind_vote_reveals_the_names(visit, url):
+    tab = visit(url)
+    _settings(tab, "Max tokens", "5")
+    tab.page.get_by_label("Blind: hide the names until I vote").check()
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("done")).to_have_count(3)
+    heads = tab.page.locator(".answer h2")
+    expect(heads).to_have_text(["Model A", "Model B", "Model C"])
+    assert tab.page.locator(".answer dl").count() == 0
+    tab.page.get_by_role("button", name="B is best", exact=True).click()
+    expect(tab.page.locator(".turn .vote")).to_be_visible()
+    assert sorted(heads.all_inner_texts()) == sorted(NAMES)
+    assert tab.page.locator(".turn .vote strong").inner_text() == heads.nth(1).inner_text()
+    expect(tab.page.get_by_role("button", name="Tie", exact=True)).to_be_hidden()
+    assert tab.page.locator(".tally th").all_inner_texts() == list(NAMES)
+
+
+def test_a_link_repeats_a_comparison(visit, url):
+    tab = visit(url)
+    tab.page.locator(".examples tr.tr-body").nth(1).click()
+    tab.page.locator(".picture img").wait_for()
+    _settings(tab, "Max tokens", "6")
+    tab.page.get_by_role("button", name="Ask", exact=True).click()
+    expect(tab.cards("done")).to_have_count(3)
+    expect(tab.page.get_by_role("button", name="Copy link")).to_be_visible()
+    tab.page.on("dialog", lambda dialog: dialog.dismiss())
+    tab.page.get_by_role("button", name="Copy link").click()
+    tab.page.wait_for_url("**/?q=*")
+    assert "example=2" in tab.page.url and "n=6" in tab.page.url
+    again = visit(tab.page.url)
+    expect(again.page.get_by_label("Question", exact=True)).to_have_value(samples(2)[1][1])
+    again.page.locator(".picture img").wait_for()
+    again.page.get_by_role("button", name="Ask", exact=True).click()
+    expect(again.cards("done")).to_have_count(3)
+    assert again.texts() == tab.texts()
+
+
+@pytest.mark.parametrize(("button", "name"), [("Markdown", "comparison.md"), ("JSON", "comparison.json")])
+def test_results_can_be_taken_along(visit, url, button, name):
+    tab = visit(url)
+    _settings(tab, "Max tokens", "4")
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("done")).to_have_count(3)
+    with tab.page.expect_download() as download:
+        tab.page.get_by_role("button", name=button, exact=True).click()
+    assert download.value.suggested_filename == name
+    text = download.value.path().read_text()
+    assert QUESTION in text and all(answer in text for answer in tab.texts())
+
+
+def test_every_control_has_a_name(visit, url):
+    tab = visit(url)
+    tab.page.locator("button.label-wrap", has_text="Settings").click()
+    nameless = tab.page.evaluate(
+        """() => [...document.querySelectorAll('button, input, textarea, img, a[href]')].filter((e) => {
+        if (!e.checkVisibility() || e.type === 'file') return false;
+        const name = e.getAttribute('aria-label') || e.getAttribute('alt') || e.title || e.innerText || e.placeholder ||
+            [...(e.labels ?? [])].map((l) => l.innerText).join('');
+        return !name?.trim();
+        }).map((e) => e.outerHTML.slice(0, 160))"""
+    )
+    assert nameless == []
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_our_own_text_has_contrast(visit, url, dark):
+    tab = visit(url, dark=dark)
+    _settings(tab, "Max tokens", "4")
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("done")).to_have_count(3)
+    low = tab.page.evaluate(
+        """() => { const channels = (c) => c.match(/[\\d.]+/g).map(Number);
+        const light = (c) => { const [r, g, b] = channels(c).slice(0, 3).map((v) => v / 255)
+            .map((v) => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4);
+            return .2126 * r + .7152 * g + .0722 * b; };
+        const ground = (e) => { for (; e; e = e.parentElement) { const c = getComputedStyle(e).backgroundColor;
+            if ((channels(c)[3] ?? 1) > .99) return c; } return 'rgb(255, 255, 255)'; };
+        return [...document.querySelectorAll('.title *, .note, .note *, .turn *')].filter((e) => e.checkVisibility() &&
+            [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim())).map((e) => {
+            const [a, b] = [light(getComputedStyle(e).color), light(ground(e))].sort((x, y) => y - x);
+            return [e.outerHTML.slice(0, 90), (a + .05) / (b + .05)]; }).filter(([, ratio]) => ratio < 4.5); }"""
+    )
+    assert low == []
 
 
 def _settings(tab, label: str, value: str) -> None:

@@ -167,12 +167,21 @@ GOOD = json.dumps(conversation(1))
         (json.dumps({"messages": [{"role": "user", "content": [{"type": "text", "text": 3}]}]}), "found"),
         (json.dumps(conversation(1) | {"images": []}), "1 image parts for 0 images"),
         (json.dumps({"messages": [said("user", "x")]}), "no assistant message"),
+        (
+            json.dumps({"messages": [said("user", "x"), said("assistant", "y", IMAGE)], "images": ["0.png"]}),
+            "an answer",
+        ),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str):
     (tmp_path / "r.jsonl").write_text(text)
     with pytest.raises(MmdoraError, match=message):
         read_records(tmp_path / "r.jsonl")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_record(tmp_path: Path):
+    (tmp_path / "r.jsonl").write_text(f"{GOOD}\n{GOOD}\n", encoding="utf-8-sig")
+    assert len(read_records(tmp_path / "r.jsonl")) == 2
 
 
 def test_not_text_and_not_there(tmp_path: Path):

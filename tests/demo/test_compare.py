@@ -1,98 +1,39 @@
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-import mmdora
 from mmdora.demo import compare
 from mmdora.demo.compare import (
     MAX_QUESTION,
     MAX_UPLOAD,
+    Answer,
     Column,
     Settings,
     answer,
-    load_columns,
-    parse_specs,
+    check_question,
+    check_upload,
+    new_turn,
+    prompt_of,
     read_image,
 )
 from mmdora.errors import MmdoraError
-from mmdora.predict import ask, generate
+from mmdora.predict import Partial, ask, generate
 
 PICTURE = Image.new("RGB", (64, 64), "teal")
 QUESTION = "what color is the shape?"
 
 
-@pytest.fixture
-def columns(tiny_llava):
-    """Two models that never end an answer by themselves, and whose answers differ."""
-    processor = AutoProcessor.from_pretrained(tiny_llava)
-    made = []
-    for seed, name in enumerate(("base", "dora")):
-        model = AutoModelForImageTextToText.from_pretrained(tiny_llava).eval()
-        model.generation_config.suppress_tokens = [model.generation_config.eos_token_id]
-        torch.manual_seed(seed)
-        torch.nn.init.normal_(model.model.multi_modal_projector.linear_2.weight)
-        made.append(Column(name, model, processor, "a model"))
-    return made
+def asked(columns, settings=None, question=QUESTION):
+    return [new_turn(columns, question, settings or Settings())]
 
 
 def last(states):
     return list(states)[-1]
-
-
-@pytest.mark.parametrize(
-    ("specs", "message"),
-    [
-        ([], "1 to 4 models; found 0"),
-        ([f"m{i}=tiny-llava" for i in range(5)], "1 to 4 models; found 5"),
-        (["tiny-llava"], "expected NAME=MODEL"),
-        (["=tiny-llava"], "expected NAME=MODEL"),
-        (["base="], "expected NAME=MODEL"),
-        (["a=tiny-llava", "a=other"], "'a' is there twice"),
-        (["a=./not/there"], "there is no folder ./not/there"),
-        (["a=/not/there"], "there is no folder /not/there"),
-        (["a=one/two/three"], "there is no folder one/two/three"),
-    ],
-)
-def test_bad_specs(specs, message):
-    with pytest.raises(MmdoraError, match=message):
-        parse_specs(specs)
-
-
-def test_a_missing_folder_beside_others_is_no_hub_id(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert parse_specs(["a=runs/lora"]) == {"a": "runs/lora"}  # may be OWNER/NAME on the hub
-    (tmp_path / "runs").mkdir()
-    with pytest.raises(MmdoraError, match="there is no folder runs/lora"):
-        parse_specs(["a=runs/lora"])
-    (tmp_path / "runs" / "lora").mkdir()
-    assert parse_specs(["b = runs/lora", "c=x=y"]) == {"b": "runs/lora", "c": "x=y"}
-
-
-def test_load_columns_describes_base_and_adapter(tiny_llava, tmp_path):
-    model, _ = mmdora.load(str(tiny_llava))
-    mmdora.inject(model, {"language": {"method": "dora", "rank": 2}, "projector": {"method": "full"}})
-    mmdora.save_adapter(model, tmp_path / "adapter", base=str(tiny_llava))
-    first, second = load_columns([f"base={tiny_llava}", f"dora={tmp_path / 'adapter'}"])
-    assert (first.name, second.name) == ("base", "dora")
-    assert "2.2 M parameters" in first.kind
-    assert second.kind.startswith("DoRA + full fine-tuning on ") and second.kind.endswith(" M trained")
-
-
-def test_a_merged_export_says_what_was_merged(tmp_path, columns):
-    (tmp_path / "README.md").write_text("---\ntags:\n- mmdora\n- dora\n---\n# x\n")
-    assert compare.describe(columns[0].model, str(tmp_path)) == "DoRA, merged, 2.2 M parameters"
-    (tmp_path / "README.md").write_text("no front matter")
-    assert compare.describe(columns[0].model, str(tmp_path)) == "checkpoint, 2.2 M parameters"
-
-
-def test_a_column_that_cannot_be_loaded_is_named(tmp_path):
-    with pytest.raises(MmdoraError, match=r"^column lora: "):
-        load_columns([f"lora={tmp_path}"])
 
 
 @pytest.mark.parametrize(
@@ -117,33 +58,102 @@ def test_settings_out_of_range(bad):
         Settings(**bad)
 
 
-def test_columns_answer_in_turn_and_as_generate_does(columns):
-    seen = list(answer(columns, PICTURE, f"  {QUESTION}\n", Settings(max_tokens=24)))
-    assert [state.status for state in seen[0]] == ["waiting", "waiting"]
-    assert ("running", "waiting") in {tuple(state.status for state in states) for states in seen}
-    assert ("done", "running") in {tuple(state.status for state in states) for states in seen}
-    expected = [
-        generate(column.model, column.processor, [ask(QUESTION, PICTURE)], max_new_tokens=24)[0] for column in columns
-    ]
+def test_columns_answer_in_turn_and_as_generate_does(columns, models, processor):
+    seen = list(answer(columns, asked(columns, Settings(max_tokens=24)), PICTURE))
+    statuses = [tuple(state.status for state in states) for states in seen]
+    assert statuses[0] == ("waiting", "waiting")
+    assert {("running", "waiting"), ("waiting", "running")} & set(statuses)
+    assert ("running", "running") not in statuses, "two models on one device at once"
+    expected = [generate(model, processor, [ask(QUESTION, PICTURE)], max_new_tokens=24)[0] for model in models]
     assert [state.text for state in seen[-1]] == expected and expected[0] != expected[1]
     for state in seen[-1]:
         assert state.status == "done" and state.tokens == 24 and state.error is None
         assert state.first_token_s and state.tokens_per_s
 
 
+def instant(*texts, wait=0.0):
+    def speak(prompt, settings, stop):
+        for number, text in enumerate(texts, 1):
+            time.sleep(wait)
+            yield Partial(text, number, 0.1, None)
+
+    return speak
+
+
+def test_who_answers_first_is_drawn_anew():
+    columns = [Column(name, "", "cpu", instant("x")) for name in "abc"]
+    first = Counter()
+    for _ in range(60):
+        states = next(s for s in answer(columns, asked(columns), PICTURE) if any(a.status == "running" for a in s))
+        first.update(a.name for a in states if a.status == "running")
+    assert set(first) == {"a", "b", "c"}
+
+
+def test_places_answer_at_once():
+    columns = [Column(name, "", name, instant(*"xxxx", wait=0.1)) for name in "ab"]
+    seen = [tuple(a.status for a in states) for states in answer(columns, asked(columns), PICTURE)]
+    assert ("running", "running") in seen and seen[-1] == ("done", "done")
+
+
+def test_waiting_is_not_in_the_timings(columns, models, slowly):
+    slowly(0.05)
+    begun = time.monotonic()
+    found = last(answer(columns, asked(columns, Settings(max_tokens=6)), PICTURE))
+    took = time.monotonic() - begun
+    for state in found:
+        assert state.first_token_s and state.tokens_per_s
+        assert state.first_token_s >= 0.05 and state.tokens_per_s < 20
+        assert state.first_token_s + 5 / state.tokens_per_s < 0.75 * took
+
+
 def test_an_answer_streams(columns, monkeypatch):
     monkeypatch.setattr(compare, "REFRESH", 0)
-    lengths = [states[0].tokens for states in answer(columns[:1], PICTURE, QUESTION, Settings(max_tokens=6))]
-    assert lengths == [0, 0, 1, 2, 3, 4, 5, 6, 6, 6]
+    lengths = [s[0].tokens for s in answer(columns[:1], asked(columns[:1], Settings(max_tokens=6)), PICTURE)]
+    assert lengths == [0, 0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
+
+
+def test_a_silent_model_does_not_keep_the_reader_waiting(monkeypatch):
+    monkeypatch.setattr(compare, "HEARTBEAT", 0.05)
+    columns = [Column("a", "", "cpu", instant("x", wait=0.4))]
+    assert sum(s[0].status == "running" for s in answer(columns, asked(columns), PICTURE)) >= 5
 
 
 def test_the_same_seed_for_every_model(columns):
     twins = [columns[0], replace(columns[0], name="twin")]
     settings = Settings(max_tokens=16, temperature=1.0, seed=5)
-    first, second = last(answer(twins, PICTURE, QUESTION, settings))
+    first, second = last(answer(twins, asked(twins, settings), PICTURE))
     assert first.text == second.text
-    other = last(answer(twins[:1], PICTURE, QUESTION, replace(settings, seed=6)))[0]
+    other = last(answer(twins[:1], asked(twins[:1], replace(settings, seed=6)), PICTURE))[0]
     assert other.text != first.text
+
+
+def test_each_model_sees_its_own_answers(columns):
+    first = replace(
+        new_turn(columns, "one?", Settings()), answers=(Answer("base", "done", "A"), Answer("dora", "failed"))
+    )
+    second = new_turn(columns, "two?", Settings(system_prompt=" be brief "))
+    texts = [
+        [(message["role"], [part.get("text", part["type"]) for part in message["content"]])
+         for message in prompt_of([first, second], index, PICTURE).messages]
+        for index in range(2)
+    ]  # fmt: skip
+    system = ("system", ["be brief"])
+    assert texts[0] == [system, ("user", ["image", "one?"]), ("assistant", ["A"]), ("user", ["two?"])]
+    assert texts[1] == [system, ("user", ["image", "two?"])]
+
+
+def test_a_second_question_is_answered_in_the_light_of_the_first(columns, models, processor):
+    settings = Settings(max_tokens=8)
+    turn = new_turn(columns, "what shape is it?", settings)
+    turn = replace(turn, answers=last(answer(columns, [turn], PICTURE)))
+    found = last(answer(columns, [turn, new_turn(columns, QUESTION, settings)], PICTURE))
+    content = lambda *parts: [{"type": "text", "text": part} for part in parts]  # noqa: E731
+    for index, model in enumerate(models):
+        prompt = ask("what shape is it?", PICTURE)
+        prompt.messages.append({"role": "assistant", "content": content(turn.answers[index].text)})
+        prompt.messages.append({"role": "user", "content": content(QUESTION)})
+        assert found[index].text == generate(model, processor, [prompt], max_new_tokens=8)[0]
+    assert found[0].text != turn.answers[0].text
 
 
 @pytest.mark.parametrize(
@@ -153,51 +163,64 @@ def test_the_same_seed_for_every_model(columns):
         (torch.OutOfMemoryError("CUDA"), "out of memory"),
     ],
 )
-def test_one_failing_model_leaves_the_other_alive(columns, error, message):
+def test_one_failing_model_leaves_the_other_alive(columns, models, error, message):
     def fail(*_):
         raise error
 
-    handle = columns[0].model.register_forward_pre_hook(fail)
-    broken, alive = last(answer(columns, PICTURE, QUESTION, Settings(max_tokens=3)))
+    handle = models[0].register_forward_pre_hook(fail)
+    try:
+        broken, alive = last(answer(columns, asked(columns, Settings(max_tokens=3)), PICTURE))
+    finally:
+        handle.remove()
     assert broken.status == "failed" and message in broken.error
     assert alive.status == "done" and alive.tokens == 3
-    handle.remove()
-    assert [state.status for state in last(answer(columns, PICTURE, QUESTION, Settings(max_tokens=3)))] == ["done"] * 2
+    again = last(answer(columns, asked(columns, Settings(max_tokens=3)), PICTURE))
+    assert [state.status for state in again] == ["done"] * 2
 
 
-def test_stop_ends_the_running_model_and_spares_the_rest(columns):
-    stop, steps = threading.Event(), []
-    for column in columns:
-        column.model.register_forward_pre_hook(lambda *_: steps.append(time.sleep(0.02)))
-    states = answer(columns, PICTURE, QUESTION, Settings(max_tokens=500), stop)
-    while next(states)[0].tokens < 2:
+def test_stop_ends_the_running_model_and_spares_the_rest(columns, slowly):
+    stop, steps = threading.Event(), slowly(0.02)
+    states = answer(columns, asked(columns, Settings(max_tokens=500)), PICTURE, stop)
+    while max(state.tokens for state in next(states)) < 2:
         pass
     stop.set()
-    first, second = last(states)
-    assert (first.status, second.status) == ("stopped", "stopped")
-    assert first.text and first.tokens < 12 and second.tokens == 0
-    assert len(steps) == first.tokens
+    found = last(states)
+    assert [state.status for state in found] == ["stopped", "stopped"]
+    assert sorted(state.tokens for state in found)[0] == 0 and sum(state.tokens for state in found) < 12
+    assert len(steps) == sum(state.tokens for state in found)
 
 
 def test_closing_frees_the_device(columns):
-    states = answer(columns, PICTURE, QUESTION, Settings(max_tokens=500))
-    while next(states)[0].tokens < 2:
+    states = answer(columns, asked(columns, Settings(max_tokens=500)), PICTURE)
+    while max(state.tokens for state in next(states)) < 2:
         pass
-    assert compare._device.locked()
+    assert compare._devices["cpu"].locked()
+    begun = time.monotonic()
     states.close()
-    assert not compare._device.locked()
-    assert not any(thread.name == "mmdora-generate" for thread in threading.enumerate())
+    assert time.monotonic() - begun < 2 and not compare._devices["cpu"].locked()
+    assert not [t for t in threading.enumerate() if t.name in ("mmdora-generate", "mmdora-answer")]
 
 
 @pytest.mark.parametrize(
-    ("question", "message"), [("  ", "Type a question"), (None, "Type a question"), ("x" * (MAX_QUESTION + 1), "8,000")]
+    ("question", "system", "message"),
+    [
+        ("  ", "", "Type a question"),
+        (None, "", "Type a question"),
+        ("x" * (MAX_QUESTION + 1), "", "limit is 8,000"),
+        ("x", "y" * MAX_QUESTION, "limit is 8,000"),
+    ],
 )
-def test_bad_questions(columns, question, message):
+def test_bad_questions(question, system, message):
     with pytest.raises(MmdoraError, match=message):
-        next(answer(columns, PICTURE, question, Settings()))
+        check_question(question, Settings(system_prompt=system))
 
 
-def test_bad_uploads(tmp_path):
+def test_a_question_of_just_that_length_passes():
+    assert check_question(" " + "x" * (MAX_QUESTION - 2) + "\n", Settings()) == "x" * (MAX_QUESTION - 2)
+
+
+@pytest.mark.parametrize("check", [check_upload, read_image])
+def test_bad_uploads(tmp_path, check):
     upload = tmp_path / "secret" / "picture.png"
     upload.parent.mkdir()
     for content, message in [
@@ -207,15 +230,12 @@ def test_bad_uploads(tmp_path):
     ]:
         upload.write_bytes(content)
         with pytest.raises(MmdoraError, match=message) as caught:
-            read_image(upload)
+            check(upload)
         assert "secret" not in str(caught.value)
     Image.new("1", (5_000, 4_001)).save(upload)
     with pytest.raises(MmdoraError, match="20 megapixels"):
-        read_image(upload)
-
-
-def test_examples_are_there_and_all_different():
-    pairs = compare.examples(6)
-    assert len({path for path, _ in pairs}) == len({question for _, question in pairs}) == 6
-    for path, _ in pairs:
-        assert read_image(path).size == (64, 64)
+        check(upload)
+    upload.unlink()
+    with pytest.raises(MmdoraError, match="no longer on the server") as caught:
+        check(upload)
+    assert "secret" not in str(caught.value)

@@ -99,6 +99,13 @@ def test_no_records(loaded: tuple[Any, Any], easy):
         run.evaluate(*loaded, [], easy)
 
 
+def test_answers_to_some_of_the_records(loaded: tuple[Any, Any], easy, records):
+    *before, answer = records[1]["messages"]
+    unknown = records[1] | {"messages": [*before, answer | {"content": [{"type": "text", "text": " "}]}]}
+    with pytest.raises(MmdoraError, match="1 of 3 records have no answer"):
+        run.evaluate(*loaded, [records[0], unknown, records[2]], easy)
+
+
 def test_progress_shows_the_time_left(loaded: tuple[Any, Any], easy, records, capsys):
     run.evaluate(*loaded, records[:4], easy, batch_size=2, max_new_tokens=2, progress=True)
     shown = capsys.readouterr().err
@@ -106,13 +113,32 @@ def test_progress_shows_the_time_left(loaded: tuple[Any, Any], easy, records, ca
 
 
 def test_batches_are_of_like_length_and_hold_every_row_once():
-    lengths = [i * 7 % 50 for i in range(100)]
-    batches = asking.plan(lengths, 3)
+    lengths = [i * 37 % 250 for i in range(100)]
+    batches = asking.plan(lengths, list(range(100)), 3)
     assert sorted(row for batch in batches for row in batch) == list(range(100))
-    window = [lengths[row] for batch in batches[: asking.AHEAD] for row in batch]
+    window = [lengths[row] // asking.LIKE for batch in batches[: asking.AHEAD] for row in batch]
     assert window == sorted(window, reverse=True) and {row for b in batches[: asking.AHEAD] for row in b} == set(
         range(48)
     )
+
+
+def test_questions_about_one_picture_stand_together_among_those_of_like_length():
+    lengths = [200 if i % 2 else 100 for i in range(48)]
+    pictures = [f"{i % 8}.png" for i in range(48)]  # six questions each, all of one length
+    batches = asking.plan(lengths, pictures, 3)
+    assert [len({pictures[row] for row in batch}) for batch in batches] == [1] * 16
+    assert [len({lengths[row] for row in batch}) for batch in batches] == [1] * 16
+
+
+def test_pictures_go_through_the_tower_once_a_batch(loaded: tuple[Any, Any], easy, records, monkeypatch):
+    model, seen = loaded[0], []
+    monkeypatch.setattr(asking, "LIKE", 10_000)
+    real = model.model.vision_tower.forward
+    monkeypatch.setattr(
+        model.model.vision_tower, "forward", lambda pixels, **rest: seen.append(len(pixels)) or real(pixels, **rest)
+    )
+    run.evaluate(*loaded, records, easy, batch_size=30, max_new_tokens=2)
+    assert seen == [len({record["images"][0] for record in records})] and seen[0] < 15
 
 
 # --- resuming

@@ -57,6 +57,7 @@ def test_entered_scores():
     suite = SUITES["paper-llava"]
     assert entered_scores(suite, ["a"], ["vqav2=78.6", "vizwiz=50"]) == {"a": {"vqav2": 78.6, "vizwiz": 50.0}}
     assert entered_scores(suite, ["a", "b"], ["b:vqav2=78.6"]) == {"a": {}, "b": {"vqav2": 78.6}}
+    assert entered_scores(SUITES["paper-vlbart-image"], ["a"], ["coco-captions=115.9"])["a"]["coco-captions"] == 115.9
     for text, said in (
         ("vqav2=78.6", "which model"),
         ("c:vqav2=1", "which model"),

@@ -30,7 +30,7 @@ def test_two_images_and_the_prefix_of_the_task(tmp_path):
     names = [["0.png", "1.png"], ["2.png", "3.png"], ["1.png", "3.png"]]
     texts = ["a", "both dogs are black", "there is one ~{}|"]
     rows = [asked(f"a-{i}-0-0", names[i], texts[i], "true", identifier=f"a-{i}-0-0") for i in range(3)]
-    options = {"batch_size": 2, "beams": BEAMS, "max_new_tokens": TOKENS}
+    options: dict[str, Any] = {"batch_size": 2, "beams": BEAMS, "max_new_tokens": TOKENS}
     found = evaluate(model, processor, rows, tmp_path, task="nlvr2", **options)
     for i, row in enumerate(found.rows):
         images = [pictures[int(name[0])] for name in names[i]]
@@ -46,7 +46,7 @@ def test_clips_as_features(tmp_path):
     np.savez(tmp_path / "2.npz", clips[2])
     files = ["0.npy", "1.npz", "2.npz"]
     rows = [asked(i, [], "what?", "left", features=file) for i, file in enumerate(files)]
-    options = {"batch_size": 3, "beams": BEAMS, "max_new_tokens": TOKENS}
+    options: dict[str, Any] = {"batch_size": 3, "beams": BEAMS, "max_new_tokens": TOKENS}
     found = evaluate(model, processor, rows, tmp_path, task=TASKS["scenes-clip-features"], **options)
     for row, clip in zip(found.rows, clips, strict=True):
         assert row["prediction"] == by_hand(model, processor, text="what?", features=clip)

@@ -125,7 +125,7 @@ def leaks(model):
 def _named(attention):
     mixing = Mixing(attention)
     plain = mixing.forward
-    mixing.forward = lambda hidden_states, **kwargs: plain(hidden_states, **kwargs)
+    mixing.forward = lambda hidden_states, **kwargs: plain(hidden_states, **kwargs)  # pyright: ignore
     return mixing
 
 

@@ -70,7 +70,7 @@ def same(ours, theirs):
     """Two runs up to the rounding of sums in another order, and to what counts the micro-batches of one process."""
     for one, other in zip(curve(ours), curve(theirs), strict=True):
         counted = dict.fromkeys(("epoch", "total_flos"), 0)
-        assert one | counted == pytest.approx(other | counted, **SAME)
+        assert one | counted == pytest.approx(other | counted, **SAME)  # pyright: ignore
     one, other = (load_file(run / ADAPTER) for run in (ours, theirs))
     assert one.keys() == other.keys()
     assert all(((one[key] - other[key]).abs().max() <= 1e-4 * other[key].abs().max() + 1e-6) for key in one)

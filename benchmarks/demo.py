@@ -1,0 +1,213 @@
+"""The page under load, and one base for several adapters against merged copies. Linux, CPU.
+
+    python benchmarks/demo.py                                   # load: 50 clients, 200 cancelled requests
+    python benchmarks/demo.py --adapters lora=RUN dora=RUN      # and memory and latency of --shared-base
+
+Writes results/demo.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+from gradio_client import Client, handle_file
+from harness import memory_of, show, write
+
+from mmdora.demo.columns import load_columns
+from mmdora.demo.compare import Settings, answer, new_turn, read_image
+from mmdora.models.load import load
+from mmdora.samples import samples
+
+QUEUE = 32
+TOKENS = 16
+MIB = 2**20
+
+
+class Server:
+    """`mmdora demo` in a process of its own."""
+
+    def __init__(self, *arguments: str):
+        command = [sys.executable, "-m", "mmdora", "demo", *arguments, "--port", str(_free_port())]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        line = next((line for line in self.process.stdout if line.startswith("mmdora:")), "")
+        if not line:
+            raise SystemExit("the page did not start")
+        self.url = line.partition(" at ")[2].split()[0]
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+def load_run(clients: int, cancels: int) -> list[dict[str, Any]]:
+    """All clients ask at one moment; then requests are cancelled one after the other."""
+    with Server("base=tiny-llava", "twin=tiny-llava", "--queue", str(QUEUE)) as server:
+        picture, question = samples(1)[0]
+        with ThreadPoolExecutor(clients) as pool:
+            connect = lambda _: Client(server.url, verbose=False, analytics_enabled=False)  # noqa: E731
+            opened = list(pool.map(connect, range(clients)))
+            start = threading.Barrier(clients)
+
+            def one(client: Client) -> dict[str, Any]:
+                image = handle_file(picture)
+                start.wait()
+                begun = time.monotonic()
+                job = client.submit(image=image, question=question, max_tokens=TOKENS, api_name="/compare")
+                told, last, error = None, None, ""
+                try:
+                    for state in job:
+                        told, last = told or time.monotonic() - begun, state
+                except Exception as problem:
+                    error = str(problem)
+                told = told or time.monotonic() - begun
+                done = bool(last) and all(state["status"] == "done" for state in last or ())
+                return {"told": told, "done": done, "busy": "Busy" in error, "took": time.monotonic() - begun}
+
+            found = list(pool.map(one, opened))
+        answered = [row for row in found if row["done"]]
+        rows = [
+            {"what": f"of {clients} clients at once, queue of {QUEUE}: answered", "value": len(answered)},
+            {"what": "told that the page is busy", "value": sum(row["busy"] for row in found)},
+            {"what": "neither", "value": sum(not (row["done"] or row["busy"]) for row in found)},
+            {"what": "first word (position or busy), median s", "value": _rounded(_median(found, "told"))},
+            {"what": "first word, longest s", "value": _rounded(max(row["told"] for row in found))},
+            {"what": "last answer after, s", "value": _rounded(max((row["took"] for row in answered), default=0))},
+        ]
+        free, memory = [], {}
+        for number in range(1, cancels + 1):
+            free.append(_cancel(server.url, picture, question))
+            if number in (cancels // 2, cancels):
+                memory[number] = memory_of(server.process.pid)
+        half, whole = memory[cancels // 2], memory[cancels]
+        return [
+            *rows,
+            {
+                "what": f"free after each of {cancels} cancelled, median s",
+                "value": _rounded(statistics.median(free)),
+            },
+            {"what": "longest s", "value": _rounded(max(free))},
+            {"what": f"RssAnon after {cancels // 2} cancelled, MiB", "value": _rounded(half / MIB)},
+            {"what": f"RssAnon after {cancels}, MiB", "value": _rounded(whole / MIB)},
+            {"what": "difference, MiB", "value": _rounded((whole - half) / MIB)},
+        ]
+
+
+def _cancel(url: str, picture: Path, question: str) -> float:
+    """Leave in the middle of a long answer; seconds until another question is begun."""
+    with httpx.Client(base_url=f"{url}gradio_api/", timeout=60) as client:
+        (path,) = client.post("upload", files={"files": (picture.name, picture.read_bytes())}).json()
+        image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+        def submit(tokens: int) -> str:
+            body = {"data": [image, question, tokens, 1.5, 1, 0, ""]}
+            return client.post("call/compare", json=body).json()["event_id"]
+
+        event = submit(1024)
+        with client.stream("GET", f"call/compare/{event}") as told:
+            next(line for line in told.iter_lines() if '"running"' in line)
+        begun = time.monotonic()
+        with client.stream("GET", f"call/compare/{submit(1)}") as told:
+            lines = told.iter_lines()
+            next(line for line in lines if '"running"' in line)
+            free = time.monotonic() - begun
+            for _ in lines:
+                pass
+        return free
+
+
+def shared_run(adapters: list[str], asked: int) -> list[dict[str, Any]]:
+    """Anonymous memory and latency of adapters on one base, and of as many merged models."""
+    with tempfile.TemporaryDirectory() as folder:
+        merged = []
+        for spec in adapters:
+            name, _, path = spec.partition("=")
+            out = Path(folder) / name
+            subprocess.run([sys.executable, "-m", "mmdora", "export", path, str(out)], check=True)
+            merged.append(f"{name}={out}")
+        return [
+            _measured_apart("merged copies", merged, asked),
+            _measured_apart("one base, adapters switched", [*adapters, "--shared-base"], asked),
+        ]
+
+
+def _measured_apart(way: str, specs: list[str], asked: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", way, "--questions", str(asked), "--specs", *specs]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(way: str, specs: list[str], shared: bool, asked: int) -> dict[str, Any]:
+    """One way, in this process."""
+    load("tiny-llava")  # what a first load leaves behind is not counted
+    before = memory_of()
+    columns = load_columns(specs, shared_base=shared, say=lambda _: None)
+    held = memory_of() - before
+    first, rate = [], []
+    for path, question in samples(asked):
+        *_, last = answer(columns, [new_turn(columns, question, Settings(max_tokens=TOKENS))], read_image(path))
+        first += [state.first_token_s for state in last if state.first_token_s]
+        rate += [state.tokens_per_s for state in last if state.tokens_per_s]
+    return {
+        "way": way,
+        "models": len(columns),
+        "RssAnon, MiB": _rounded(held / MIB),
+        "first token, median ms": _rounded(1000 * statistics.median(first)),
+        "tokens/s, median": _rounded(statistics.median(rate)),
+    }
+
+
+def _median(rows: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(row[key] for row in rows)
+
+
+def _rounded(value: float) -> float:
+    return round(value, 2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--cancels", type=int, default=200)
+    parser.add_argument("--adapters", nargs="*", default=[], metavar="NAME=RUN")
+    parser.add_argument("--questions", type=int, default=20)
+    parser.add_argument("--no-write", action="store_true", help="a rehearsal: print only")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    parser.add_argument("--specs", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.measure:
+        specs = [spec for spec in given.specs if spec != "--shared-base"]
+        print(json.dumps(measure(given.measure, specs, specs != given.specs, given.questions)))
+        return
+    tables = {"Load": load_run(given.clients, given.cancels)}
+    if given.adapters:
+        tables["One base in memory"] = shared_run(given.adapters, given.questions)
+    for title, rows in tables.items():
+        show(title, rows)
+    if not given.no_write:
+        print(write("demo", " ".join(["python", "benchmarks/demo.py", *sys.argv[1:]]), tables))
+
+
+if __name__ == "__main__":
+    main()

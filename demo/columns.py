@@ -1,0 +1,196 @@
+"""From NAME=MODEL on the command line to columns that answer: loaded once, warm, described. Knows no Gradio."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+from mmdora.data.prompt import render
+from mmdora.demo.compare import MAX_COLUMNS, Column, Settings
+from mmdora.demo.shared_base import SharedBase
+from mmdora.endpoint import Endpoint
+from mmdora.errors import MmdoraError
+from mmdora.injectors import plan_of
+from mmdora.models.load import adapter_folder, base_of, bundled, load
+from mmdora.predict import Partial, Prompt, ask, stream
+
+SERVED = "openai:"
+RESERVED = ("tie", "all bad")
+METHODS = {"lora": "LoRA", "dora": "DoRA", "magnitude": "magnitude", "full": "full fine-tuning"}
+
+
+def parse_specs(specs: Sequence[str]) -> dict[str, str]:
+    """`NAME=MODEL` texts as a dict in their order.
+
+    Raises:
+        MmdoraError: none or more than four, not NAME=MODEL, a name twice, or a folder that is not there.
+    """
+    if not 1 <= len(specs) <= MAX_COLUMNS:
+        raise MmdoraError(f"the page shows 1 to {MAX_COLUMNS} models; found {len(specs)} (give NAME=MODEL for each)")
+    named: dict[str, str] = {}
+    for spec in specs:
+        name, joined, path = (part.strip() for part in spec.partition("="))
+        if not (joined and name and path):
+            raise MmdoraError(f"{spec!r}: expected NAME=MODEL, for example base=tiny-llava")
+        if name in RESERVED:
+            raise MmdoraError(f"{spec!r}: the name {name!r} is a vote's; choose another")
+        if name in named:
+            raise MmdoraError(f"{spec!r}: the name {name!r} is there twice; each column needs its own")
+        named[name] = path if path.startswith(SERVED) or _is_hub_id(path) else str(Path(path).expanduser())
+        if not path.startswith(SERVED) and not _is_hub_id(path) and not Path(named[name]).exists():
+            raise MmdoraError(f"{spec!r}: there is no folder {path}")
+    return named
+
+
+def load_columns(
+    specs: Sequence[str],
+    *,
+    dtype: str = "fp32",
+    device: str | None = None,
+    shared_base: bool = False,
+    say: Callable[[str], Any] = print,
+) -> list[Column]:
+    """Open every `NAME=MODEL` and let each answer once, so that the first answer is warm.
+
+    Args:
+        dtype: of the weights, as for `load`.
+        device: for the models; default: the GPU if there is one.
+        shared_base: keep one base in memory for all adapters on it.
+        say: receives a line for each model.
+
+    Raises:
+        MmdoraError: for specs that `parse_specs` refuses, and models that cannot be loaded.
+    """
+    named = parse_specs(specs)
+    place = str(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    shared: dict[str, SharedBase] = {}
+    bases = {base for path in named.values() if (base := _adapters_base(path))} if shared_base else set()
+    if shared_base and not bases:
+        raise MmdoraError("--shared-base: none of the models is an adapter; name adapter or run folders")
+
+    def open_model(path: str) -> tuple[Any, Any]:
+        return load(path, dtype=dtype, device=None if place == "cpu" else place)
+
+    def column(name: str, path: str) -> Column:
+        if path.startswith(SERVED):
+            endpoint = Endpoint.parse(path.removeprefix(SERVED))
+            return Column(name, f"{endpoint.model}, served by {endpoint.host}", endpoint.url, served(endpoint))
+        base = _adapters_base(path) or path
+        if base not in bases:
+            model, processor = open_model(path)
+            return Column(name, describe(model, path), place, local(model, processor))
+        if base not in shared:
+            shared[base] = SharedBase(*open_model(base))
+        one, folder = shared[base], adapter_folder(path)
+        adapter = one.add(folder) if folder is not None else None
+        one.wear(adapter)
+        kind = describe(one.model, path) + (", switched onto a shared base" if adapter else "")
+        return Column(name, kind, place, switched(one, adapter))
+
+    columns = []
+    for number, (name, path) in enumerate(named.items(), 1):
+        try:
+            columns.append(column(name, path))
+            list(columns[-1].speak(ask("?", Image.new("RGB", (64, 64))), Settings(max_tokens=2), threading.Event()))
+        except MmdoraError as error:
+            raise MmdoraError(f"column {name}: {error}") from None
+        say(f"{number}/{len(named)} {name}: {columns[-1].kind}")
+    return columns
+
+
+def local(model: Any, processor: Any) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+    """How a model in this process answers."""
+
+    def speak(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+        system = settings.system_prompt
+        if system and system not in render(processor, prompt.messages, generation_prompt=True):
+            raise MmdoraError("the chat template of this model has no place for a system prompt")
+        return stream(
+            model,
+            processor,
+            prompt,
+            max_new_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+            stop=stop,
+        )
+
+    return speak
+
+
+def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+    """How an adapter on a shared base answers; the device's lock is held meanwhile."""
+    speak = local(base.model, base.processor)
+
+    def switch(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+        base.wear(adapter)
+        return speak(prompt, settings, stop)
+
+    return switch
+
+
+def served(endpoint: Endpoint) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+    """How a server answers."""
+
+    def speak(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+        return endpoint.stream(
+            prompt,
+            max_new_tokens=settings.max_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed,
+            stop=stop,
+        )
+
+    return speak
+
+
+def describe(model: Any, path: str) -> str:
+    """What a model is, in a line: base, adapter method, or what its model card says was merged."""
+    size = sum(parameter.numel() for parameter in model.parameters())
+    if plan := plan_of(model):
+        methods = sorted({entry.method for entry in plan.entries} | ({"full"} if plan.full else set()))
+        share = f"{_short(plan.trainable)} of {_short(size)} trained"
+        return f"{_methods(methods)} on {Path(model.name_or_path).name}, {share}"
+    merged = [tag for tag in _card_tags(Path(path)) if tag in METHODS]
+    kind = "base" if path in bundled() else f"{_methods(merged)}, merged" if merged else "checkpoint"
+    return f"{kind}, {_short(size)} parameters"
+
+
+def _is_hub_id(path: str) -> bool:
+    """NAME or OWNER/NAME; whatever cannot be one must be there."""
+    return (
+        path.count("/") < 2
+        and not path.startswith((".", "/", "~"))
+        and not ("/" in path and Path(path).parent.is_dir())
+        and not Path(path).exists()
+    )
+
+
+def _adapters_base(path: str) -> str | None:
+    folder = None if path.startswith(SERVED) else adapter_folder(path)
+    return base_of(folder) if folder is not None else None
+
+
+def _methods(names: Sequence[str]) -> str:
+    return " + ".join(METHODS[name] for name in names)
+
+
+def _short(count: int) -> str:
+    return (
+        f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} K"
+    )
+
+
+def _card_tags(folder: Path) -> list[str]:
+    try:
+        return list(ModelCard.load(folder / "README.md").data.to_dict().get("tags") or [])
+    except (OSError, ValueError):
+        return []

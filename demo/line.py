@@ -1,0 +1,89 @@
+"""The queue of questions: one is answered at a time, each is told its position, a full queue says so at once."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from typing import Any, TypeVar
+
+from mmdora.errors import MmdoraError
+
+LOOK = 0.05  # seconds between two looks at the queue
+HEARTBEAT = 1.0  # seconds after which a position is told again, so that whoever has left is noticed
+
+State = TypeVar("State")
+
+
+class Line:
+    """Who waits, in the order they came.
+
+    Args:
+        capacity: questions at most, the one that is being answered included.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity, self._waiting = capacity, list[object]()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def join(self) -> object:
+        """A ticket, to be handed back to `leave`.
+
+        Raises:
+            MmdoraError: the queue is full.
+        """
+        if len(self._waiting) >= self.capacity:
+            raise MmdoraError(f"Busy: {self.capacity} questions are in the queue already. Try again in a moment.")
+        ticket = object()
+        self._waiting.append(ticket)
+        return ticket
+
+    def position(self, ticket: object) -> int:
+        """How many are before this one; 0: it is its turn."""
+        return self._waiting.index(ticket)
+
+    def leave(self, ticket: object) -> None:
+        self._waiting.remove(ticket)
+
+    async def run(
+        self,
+        start: Callable[[], Generator[State, None, None]],
+        queued: Callable[[int], State],
+        stop: threading.Event | None = None,
+    ) -> AsyncGenerator[State, None]:
+        """What `start()` yields, from its turn on, until then `queued(position)`, again and again.
+
+        All calls come from one event loop. Each step of the generator runs in a thread, and so does closing it,
+        which happens however this iterator ends. Setting `stop` ends the waiting too.
+        """
+        ticket, running = self.join(), None
+        loop = asyncio.get_running_loop()
+        try:
+            told, since = 0, 0.0
+            while (position := self.position(ticket)) and not (stop is not None and stop.is_set()):
+                if position != told or loop.time() - since >= HEARTBEAT:
+                    told, since = position, loop.time()
+                    yield queued(position)
+                await asyncio.sleep(LOOK)
+            if position == 0:
+                running = start()
+                while (state := await _shielded(next, running, None)) is not None:
+                    yield state
+        finally:
+            try:
+                if running is not None:
+                    await _shielded(running.close)
+            finally:
+                self.leave(ticket)
+
+
+async def _shielded(step: Callable[..., Any], *args: Any) -> Any:
+    """A step in a thread; when cancelled meanwhile, first to its end (a running generator cannot be closed)."""
+    running = asyncio.ensure_future(asyncio.to_thread(step, *args))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait([running])
+        raise

@@ -1,0 +1,144 @@
+"""Serving the page: who may reach it, where uploads lie, how it ends."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import shutil
+import signal
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gradio import themes
+from gradio.utils import get_upload_folder
+from starlette.middleware import Middleware
+
+from mmdora.demo.app import QUEUE, Page
+from mmdora.demo.cards import CSS, JS
+from mmdora.demo.columns import load_columns, parse_specs
+from mmdora.demo.compare import MAX_UPLOAD
+from mmdora.demo.guard import Guard, read_logins
+from mmdora.demo.inside import Inside
+from mmdora.demo.votes import Votes
+from mmdora.errors import MmdoraError
+from mmdora.samples import samples
+
+THEME = themes.Default(
+    primary_hue="indigo",
+    neutral_hue="slate",
+    radius_size="lg",
+    font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
+    font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+)
+
+
+def serve(
+    specs: Sequence[str],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth_file: Path | None = None,
+    insecure: bool = False,
+    share: bool = False,
+    queue: int = QUEUE,
+    dtype: str = "fp32",
+    device: str | None = None,
+    shared_base: bool = False,
+    votes: Path | None = None,
+    results: Path | None = None,
+    examples: Sequence[tuple[Path, str]] | None = None,
+) -> None:
+    """Load the models and serve the page until SIGINT or SIGTERM.
+
+    Args:
+        specs: NAME=MODEL for each column.
+        auth_file: NAME:PASSWORD a line; who is none of them sees the login only.
+        insecure: serve to other machines without logins.
+        share: through Gradio's tunnel, under a public address.
+        queue: questions waiting or running at most.
+        shared_base: one base in memory for all adapters on it.
+        votes: file that votes of blind comparisons are appended to.
+        results: folder with runs and evaluations for "Look inside".
+        examples: pictures and questions to choose from; default some of the easy-VQA test split.
+
+    Raises:
+        MmdoraError: a model that cannot be loaded, a port in use, or other machines without logins.
+    """
+    logins = read_logins(auth_file) if auth_file else None
+    if not (logins or insecure):
+        where = "--share" if share else None if _is_loopback(host) else f"--host {host}"
+        if where:
+            raise MmdoraError(f"{where}: other machines can reach the page; add --auth-file FILE, or --insecure")
+    named = parse_specs(specs)
+    tally = Votes(list(named), votes)
+    inside = Inside(named, results)
+    columns = load_columns(specs, dtype=dtype, device=device, shared_base=shared_base)
+    with upload_folder():
+        page = Page(columns, samples() if examples is None else examples, tally, inside, queue=queue)
+        over = threading.Event()
+        before = {name: signal.signal(name, lambda *_: over.set()) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            launch(page, host, port, logins=logins, share=share)
+            urls = " and ".join(filter(None, (page.blocks.local_url, page.blocks.share_url)))
+            print(f"mmdora: {', '.join(named)} at {urls} (Ctrl-C ends)", flush=True)
+            over.wait()
+        finally:
+            page.blocks.close(verbose=False)
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+
+def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool = False) -> None:
+    """Start serving in a thread.
+
+    Raises:
+        MmdoraError: the port is in use, or the host is none of this machine.
+    """
+    try:
+        page.blocks.launch(
+            server_name=host,
+            server_port=port,
+            share=share,
+            auth=logins,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_threads=page.line.capacity + 16,
+            max_file_size=MAX_UPLOAD,
+            theme=THEME,
+            css=CSS,
+            js=JS,
+            footer_links=["api", "settings"],
+            run_history=False,
+            ssr_mode=False,
+            enable_monitoring=False,
+            app_kwargs={"middleware": [Middleware(Guard, uploads=Path(get_upload_folder()))]},
+        )
+    except OSError as error:
+        raise MmdoraError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
+
+
+@contextmanager
+def upload_folder() -> Iterator[Path]:
+    """A folder of this server alone for what visitors upload, gone afterwards."""
+    before = os.environ.get("GRADIO_TEMP_DIR")
+    folder = tempfile.mkdtemp(prefix="mmdora-page-", dir=before)
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    try:
+        yield Path(folder)
+    finally:
+        if before is None:
+            del os.environ["GRADIO_TEMP_DIR"]
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,139 @@
+"""What the server keeps for each open tab: its conversation, and how to stop it. Knows no Gradio."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from mmdora.demo import compare
+from mmdora.demo.compare import MAX_TURNS, Answer, Column, Settings, Turn
+from mmdora.demo.line import Line
+from mmdora.errors import MmdoraError
+
+KEPT = 1_000  # tabs; those unused for longest are forgotten
+
+
+@dataclass
+class Session:
+    """One tab.
+
+    Attributes:
+        picture: the file that the conversation is about, and its SHA-256.
+    """
+
+    turns: list[Turn] = field(default_factory=list)
+    picture: Path | None = None
+    digest: str = ""
+    stop: threading.Event = field(default_factory=threading.Event)
+    busy: bool = False
+
+    @property
+    def votable(self) -> bool:
+        return bool(self.turns) and not self.busy and self.turns[-1].hidden and self.turns[-1].over
+
+    def vote(self, place: int | str) -> Turn:
+        """Vote on the last turn: for the answer at this place, or "tie" or "all bad".
+
+        Raises:
+            MmdoraError: there is nothing to vote on.
+        """
+        if not self.votable:
+            raise MmdoraError("There is no blind comparison that waits for a vote.")
+        turn = self.turns[-1]
+        vote = place if isinstance(place, str) else turn.answers[turn.order[place]].name
+        self.turns[-1] = replace(turn, vote=vote)
+        return self.turns[-1]
+
+    def clear(self) -> None:
+        self.stop.set()
+        self.turns, self.picture, self.digest = [], None, ""
+
+
+class Sessions:
+    """Sessions by the browser's key."""
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, Session] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __getitem__(self, key: str) -> Session:
+        with self._lock:
+            session = self._open.setdefault(key, Session())
+            self._open.move_to_end(key)
+            while len(self._open) > KEPT:
+                self._open.popitem(last=False)[1].stop.set()
+            return session
+
+    def close(self, key: str) -> None:
+        with self._lock:
+            session = self._open.pop(key, None)
+        if session is not None:
+            session.stop.set()
+
+
+async def ask(
+    session: Session,
+    columns: Sequence[Column],
+    line: Line,
+    picture: Path,
+    question: Any,
+    settings: Settings,
+    blind: bool,
+) -> AsyncGenerator[None, None]:
+    """Put a question into the queue; the session's last turn is the newest state after each step.
+
+    Another picture than before begins a new conversation.
+
+    Raises:
+        MmdoraError: the question, the picture or the queue's length does not allow it; the session is as it was then.
+    """
+    question = compare.check_question(question, settings)
+    compare.check_upload(picture)
+    sha256 = digest(picture)
+    if session.busy:
+        raise MmdoraError("The last question of this tab is still being answered; stop it first.")
+    earlier = session.turns if picture == session.picture else []
+    if len(earlier) >= MAX_TURNS:
+        raise MmdoraError(f"A conversation has at most {MAX_TURNS} questions; clear it first.")
+    turn = compare.new_turn(columns, question, settings, blind=blind and len(columns) > 1)
+    turns, stop = [*earlier, turn], session.stop
+    steps = line.run(
+        lambda: answers(columns, turns, picture, stop),
+        lambda position: tuple(Answer(column.name, "queued", position=position) for column in columns),
+        stop,
+    )
+    session.busy, asked = True, False
+    try:
+        async for states in steps:
+            turn, asked = replace(turn, answers=states), True
+            session.turns, session.picture, session.digest = [*earlier, turn], picture, sha256
+            yield
+    finally:
+        await steps.aclose()
+        session.busy = False
+        if asked:
+            session.turns = [*earlier, replace(turn, answers=tuple(map(_ended, turn.answers)))]
+
+
+def answers(
+    columns: Sequence[Column], turns: Sequence[Turn], picture: Path, stop: threading.Event | None = None
+) -> Generator[tuple[Answer, ...], None, None]:
+    """As `compare.answer`; the picture is decoded only now, when it is the question's turn."""
+    yield from compare.answer(columns, turns, compare.read_image(picture), stop)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _ended(answer: Answer) -> Answer:
+    """Of a question that was stopped while it waited."""
+    if answer.status in ("queued", "waiting", "running"):
+        return replace(answer, status="stopped", position=None)
+    return answer

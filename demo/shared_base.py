@@ -1,0 +1,101 @@
+"""Several adapters on one base in memory: switched between answers, never merged, never copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mmdora.adapters import fingerprint, load_adapter, read_adapter
+from mmdora.errors import MmdoraError
+from mmdora.injectors import adapted_modules
+from mmdora.models.load import image_tokens_of
+from mmdora.plan import Plan
+
+Place = tuple[nn.Module, str]
+"""A module and the name of a parameter of its own."""
+
+
+class Adapter:
+    """What one adapter puts into its base: modules by name, and parameters that were trained in full."""
+
+    def __init__(self, plan: Plan, modules: dict[str, nn.Module], full: dict[Place, nn.Parameter]):
+        self.plan, self.modules, self.full = plan, modules, full
+
+    @property
+    def nbytes(self) -> int:
+        """Memory beyond the base's."""
+        own = [getattr(module, name) for module in self.modules.values() for name in ("lora_A", "lora_B", "magnitude")]
+        tensors: dict[int, Tensor] = {id(t): t for t in [*own, *self.full.values()] if t is not None}
+        return sum(tensor.nbytes for tensor in tensors.values())
+
+
+class SharedBase:
+    """A base that wears one of its adapters at a time; `wear` takes no copy, so it costs microseconds a module.
+
+    Adapted modules share the base's weights. Parameters trained in full (and everything tied to them) are exchanged.
+    Not to be called by two threads at once.
+    """
+
+    def __init__(self, model: Any, processor: Any):
+        self.model, self.processor = model, processor
+        self.worn: Adapter | None = None
+
+    def add(self, folder: Path) -> Adapter:
+        """Read an adapter of this base.
+
+        Raises:
+            MmdoraError: as `load_adapter`; or it was trained with other image tokens, or carries buffers.
+        """
+        self.wear(None)
+        if image_tokens_of(folder) != image_tokens_of(None):
+            raise MmdoraError(f"{folder}: has its own number of image tokens; load it without --shared-base")
+        plan, tensors = read_adapter(self.model, folder, fingerprint)
+        if buffers := tensors.keys() & {name for name, _ in self.model.named_buffers()}:
+            raise MmdoraError(f"{folder}: carries the buffer {min(buffers)}; load it without --shared-base")
+        wanted = {id(self.model.get_parameter(name)) for name in plan.full}
+        plain = {entry.name: self.model.get_submodule(entry.name) for entry in plan.entries}
+        bases = {place: p for place, p in self._places().items() if id(p) in wanted}
+        copies = {id(p): nn.Parameter(p.detach().clone(), requires_grad=False) for p in bases.values()}
+        full = {place: copies[id(p)] for place, p in bases.items()}
+        _put(full)
+        try:
+            load_adapter(self.model, folder)
+            modules: dict[str, nn.Module] = dict(adapted_modules(self.model))
+        finally:
+            for name, module in plain.items():
+                self.model.set_submodule(name, module)
+            _put(bases)
+            if hasattr(self.model, "mmdora_plan"):
+                del self.model.mmdora_plan
+        self.model.requires_grad_(False)
+        return Adapter(plan, modules, full)
+
+    def wear(self, adapter: Adapter | None) -> None:
+        """Put on this adapter, or none, in place of the one that is worn."""
+        if adapter is self.worn:
+            return
+        if self.worn is not None:
+            for name, module in self._plain.items():
+                self.model.set_submodule(name, module)
+            _put(self._bases)
+            del self.model.mmdora_plan
+            self.worn = None
+        if adapter is not None:
+            self._plain = {name: self.model.get_submodule(name) for name in adapter.modules}
+            self._bases = {place: place[0]._parameters[place[1]] for place in adapter.full}
+            _put(adapter.full)
+            for name, module in adapter.modules.items():
+                self.model.set_submodule(name, module)
+            self.model.mmdora_plan = adapter.plan
+            self.worn = adapter
+
+    def _places(self) -> dict[Place, nn.Parameter]:
+        modules = self.model.modules()
+        return {(module, leaf): p for module in modules for leaf, p in module._parameters.items() if p is not None}
+
+
+def _put(parameters: Any) -> None:
+    for (module, leaf), parameter in parameters.items():
+        module._parameters[leaf] = parameter

@@ -1,0 +1,51 @@
+"""Pictures that come over the wire: uploads to this page, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.utils import get_upload_folder
+from gradio_client.utils import is_http_url_like
+
+from mmdora.errors import MmdoraError
+
+Examples = Sequence[tuple[Path, str]]
+"""Pictures with a question each."""
+
+
+def uploads_only(image: gr.Image) -> gr.Image:
+    """Gradio would fetch a URL that an API caller gives as the picture; this server makes no requests."""
+    move = image.async_move_resource_to_block_cache
+
+    async def move_file(url_or_file_path: Any) -> str | None:
+        if is_http_url_like(str(url_or_file_path)):
+            raise gr.Error("URLs are not fetched; upload the picture.", print_exception=False)
+        return await move(url_or_file_path)
+
+    image.async_move_resource_to_block_cache = move_file
+    return image
+
+
+def upload_path(image: Any) -> Path:
+    """The file of a picture that was uploaded to this page, and of nothing else."""
+    if not isinstance(image, dict) or not image.get("path"):
+        raise MmdoraError("Choose a picture first.")
+    path = Path(str(image["path"])).resolve()
+    # Gradio checks this only for callers who mark the path as a file of theirs
+    if not path.is_relative_to(Path(get_upload_folder()).resolve()):
+        raise MmdoraError("The picture is no upload to this page.")
+    return path
+
+
+def within_reach(examples: Examples) -> list[tuple[Path, str]]:
+    """Copies of the examples where uploads lie, since nothing else is served."""
+    folder = Path(get_upload_folder()).resolve() / "examples"
+    folder.mkdir(parents=True, exist_ok=True)
+    return [
+        (Path(shutil.copyfile(path, folder / f"{number}{path.suffix}")), text)
+        for number, (path, text) in enumerate(examples, 1)
+    ]

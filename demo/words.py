@@ -1,0 +1,48 @@
+"""Which words of several answers differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from difflib import SequenceMatcher
+from string import punctuation
+
+Piece = tuple[str, bool]
+"""A piece of text, and whether another answer has no such word there."""
+
+
+def marked(texts: Sequence[str]) -> list[list[Piece]]:
+    """The texts in pieces that, joined, are the texts again; words count as equal but for case and punctuation.
+
+    Empty texts are left out of the comparison.
+    """
+    pieces = [re.findall(r"\s+|\S+", text) for text in texts]
+    words = [[_key(piece) for piece in own if not piece.isspace()] for own in pieces]
+    differ = [[False] * len(own) for own in words]
+    for i, own in enumerate(words):
+        for j, other in enumerate(words[:i]):
+            if own and other:
+                for verb, a, b, c, d in SequenceMatcher(None, own, other, autojunk=False).get_opcodes():
+                    if verb != "equal":
+                        differ[i][a:b] = [True] * (b - a)
+                        differ[j][c:d] = [True] * (d - c)
+    return [_joined(own, flags) for own, flags in zip(pieces, differ, strict=True)]
+
+
+def _joined(pieces: Sequence[str], flags: Sequence[bool]) -> list[Piece]:
+    """Neighbours of a kind in one piece; the white space between two marked words is marked with them."""
+    joined: list[Piece] = []
+    word = 0
+    for piece in pieces:
+        if piece.isspace():
+            differs = 0 < word < len(flags) and flags[word - 1] and flags[word]
+        else:
+            differs, word = flags[word], word + 1
+        if joined and joined[-1][1] == differs:
+            piece = joined.pop()[0] + piece
+        joined.append((piece, differs))
+    return joined
+
+
+def _key(word: str) -> str:
+    return word.strip(punctuation).casefold() or word

@@ -1,0 +1,78 @@
+"""What prompts about one picture have in common, all up to the end of their last image, is read once.
+
+A picture is most of a prompt (576 tokens in LLaVA-1.5), and benchmarks ask several questions about each. The keys
+and values of that part depend on nothing behind it, so one pass over it serves all of its questions. Padding then
+stands between the two parts instead of before the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import DynamicCache, LlavaForConditionalGeneration
+from transformers.cache_utils import DynamicLayer
+
+INPUTS = {"input_ids", "attention_mask", "pixel_values"}  # Pixtral's images have sizes too, and are no equal rows
+
+
+def shares(model: Any, inputs: Any) -> bool:
+    """Whether that is exact: images are rows of `pixel_values`, and every token sees all before it but padding.
+
+    A window of so many places (Mistral's first versions) would be shortened by padding within it.
+    """
+    if not isinstance(model, LlavaForConditionalGeneration) or set(inputs) != INPUTS:
+        return False
+    config: Any = model.config.get_text_config()
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+
+
+@torch.no_grad()
+def read_once(model: Any, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
+    """What `generate` takes, with the common parts in `past_key_values`; as it came where that gains nothing.
+
+    Args:
+        inputs: of `encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
+        images: of each prompt; one that several prompts ask about is one object.
+    """
+    ids, mask = inputs["input_ids"], inputs["attention_mask"]
+    if not all(images) or not shares(model, inputs):
+        return inputs
+    behind = ids.shape[1] - (ids == model.config.image_token_id).flip(1).int().argmax(1)  # the last image token
+    cuts = zip(ids.tolist(), mask.sum(1).tolist(), behind.tolist(), strict=True)
+    parts = [(row[len(row) - size : end], row[end:]) for row, size, end in cuts]
+    first: dict[tuple[Any, ...], int] = {}  # prompt -> the first with the same pictures and ids
+    keys = [(*map(id, own), *head) for own, (head, _) in zip(images, parts, strict=True)]
+    owners = [first.setdefault(key, row) for row, key in enumerate(keys)]
+    if 2 * len(first) > len(parts):  # two passes would cost more than they save
+        return inputs
+    number = {row: place for place, row in enumerate(first.values())}
+    starts = [sum(map(len, images[:row])) for row in range(len(images))]
+    pictures = [starts[row] + i for row in number for i in range(len(images[row]))]
+    head, head_mask = _left_padded([parts[row][0] for row in number], ids)
+    cache = model(
+        input_ids=head,
+        attention_mask=head_mask,
+        position_ids=(head_mask.cumsum(1) - 1).clamp(min=0),
+        pixel_values=inputs["pixel_values"][pictures],
+        use_cache=True,
+        logits_to_keep=1,
+    ).past_key_values
+    rows = torch.tensor([number[row] for row in owners], device=ids.device)
+    cache.batch_select_indices(rows)
+    tail, tail_mask = _left_padded([tail for _, tail in parts], ids)
+    return {
+        "input_ids": torch.cat([head[rows], tail], 1),
+        "attention_mask": torch.cat([head_mask[rows], tail_mask], 1),
+        "past_key_values": cache,
+    }
+
+
+def _left_padded(rows: Sequence[Sequence[int]], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (0 where there are none) and attention mask, [rows, longest]."""
+    width = max(map(len, rows))
+    ids = [[0] * (width - len(row)) + list(row) for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return like.new_tensor(ids), like.new_tensor(mask)

@@ -1,0 +1,114 @@
+"""Write docs/images: the page's main states, of real models, in a headless Chromium.
+
+    python tests/browser/screenshots.py --results runs/quickstart base=tiny-llava \
+        LoRA=runs/quickstart/export/lora DoRA=runs/quickstart/export/dora
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import sync_playwright
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+CHROMIUM = "/usr/bin/chromium"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
+    parser.add_argument("--results")
+    parser.add_argument("--out", type=Path, default=IMAGES)
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mmdora", "demo", *given.models, "--port", str(port)]
+    command += ["--results", given.results] if given.results else []
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        url = next(line for line in server.stdout if line.startswith("mmdora:")).partition(" at ")[2].split()[0]
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            _compared(browser, url, given.out / "page.png")
+            _blind(browser, url, given.out / "blind.png")
+            _phone(browser, url, given.out / "phone.png")
+            if given.results:
+                _inside(browser, url, given.out / "inside.png")
+            browser.close()
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _compared(browser: Any, url: str, path: Path) -> None:
+    page = _page(browser, url)
+    _example(page, 3)
+    _ask(page, "what is in the picture?")
+    _ask(page, "what is the color of the circle?")
+    page.screenshot(path=path, full_page=True)
+
+
+def _blind(browser: Any, url: str, path: Path) -> None:
+    page = _page(browser, url, dark=True)
+    _example(page, 4)
+    page.get_by_label("Blind: hide the names until I vote").check()
+    for question in ("what shape is it?", "what is in the picture?"):
+        _ask(page, question)
+        if page.locator(".tally").count() == 0:
+            page.get_by_role("button", name="B is best", exact=True).click()
+            page.locator(".tally").wait_for()
+    page.screenshot(path=path, full_page=True)
+
+
+def _phone(browser: Any, url: str, path: Path) -> None:
+    page = _page(browser, url, width=390, height=844)
+    _example(page, 0)
+    _ask(page, "what is the red shape?")
+    page.screenshot(path=path, full_page=True)
+
+
+def _inside(browser: Any, url: str, path: Path) -> None:
+    page = _page(browser, url, height=1_800)
+    page.get_by_role("tab", name="Look inside").click()
+    moved = page.get_by_role("button", name="Show how far the adapters moved each layer")
+    if moved.count():
+        moved.click()
+        page.locator(".inside img").nth(2).wait_for()
+    page.wait_for_timeout(1_000)
+    page.screenshot(path=path)  # the rest is further pictures
+
+
+def _page(browser: Any, url: str, *, width: int = 1240, height: int = 900, dark: bool = False) -> Any:
+    page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light")
+    page.set_default_timeout(120_000)
+    page.goto(url)
+    page.get_by_role("button", name="Ask", exact=True).wait_for()
+    page.wait_for_timeout(1_000)  # what is typed while Gradio still mounts is lost
+    return page
+
+
+def _example(page: Any, number: int) -> None:
+    page.locator(".examples tr.tr-body").nth(number).click()
+    page.locator(".picture img").wait_for()
+
+
+def _ask(page: Any, question: str) -> None:
+    before = page.locator(".turn").count()
+    box = page.get_by_label("Question", exact=True)
+    box.fill(question)
+    box.press("Enter")
+    page.locator(".turn").nth(before).wait_for()
+    page.get_by_role("button", name="Retry", exact=True).and_(page.locator(":enabled")).wait_for()
+    page.wait_for_timeout(500)
+
+
+if __name__ == "__main__":
+    main()

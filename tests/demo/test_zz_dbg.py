@@ -1,0 +1,252 @@
+"""The page's API and its rules, without a browser; `tests/browser` has the rest."""
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import httpx
+import pytest
+from gradio_client import Client, handle_file
+from PIL import Image
+
+from mmdora.demo import app, cards, server
+from mmdora.demo.columns import local
+from mmdora.demo.compare import Answer, Column, Settings, Turn
+from mmdora.demo.inside import Inside
+from mmdora.demo.votes import Votes, share
+from mmdora.errors import MmdoraError
+from mmdora.predict import ask, generate
+from mmdora.samples import samples
+
+QUESTION = "what color is the shape?"
+
+
+@pytest.fixture(scope="module")
+def served(models, processor, tmp_path_factory):
+    made = [Column(n, "a model", "cpu", local(m, processor)) for n, m in zip(("base", "dora"), models, strict=True)]
+    with server.upload_folder() as folder:
+        page = app.Page(made, samples(2), Votes(["base", "dora"]), Inside({}), queue=4)
+        server.launch(page, "127.0.0.1", _free_port())
+        yield page, folder
+        page.blocks.close(verbose=False)
+    assert not folder.exists()
+
+
+@pytest.fixture(scope="module")
+def url(served):
+    return served[0].blocks.local_url
+
+
+@pytest.fixture
+def client(url):
+    return Client(url, verbose=False, analytics_enabled=False)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64), "teal").save(path)
+    return path
+
+
+def test_compare_streams_and_ends_with_every_answer(client, models, processor, picture):
+    job = client.submit(image=handle_file(picture), question=QUESTION, max_tokens=60, api_name="/compare")
+    seen = list(job)
+    assert len(seen) > 4, "the answers came at once"
+    assert [state["status"] for state in seen[0]] == ["waiting", "waiting"]
+    with Image.open(picture) as image:
+        prompts = [ask(QUESTION, image.convert("RGB"))]
+    for state, name, model in zip(job.result(), ("base", "dora"), models, strict=True):
+        assert (state["name"], state["status"], state["tokens"]) == (name, "done", 60)
+        assert state["first_token_s"] > 0 and state["tokens_per_s"] > 0 and state["error"] is None
+        assert state["text"] == generate(model, processor, prompts, max_new_tokens=60)[0]
+
+
+def test_the_api_has_one_endpoint_with_defaults(client):
+    endpoints = client.view_api(return_format="dict")["named_endpoints"]
+    assert list(endpoints) == ["/compare"]
+    assert {p["parameter_name"]: p["parameter_default"] for p in endpoints["/compare"]["parameters"][2:]} == {
+        "max_tokens": 128,
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "seed": 0,
+        "system_prompt": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"question": "  "}, "Type a question first"),
+        ({"question": "x" * 100_000}, "limit is 8,000"),
+        ({"system_prompt": "x" * 8_000}, "limit is 8,000"),
+        ({"system_prompt": ["x"]}, "system prompt: expected text"),
+        ({"max_tokens": 10**9}, "max tokens: expected"),
+        ({"temperature": "hot"}, "temperature: expected"),
+        ({"image": None}, "Choose a picture first"),
+    ],
+)
+def test_limits_hold_for_api_callers(client, picture, change, message):
+    given = {"image": handle_file(picture), "question": QUESTION, "max_tokens": 2, **change}
+    with pytest.raises(Exception, match=message):
+        client.predict(**given, api_name="/compare")
+
+
+def test_an_upload_that_is_no_image_is_told(client, tmp_path):
+    (tmp_path / "x.png").write_text("not a picture")
+    with pytest.raises(Exception, match="not an image of a known format"):
+        client.predict(image=handle_file(tmp_path / "x.png"), question=QUESTION, api_name="/compare")
+
+
+def test_an_upload_over_the_limit_is_refused(client, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"\0" * 11_000_000)
+    with pytest.raises(Exception, match=r"(?i)exceeds|413"):
+        client.predict(image=handle_file(tmp_path / "x.png"), question=QUESTION, api_name="/compare")
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        {"path": "SECRET", "meta": {"_type": "gradio.FileData"}},
+        {"path": "SECRET"},
+        {"url": "file://SECRET", "meta": {"_type": "gradio.FileData"}},
+        {"path": "../../../../../../../../SECRET", "meta": {"_type": "gradio.FileData"}},
+        {"path": "https://example.org/a.png", "meta": {"_type": "gradio.FileData"}},
+        "SECRET",
+    ],
+)
+def test_only_uploads_are_read(url, picture, image, monkeypatch):
+    """Straight to the endpoint, since the client library uploads the files it is given."""
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", None)  # calling it would raise
+    image = json.loads(json.dumps(image).replace("SECRET", str(picture)))
+    asked = httpx.post(f"{url}gradio_api/call/compare", json={"data": [image, QUESTION, 2, 0, 1, 0, ""]})
+    told = httpx.get(f"{url}gradio_api/call/compare/{asked.json()['event_id']}", timeout=20).text
+    assert "event: error" in told and "tokens_per_s" not in told
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", "../../etc/passwd", "pyproject.toml", "file:///etc/passwd",
+     "https://example.org/a.png", "%2Fetc%2Fpasswd", "/proc/self/environ"],
+)  # fmt: skip
+def test_no_other_file_is_served(url, path):
+    for route in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/"):
+        assert httpx.get(f"{url}{route}{path}", timeout=20).status_code in (403, 404)
+
+
+def test_busy_with_a_position_and_at_once_where_the_queue_is_full(client, picture, slowly):
+    slowly(0.05)
+    given = {"image": handle_file(picture), "question": QUESTION, "max_tokens": 40, "api_name": "/compare"}
+    jobs = [client.submit(**given)]
+    while not jobs[0].outputs():
+        time.sleep(0.01)
+    jobs += [client.submit(**given) for _ in range(3)]
+    while not all(job.outputs() for job in jobs):
+        time.sleep(0.01)
+    begun = time.monotonic()
+    with pytest.raises(Exception, match="Busy: 4 questions"):
+        client.predict(**given)
+    assert time.monotonic() - begun < 5
+    assert all(job.outputs()[-1][0]["status"] == "queued" for job in jobs[2:]), "it was told only when there was place"
+    first = [job.outputs()[0][0] for job in jobs[1:]]
+    assert {(state["status"], state["position"]) for state in first} == {("queued", 1), ("queued", 2), ("queued", 3)}
+    for job in jobs:
+        assert [(state["status"], state["tokens"]) for state in job.result(timeout=60)] == [("done", 40)] * 2
+
+
+def _free_within(seconds, served):
+    end = time.monotonic() + seconds
+    while len(served[0].line) or any(thread.name == "mmdora-generate" for thread in threading.enumerate()):
+        assert time.monotonic() < end, "generation went on"
+        time.sleep(0.01)
+
+
+def test_cancelling_frees_the_models(served, client, picture, slowly):
+    steps = slowly(0.02)
+    job = client.submit(image=handle_file(picture), question=QUESTION, max_tokens=1000, api_name="/compare")
+    while len(steps) < 5:
+        time.sleep(0.01)
+    job.cancel()
+    _free_within(5, served)  # 2 s on a machine of its own: benchmarks/demo.py
+    assert client.predict(image=handle_file(picture), question=QUESTION, max_tokens=1, api_name="/compare")
+
+
+def test_a_client_that_vanishes_frees_the_models(served, url, client, picture, slowly):
+    steps = slowly(0.02)
+    with picture.open("rb") as file:
+        (path,) = httpx.post(f"{url}gradio_api/upload", files={"files": file}).json()
+    image = {"path": path, "meta": {"_type": "gradio.FileData"}}
+    asked = httpx.post(f"{url}gradio_api/call/compare", json={"data": [image, QUESTION, 1000, 0, 1, 0, ""]})
+    with httpx.stream("GET", f"{url}gradio_api/call/compare/{asked.json()['event_id']}", timeout=20) as told:
+        print('FIRST', time.monotonic(), next(told.iter_text()))
+        for _ in range(1000):
+            if len(steps) >= 5: break
+            time.sleep(0.01)
+        print(len(steps), served[0].line._waiting, threading.enumerate())
+        assert 0
+    _free_within(5, served)  # 2 s on a machine of its own: benchmarks/demo.py
+
+
+def test_what_models_and_users_write_is_text():
+    nasty = '<script>alert(1)</script><img src=x onerror="alert(2)">${1+1}{{value}}'
+    answers = (Answer(nasty, "failed", nasty, error=nasty), Answer("b", "done", "other <b>words</b>"))
+    turn = Turn(nasty, Settings(system_prompt=nasty), answers, (0, 1), True, nasty)
+    page = cards.conversation_html([turn], {nasty: nasty, "b": nasty})
+    page += cards.idle_html({nasty: nasty}) + cards.tally_html({nasty: share(1, 2)}, {nasty: 1})
+    assert "<script" not in page and "<img" not in page and "<b>w" not in page and page.count("&lt;script&gt;") > 10
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
+def test_other_machines_need_a_login(host):
+    with pytest.raises(MmdoraError, match="add --auth-file FILE, or --insecure"):
+        server.serve(["base=tiny-llava"], host=host)
+    with pytest.raises(MmdoraError, match=r"--share.*add --auth-file"):
+        server.serve(["base=tiny-llava"], share=True)
+
+
+def test_without_login_no_route_answers_and_guessing_is_slowed_down(columns, picture):
+    with server.upload_folder():
+        page = app.Page(columns, samples(1), Votes(["base", "dora"]), Inside({}))
+        server.launch(page, "127.0.0.1", _free_port(), logins=[("anna", "secret")])
+        try:
+            url = str(page.blocks.local_url)
+            for path in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x", "gradio_api/file=x"):
+                assert httpx.get(url + path).status_code == 401, path
+            with picture.open("rb") as file:
+                assert httpx.post(f"{url}gradio_api/upload", files={"files": file}).status_code == 401
+            for path in ("gradio_api/call/compare", "gradio_api/queue/join", "gradio_api/run/compare"):
+                assert httpx.post(url + path, json={"data": [], "session_hash": "x"}).status_code in (401, 422), path
+            assert Client(url, auth=("anna", "secret"), verbose=False, analytics_enabled=False)
+            codes = [
+                httpx.post(f"{url}login", data={"username": "anna", "password": str(n)}).status_code for n in range(20)
+            ]
+            assert codes == [400] * 5 + [429] * 15
+        finally:
+            page.blocks.close(verbose=False)
+
+
+def test_a_busy_port_is_told(url, columns):
+    port = int(url.rstrip("/").rpartition(":")[2])
+    page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
+    with pytest.raises(MmdoraError, match=f"port {port} on 127.0.0.1 cannot be used"):
+        server.launch(page, "127.0.0.1", port)
+
+
+def test_sigterm_ends_the_server_cleanly(tiny_llava):
+    code = f"from mmdora.demo.server import serve; serve(['base={tiny_llava}'], port={_free_port()})"
+    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert run.stdout is not None
+    line = next(line for line in run.stdout if line.startswith("mmdora:"))
+    assert "http://127.0.0.1:" in line
+    run.terminate()
+    out, err = run.communicate(timeout=120)
+    assert run.returncode == 0 and "Traceback" not in out + err
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
