@@ -177,7 +177,7 @@ def _biases_and_norms(model: nn.Module, parts: Parts, modality: str, settings: M
     found: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
     norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
     unused = tuple(f"{name}." for name in (unused_in_tower(model, parts) if modality == "vision" else ()))
-    for name, parameter in model.named_parameters():
+    for name, _ in model.named_parameters():
         module, _, leaf = name.rpartition(".")
         kind = "bias" if leaf == "bias" else "norms" if leaf == "weight" and module in norms else None
         if kind in found and parts.of(name) == modality and not name.startswith(unused):

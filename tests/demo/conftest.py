@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -32,13 +34,13 @@ def columns(models, processor):
 
 @pytest.fixture
 def slowly(models):
-    """Every step of every model takes so long; gives the list of steps taken."""
-    handles, steps = [], []
+    """Every step of every model takes so long, until called again; gives the list of steps taken."""
+    pace, steps = 0.0, []
+    handles = [m.register_forward_pre_hook(lambda *_: steps.append(time.sleep(pace))) for m in models]
 
     def slow(seconds):
-        import time
-
-        handles.extend(m.register_forward_pre_hook(lambda *_: steps.append(time.sleep(seconds))) for m in models)
+        nonlocal pace
+        pace = seconds
         return steps
 
     yield slow

@@ -138,8 +138,8 @@ def test_no_other_file_is_served(url, path):
 
 
 def test_busy_with_a_position_and_at_once_where_the_queue_is_full(client, picture, slowly):
-    slowly(0.05)
-    given = {"image": handle_file(picture), "question": QUESTION, "max_tokens": 40, "api_name": "/compare"}
+    slowly(0.5)  # longer than all of this takes, however busy the machine is
+    given = {"image": handle_file(picture), "question": QUESTION, "max_tokens": 20, "api_name": "/compare"}
     jobs = [client.submit(**given)]
     while not jobs[0].outputs():
         time.sleep(0.01)
@@ -153,38 +153,50 @@ def test_busy_with_a_position_and_at_once_where_the_queue_is_full(client, pictur
     assert all(job.outputs()[-1][0]["status"] == "queued" for job in jobs[2:]), "it was told only when there was place"
     first = [job.outputs()[0][0] for job in jobs[1:]]
     assert {(state["status"], state["position"]) for state in first} == {("queued", 1), ("queued", 2), ("queued", 3)}
+    slowly(0)
     for job in jobs:
-        assert [(state["status"], state["tokens"]) for state in job.result(timeout=60)] == [("done", 40)] * 2
+        assert [(state["status"], state["tokens"]) for state in job.result(timeout=60)] == [("done", 20)] * 2
 
 
-def _free_within(seconds, served):
-    end = time.monotonic() + seconds
+STEP = 0.02  # seconds that each token takes at least
+
+
+def _freed(served, steps, before):
+    """Free again after at most 2 s of generating.
+
+    Counted in tokens, which a busy machine delays as it delays the news that nobody listens; the deadline is only
+    there to end a failing test.
+    """
+    deadline = time.monotonic() + 30
     while len(served[0].line) or any(thread.name == "mmdora-generate" for thread in threading.enumerate()):
-        assert time.monotonic() < end, "generation went on"
+        assert time.monotonic() < deadline, "generation went on"
         time.sleep(0.01)
+    assert len(steps) - before < 2 / STEP
 
 
 def test_cancelling_frees_the_models(served, client, picture, slowly):
-    steps = slowly(0.02)
+    steps = slowly(STEP)
     job = client.submit(image=handle_file(picture), question=QUESTION, max_tokens=1000, api_name="/compare")
     while len(steps) < 5:
         time.sleep(0.01)
+    before = len(steps)
     job.cancel()
-    _free_within(5, served)  # 2 s on a machine of its own: benchmarks/demo.py
+    _freed(served, steps, before)
     assert client.predict(image=handle_file(picture), question=QUESTION, max_tokens=1, api_name="/compare")
 
 
 def test_a_client_that_vanishes_frees_the_models(served, url, client, picture, slowly):
-    steps = slowly(0.02)
+    steps = slowly(STEP)
     with picture.open("rb") as file:
         (path,) = httpx.post(f"{url}gradio_api/upload", files={"files": file}).json()
     image = {"path": path, "meta": {"_type": "gradio.FileData"}}
     asked = httpx.post(f"{url}gradio_api/call/compare", json={"data": [image, QUESTION, 1000, 0, 1, 0, ""]})
     with httpx.stream("GET", f"{url}gradio_api/call/compare/{asked.json()['event_id']}", timeout=20) as told:
-        next(told.iter_text())
+        texts = told.iter_text()  # kept: a generator that is dropped hangs up
         while len(steps) < 5:
-            time.sleep(0.01)
-    _free_within(5, served)  # 2 s on a machine of its own: benchmarks/demo.py
+            next(texts)
+        before = len(steps)
+    _freed(served, steps, before)
 
 
 def test_what_models_and_users_write_is_text():
