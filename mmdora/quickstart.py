@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import shutil
 import socket
 import time
@@ -57,6 +58,7 @@ def quickstart(out: Path, *, overrides: Iterable[str] = (), limit: int | None = 
     if port is not None:
         _check_port(port)
     disable_progress_bar()  # of loading 113 tensors, between our own bars
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # a process trains on one GPU, and would refuse several
     run = Quickstart(out, list(overrides), limit)
     run.base()
     run.data()
