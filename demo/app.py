@@ -118,7 +118,8 @@ class Page:
         again = retry.click(self._begin, None, controls, **at_once).then(self._again, given, shown, **slow)
         stop.click(self._stop, None, None, **at_once)
         edit.click(self._edit, None, shown, **at_once)
-        clear.click(self._clear, None, [image, *shown], cancels=[asked, again], **at_once)
+        # queued as the answers are, so that none of theirs arrives after it
+        clear.click(self._clear, None, [image, *shown], cancels=[asked, again], concurrency_limit=None, **quiet)
         for button, place in zip(ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
             button.click(self._vote(place), None, [tally, *shown], **at_once)
         link.click(self._link, [question, *given], text, **at_once, preprocess=False).then(
@@ -185,6 +186,8 @@ class Page:
             ) as steps:
                 rest: list[Any] = []  # shown once: what only the newest turn's growth does not change
                 async for _ in steps:
+                    if tab.closed:
+                        break
                     newest, earlier = self._html(tab)
                     yield [newest, *(rest or [earlier, "" if keep is None else gr.skip(), *[gr.skip()] * 6])]
                     rest = [gr.skip()] * 8
@@ -192,6 +195,9 @@ class Page:
             problem = gr.Error(str(error), print_exception=False)
             if keep is not None:
                 tab.turns = keep
+        if tab.closed:  # an empty last state, since Gradio sends that once more at the end
+            yield [gr.skip()] * 9
+            return
         yield [*self._html(tab), gr.skip(), *self._controls(tab)]
         if problem:
             raise problem

@@ -127,7 +127,9 @@ def _model(name: str, path: str) -> str:
         told, plan = _card(Path(resolve(path)) / "README.md")
         facts |= told
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
-    shown = f"<pre>{escape(plan)}</pre>" if plan else ""
+    table = [line for line in plan.splitlines() if not line.startswith("note:")]
+    shown = f"<pre>{escape(chr(10).join(table))}</pre>" if plan else ""
+    shown += "".join(f"<p>{escape(line)}</p>" for line in plan.splitlines() if line not in table)
     return f'<section class="model"><h3>{escape(name)}</h3><dl>{rows}</dl>{shown}</section>'
 
 
@@ -178,8 +180,12 @@ def _table(rows: list[Row]) -> str:
 
 
 def _rows(heads: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
-    head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in heads)
-    lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in body)
+    sides = [' class="word"' if cell[:1].isalpha() else "" for cell in next(iter(body), heads)]
+    head = "".join(f'<th scope="col"{side}>{escape(cell)}</th>' for side, cell in zip(sides, heads, strict=True))
+    lines = "".join(
+        "<tr>" + "".join(f"<td{side}>{escape(cell)}</td>" for side, cell in zip(sides, row, strict=True)) + "</tr>"
+        for row in body
+    )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
 
 

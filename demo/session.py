@@ -24,6 +24,7 @@ class Session:
 
     Attributes:
         picture: the file that the conversation is about, and its SHA-256.
+        closed: nobody looks at it any more.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -31,6 +32,7 @@ class Session:
     digest: str = ""
     stop: threading.Event = field(default_factory=threading.Event)
     busy: bool = False
+    closed: bool = False
 
     @property
     def votable(self) -> bool:
@@ -49,9 +51,9 @@ class Session:
         self.turns[-1] = replace(turn, vote=vote)
         return self.turns[-1]
 
-    def clear(self) -> None:
+    def close(self) -> None:
+        self.closed = True
         self.stop.set()
-        self.turns, self.picture, self.digest = [], None, ""
 
 
 class Sessions:
@@ -66,14 +68,14 @@ class Sessions:
             session = self._open.setdefault(key, Session())
             self._open.move_to_end(key)
             while len(self._open) > KEPT:
-                self._open.popitem(last=False)[1].stop.set()
+                self._open.popitem(last=False)[1].close()
             return session
 
     def close(self, key: str) -> None:
         with self._lock:
             session = self._open.pop(key, None)
         if session is not None:
-            session.stop.set()
+            session.close()
 
 
 async def ask(

@@ -114,7 +114,7 @@ def test_an_answer_streams(columns, monkeypatch):
 
 def test_a_silent_model_does_not_keep_the_reader_waiting(monkeypatch):
     monkeypatch.setattr(compare, "HEARTBEAT", 0.05)
-    columns = [Column("a", "", "cpu", instant("x", wait=0.4))]
+    columns = [Column("a", "", "cpu", instant("x", wait=0.8))]
     assert sum(s[0].status == "running" for s in answer(columns, asked(columns), PICTURE)) >= 5
 
 
@@ -183,11 +183,12 @@ def test_stop_ends_the_running_model_and_spares_the_rest(columns, slowly):
     states = answer(columns, asked(columns, Settings(max_tokens=500)), PICTURE, stop)
     while max(state.tokens for state in next(states)) < 2:
         pass
+    before = len(steps)
     stop.set()
     found = last(states)
     assert [state.status for state in found] == ["stopped", "stopped"]
-    assert sorted(state.tokens for state in found)[0] == 0 and sum(state.tokens for state in found) < 12
-    assert len(steps) == sum(state.tokens for state in found)
+    assert sorted(state.tokens for state in found)[0] == 0
+    assert len(steps) == sum(state.tokens for state in found) <= before + 2  # the step under way, and one to see it
 
 
 def test_closing_frees_the_device(columns):
