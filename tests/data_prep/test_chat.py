@@ -66,7 +66,7 @@ def test_llava_oddities(official, picture, tmp_path, records_of):
     llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, skip_bad=True))
     bad = records_of(tmp_path / "out/bad_rows.jsonl")
     assert [row["line"] for row in bad] == list(range(2, 17))
-    words = ["empty", "not an image", "no such file", "outside", "relative to", "URLs", "kind", "2 <image> marks",
+    words = ["empty", "not an image", "no such file", "outside", "relative to", "URLs", "not int", "2 <image> marks",
              "'from'", "'from'", "no assistant", "surrogate", "conversations", "kind", "broken JSON"]  # fmt: skip
     for row, word in zip(bad, words, strict=True):
         assert word in row["reason"], (word, row["reason"])
