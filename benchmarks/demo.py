@@ -60,8 +60,9 @@ def load_run(clients: int, cancels: int) -> list[dict[str, Any]]:
     with Server("base=tiny-llava", "twin=tiny-llava", "--queue", str(QUEUE)) as server:
         picture, question = samples(1)[0]
         with ThreadPoolExecutor(clients) as pool:
-            connect = lambda _: Client(server.url, verbose=False, analytics_enabled=False)  # noqa: E731
-            opened = list(pool.map(connect, range(clients)))
+            opened = list(
+                pool.map(lambda _: Client(server.url, verbose=False, analytics_enabled=False), range(clients))
+            )
             start = threading.Barrier(clients)
 
             def one(client: Client) -> dict[str, Any]:

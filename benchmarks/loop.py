@@ -37,10 +37,10 @@ from mmdora.data.records import qa_record, read_records, write_records
 from mmdora.data_prep import scenes
 from mmdora.injectors import inject
 from mmdora.models.load import load
+from mmdora.train.arguments import arguments_of
 from mmdora.train.groups import parameter_groups
 from mmdora.train.loss import chunked_cross_entropy
 from mmdora.train.processes import Processes
-from mmdora.train.run import _arguments
 from mmdora.train.trainer import AdapterTrainer
 
 ROWS, MICRO, ACCUMULATION = 64, 2, 2
@@ -122,7 +122,7 @@ class Case:
     def trainer(self) -> tuple[float, float]:
         """CPU seconds per step and the last step's loss."""
         self.again()
-        arguments, clock = _arguments(self.config), Clock()
+        arguments, clock = arguments_of(self.config), Clock()
         trainer = AdapterTrainer(self.config, self.rows, {}, Processes(arguments), model=self.model, args=arguments,
                                  data_collator=self.collate, callbacks=[clock])  # fmt: skip
         losses: list[float] = []
@@ -144,7 +144,7 @@ class Case:
         optimizer = torch.optim.AdamW(parameter_groups(model, config.adapt, config.training), fused=True)
         trained = [p for p in model.parameters() if p.requires_grad]
         schedule = get_constant_schedule(optimizer)
-        arguments = _arguments(config)
+        arguments = arguments_of(config)
         order = AdapterTrainer(config, self.rows, {}, Processes(arguments), model=model, args=arguments).batches
         head, per_epoch, loss = model.lm_head, len(order) // ACCUMULATION, torch.zeros(())
         plain, model.loss_function, head.forward = model.loss_function, _chunked(head), lambda states: states

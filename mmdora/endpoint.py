@@ -8,7 +8,7 @@ import json
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -136,7 +136,7 @@ class Endpoint:
         return httpx.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
 
     def _events(self, client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        with self._told(), client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
+        with _told(self.host), client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
             if response.status_code != 200:
                 raise MmdoraError(f"{self.host}: {_refusal(response)}")
             for line in _lines(response):
@@ -152,32 +152,26 @@ class Endpoint:
             raise MmdoraError(f"{self.host}: the answer breaks off")
 
     def _models(self) -> list[str]:
-        with self._told(), self._client() as client:
+        with _told(self.host), self._client() as client:
             response = client.get(f"{self.url}/models")
             if response.status_code != 200:
                 raise MmdoraError(f"{self.host}: {_refusal(response)}")
             return [str(model["id"]) for model in response.json()["data"]]
 
-    def _told(self) -> Any:
-        return _Told(self.host)
 
-
-class _Told:
+@contextmanager
+def _told(host: str) -> Iterator[None]:
     """What goes wrong between here and a server, as one line."""
-
-    def __init__(self, host: str):
-        self.host = host
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, httpx.TimeoutException):
-            raise MmdoraError(f"{self.host}: does not answer in time ({type(error).__name__})") from None
-        if isinstance(error, httpx.HTTPError | httpx.StreamError):
-            raise MmdoraError(f"{self.host}: cannot be reached ({type(error).__name__}: {error})") from None
-        if isinstance(error, ValueError | KeyError | TypeError) and not isinstance(error, MmdoraError):
-            raise MmdoraError(f"{self.host}: sends what is no answer of an OpenAI-compatible server") from None
+    try:
+        yield
+    except MmdoraError:
+        raise
+    except httpx.TimeoutException as error:
+        raise MmdoraError(f"{host}: does not answer in time ({type(error).__name__})") from None
+    except (httpx.HTTPError, httpx.StreamError) as error:
+        raise MmdoraError(f"{host}: cannot be reached ({type(error).__name__}: {error})") from None
+    except (ValueError, KeyError, TypeError):
+        raise MmdoraError(f"{host}: sends what is no answer of an OpenAI-compatible server") from None
 
 
 def _lines(response: httpx.Response) -> Iterator[str]:

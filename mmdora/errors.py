@@ -12,7 +12,7 @@ class MmdoraError(ValueError):
     """Another process of the run prints the line."""
 
 
-class OutOfMemory(MmdoraError):  # noqa: N818
+class OutOfMemory(MmdoraError):  # noqa: N818 (as torch calls it)
     """A training step that fits neither the GPU nor, on a CPU, the host."""
 
 

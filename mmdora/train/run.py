@@ -32,10 +32,11 @@ from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
 from mmdora.evaluate.tasks import task_of
 from mmdora.injectors import inject, trainable_parameters
 from mmdora.models.load import load, load_processor
+from mmdora.train.arguments import arguments_of, metric
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.check import check_apart, check_output, check_packages, check_plan
 from mmdora.train.checkpoint import STAGING, best_of, writing_to
-from mmdora.train.early_stopping import LOSS, SCORE, Answers, EarlyStopping
+from mmdora.train.early_stopping import Answers, EarlyStopping
 from mmdora.train.guards import StopRequest
 from mmdora.train.log import RunLog
 from mmdora.train.packing import check_packing
@@ -84,7 +85,7 @@ def _train(
     output = config.training.output
     _check_schedule(config)
     check_packages(config)
-    arguments = _arguments(config)
+    arguments = arguments_of(config)
     processes = Processes(arguments)
     say = say if processes.main else _silent
     read: list[tuple[Records | Shards, Records | None]] = []
@@ -153,7 +154,7 @@ def _train(
     per_step *= len(packs.rows) / len(packs) if packs is not None else 1
     stop, log = StopRequest(processes), RunLog(output / LOG, per_step)
     with processes.together():
-        ends = EarlyStopping(config.training.early_stopping or 0, _metric(config))
+        ends = EarlyStopping(config.training.early_stopping or 0, metric(config))
         answers = _answers(held_out, processor, config) if held_out is not None else None
         trainer = AdapterTrainer(
             config,
@@ -217,7 +218,7 @@ def _train(
             "seconds": round(seconds, 1),
             "resumed": checkpoint is not None,
             "final_loss": losses[-1] if losses else None,
-            f"best_{_metric(config)}": trainer.state.best_metric,
+            f"best_{metric(config)}": trainer.state.best_metric,
             "trainable": plan.trainable,
             "device": str(trainer.args.device),
             "processes": processes.count,
@@ -294,59 +295,6 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
     os.replace(beside, path)
 
 
-def _arguments(config: RunConfig) -> TrainingArguments:
-    data, training = config.data, config.training
-    every, evaluates = training.save_every, data.eval is not None
-    return TrainingArguments(
-        output_dir=str(training.output),
-        max_steps=training.steps or -1,
-        num_train_epochs=training.epochs,
-        per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=training.batch_size,
-        gradient_accumulation_steps=training.accumulation,
-        learning_rate=training.lr,
-        lr_scheduler_type=training.schedule if training.schedule != "constant" else "constant_with_warmup",
-        warmup_steps=training.warmup,
-        weight_decay=training.weight_decay,
-        **({"optim": "adamw_8bit"} if training.optimizer == "adamw_8bit" else {}),
-        adam_beta2=training.adam_beta2,
-        adam_epsilon=training.adam_eps,
-        max_grad_norm=training.max_grad_norm,
-        bf16=training.precision == "bf16",
-        **_activation_checkpointing(training.gradient_checkpointing),
-        logging_steps=training.log_every,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # the filter logs 0.0 where the loss is NaN
-        eval_strategy="steps" if evaluates else "no",
-        eval_steps=training.eval_every,
-        save_strategy="steps" if every else "no",
-        save_steps=every or 500,
-        save_total_limit=None,  # rotation is ours: the stock one may keep the best alone
-        load_best_model_at_end=bool(evaluates and every),
-        metric_for_best_model=_metric(config) if evaluates else None,
-        greater_is_better=_metric(config) == SCORE if evaluates else None,
-        dataloader_num_workers=data.workers,
-        dataloader_pin_memory=torch.cuda.is_available(),
-        accelerator_config={"non_blocking": torch.cuda.is_available()},  # else the copy waits for the device's work
-        remove_unused_columns=False,
-        label_names=["labels"],
-        # without it, processes that torchrun starts where there is no GPU do not meet, and each trains alone
-        use_cpu=not torch.accelerator.is_available(),
-        ddp_broadcast_buffers=False,  # none changes that is not frozen
-        report_to="none",  # reporters are callbacks here
-        run_name=training.output.name,
-        seed=training.seed,
-        disable_tqdm=True,
-    )
-
-
-def _activation_checkpointing(on: bool) -> dict[str, Any]:
-    # the name changed within transformers 5, and the old one warns in the new
-    new = "activation_checkpointing" in TrainingArguments.__dataclass_fields__
-    name = "activation_checkpointing" if new else "gradient_checkpointing"
-    return {name: True, f"{name}_kwargs": {"use_reentrant": False}} if on else {}
-
-
 def _check_schedule(config: RunConfig) -> None:
     training = config.training
     if training.eval_every and config.data.eval is None:
@@ -369,11 +317,6 @@ def _stopped_early(checkpoint: Path, config: RunConfig, ends: EarlyStopping) -> 
     if config.training.early_stopping is None:
         return False
     return ends.exhausted(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history)
-
-
-def _metric(config: RunConfig) -> str:
-    """What chooses the best checkpoint."""
-    return LOSS if config.data.eval_generate_rows is None else SCORE
 
 
 def _answers(held_out: Records, processor: Any, config: RunConfig) -> Answers | None:
