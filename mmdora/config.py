@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, ValidationError, model_validator
@@ -120,6 +120,20 @@ class ImageTokens:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class TaskData:
+    """One of several tasks that are learned together."""
+
+    train: Annotated[Path, Field(description="its records")]
+    eval: Annotated[Path | None, Field(description="its held-out records")] = None
+    images: Annotated[Path | None, Field(description="root of its image paths; default: the records' folder")] = None
+    eval_task: Annotated[str, Field(description="how its answers are scored: a task of mmdora eval --list")] = "exact"
+    soft_answers: Annotated[
+        StrictBool,
+        Field(description="learn one of meta.answers, drawn by their scores, its loss times that score (VQA)"),
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class Data:
     """Records (JSONL: messages + images) and how they become batches."""
 
@@ -134,6 +148,13 @@ class Data:
     ] = None
     eval_task: Annotated[str, Field(description="how those answers are scored: a task of mmdora eval --list")] = "exact"
     images: Annotated[Path | None, Field(description="root of image paths; default: the records' folder")] = None
+    tasks: Annotated[
+        dict[str, TaskData] | None,
+        Field(
+            description="name: {train, eval, images, eval_task, soft_answers}; several tasks instead of train and eval,"
+            " a batch holds one, in proportion to their rows; for VL-BART the name is that of its prompt"
+        ),
+    ] = None
     max_turns: Annotated[
         Positive | None, Field(description="rows with more turns become several rows, all with the images")
     ] = None
@@ -160,6 +181,10 @@ class Data:
         StrictBool,
         Field(description="several rows in one of up to max_length tokens; batch_size then counts packed rows"),
     ] = False
+    feature_cache: Annotated[
+        Path | None,
+        Field(description="folder for what a frozen tower gives, so that it runs once per image (VL-BART)"),
+    ] = None
     workers: Annotated[StrictInt, Field(ge=0, description="loader processes")] = 0
 
     @model_validator(mode="before")
@@ -178,6 +203,27 @@ class Data:
         if self.shuffle_buffer is not None and not self.stream:
             raise ValueError("shuffle_buffer is for stream: true; without it all rows are shuffled")
         return self
+
+    @model_validator(mode="after")
+    def _tasks_have_the_data(self) -> Data:
+        if self.tasks is None:
+            return self
+        if not self.tasks:
+            raise ValueError("tasks is empty; name one, or use train")
+        for name in self.tasks:
+            if not name.isidentifier():
+                raise ValueError(f"tasks: the name {name!r} must consist of letters, digits and _")
+        for key in ("train", "eval", "images", "stream", "packing"):
+            if getattr(self, key):
+                raise ValueError(f"{key} is not for several tasks (each of data.tasks has its own files); leave it out")
+        if self.eval_task != "exact":
+            raise ValueError("eval_task belongs to each of data.tasks")
+        return self
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there are held-out records."""
+        return any(source.eval for source in self.tasks.values()) if self.tasks else self.eval is not None
 
     @model_validator(mode="after")
     def _packing_has_a_limit(self) -> Data:
@@ -241,6 +287,20 @@ class RunConfig:
     adapt: Adapt = Adapt()
     data: Data = Data()
     training: Training = Training()
+
+    @model_validator(mode="after")
+    def _cached_tower_is_frozen(self) -> RunConfig:
+        vision = self.adapt.vision
+        trains = f"method {vision.method}" if vision.method != "none" else ""
+        trains = trains or ("bias" if vision.bias else "norms" if vision.norms else "")
+        if self.data.feature_cache is not None and trains:
+            raise ValueError(
+                f"data.feature_cache keeps what a frozen tower gives, and adapt.vision trains it ({trains}); "
+                "leave one out"
+            )
+        if self.data.feature_cache is not None and self.data.stream:
+            raise ValueError("data.feature_cache looks at all images before the first step, which data.stream cannot")
+        return self
 
     @model_validator(mode="after")
     def _stream_has_no_end(self) -> RunConfig:
@@ -325,11 +385,17 @@ def _first_problem(kind: type, error: ValidationError, where: Callable[[str], st
 
 def _fields_at(kind: Any, location: Iterable[str]) -> list[str]:
     for name in location:
-        field = {f.name: f for f in dataclasses.fields(kind)}.get(name)
-        kind = type(field.default) if field is not None else None
-        if kind is None or not dataclasses.is_dataclass(kind):
-            return []
-    return [field.name for field in dataclasses.fields(kind)]
+        if get_origin(kind) is dict:
+            kind = get_args(kind)[1]
+            continue
+        field = getattr(kind, "__pydantic_fields__", {}).get(name)
+        hint = field.annotation if field is not None else None
+        kind = next((part for part in get_args(hint) if part is not type(None)), hint) if _optional(hint) else hint
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in get_args(hint)
 
 
 def as_modalities(adapt: Adapt | Mapping[str, Any]) -> dict[str, Modality]:

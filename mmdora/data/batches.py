@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from mmdora.data.sampler import GroupedSampler
+from mmdora.data.sampler import NO_ROW, GroupedSampler
 
 
 class Batches:
@@ -58,6 +58,7 @@ class Batches:
 
     def _indices(self, order: np.ndarray, number: int) -> list[int]:
         rows = order[number * self.size : (number + 1) * self.size]
+        rows = rows[rows != NO_ROW]
         masked = [~self.spare] if not len(rows) or (self.companions and not self.has_image[rows].any()) else []
         return [*map(int, rows), *masked]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmdora.data.images import image_size
+from mmdora.data.images import image_size, locate
 from mmdora.data.lengths import kept
 from mmdora.data.prompt import check_texts
 from mmdora.data.records import Record, Records
@@ -22,8 +22,8 @@ def check_rows(records: Records, mark: str | None) -> None:
         mark: the processor's image placeholder, which no text may hold.
 
     Raises:
-        MmdoraError: naming the first record with the placeholder in its text, or with an image that is missing,
-            outside the root or no usable picture.
+        MmdoraError: naming the first record with the placeholder in its text, with an image that is missing, outside
+            the root or no usable picture, or with features that are missing.
     """
     depends = hashlib.sha256(f"{records.root.resolve()}\0{mark}".encode()).hexdigest()[:16]
     kept(records, f"images-{depends}", np.arange(len(records)), partial(_megapixels, records.root, mark))
@@ -35,6 +35,8 @@ def _megapixels(root: Path, mark: str | None, records: list[Record]) -> np.ndarr
     for record in records:
         try:
             check_texts(record["messages"], mark)
+            if "features" in record["meta"]:
+                locate(record["meta"]["features"], root)
             sizes |= {name: image_size(name, root) for name in record["images"] if name not in sizes}
         except MmdoraError as error:
             raise MmdoraError(f"record {record['id']}: {error}") from None

@@ -7,6 +7,7 @@ up to an answer are equal in both (tests hold them so).
 from __future__ import annotations
 
 import bisect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -38,6 +39,29 @@ def check_texts(messages: Messages, mark: str | None) -> None:
         for part in message["content"]:
             if mark in part.get("text", ""):
                 raise MmdoraError(f"the text {part['text']!r:.60} holds the image placeholder {mark!r}; remove it")
+
+
+def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
+    """The conversation, its last question as `word` puts it."""
+    *before, last = messages
+    content = [dict(part) for part in last["content"]]
+    texts = [part for part in content if part["type"] == "text"]
+    if not texts:
+        content.append({"type": "text", "text": ""})
+        texts = content[-1:]
+    texts[-1]["text"] = word(texts[-1]["text"])
+    return [*before, last | {"content": content}]
+
+
+def with_prompt(processor: Any, messages: Messages, task: str | None) -> Messages:
+    """The conversation, its last question as this model is asked for `task`; unchanged where it knows no tasks.
+
+    Raises:
+        MmdoraError: if the processor has prompts, but none for `task`.
+    """
+    if task is None or not hasattr(processor, "prompt"):
+        return messages
+    return with_question(messages, lambda question: processor.prompt(question, task))
 
 
 def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:

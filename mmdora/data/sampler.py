@@ -11,6 +11,7 @@ import numpy as np
 from torch.utils.data import Sampler
 
 WINDOW = 50  # batches that are shuffled together before they are sorted by length
+NO_ROW = -1  # a place of a batch that stays empty
 
 
 class GroupedSampler(Sampler[int]):
@@ -20,26 +21,43 @@ class GroupedSampler(Sampler[int]):
         lengths: [rows] a measure of each row's length; only its order matters. None: plain shuffle.
         has_image: [rows] bool.
         batch: rows per optimizer step and process, the unit that is kept alike.
+        tasks: [rows] numbers: a batch then holds rows of one task, whatever their modality; the last one of a task is
+            filled up with `NO_ROW`.
     """
 
-    def __init__(self, rows: int, batch: int, seed: int, lengths: np.ndarray | None, has_image: np.ndarray):
+    def __init__(
+        self,
+        rows: int,
+        batch: int,
+        seed: int,
+        lengths: np.ndarray | None,
+        has_image: np.ndarray,
+        tasks: np.ndarray | None = None,
+    ):
         self.rows, self.batch, self.seed = rows, batch, seed
-        self.lengths, self.has_image = lengths, has_image
+        self.lengths, self.has_image, self.tasks = lengths, has_image, tasks
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.rows
+        if self.tasks is None:
+            return self.rows
+        return int((-(-np.bincount(self.tasks) // self.batch)).sum()) * self.batch
 
     def __iter__(self) -> Iterator[int]:
         return map(int, self.order())
 
     def order(self) -> np.ndarray:
-        """[rows] int32: every row once."""
+        """[len(self)] int32: every row once."""
         random = np.random.default_rng((self.seed, self.epoch))
         shuffled = random.permutation(np.arange(self.rows, dtype=np.int32))
+        if self.tasks is not None:
+            batches = np.concatenate(
+                [self._batches(shuffled[self.tasks[shuffled] == task]) for task in np.unique(self.tasks)]
+            )
+            return batches[random.permutation(len(batches))].ravel()
         if self.lengths is None:
             return shuffled
         whole, rest = [], []
@@ -56,3 +74,10 @@ class GroupedSampler(Sampler[int]):
         batches = np.concatenate(whole).reshape(-1, self.batch)
         # what fills no batch of its own goes last, together
         return np.concatenate([batches[random.permutation(len(batches))].ravel(), *rest])
+
+    def _batches(self, rows: np.ndarray) -> np.ndarray:
+        """[batches, batch] int32: these shuffled rows, those of a window by length."""
+        if self.lengths is not None:
+            windows = np.split(rows, range(self.batch * WINDOW, len(rows), self.batch * WINDOW))
+            rows = np.concatenate([window[np.argsort(self.lengths[window], kind="stable")] for window in windows])
+        return np.pad(rows, (0, -len(rows) % self.batch), constant_values=NO_ROW).reshape(-1, self.batch)

@@ -12,11 +12,12 @@ from typing import Any
 
 from PIL import Image
 
+from mmdora.data.features import open_features
 from mmdora.data.images import open_image
+from mmdora.data.prompt import with_prompt, with_question
 from mmdora.data.records import Record, Records
 from mmdora.data.turns import Messages, prompt_messages
 from mmdora.errors import MmdoraError
-from mmdora.evaluate.features import open_features
 from mmdora.evaluate.tasks import Task
 from mmdora.models.vlbart_processor import VLBartProcessor
 from mmdora.predict import Prompt
@@ -51,18 +52,10 @@ class Asking:
 
     def messages(self, record: Record) -> Messages:
         """The conversation, its last question worded for the task."""
-        *before, last = prompt_messages(record)
-        content = [dict(part) for part in last["content"]]
-        texts = [part for part in content if part["type"] == "text"]
-        if not texts:
-            content.append({"type": "text", "text": ""})
-            texts = content[-1:]
-        question = texts[-1]["text"]
-        if self.vlbart and self.task.prefix:
-            texts[-1]["text"] = self.vlbart.prompt(question, self.task.prefix)
-        elif not self.vlbart:
-            texts[-1]["text"] = self.task.ask(record, question)
-        return [*before, last | {"content": content}]
+        messages = prompt_messages(record)
+        if self.vlbart:
+            return with_prompt(self.vlbart, messages, self.task.prefix)
+        return with_question(messages, lambda question: self.task.ask(record, question))
 
     def prompts(
         self, records: Records | Sequence[Record], batches: list[list[int]], numbers: list[int]

@@ -5,7 +5,7 @@ docs/Evaluation.md (https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluati
 files, whose wording for VizWiz, TextVQA and ScienceQA lmms-eval repeats (post_prompt and utils.py of
 lmms_eval/tasks/{vizwiz_vqa,textvqa,scienceqa}); at most 128 new tokens (llava/eval/model_vqa_loader.py),
 1,024 for multiple choice (model_vqa_science.py, model_vqa_mmbench.py); greedy; an answer ends with its
-end-of-turn token. VL-BART reads its own prefixes instead, at most 36 tokens.
+end-of-turn token. VL-BART is asked by its own prompts instead.
 """
 
 from __future__ import annotations
@@ -107,17 +107,17 @@ _TASKS = (
          ("dev", "val", "test")),
     Task("folder", "exact", "your own folder", _plain, 32, "folder", "results.jsonl", ("test", "val", "dev", "train")),
     # what this package draws or carries, asked as it is prepared
-    Task("easy-vqa", "exact", "easy-VQA", _plain, 32),
-    Task("scenes", "exact", "drawn scenes, all kinds of short questions", _plain, 32),
-    Task("scenes-caption", "caption", "drawn scenes: captions", _plain, 64),
-    Task("scenes-count", "exact", "drawn scenes: how many", _plain, 32),
-    Task("scenes-relation", "exact", "drawn scenes: where things stand", _plain, 32),
-    Task("scenes-pope", "pope", "drawn scenes: is it there, in POPE's form", _plain, 32),
-    Task("scenes-nlvr2", "nlvr2", "drawn scenes: a statement on two pictures, in NLVR2's form", _plain, 32),
-    Task("scenes-ocr", "exact", "drawn words, to be read", _plain, 32),
+    Task("easy-vqa", "exact", "easy-VQA", _plain, 32, prefix="vqa"),
+    Task("scenes", "exact", "drawn scenes, all kinds of short questions", _plain, 32, prefix="vqa"),
+    Task("scenes-caption", "caption", "drawn scenes: captions", _plain, 64, prefix="caption"),
+    Task("scenes-count", "exact", "drawn scenes: how many", _plain, 32, prefix="vqa"),
+    Task("scenes-relation", "exact", "drawn scenes: where things stand", _plain, 32, prefix="vqa"),
+    Task("scenes-pope", "pope", "drawn scenes: is it there, in POPE's form", _plain, 32, prefix="vqa"),
+    Task("scenes-nlvr2", "nlvr2", "drawn scenes: a statement on two pictures, as in NLVR2", _plain, 32, prefix="nlvr"),
+    Task("scenes-ocr", "exact", "drawn words, to be read", _plain, 32, prefix="vqa"),
     Task("scenes-clips", "exact", "clips of moving shapes", _plain, 32),
-    Task("scenes-clip-features", "exact", "the same clips as features, for VL-BART", _plain, 32),
-    Task("digits", "exact", "handwritten digits (scikit-learn's scans)", _plain, 32),
+    Task("scenes-clip-features", "exact", "the same clips as features, for VL-BART", _plain, 32, prefix="tvqa"),
+    Task("digits", "exact", "handwritten digits (scikit-learn's scans)", _plain, 32, prefix="vqa"),
 )  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 

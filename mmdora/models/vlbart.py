@@ -29,7 +29,6 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.shared.weight"}  # noqa: RUF012
-    accepts_loss_kwargs = False  # the loss is BART's mean over the batch
 
     def __init__(self, config: VLBartConfig):
         super().__init__(config)
@@ -71,6 +70,8 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
@@ -85,6 +86,8 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
             visual_features: [B, N, T, F], computed before: N images of T tokens, or one clip of T frames.
             visual_boxes: [B, N, T, 4], x1, x2, y1, y2 of the features' regions; default all 0, as for grids.
             labels: [B, M]; -100 is left out of the mean.
+            loss_weights: [B], what the loss of each sample's tokens is multiplied by; default 1.
+            num_items_in_batch: what the sum of the losses is divided by; default the number of labels.
 
         Raises:
             MmdoraError: for several kinds of visual input at once, or more tokens than the config allows.
@@ -114,7 +117,7 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
         logits = self.lm_head(outputs.last_hidden_state) + self.final_logits_bias
         loss = None
         if labels is not None:
-            loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
+            loss = _loss(logits, labels.to(logits.device), loss_weights, num_items_in_batch)
         return Seq2SeqLMOutput(
             loss=loss,
             logits=logits,
@@ -161,3 +164,13 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
             self._keys_to_ignore_on_save = set()
             vision.pretrained = vision.sha256 = None
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None, items: Tensor | int | None) -> Tensor:
+    """Cross-entropy in fp32: the mean over the labels, 0 where there are none."""
+    if weights is None:
+        total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+    else:
+        each = nn.functional.cross_entropy(logits.transpose(1, 2).float(), labels, reduction="none")
+        total = (each.sum(1) * weights.to(each)).sum()
+    return total / (labels.ne(-100).sum().clamp(min=1) if items is None else items)

@@ -41,6 +41,7 @@ def compose(
     """
     tokens = [AddedToken(token, special=True, normalized=False) for token in added_tokens(order_tokens)]
     tokenizer.add_tokens(tokens, special_tokens=True)
+    tokenizer.model_max_length = min(tokenizer.model_max_length, bart.config.max_position_embeddings)
     bart.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     config = VLBartConfig(
         text_config=bart.config.to_dict(), vision_config=vision, order_tokens=order_tokens, frames=frames

@@ -41,6 +41,7 @@ class VLBartProcessor(ProcessorMixin):
         frames: clips of precomputed features become so long (zeros behind, or an adaptive max pool).
         max_images: images a sample may have.
         prompts: task -> prompt, instead of those in `PROMPTS`.
+        default_task: whose prompt a conversation gets that has none, as people type it; None: it stays as it is.
     """
 
     pads_left = False  # not for generation either: BART's encoder counts positions from the first token
@@ -53,10 +54,12 @@ class VLBartProcessor(ProcessorMixin):
         frames: int = 64,
         max_images: int = 2,
         prompts: Mapping[str, str] | None = None,
+        default_task: str | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.frames, self.max_images = frames, max_images
         self.prompts = {**PROMPTS, **(prompts or {})}
+        self.default_task = default_task
 
     def __call__(  # type: ignore[override]
         self,
@@ -95,6 +98,9 @@ class VLBartProcessor(ProcessorMixin):
         _same_length(texts, tasks, "tasks")
         settings = {"padding": True, "padding_side": "right", "return_tensors": "pt", **kwargs}
         data = dict(self.tokenizer([self.prompt(*pair) for pair in zip(texts, tasks, strict=True)], **settings))
+        if (longest := len(data["input_ids"][0])) > self.tokenizer.model_max_length:
+            most = self.tokenizer.model_max_length
+            raise MmdoraError(f"a text has {longest} tokens; the encoder of this model reads at most {most}")
         alone = isinstance(text, str)
         if images is not None:
             data |= self._pixels(_per_text(images, texts, alone, "images"), "pixel_values", "image_mask")
@@ -114,6 +120,19 @@ class VLBartProcessor(ProcessorMixin):
         if task not in self.prompts:
             raise MmdoraError(f"unknown task {task!r}; this processor has prompts for {', '.join(self.prompts)}")
         return self.prompts[task].replace("{}", text)
+
+    def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As in `ProcessorMixin`; the text gets the prompt of `default_task` unless it has one."""
+        rendered: Any = super().apply_chat_template(conversation, *args, **kwargs)
+        if self.default_task is None or kwargs.get("tokenize"):
+            return rendered
+        return self._asked(rendered) if isinstance(rendered, str) else [self._asked(text) for text in rendered]
+
+    def _asked(self, text: str) -> str:
+        marks = [prompt.split("{}") for prompt in self.prompts.values()]
+        if any(text.startswith(before) and text.endswith(after) for before, after in marks):
+            return text
+        return self.prompt(text, self.default_task)
 
     def _pixels(self, nested: list[list[Any]], name: str, mask_name: str, most: int | None = 0) -> dict[str, Tensor]:
         most = self.max_images if most == 0 else most

@@ -14,7 +14,7 @@ from mmdora.train.early_stopping import LOSS, SCORE
 def arguments_of(config: RunConfig) -> TrainingArguments:
     """Every key of a config that the stock trainer knows; what is ours is in `AdapterTrainer` and its callbacks."""
     data, training = config.data, config.training
-    every, evaluates = training.save_every, data.eval is not None
+    every, evaluates = training.save_every, data.evaluates
     return TrainingArguments(
         output_dir=str(training.output),
         max_steps=training.steps or -1,

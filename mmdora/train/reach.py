@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,14 @@ from torch import nn
 
 from mmdora.data.fit import Rows
 from mmdora.data.packing import Packs
+from mmdora.data.tasks import TaskRows
 
 
-def unreached(model: nn.Module, collate: Callable[[list[Any]], Any], rows: Rows | Packs) -> dict[str, list[str]]:
-    """Names of trained parameters without a gradient, by kind of row: "image" and "text", where there are such rows.
+def unreached(
+    model: nn.Module, collate: Callable[[list[Any]], Any], rows: Rows | TaskRows | Packs
+) -> dict[str, list[str]]:
+    """Names of trained parameters without a gradient, by kind of row: "image" and "text" of each task, where there are
+    such rows.
 
     The projector and the tower get none from text. From an image, none reaches a tower's layers behind the one that
     the language model reads, which LLaVA's `vision_feature_layer` chooses. Found by running the shortest row of each
@@ -24,7 +28,7 @@ def unreached(model: nn.Module, collate: Callable[[list[Any]], Any], rows: Rows 
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for kind, chosen in (("image", rows.has_image), ("text", ~rows.has_image)):
+        for kind, chosen in _kinds(rows):
             if chosen.any():
                 index = np.flatnonzero(chosen)[rows.lengths[chosen].argmin()]
                 batch = {k: v for k, v in collate([rows[int(index)]]).items() if k != "samples"}
@@ -33,3 +37,12 @@ def unreached(model: nn.Module, collate: Callable[[list[Any]], Any], rows: Rows 
                 gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
                 found[kind] = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
     return found
+
+
+def _kinds(rows: Rows | TaskRows | Packs) -> Iterator[tuple[str, np.ndarray]]:
+    """[rows] bool of each kind."""
+    tasks = rows.tasks if isinstance(rows, TaskRows) else np.zeros(len(rows), np.int32)
+    for task in np.unique(tasks):
+        name = f" of {rows.names[task]}" if isinstance(rows, TaskRows) else ""
+        yield f"image{name}", rows.has_image & (tasks == task)
+        yield f"text{name}", ~rows.has_image & (tasks == task)

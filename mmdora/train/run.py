@@ -10,8 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
-from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,19 +22,20 @@ from transformers.trainer_callback import TrainerState
 from mmdora.adapters import restore_adapter
 from mmdora.config import RunConfig
 from mmdora.data.collate import Collator
-from mmdora.data.fit import Rows, fit
+from mmdora.data.fit import Rows
 from mmdora.data.packing import PackedCollator, Packs
-from mmdora.data.records import Records, read_records
-from mmdora.data.stream import BUFFER, Shards, Stream, admit
+from mmdora.data.seq2seq import Seq2SeqCollator
+from mmdora.data.stream import Stream
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
 from mmdora.evaluate.tasks import task_of
 from mmdora.injectors import inject, trainable_parameters
 from mmdora.models.load import load, load_processor
 from mmdora.train.arguments import arguments_of, metric
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
-from mmdora.train.check import check_apart, check_output, check_packages, check_plan
+from mmdora.train.check import check_output, check_packages, check_plan
 from mmdora.train.checkpoint import STAGING, best_of, writing_to
-from mmdora.train.early_stopping import Answers, EarlyStopping
+from mmdora.train.early_stopping import EarlyStopping
+from mmdora.train.features import features_of
 from mmdora.train.guards import StopRequest
 from mmdora.train.log import RunLog
 from mmdora.train.packing import check_packing
@@ -44,7 +43,18 @@ from mmdora.train.processes import Processes
 from mmdora.train.reach import unreached
 from mmdora.train.readme import readme
 from mmdora.train.report_to import reporters
-from mmdora.train.resume import CONFIG, DONE, check_changes, content, find_checkpoint, steps_done
+from mmdora.train.resume import CONFIG, DONE, check_changes, find_checkpoint, steps_done
+from mmdora.train.sources import (
+    Sources,
+    answers_of,
+    describe,
+    facts_of,
+    held_out_of,
+    read_sources,
+    root_of,
+    rows_of,
+    settings_of,
+)
 from mmdora.train.trainer import AdapterTrainer
 
 PLAN, LOG, README = "plan.txt", "log.jsonl", "README.md"
@@ -88,7 +98,7 @@ def _train(
     arguments = arguments_of(config)
     processes = Processes(arguments)
     say = say if processes.main else _silent
-    read: list[tuple[Records | Shards, Records | None]] = []
+    read: list[Sources] = []
     packs: Packs | None = None
 
     def begin() -> tuple[Path | None, dict[str, Any] | None, dict[str, Any]]:
@@ -97,31 +107,33 @@ def _train(
         facts: dict[str, Any] = {"processes": processes.count, "data": {}}
         if before is not None:
             check_changes(config, before, facts, allow_changes, say)
-        if config.data.train is None:
-            raise MmdoraError("data.train: give the file of records to train on")
+        settings_of(config)
         if config.data.stream and processes.sharded:
             raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
         check_plan(config, trust_remote_code=trust)
-        read.append(_read(config))  # by one process first: the others find it in the cache of `datasets`
-        facts |= _data_facts(config, read[0][0], processes)
+        read.append(read_sources(config))  # by one process first: the others find it in the cache of `datasets`
+        facts |= facts_of(config, read[0], processes)
         if before is not None:
             check_changes(config, before, facts, allow_changes, say)
         return checkpoint, before, facts
 
     checkpoint, before, facts = processes.main_makes(begin)
     with processes.together():
-        records, held_out = read[0] if read else _read(config)
+        sources = read[0] if read else read_sources(config)
         budget = config.data.image_tokens
         processor = load_processor(config.model.base, trust_remote_code=trust, image_tokens=budget)
-        rows = _rows(records, held_out, processor, config, processes)
-        evaluation = _first(fit(held_out, processor, config.data.max_length, "drop"), config) if held_out else None
+        rows = rows_of(sources, processor, config, processes)
+        evaluation = held_out_of(sources, processor, config)
         set_seed(config.training.seed)
         model, _ = load(config.model.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
         plan = inject(model, config.adapt)
         if config.training.precision == "bf16":
             for _, parameter, _, _ in trainable_parameters(model):
                 parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
-        collate: Any = Collator(processor, records.root)
+        held_out = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation] if evaluation else []
+        features = features_of(config, model, processor, [rows, *held_out], root_of(sources), processes)
+    with processes.together():  # now that each has put its share of the features
+        collate: Any = collator_of(model, processor, root_of(sources), features)
         if config.data.packing:
             assert config.data.max_length is not None and isinstance(rows, Rows)
             packs, collate = Packs(rows, config.data.max_length, config.training.seed), PackedCollator(collate, model)
@@ -134,14 +146,14 @@ def _train(
     facts |= {"base": plan.fingerprint, "plan": str(plan)}
 
     def explain(done: dict[str, Any] | None) -> None:
-        text = readme(config, str(plan), _describe(rows, packs, config), [Path(sys.argv[0]).name, *sys.argv[1:]], done)
+        text = readme(config, str(plan), describe(rows, packs, config), [Path(sys.argv[0]).name, *sys.argv[1:]], done)
         _replace(output / README, lambda path: path.write_text(text, encoding="utf-8"))
 
     def open_folder() -> None:
         if before is not None:
             check_changes(config, before, facts, allow_changes, say)
         say(str(plan))
-        say(_describe(rows, packs, config))
+        say(describe(rows, packs, config))
         output.mkdir(parents=True, exist_ok=True)
         (output / DONE).unlink(missing_ok=True)
         shutil.rmtree(output / STAGING, ignore_errors=True)  # of a save that was killed
@@ -155,13 +167,12 @@ def _train(
     stop, log = StopRequest(processes), RunLog(output / LOG, per_step)
     with processes.together():
         ends = EarlyStopping(config.training.early_stopping or 0, metric(config))
-        answers = _answers(held_out, processor, config) if held_out is not None else None
         trainer = AdapterTrainer(
             config,
             packs or rows,
             facts,
             processes,
-            answers,
+            answers_of(sources, processor, config),
             model=model,
             args=arguments,
             data_collator=collate,
@@ -231,45 +242,13 @@ def _train(
     return output
 
 
-def _read(config: RunConfig) -> tuple[Records | Shards, Records | None]:
-    data = config.data
-    assert data.train is not None
-    held_out = read_records(data.eval, data.images) if data.eval else None
-    if data.stream:
-        return Shards(data.train, data.images), held_out  # that both are apart shows as the rows come
-    records = read_records(data.train, data.images, max_turns=data.max_turns)
-    if held_out is not None:
-        check_apart(records, held_out, pieces=data.max_turns is not None)
-    return records, held_out
-
-
-def _data_facts(config: RunConfig, records: Records | Shards, processes: Processes) -> dict[str, Any]:
-    """What the order of the rows depends on, besides the config."""
-    facts: dict[str, Any] = {"data": {str(path): content(path) for path in [config.data.eval] if path}}
-    if isinstance(records, Records):
-        facts["data"][str(config.data.train)] = content(records.path)
-        return facts
-    records.check(config.data.max_turns)
-    facts["data"][str(config.data.train)] = records.fingerprint
-    return facts | {"stream": {"processes": processes.count, "datasets": version("datasets")}}
-
-
-def _rows(
-    records: Records | Shards, held_out: Records | None, processor: Any, config: RunConfig, processes: Processes
-) -> Rows | Stream:
-    data = config.data
-    if isinstance(records, Records):
-        return fit(records, processor, data.max_length, data.too_long)
-    apart = frozenset(map(str, held_out.ids)) if held_out is not None else frozenset()
-    return Stream(
-        records,
-        partial(admit, processor=processor, root=records.root, data=data, apart=apart),
-        buffer=data.shuffle_buffer or BUFFER,
-        seed=config.training.seed,
-        process=processes.index,
-        processes=processes.count,
-        max_turns=data.max_turns,
-    )
+def collator_of(
+    model: Any, processor: Any, root: Path, features: Callable[[str, Path], torch.Tensor] | None = None
+) -> Collator | Seq2SeqCollator:
+    """What makes batches of rows for this model's family; `features` are read in place of images."""
+    if model.config.is_encoder_decoder:
+        return Seq2SeqCollator(processor, root, features)
+    return Collator(processor, root)
 
 
 def _tell_ddp(arguments: TrainingArguments, missing: dict[str, list[str]], say: Callable[[str], None]) -> None:
@@ -297,15 +276,15 @@ def _replace(path: Path, write: Callable[[Path], object]) -> None:
 
 def _check_schedule(config: RunConfig) -> None:
     training = config.training
-    if training.eval_every and config.data.eval is None:
+    if training.eval_every and not config.data.evaluates:
         raise MmdoraError("training.eval_every is set but data.eval is not")
-    if config.data.eval is not None and training.eval_every is None:
+    if config.data.evaluates and training.eval_every is None:
         raise MmdoraError("data.eval is set but training.eval_every is not")
-    if config.data.eval is None and (training.early_stopping or config.data.eval_generate_rows):
+    if not config.data.evaluates and (training.early_stopping or config.data.eval_generate_rows):
         key = "training.early_stopping" if training.early_stopping else "data.eval_generate_rows"
         raise MmdoraError(f"{key} is set but data.eval is not: give held-out records")
-    if config.data.eval_generate_rows:
-        task_of(config.data.eval_task)
+    for settings in settings_of(config).values() if config.data.eval_generate_rows else ():
+        task_of(settings.eval_task)
     if training.eval_every and training.save_every and training.save_every % training.eval_every:
         raise MmdoraError(
             f"training.save_every {training.save_every} must be a multiple of training.eval_every {training.eval_every}"
@@ -317,30 +296,3 @@ def _stopped_early(checkpoint: Path, config: RunConfig, ends: EarlyStopping) -> 
     if config.training.early_stopping is None:
         return False
     return ends.exhausted(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history)
-
-
-def _answers(held_out: Records, processor: Any, config: RunConfig) -> Answers | None:
-    data, count = config.data, config.data.eval_generate_rows
-    if count is None:
-        return None
-    records = [held_out[i] for i in range(min(count, len(held_out)))]
-    return Answers(processor, records, held_out.root, data.eval_task, config.training.batch_size)
-
-
-def _first(rows: Rows, config: RunConfig) -> Any:
-    limit = config.data.eval_rows
-    return rows if limit is None else torch.utils.data.Subset(rows, range(min(limit, len(rows))))
-
-
-def _describe(rows: Rows | Stream, packs: Packs | None, config: RunConfig) -> str:
-    if isinstance(rows, Stream):
-        files, buffer = len(rows.shards.files), config.data.shuffle_buffer or BUFFER
-        return f"data: a stream of {files} {'file' if files == 1 else 'files'}, shuffled {buffer:,} rows at a time"
-    images = int(rows.has_image.sum())
-    text = f"data: {len(rows)} rows, {images} with images, {len(rows) - images} text only"
-    if rows.dropped or rows.shrunk:
-        text += f"; over {config.data.max_length} tokens: {rows.dropped} dropped, {rows.shrunk} shrunk"
-    if packs is not None:
-        share = packs.lengths.mean() / packs.capacity
-        text += f"; packed into {len(packs)} of {packs.capacity} tokens, {share:.0%} full"
-    return text

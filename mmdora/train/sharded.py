@@ -49,7 +49,8 @@ def _needed(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
     for module in adapted_modules(model).values():
         for leaf, parameter in module._parameters.items():
             # a LoRA module beside DoRA's is written with the norms of its rows
-            if parameter is not None and (leaf not in ("weight", "bias") or (plan.has_magnitudes and leaf == "weight")):
+            own = leaf not in (module.weight_name, module.bias_name)
+            if parameter is not None and (own or (plan.has_magnitudes and leaf == module.weight_name)):
                 yield module, leaf
     for name in plan.full:
         path, _, leaf = name.rpartition(".")

@@ -22,9 +22,10 @@ from mmdora.data.fit import Rows
 from mmdora.data.packing import Packs
 from mmdora.data.sampler import GroupedSampler
 from mmdora.data.stream import Stream, StreamBatches
+from mmdora.data.tasks import TaskRows
 from mmdora.errors import MmdoraError
 from mmdora.train.batch_size import Pieces
-from mmdora.train.early_stopping import SCORE, Answers
+from mmdora.train.early_stopping import LOSS, SCORE, Answers
 from mmdora.train.groups import parameter_groups
 from mmdora.train.guards import NOT_AGAIN, where_not_finite
 from mmdora.train.loss import ChunkedLoss
@@ -38,16 +39,16 @@ class AdapterTrainer(SavingTrainer):
 
     Args:
         facts: what a checkpoint's manifest says about the run: fingerprints of base and data.
-        answers: what is generated and scored at each evaluation, beside the loss.
+        answers: what is generated and scored at each evaluation, beside the loss, by the prefix of its metrics.
     """
 
     def __init__(
         self,
         config: RunConfig,
-        rows: Rows | Packs | Stream,
+        rows: Rows | TaskRows | Packs | Stream,
         facts: Mapping[str, Any],
         processes: Processes,
-        answers: Answers | None = None,
+        answers: Mapping[str, Answers],
         **kwargs: Any,
     ):
         self.answers = answers
@@ -78,12 +79,26 @@ class AdapterTrainer(SavingTrainer):
             self.optimizer = kind(groups, **kwargs)
         return self.optimizer
 
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        output: Any = super().evaluation_loop(*args, **kwargs)
-        if self.answers is not None:
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> Any:
+        output: Any = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if metric_key_prefix in self.answers:
             with self.compute_loss_context_manager():
-                output.metrics[SCORE] = self.answers.score(self.model)
+                output.metrics[f"{metric_key_prefix}_score"] = self.answers[metric_key_prefix].score(self.model)
         return output
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """As the stock one; of several tasks also the means, by which the best checkpoint is chosen."""
+        metrics = super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        if metric_key_prefix == "eval" and isinstance(self.eval_dataset, dict):
+            means = {}
+            for ending in (LOSS.removeprefix("eval"), SCORE.removeprefix("eval")):
+                keys = [f"eval_{task}{ending}" for task in self.eval_dataset]
+                if found := [metrics[key] for key in keys if key in metrics]:
+                    means[f"eval{ending}"] = sum(found) / len(found)
+            self.log(means)
+            metrics |= means
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     # --- data
 
@@ -96,7 +111,9 @@ class AdapterTrainer(SavingTrainer):
             return StreamBatches(rows, training.batch_size, rounds, training.accumulation + ahead)
         lengths = rows.lengths if data.group_by_length else None
         return Batches(
-            GroupedSampler(len(rows), training.batch_size, training.seed, lengths, rows.has_image),
+            GroupedSampler(
+                len(rows), training.batch_size, training.seed, lengths, rows.has_image, getattr(rows, "tasks", None)
+            ),
             training.batch_size,
             self.processes.count,
             rows.has_image,
@@ -120,7 +137,10 @@ class AdapterTrainer(SavingTrainer):
         )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        self.batches.set_epoch(self.state.global_step // self.steps_per_epoch)  # accelerate's wrappers hide it
+        epoch = self.state.global_step // self.steps_per_epoch
+        self.batches.set_epoch(epoch)  # accelerate's wrappers hide it
+        if isinstance(self.rows, TaskRows):
+            self.rows.set_epoch(epoch)
         super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
@@ -167,6 +187,8 @@ class AdapterTrainer(SavingTrainer):
 
         A batch may have nothing to learn, and each process and each resume shall find the same. A stream's have.
         """
+        if self.model.config.is_encoder_decoder:  # its labels are answers only
+            return nullcontext()
         if self._chunked is None and self.config.training.chunked_loss:
             chunked = ChunkedLoss(self.model)
             if isinstance(self.batches, Batches):

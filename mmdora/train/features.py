@@ -1,0 +1,33 @@
+"""The feature cache of a run, filled before its first step: each process sees to its share of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Subset
+
+from mmdora.config import RunConfig
+from mmdora.models.feature_cache import FeatureCache
+from mmdora.train.processes import Processes
+
+
+def features_of(
+    config: RunConfig, model: Any, processor: Any, sets: list[Any], root: Path, processes: Processes
+) -> Callable[[str, Path], Tensor] | None:
+    """What gives the features of an image of `sets` ([T, F], by name and root) when all processes are done; None
+    without `data.feature_cache`.
+
+    Raises:
+        MmdoraError: if this model's tower cannot be cached, an image cannot be read, or the disk is full.
+    """
+    if config.data.feature_cache is None:
+        return None
+    cache = FeatureCache.of(model, processor, config.data.feature_cache)
+    model.model.vision_tower.to(processes.device)
+    for rows in sets:
+        share: Any = Subset(rows, range(processes.index, len(rows), processes.count))
+        cache.fill(share, root, workers=config.data.workers)
+    return cache.features
