@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import SimpleQueue
@@ -58,30 +58,33 @@ def generate(
     max_new_tokens: int = 32,
     batch_size: int = 64,
     beams: int = 1,
+    answers: Sequence[str] = (),
     progress: Callable[[int], object] | None = None,
 ) -> list[str]:
     """Greedy answers, in the order of the prompts; batches are of like length, left padded.
 
     Args:
         beams: more than 1 searches with so many beams instead.
+        answers: of an encoder-decoder, the only ones it may give; the first step at which they differ decides.
         progress: called after each batch with the number of prompts it answered.
     """
     longest_first = sorted(range(len(prompts)), key=lambda i: -prompts[i].characters)
-    answers = [""] * len(prompts)
+    found = [""] * len(prompts)
     with _evaluating(model):
         for start in range(0, len(prompts), batch_size):
             chosen = longest_first[start : start + batch_size]
             inputs = _encode(model, processor, [prompts[i] for i in chosen])
             if beams == 1:  # a search repeats its inputs, but no cache it is given
                 inputs = read_once(model, inputs, [prompts[i].images for i in chosen])
-            ids = model.generate(**inputs, **_greedy(model, processor, max_new_tokens, beams))
+            how = _greedy(model, processor, max_new_tokens, beams)
+            ids = model.generate(**inputs, **(how | _only(processor, answers) if answers else how))
             new = ids[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
             texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
-                answers[i] = text.strip()
+                found[i] = text.strip()
             if progress:
                 progress(len(chosen))
-    return answers
+    return found
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,21 @@ def stream(
         finally:
             closed.set()
             thread.join()
+
+
+def _only(processor: Any, answers: Sequence[str]) -> dict[str, Any]:
+    """Generation arguments by which one of the answers comes out, written as training targets are."""
+    targets = processor.tokenizer(text_target=list(answers))["input_ids"]
+    allowed: dict[tuple[int, ...], set[int]] = {}
+    for ids in targets:
+        for place, token in enumerate(ids):
+            allowed.setdefault(tuple(ids[:place]), set()).add(token)
+    padding = {processor.tokenizer.pad_token_id}  # of a row that is complete
+    return {
+        "prefix_allowed_tokens_fn": lambda _, ids: sorted(allowed.get(tuple(ids[1:].tolist()), padding)),
+        "max_new_tokens": max(map(len, targets)),
+        "num_beams": 1,
+    }
 
 
 class _Tokens(BaseStreamer):

@@ -42,9 +42,11 @@ class Seq2SeqCollator:
                 root = row.get("root", self.root)
                 clip: Any = row["meta"].get("features")
                 clip = None if clip is None else open_features(clip, root)
-                if self.features is not None and row["images"]:
-                    clip = torch.stack([self.features(name, root) for name in row["images"]])
-                images.append([open_image(name, root) for name in row["images"]] if self.features is None else [])
+                if self.features is not None and row["images"] and clip is None:
+                    clip, pictures = torch.stack([self.features(name, root) for name in row["images"]]), []
+                else:
+                    pictures = [open_image(name, root) for name in row["images"]]
+                images.append(pictures)
                 clips.append(clip)
                 answers.append(answer_text(row))
             except MmdoraError as error:

@@ -49,6 +49,7 @@ class Asking:
     def __init__(self, processor: Any, task: Task, root: Path):
         self.task, self.root = task, root
         self.vlbart = processor if isinstance(processor, VLBartProcessor) else None
+        self.answers = task.answers if self.vlbart else ()
 
     def messages(self, record: Record) -> Messages:
         """The conversation, its last question worded for the task."""

@@ -144,7 +144,13 @@ def _answer(
         ) as bar:
             for number, prompts in asking.prompts(records, batches, mine):
                 new[number] = generate(
-                    model, processor, prompts, max_new_tokens=max_new_tokens, batch_size=len(prompts), beams=beams
+                    model,
+                    processor,
+                    prompts,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=len(prompts),
+                    beams=beams,
+                    answers=asking.answers,
                 )
                 journal.add(number, new[number])
                 bar.update(len(prompts))

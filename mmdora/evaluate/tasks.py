@@ -37,7 +37,8 @@ class Task:
         dataset: module of `mmdora.data_prep` whose `write_results` writes the official result file.
         file: name of that file.
         splits: of a prepared folder, the first that is there; `a+b` are evaluated together.
-        prefix: VL-BART's name of the task; it is then asked by that prefix.
+        prefix: VL-BART's name of the task; it is then asked by that prompt.
+        answers: the only ones VL-BART may give; it reads them off its first step.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Task:
     file: str = "results.json"
     splits: tuple[str, ...] = ("test",)
     prefix: str | None = None
+    answers: tuple[str, ...] = ()
 
 
 def _plain(record: Record, question: str) -> str:
@@ -94,7 +96,7 @@ _TASKS = (
     Task("mmbench-plain", "mmbench-plain", "MMBench, each question once", _then(LETTER), 1024, "mmbench",
          "results.xlsx", ("dev", "test")),
     Task("nlvr2", "nlvr2", "NLVR2, two images", _then(TRUE_OR_FALSE, SHORT), 128, "nlvr2", "results.csv",
-         ("test", "dev"), "nlvr"),
+         ("test", "dev"), "nlvr", ("true", "false")),
     Task("coco-captions", "caption", "COCO captions", _plain, 128, "coco_captions", splits=("test", "val"),
          prefix="caption"),
     Task("tvqa", "choice", "TVQA", _then(LETTER), 128, "tvqa", splits=("test", "val"), prefix="tvqa"),
@@ -113,7 +115,8 @@ _TASKS = (
     Task("scenes-count", "exact", "drawn scenes: how many", _plain, 32, prefix="vqa"),
     Task("scenes-relation", "exact", "drawn scenes: where things stand", _plain, 32, prefix="vqa"),
     Task("scenes-pope", "pope", "drawn scenes: is it there, in POPE's form", _plain, 32, prefix="vqa"),
-    Task("scenes-nlvr2", "nlvr2", "drawn scenes: a statement on two pictures, as in NLVR2", _plain, 32, prefix="nlvr"),
+    Task("scenes-nlvr2", "nlvr2", "drawn scenes: a statement on two pictures, as in NLVR2", _plain, 32, prefix="nlvr",
+         answers=("true", "false")),
     Task("scenes-ocr", "exact", "drawn words, to be read", _plain, 32, prefix="vqa"),
     Task("scenes-clips", "exact", "clips of moving shapes", _plain, 32),
     Task("scenes-clip-features", "exact", "the same clips as features, for VL-BART", _plain, 32, prefix="tvqa"),

@@ -22,7 +22,8 @@ def by_hand(model: Any, processor: Any, **inputs: Any) -> str:
     return processor.tokenizer.decode(ids[0, 1:], skip_special_tokens=True).strip()
 
 
-def test_two_images_and_the_prefix_of_the_task(tmp_path):
+def test_two_images_and_the_first_step_of_nlvr2(tmp_path):
+    """VL-T5's reading: the two answers' logits after what a target begins with, `</s> <s>`."""
     model, processor = small_vlbart("vit")
     pictures = [picture(i) for i in range(4)]
     for number, image in enumerate(pictures):
@@ -32,10 +33,14 @@ def test_two_images_and_the_prefix_of_the_task(tmp_path):
     rows = [asked(f"a-{i}-0-0", names[i], texts[i], "true", identifier=f"a-{i}-0-0") for i in range(3)]
     options: dict[str, Any] = {"batch_size": 2, "beams": BEAMS, "max_new_tokens": TOKENS}
     found = evaluate(model, processor, rows, tmp_path, task="nlvr2", **options)
+    start, yes, no = processor.tokenizer("tf")["input_ids"][:3]  # one token a letter
     for i, row in enumerate(found.rows):
         images = [pictures[int(name[0])] for name in names[i]]
-        assert row["prediction"] == by_hand(model, processor, text=f"nlvr: {texts[i]}", images=[images])
-    assert len({row["prediction"] for row in found.rows}) > 1, "all alike, so nothing was tested"
+        encoded = processor(text=f"nlvr: {texts[i]}", images=[images])
+        with torch.no_grad():
+            logits = model(**encoded, decoder_input_ids=torch.tensor([[2, start]])).logits[0, -1]
+        assert row["prediction"] == ("true" if logits[yes] > logits[no] else "false")
+        assert row["prediction"] in ("true", "false")
 
 
 def test_clips_as_features(tmp_path):
@@ -49,7 +54,7 @@ def test_clips_as_features(tmp_path):
     options: dict[str, Any] = {"batch_size": 3, "beams": BEAMS, "max_new_tokens": TOKENS}
     found = evaluate(model, processor, rows, tmp_path, task=TASKS["scenes-clip-features"], **options)
     for row, clip in zip(found.rows, clips, strict=True):
-        assert row["prediction"] == by_hand(model, processor, text="what?", features=clip)
+        assert row["prediction"] == by_hand(model, processor, text="what? tvqa: ", features=clip)
     assert len({row["prediction"] for row in found.rows}) > 1, "all alike, so nothing was tested"
     np.savez(tmp_path / "bad.npz", a=clips[0], b=clips[1])
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
