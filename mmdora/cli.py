@@ -42,7 +42,8 @@ app = App(
 @app.command(sort_key=1)
 def quickstart(
     *overrides: Overrides,
-    out: Path = Path("runs/quickstart"),
+    family: Literal["llava", "vl-bart"] = "llava",
+    out: Path | None = None,
     limit: int | None = None,
     demo: bool = True,
     port: int = 7860,
@@ -53,16 +54,21 @@ def quickstart(
     three on the whole test split, exports both as merged checkpoints, writes a report and opens a
     page where the three answer side by side. What is complete is reused; Ctrl-C is safe.
 
+    With `--family vl-bart` it is tiny-vlbart, on three tasks at once: easy-VQA, captions of drawn scenes,
+    and statements on two pictures.
+
     Config overrides, as in `mmdora train`, apply to both runs: `--training.steps 50`.
 
     Example: `mmdora quickstart --no-demo`
 
     Parameters
     ----------
+    family
+        Which base is adapted, and to what.
     out
-        Folder for data, runs, checkpoints and report.html.
+        Folder for data, runs, checkpoints and report.html; default runs/quickstart, or runs/quickstart-vl-bart.
     limit
-        Evaluate on the first N test questions only (a rehearsal; the report says so).
+        Evaluate on the first N test questions of each task only (a rehearsal; the report says so).
     demo
         Open the page at the end.
     port
@@ -70,7 +76,7 @@ def quickstart(
     """
     from mmdora.quickstart import quickstart as run
 
-    run(out, overrides=overrides, limit=limit, port=port if demo else None)
+    run(out, family=family, overrides=overrides, limit=limit, port=port if demo else None)
 
 
 @app.command(sort_key=2)

@@ -98,11 +98,42 @@ class Adapt:
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
+class Compose:
+    """A LLaVA made of a tower and a language model; its projector is new."""
+
+    vision: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="open_clip:NAME/TAG, open_clip:NAME/FILE (NAME with -quickgelu for OpenAI's weights in a file),"
+            " or a CLIP's or SigLIP's hub id or folder",
+        ),
+    ]
+    language: Annotated[str, Field(min_length=1, description="hub id or folder of a causal language model")]
+    template: Annotated[
+        Literal["own", "llava_v1"] | None,
+        Field(description="of chats: the language model's or LLaVA's; default: its own if it has one"),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True, config=_strict)
 class Model:
     """The base that is adapted."""
 
     base: Annotated[str, Field(description="bundled name, hub id or folder")] = "tiny-llava"
+    compose: Annotated[
+        Compose | None,
+        Field(description="instead of base: a LLaVA of vision and language, written to training.output/base"),
+    ] = None
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], Field(description="of the frozen weights")] = "fp32"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_base(cls, values: Any) -> Any:
+        kwargs = getattr(values, "kwargs", values)
+        if isinstance(kwargs, dict) and kwargs.get("compose") is not None and kwargs.setdefault("base", ""):
+            raise ValueError("base and compose are two ways to name the base; leave one out")
+        return values
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -221,6 +252,15 @@ class Data:
         return self
 
     @property
+    def sources(self) -> dict[str, TaskData]:
+        """Where the records are, by task; one without a name where there are no tasks, none without records."""
+        if self.tasks is not None:
+            return dict(self.tasks)
+        if self.train is None:
+            return {}
+        return {"": TaskData(train=self.train, eval=self.eval, images=self.images, eval_task=self.eval_task)}
+
+    @property
     def evaluates(self) -> bool:
         """Whether there are held-out records."""
         return any(source.eval for source in self.tasks.values()) if self.tasks else self.eval is not None
@@ -310,6 +350,11 @@ class RunConfig:
             raise ValueError("training.find_batch_size reads rows again, which data.stream cannot; leave one out")
         return self
 
+    @property
+    def base(self) -> str:
+        """The name of the base: a composed one lies in the run folder."""
+        return self.model.base if self.model.compose is None else str(self.training.output / "base")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML or JSON."""
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
@@ -367,10 +412,11 @@ def _override(tree: dict[str, Any], tokens: list[str]) -> set[str]:
 
 
 def _first_problem(kind: type, error: ValidationError, where: Callable[[str], str]) -> str:
-    problem = error.errors(include_url=False)[0]
+    found, unknown = error.errors(include_url=False), ("unexpected_keyword_argument", "extra_forbidden")
+    problem = next((one for one in found if one["type"] in unknown), found[0])  # a misspelt key is missing too
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
-    if problem["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+    if problem["type"] in unknown:
         if location[-1] == "trust_remote_code":
             return f"{where(key)}: {key}: code of a checkpoint is not run on a file's word; add --trust-remote-code"
         known = _fields_at(kind, location[:-1])

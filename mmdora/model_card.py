@@ -93,7 +93,7 @@ def _training(config: RunConfig) -> str:
     for key in unused:
         settings["adapt"][key] = {"method": "none"}
     text = yaml.safe_dump(settings, sort_keys=False)
-    data = f"`{config.data.train}`" if config.data.train else "not stated"
+    data = ", ".join(f"`{source.train}`" for source in config.data.sources.values()) or "not stated"
     return f"## Training\n\nData: {data}.\n\n```yaml\n{text}```"
 
 

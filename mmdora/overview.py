@@ -17,7 +17,6 @@ from rich.tree import Tree
 from torch import nn
 
 from mmdora.config import MODALITIES, RunConfig
-from mmdora.data.collate import Collator
 from mmdora.data.fit import fit
 from mmdora.data.prompt import IGNORE
 from mmdora.data.records import read_records
@@ -28,6 +27,7 @@ from mmdora.injectors import Plan, make_plan
 from mmdora.modality import Parts, find_parts
 from mmdora.models.load import load_processor, skeleton
 from mmdora.train.memory import Estimate, estimate, typical_batch
+from mmdora.train.run import collator_of
 
 SHOWN_ROWS = 3
 
@@ -159,30 +159,54 @@ def _mib(size: int) -> str:
 def show_batch(config: RunConfig, console: Console | None = None, *, trust_remote_code: bool = False) -> None:
     """Print the plan and the first batch, decoded, with the tokens that get loss marked; nothing is trained."""
     console = console or Console()
-    if config.data.train is None:
+    data = config.data
+    if not data.sources:
         raise MmdoraError("data.train: give the file of records to train on")
-    data, place = config.data, (config.data.train, config.data.images)
-    records = Shards(*place) if data.stream else read_records(*place, max_turns=data.max_turns)
-    plan = make_plan(skeleton(config.model.base, trust_remote_code=trust_remote_code), config.adapt)
+    if config.model.compose is not None:
+        from mmdora.models.compose import compose_into  # imports what only a composed base needs
+
+        compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
+    model = skeleton(config.base, trust_remote_code=trust_remote_code)
+    plan = make_plan(model, config.adapt)
     processor = load_processor(
-        config.model.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens
+        config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens
     )
-    if isinstance(records, Shards):
-        admitted = partial(admit, processor=processor, root=records.root, data=data, apart=())
-        found, whole = filter(None, map(admitted, rows_of(records.files, data.max_turns))), "a stream's"
-    else:
-        rows = fit(records, processor, data.max_length, data.too_long)
-        found, whole = (rows[i] for i in range(len(rows))), f"{len(rows):,}"
-    chosen = list(islice(found, config.training.batch_size))
-    batch = Collator(processor, records.root)(chosen)
     console.print(f"{plan}\n", markup=False, highlight=False)
+    for task, source in data.sources.items():
+        if data.stream:
+            shards = Shards(source.train, source.images)
+            admitted = partial(admit, processor=processor, root=shards.root, data=data, apart=())
+            found, whole = filter(None, map(admitted, rows_of(shards.files, data.max_turns))), "a stream's"
+            root = Path(shards.root)
+        else:
+            records = read_records(source.train, source.images, max_turns=data.max_turns)
+            rows, root = fit(records, processor, data.max_length, data.too_long), records.root
+            found, whole = (rows[i] | {"task": task or None} for i in range(len(rows))), f"{len(rows):,}"
+        chosen = list(islice(found, config.training.batch_size))
+        console.print(f"{task}: " if task else "", end="")
+        _show(chosen, whole, collator_of(model, processor, root)(chosen), processor, console)
+    console.print(f"nothing was trained; run folder would be {Path(config.training.output)}")
+
+
+def _show(
+    chosen: list[dict[str, Any]], whole: str, batch: dict[str, torch.Tensor], processor: Any, console: Console
+) -> None:
+    apart = batch["labels"].shape != batch["input_ids"].shape or not getattr(processor, "pads_left", True)
     counted, scored = int(batch["attention_mask"].sum()), int((batch["labels"] != IGNORE).sum())
+    counted += scored if apart else 0
     shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items())
     console.print(f"first {len(chosen)} of {whole} rows: {shapes}", markup=False, highlight=False)
     console.print(f"{scored:,} of {counted:,} tokens get loss, marked ⟦so⟧\n", markup=False, highlight=False)
     for index, row in enumerate(chosen[:SHOWN_ROWS]):
-        console.print(Text.assemble((f"{row['id']}: ", "dim"), *_spans(processor, batch, index)), "")
-    console.print(f"nothing was trained; run folder would be {Path(config.training.output)}")
+        spans = _question_and_answer(processor, batch, index) if apart else _spans(processor, batch, index)
+        console.print(Text.assemble((f"{row['id']}: ", "dim"), *spans), "")
+
+
+def _question_and_answer(processor: Any, batch: dict[str, torch.Tensor], row: int) -> Iterator[tuple[str, str]]:
+    """(text, style) of what an encoder reads and its decoder learns."""
+    labels = batch["labels"][row]
+    yield processor.tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row] == 1]), ""
+    yield f" ⟦{processor.tokenizer.decode(labels[labels != IGNORE])}⟧", "bold green"
 
 
 def _spans(processor: Any, batch: dict[str, torch.Tensor], row: int) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.config import RunConfig
+from mmdora.data.features import open_features
 from mmdora.data.images import open_image
 from mmdora.data.prompt import encode, render
 from mmdora.data.records import read_records
@@ -168,20 +169,37 @@ def prompts(
     config: RunConfig | None, rows: Sequence[Mapping[str, Any]] | None, images_root: Path | str | None
 ) -> tuple[list[Prompt], str]:
     """Conversations with their images, and where they come from."""
-    data = config.data if config else None
-    path = data and next(
-        (path for path in (data.eval, None if data.stream else data.train) if path and path.is_file()), None
-    )
     if rows is not None:
-        root, origin = Path(images_root or "."), "given rows"
-    elif data and path:
-        records = read_records(path, data.images)
-        rows, root, origin = [records[i] for i in range(min(ROWS, len(records)))], records.root, f"of {path}"
-    else:
+        if not rows:
+            raise MmdoraError("rows: no records to compare on; give at least one")
+        return _prompts(rows, Path(images_root or ".")), "given rows"
+    files = list(_files(config))
+    if not files:
         return [_drawn(i) for i in range(ROWS)], "drawn pictures"
-    if not rows:
-        raise MmdoraError("rows: no records to compare on; give at least one")
-    return [Prompt(row["messages"], [open_image(name, root) for name in row["images"]]) for row in rows], origin
+    found, share = [], -(-ROWS // len(files))  # of each task
+    for path, images in files:
+        records = read_records(path, images)
+        found += _prompts([records[i] for i in range(min(share, len(records)))], records.root)
+    return found, f"of {', '.join(str(path) for path, _ in files)}"
+
+
+def _files(config: RunConfig | None) -> Iterator[tuple[Path, Path | None]]:
+    """Records of each task that are there, held out ones rather than trained ones, and the root of their images."""
+    if config is None:
+        return
+    for source in config.data.sources.values():
+        choice = (source.eval, None if config.data.stream else source.train)
+        if path := next((path for path in choice if path and path.is_file()), None):
+            yield path, source.images
+
+
+def _prompts(rows: Sequence[Mapping[str, Any]], root: Path) -> list[Prompt]:
+    prompts = []
+    for row in rows:
+        clip = row.get("meta", {}).get("features")
+        images = [open_image(name, root) for name in row["images"]]
+        prompts.append(Prompt(row["messages"], images, None if clip is None else open_features(clip, root)))
+    return prompts
 
 
 def _drawn(number: int) -> Prompt:
@@ -199,12 +217,15 @@ def _outputs(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -> 
     for prompt in asked:
         asks = prompt.messages[-1]["role"] != "assistant"
         rendered = render(processor, prompt.messages, generation_prompt=asks)
-        inputs = encode(processor, [rendered], [prompt.images], left=False).to(model.device)
+        if prompt.features is None:
+            inputs = encode(processor, [rendered], [prompt.images], left=False).to(model.device)
+        else:
+            inputs = processor(text=[rendered], features=[prompt.features]).to(model.device)
         found = inputs["input_ids"][0]
         seen = found != getattr(processor, "image_token_id", -1)
         logits.append(model(**inputs, use_cache=False).logits[0, seen].float().cpu())
         ids.append(found.cpu())
-    questions = [Prompt(_question(prompt), prompt.images) for prompt in asked]
+    questions = [Prompt(_question(prompt), prompt.images, prompt.features) for prompt in asked]
     texts = generate(model, processor, questions, max_new_tokens=16, batch_size=1) if text else None
     return _Outputs(logits, ids, texts)
 

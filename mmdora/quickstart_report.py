@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.evaluate.significance import compare, mcnemar
+from mmdora.evaluate.tasks import TASKS
 from mmdora.report import Example
 
 BASELINE = "question only"
@@ -43,8 +44,24 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -
         f"Goal of {GOAL:.0%} over all and {GOAL_BY_TYPE:.0%} for each answer type: {', '.join(reached)}.",
         f"Only LoRA is right on {pair.only_first:,} questions, only DoRA on {pair.only_second:,} (McNemar p = "
         f"{pair.p:.2g}; the interval resamples pictures).",
-        "One seed and one setting: another seed may turn a small difference round.",
     ]
+
+
+def task_verdict(heading: str, task: str, scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -> str:
+    """What the two methods gained over the base on a task without a goal of its own, in a line."""
+    scorer, parts = TASKS[task].scorer, []
+    for name in ("LoRA", "DoRA"):
+        found = compare(scorer, predictions["base"], predictions[name])
+        low, high = found.interval
+        gain = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        parts.append(f"{name} {100 * scores[name]['overall']['score']:.1f}, over the base {gain}")
+    both = compare(scorer, predictions["LoRA"], predictions["DoRA"])
+    low, high = both.interval
+    metric = scores["base"]["metric"]
+    return (
+        f"{heading[0].upper()}{heading[1:]}, {metric} × 100: base {100 * scores['base']['overall']['score']:.1f}; "
+        f"{'; '.join(parts)}; DoRA minus LoRA {100 * both.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})."
+    )
 
 
 def _right(row: Mapping[str, Any]) -> bool:
@@ -57,8 +74,15 @@ def _reaches(score: Mapping[str, Any]) -> bool:
     )
 
 
-def galleries(predictions: Predictions, pictures: Sequence[str], root: Path) -> dict[str, list[Example]]:
-    """Questions drawn at random, and questions that an adapted model gets wrong (those they differ on first)."""
+def galleries(
+    predictions: Predictions, pictures: Sequence[Sequence[str]], root: Path, *, graded: bool = True
+) -> dict[str, list[Example]]:
+    """Questions drawn at random, and questions that an adapted model gets wrong (those they differ on first).
+
+    Args:
+        pictures: of each question, below `root`.
+        graded: whether an answer is right or wrong; captions are neither, and then there is no second part.
+    """
     order = list(range(len(pictures)))
     random.Random(0).shuffle(order)
 
@@ -67,14 +91,16 @@ def galleries(predictions: Predictions, pictures: Sequence[str], root: Path) -> 
 
     def example(i: int) -> Example:
         row = predictions["base"][i]
-        answers = {name: (rows[i]["prediction"], _right(rows[i])) for name, rows in predictions.items()}
-        return Example((root / pictures[i]).read_bytes(), row["question"], row["answer"], answers)
+        answers = {
+            name: (rows[i]["prediction"], _right(rows[i]) if graded else None) for name, rows in predictions.items()
+        }
+        return Example([(root / name).read_bytes() for name in pictures[i]], row["question"], row["answer"], answers)
 
-    missed = sorted((i for i in order[PICTURES:] if any(wrong(i))), key=lambda i: all(wrong(i)))
-    return {
-        "Drawn at random": [example(i) for i in order[:PICTURES]],
-        "Where LoRA or DoRA is wrong (chosen, not typical)": [example(i) for i in missed[:PICTURES]],
-    }
+    found = {"drawn at random": [example(i) for i in order[:PICTURES]]}
+    if graded:
+        missed = sorted((i for i in order[PICTURES:] if any(wrong(i))), key=lambda i: all(wrong(i)))
+        found["where LoRA or DoRA is wrong (chosen, not typical)"] = [example(i) for i in missed[:PICTURES]]
+    return found
 
 
 def curve(run: Path) -> list[tuple[int, float]]:

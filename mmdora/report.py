@@ -20,12 +20,16 @@ INK, GRID = "#0a0a0a", "#0b0b0b"
 
 @dataclass(frozen=True)
 class Example:
-    """A picture, a question about it, and what each model said: name -> (text, right or wrong)."""
+    """Pictures, a question about them, and what each model said: name -> (text, right, wrong or neither)."""
 
-    image: bytes  # PNG
+    images: Sequence[bytes]  # PNG
     question: str
     answer: str
-    answers: Mapping[str, tuple[str, bool]]
+    answers: Mapping[str, tuple[str, bool | None]]
+
+    @property
+    def graded(self) -> bool:
+        return all(right is not None for _, right in self.answers.values())
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Report:
     title: str
     lead: str
     verdict: Sequence[str]
-    rows: Sequence[Row]
+    tables: Mapping[str, Sequence[Row]]  # heading -> scores of the models
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)  # name -> (step, loss)
     galleries: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # heading -> examples
     parity: Mapping[str, str] = field(default_factory=dict)  # export -> what was measured
@@ -63,15 +67,21 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["percent"] = lambda share: "–" if share is None else f"{share:.1%}"
+    environment.filters["hundredfold"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
     environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
     trained = list(report.curves)
     return environment.get_template(TEMPLATE).render(
         report=report,
-        kinds=kinds(report.rows),
+        kinds=kinds,
+        scale=_scale,
         curves=draw_curves(report.curves) if report.curves else "",
         colour=lambda name: (trained.index(name) + 1) % len(SERIES) if name in trained else 0,
     )
+
+
+def _scale(rows: Sequence[Row]) -> float:
+    """What a full bar stands for: 1, or the best number where that is more (CIDEr has no end)."""
+    return max(1.0, *(row.accuracy(kind) or 0.0 for row in rows for kind in [None, *kinds(rows)]))
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:

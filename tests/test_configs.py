@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from shrunken import shrunken, shrunken_llava
+from shrunken_vlbart import small_vlbart
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from mmdora.config import load_config
+from mmdora.evaluate.tasks import TASKS
 from mmdora.injectors import inject, make_plan, trainable_parameters
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +42,8 @@ def shrunken_of(base: str) -> Any:
     """The architecture of a base (bundled, made by another recipe, or of the hub), a few layers small."""
     if base == "Qwen/Qwen2.5-VL-7B-Instruct":
         return shrunken("qwen2_5_vl")
+    if base == "tiny-vlbart" or "vlbart" in base:
+        return small_vlbart(None if base.endswith("video") else "resnet")[0]
     if base in ("tiny-llava", "llava-hf/llava-1.5-7b-hf") or base.startswith("runs/"):
         return shrunken_llava(vision_feature_layer=-2 if base.startswith("llava-hf/") else -1)
     pytest.fail(f"no shrunken model for base {base}; add one here")
@@ -58,12 +62,14 @@ def test_loads_with_a_runnable_header_and_plans(path):
     words = shlex.split(commands[0])
     assert words[:3] == ["mmdora", "train", name]
     config = load_config(path, words[3:])
-    for given in (config.data.train, config.data.eval, config.data.images, config.training.output):
+    sources = config.data.sources.values()
+    for given in (*(path for s in sources for path in (s.train, s.eval, s.images)), config.training.output):
         assert given is None or not given.is_absolute()
-    plan = make_plan(shrunken_of(config.model.base), config.adapt)
+    assert all(source.eval_task in TASKS for source in sources)
+    plan = make_plan(shrunken_of(config.base), config.adapt)
     for row in plan.by_modality():
         section = getattr(config.adapt, row.modality)
-        assert row.method == section.method
+        assert row.method.partition("+")[0] == section.method  # and how many tensors train beside
         assert (row.trainable > 0) == (section.method != "none")
         if section.method in ("lora", "dora") and section.rank:
             assert {e.rank for e in plan.entries if e.modality == row.modality} == {section.rank}
@@ -103,6 +109,18 @@ def test_the_papers_start_is_all_that_differs_from_a_tuned_llava(method):
         tree["model"].pop("base", None)
         del tree["training"]["output"]
     assert paper == tuned
+
+
+def test_a_llava_of_ones_own_has_llavas_two_stages():
+    one, two = (load_config(ROOT / f"configs/compose_llava{stage}.yaml") for stage in ("", "_2"))
+    assert one.model.compose is not None and one.base == "runs/compose-llava-1/base"
+    assert two.base == "runs/compose-llava-1/merged"
+    assert [one.adapt.vision.method, one.adapt.projector.method, one.adapt.language.method] == ["none", "full", "none"]
+    training = one.training
+    assert (training.batch_size * training.accumulation, training.lr, training.epochs) == (256, 1e-3, 1)
+    tuned = load_config(ROOT / "configs/llava_1.5_7b_dora.yaml")
+    assert {**vars(two.training), "output": ""} == {**vars(tuned.training), "output": ""}
+    assert (two.adapt.projector, two.adapt.language.rank) == (tuned.adapt.projector, 128)
 
 
 def test_qwen_adapts_language_and_merger_but_not_the_tower():

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from mmdora.errors import MmdoraError
-from mmdora.quickstart import METHODS, quickstart
+from mmdora.quickstart import quickstart
+from mmdora.quickstart_families import METHODS
 from mmdora.quickstart_report import BASELINE, verdict
 from mmdora.steps import Steps, duration
 
@@ -28,7 +29,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_leaves_runs_scores_exports_and_a_report(out: Path) -> None:
-    for name, folder in METHODS.items():
+    for name in METHODS:
+        folder = name.lower()
         assert (out / folder / "adapter" / "adapter_model.safetensors").is_file()
         assert (out / "export" / folder / "model.safetensors").is_file()
         assert len((out / "eval" / name / "predictions.jsonl").read_text().splitlines()) == 16

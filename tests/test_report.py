@@ -22,7 +22,7 @@ def _scores(overall: float, yes_no: float, other: float | None) -> dict:
         }
 
     by_type = {"yes/no": part(yes_no, 7136)} | ({} if other is None else {"other": part(other, 2537)})
-    return {"overall": part(overall, 9673), "by_type": by_type}
+    return {"metric": "accuracy", "overall": part(overall, 9673), "by_type": by_type}
 
 
 def _png(colour: str) -> bytes:
@@ -38,14 +38,17 @@ def report() -> Report:
         title="tiny-llava on easy-VQA",
         lead="A & B",
         verdict=["DoRA and LoRA cannot be told apart here.", "One seed."],
-        rows=[
-            Row("question only", _scores(0.67, 0.825, 0.233), "majority answer per question"),
-            Row("base", _scores(0.61, 0.70, None)),
-            Row("LoRA", _scores(0.962, 0.97, 0.94)),
-            Row("DoRA", _scores(0.964, 0.971, 0.945)),
-        ],
+        tables={
+            "easy-VQA": [
+                Row("question only", _scores(0.67, 0.825, 0.233), "majority answer per question"),
+                Row("base", _scores(0.61, 0.70, None)),
+                Row("LoRA", _scores(0.962, 0.97, 0.94)),
+                Row("DoRA", _scores(0.964, 0.971, 0.945)),
+            ],
+            "captions": [Row("DoRA", {**_scores(2.5, 2.4, None), "metric": "CIDEr"})],
+        },
         curves={"LoRA": [(1, 2.0), (10, 0.5), (20, 0.1)], "DoRA": [(1, 2.0), (10, 0.45), (20, 0.09)]},
-        galleries={"Drawn at random": [Example(_png("teal"), "what color is it?", "teal", answers)], "Empty": []},
+        galleries={"Drawn at random": [Example([_png("teal")], "what color is it?", "teal", answers)], "Empty": []},
         parity={"LoRA": "max-rel 3e-7"},
         plans={"LoRA": "vision  lora"},
         timing=[("training", "4 min 2 s")],
@@ -106,3 +109,16 @@ def test_curves_take_the_colours_of_the_page(report: Report) -> None:
 def test_write_leaves_no_partial_file(report: Report, tmp_path) -> None:
     write_report(report, tmp_path / "report.html")
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_numbers_over_one_fill_no_more_than_their_bar(report: Report) -> None:
+    page = render(report)
+    assert "captions: CIDEr × 100" in page and "<td>250.0<span" in page
+    assert max(float(width) for width in re.findall(r'<i style="width: ([\d.]+)%', page)) == 100
+
+
+def test_captions_are_neither_right_nor_wrong() -> None:
+    example = Example([_png("red"), _png("teal")], "a caption?", "a red one", {"base": ("a thing", None)})
+    page = render(Report(title="t", lead="", verdict=[], tables={}, galleries={"Captions": [example]}))
+    assert "a reference: a red one" in page and 'class="right"' not in page and 'class="wrong"' not in page
+    assert page.count("<img") == 2

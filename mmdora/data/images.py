@@ -60,9 +60,18 @@ class PackedImage(str):
 
 def open_image(name: str, root: Path) -> Image.Image:
     """Open `name`, a file below `root` or a packed one; see `decode` for what is done to the pixels."""
+    return decode(*image_bytes(name, root))
+
+
+def image_bytes(name: str, root: Path) -> tuple[bytes, str]:
+    """The content of `name`, a file below `root` or a packed one, and how errors call it.
+
+    Raises:
+        MmdoraError: as `locate`, or over 64 MiB.
+    """
     file, where = _file(name, root)
     with file:
-        return decode(file.read(), where)
+        return file.read(), where
 
 
 def image_size(name: str, root: Path) -> tuple[int, int]:

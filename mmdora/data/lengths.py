@@ -73,8 +73,10 @@ def count_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarra
     special = needs_start_token(processor, texts)
     ids = processor.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
     counts = np.array([len(row) for row in ids["input_ids"]], dtype=np.int32)
-    images = np.array([len(record["images"]) for record in records], dtype=np.int32)
-    return counts + count_image_tokens(processor, records, root) - images  # each stands there as one placeholder
+    counts += count_image_tokens(processor, records, root)
+    if getattr(processor, "image_token", None) is None:  # its images have no place in the text
+        return counts
+    return counts - np.array([len(record["images"]) for record in records], dtype=np.int32)  # one placeholder each
 
 
 def count_image_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarray:

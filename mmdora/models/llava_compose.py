@@ -17,42 +17,20 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import AddedToken
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionModel,
-    GenerationConfig,
-    LlavaConfig,
     LlavaForConditionalGeneration,
-    LlavaImageProcessorPil,
     LlavaProcessor,
 )
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mmdora.errors import MmdoraError
+from mmdora.models.compose import LLAVA_V1, assemble
+from mmdora.models.compose_tower import Tower
 from mmdora.models.torch_files import read_state
-
-IMAGE = "<image>"
-SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-# Images come first in their message. LLaVA tokenises what follows an image on its own, and a SentencePiece
-# tokenizer then sets its word mark before the line break: the blank after <image> gives the same two tokens.
-TEMPLATE = (
-    "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'][0]['text'] }}{% else %}" + SYSTEM + "{% endif %}"
-    "{{ ' ' }}{% for message in messages %}"
-    "{% if message['role'] == 'user' %}USER: "
-    "{% for part in message['content'] %}{% if part['type'] == 'image' %}" + IMAGE + " \n{% endif %}{% endfor %}"
-    "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join('\n') }}"
-    "{% elif message['role'] == 'assistant' %} ASSISTANT:{% generation %}"
-    " {{ message['content'] | map(attribute='text') | join('\n') }}{{ eos_token }}{% endgeneration %}"
-    "{% endif %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
-)
-VOCABULARY_STEP = 64  # the rows of the embedding are a multiple of it
-LAYER = -2  # of the tower, whose patches the projector reads
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
 """LLaVA's two-layer projector is an nn.Sequential with a GELU between."""
@@ -81,38 +59,8 @@ def compose(
             )
     if tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
         raise MmdoraError("the tokenizer sets no start token before a text, which LLaVA's prompts begin with")
-    tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token  # as LLaVA pads
-    _widen(language, len(tokenizer))
-    config = LlavaConfig(
-        vision_config=vision.to_dict(),
-        text_config=language.config.to_dict(),
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(side // patch) ** 2,
-        vision_feature_layer=LAYER,
-        vision_feature_select_strategy="default",
-        projector_hidden_act="gelu",
-        tie_word_embeddings=language.config.tie_word_embeddings,
-    )
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    model.model.vision_tower = tower.to(language.dtype)
-    model.model.language_model, model.lm_head = language.model, language.lm_head
-    own = {name: tensor.to(language.dtype).clone() for name, tensor in projector.items()}
-    model.model.multi_modal_projector.load_state_dict(own, assign=True)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
-    return model.eval(), processor_of(tokenizer, side, patch)
-
-
-def processor_of(tokenizer: Any, side: int, patch: int) -> LlavaProcessor:
-    """Pictures padded to a square with CLIP's mean colour, then `side` pixels wide, by Pillow as LLaVA's are."""
-    pictures = LlavaImageProcessorPil(
-        do_pad=True, size={"shortest_edge": side}, crop_size={"height": side, "width": side}
-    )
-    options = {"patch_size": patch, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-    return LlavaProcessor(pictures, tokenizer, chat_template=TEMPLATE, **options)
+    clip = Tower(tower, side, patch, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    return assemble(language, tokenizer, clip, LLAVA_V1, projector)
 
 
 def read_projector(file: Path) -> dict[str, Tensor]:
@@ -131,19 +79,6 @@ def read_projector(file: Path) -> dict[str, Tensor]:
     if missing := [name for name in missing if name not in found]:
         raise MmdoraError(f"{file}: lacks {', '.join(missing)} of a two-layer projector")
     return found
-
-
-def _widen(language: Any, tokens: int) -> None:
-    """Rows for the new tokens: the mean of the others, whose logit is the mean and so never the largest."""
-    known = language.config.vocab_size
-    if tokens <= known:
-        return
-    language.resize_token_embeddings(tokens, pad_to_multiple_of=VOCABULARY_STEP, mean_resizing=False)
-    tables: list[nn.Module] = [language.get_input_embeddings(), language.get_output_embeddings()]
-    with torch.no_grad():
-        for table in tables:
-            weight: Any = table.weight
-            weight[known:] = weight[:known].float().mean(0).to(weight.dtype)
 
 
 def main() -> None:

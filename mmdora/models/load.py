@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.adapters import CONFIG, OURS, WEIGHTS, load_adapter, refuse_pickle
-from mmdora.config import ImageTokens, validate
+from mmdora.config import Compose, ImageTokens, validate
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, read_json
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
@@ -57,7 +57,7 @@ def base_of(adapter: Path) -> str:
 
 
 def load(
-    name: str | Path,
+    name: str | Path | Compose | Mapping[str, Any],
     *,
     dtype: str = "fp32",
     device: str | torch.device | None = None,
@@ -67,7 +67,8 @@ def load(
     """Open a model and its processor, ready for inference (`eval()` mode).
 
     Args:
-        name: bundled name, hub id, checkpoint folder, or adapter/run folder (base plus adapter).
+        name: bundled name, hub id, checkpoint folder, or adapter/run folder (base plus adapter). Or what to compose:
+            {"vision": "open_clip:ViT-L-14-336/openai", "language": "Qwen/Qwen2.5-0.5B-Instruct"}; the projector is new.
         dtype: "fp32", "bf16" or "fp16" for the weights, whatever the file holds.
         device: where to put the model; None leaves it on the CPU.
         trust_remote_code: run code that a checkpoint brings along; off unless you ask.
@@ -76,10 +77,12 @@ def load(
     Raises:
         MmdoraError: if there is no such model, or it is no image-text-to-text model.
     """
-    adapter = adapter_folder(name)
-    base = base_of(adapter) if adapter is not None else str(name)
     if dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
+    if not isinstance(name, (str, Path)):
+        return _composed(name, DTYPES[dtype], device, image_tokens)
+    adapter = adapter_folder(name)
+    base = base_of(adapter) if adapter is not None else str(name)
     bars = is_progress_bar_enabled()
     disable_progress_bar()  # one line a tensor; shards of a large model take long, but say nothing useful either
     try:
@@ -109,6 +112,21 @@ def load(
     if device is not None:
         model.to(device)
     return model.eval(), processor
+
+
+def _composed(
+    recipe: Compose | Mapping[str, Any],
+    dtype: torch.dtype,
+    device: str | torch.device | None,
+    budget: ImageTokens | None,
+) -> tuple[Any, Any]:
+    from mmdora.models.compose import compose  # imports what only a composed base needs
+
+    if not isinstance(recipe, Compose):
+        recipe = validate(Compose, dict(recipe), where=lambda key: "mmdora.load")
+    model, processor = compose(recipe)
+    set_image_tokens(processor, budget or ImageTokens())
+    return model.to(device=device, dtype=dtype), processor
 
 
 def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: ImageTokens | None = None) -> Any:

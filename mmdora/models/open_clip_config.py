@@ -21,6 +21,7 @@ class OpenClipVisionConfig(PreTrainedConfig):
         feature: "grid" for the map before the pooling, "pooled" for the image embedding.
         grid: adaptive max pool of the map to `grid` x `grid` tokens; None keeps every position.
         hidden_size: width of a token.
+        image_tokens: tokens of an image; None without a tower.
     """
 
     model_type = "open_clip_vision"
@@ -35,6 +36,7 @@ class OpenClipVisionConfig(PreTrainedConfig):
     feature: str = "grid"
     grid: int | None = None
     hidden_size: int = 2048
+    image_tokens: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.feature not in ("grid", "pooled"):

@@ -23,6 +23,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from mmdora.errors import MmdoraError
 from mmdora.models.open_clip_config import OpenClipVisionConfig
+from mmdora.models.open_clip_pool import AttentionPool
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
 """open_clip builds a tower only together with a text side, which is thrown away."""
@@ -66,7 +67,8 @@ class OpenClipVisionModel(PreTrainedModel):
             pixel_values: [B, 3, S, S], preprocessed as `image_processor` does.
 
         Returns:
-            last_hidden_state: [B, T, hidden_size]; T is 1 for `feature: pooled`.
+            last_hidden_state: [B, T, hidden_size]; T is 1 for `feature: pooled`. Asked for hidden_states, they are
+            these alone.
 
         Raises:
             MmdoraError: if the model has no tower.
@@ -76,11 +78,14 @@ class OpenClipVisionModel(PreTrainedModel):
                 "this model has no image tower (vision_config.vision_cfg is empty); give it precomputed features"
             )
         if self.config.feature == "pooled":
-            return BaseModelOutput(last_hidden_state=self.visual(pixel_values)[:, None])
-        grid = self.map(pixel_values)
-        if self.config.grid is not None:
-            grid = adaptive_max_pool2d(grid, self.config.grid)
-        return BaseModelOutput(last_hidden_state=grid.flatten(2).transpose(1, 2))
+            tokens = self.visual(pixel_values)[:, None]
+        else:
+            grid = self.map(pixel_values)
+            if self.config.grid is not None:
+                grid = adaptive_max_pool2d(grid, self.config.grid)
+            tokens = grid.flatten(2).transpose(1, 2)
+        asked = kwargs.get("output_hidden_states")  # LLaVA selects among them
+        return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,) if asked else None)
 
     def map(self, pixel_values: Tensor) -> Tensor:
         """The last map before any pooling [B, hidden_size, h, w]: `layer4`, or the patches after the last norm."""
@@ -155,10 +160,18 @@ def tower_config(
         tower = OpenClipVisionModel(config).eval()
         side = int(found["vision_cfg"].get("image_size", 224))
         try:
-            config.hidden_size = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape[-1]
+            _, config.image_tokens, config.hidden_size = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             raise MmdoraError(f"open_clip tower {name!r}: gives no map of tokens: {error}") from None
     return config
+
+
+def token_shape(config: OpenClipVisionConfig) -> tuple[int, int]:
+    """T and width of the tokens of one image."""
+    side = config.image_size or 224
+    with torch.device("meta"):
+        tokens = OpenClipVisionModel(config).eval()(torch.zeros(1, 3, side, side)).last_hidden_state
+    return tokens.shape[1], tokens.shape[2]
 
 
 def image_processor(config: OpenClipVisionConfig) -> CLIPImageProcessor:
@@ -225,6 +238,8 @@ def _build(config: OpenClipVisionConfig) -> nn.Module:
             visual.attnpool = cast(Any, None)
         else:
             visual.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+    elif isinstance(visual, ModifiedResNet):
+        visual.attnpool.__class__ = AttentionPool  # the same parameters, drawn as open_clip draws them
     kept = set(visual.state_dict())
     lost = [name for name, _ in visual.named_buffers() if name not in kept]
     if lost:

@@ -129,7 +129,6 @@ def make_processor() -> LlavaProcessor:
     )
 
 
-# plain English that every Python carries
 DOCUMENTED = """
 argparse collections contextlib csv datetime decimal difflib doctest email enum fractions functools heapq
 inspect itertools json logging math pathlib random re shutil statistics string subprocess tempfile textwrap
@@ -143,6 +142,11 @@ def _corpus() -> Iterator[str]:
         things, _ = scenes.scene(rng)
         for question, answer in scenes.conversation(rng, things):
             yield f"USER: {question} ASSISTANT: {answer}"
+    yield from documentation()
+
+
+def documentation() -> Iterator[str]:
+    """Plain English that every Python carries."""
     for name in DOCUMENTED.split():
         module = importlib.import_module(name)
         for thing in (module, *(value for key, value in sorted(vars(module).items()) if not key.startswith("_"))):

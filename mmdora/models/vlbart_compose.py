@@ -54,7 +54,12 @@ def compose(
     if vision.pretrained:
         model.model.vision_tower.refer()
     processor = VLBartProcessor(
-        image_processor(vision), tokenizer, frames=frames, max_images=config.max_images, prompts=prompts
+        image_processor(vision),
+        tokenizer,
+        frames=frames,
+        max_images=config.max_images,
+        prompts=prompts,
+        image_tokens=vision.image_tokens,
     )
     return model.eval(), processor
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import BatchFeature, ProcessorMixin
+from transformers.processing_utils import MultiModalData
 
 from mmdora.errors import MmdoraError
 from mmdora.models.vlbart_visual import as_clip
@@ -42,6 +43,7 @@ class VLBartProcessor(ProcessorMixin):
         max_images: images a sample may have.
         prompts: task -> prompt, instead of those in `PROMPTS`.
         default_task: whose prompt a conversation gets that has none, as people type it; None: it stays as it is.
+        image_tokens: of an image, behind the text.
     """
 
     pads_left = False  # not for generation either: BART's encoder counts positions from the first token
@@ -55,11 +57,12 @@ class VLBartProcessor(ProcessorMixin):
         max_images: int = 2,
         prompts: Mapping[str, str] | None = None,
         default_task: str | None = None,
+        image_tokens: int | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.frames, self.max_images = frames, max_images
         self.prompts = {**PROMPTS, **(prompts or {})}
-        self.default_task = default_task
+        self.default_task, self.image_tokens = default_task, image_tokens
 
     def __call__(  # type: ignore[override]
         self,
@@ -127,6 +130,10 @@ class VLBartProcessor(ProcessorMixin):
         if self.default_task is None or kwargs.get("tokenize"):
             return rendered
         return self._asked(rendered) if isinstance(rendered, str) else [self._asked(text) for text in rendered]
+
+    def _get_num_multimodal_tokens(self, image_sizes: Sequence[Any] | None = None, **kwargs: Any) -> MultiModalData:
+        """What `transformers` processors say of images before they are read; here each has as many tokens."""
+        return MultiModalData(num_image_tokens=[self.image_tokens or 0] * len(image_sizes or ()))
 
     def _asked(self, text: str) -> str:
         marks = [prompt.split("{}") for prompt in self.prompts.values()]

@@ -30,7 +30,7 @@ def estimated(
 ) -> str:
     """What `mmdora inspect` would say of the micro-batch in hand; of a typical one where there is none."""
     try:
-        model = skeleton(config.model.base, trust_remote_code=trust_remote_code)
+        model = skeleton(config.base, trust_remote_code=trust_remote_code)
         on_cpu = {name: value.cpu() for name, value in batch.items()} if batch else typical_batch(processor, config)
         return f"estimated: {estimate(model, make_plan(model, config.adapt), config, on_cpu)}"
     except Exception as error:  # memory may be short here too, and the run's line has to come out

@@ -54,8 +54,13 @@ def check_packages(config: RunConfig) -> None:
 
 
 def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise what `inject` would, from the base's config alone."""
-    make_plan(skeleton(config.model.base, trust_remote_code=trust_remote_code), config.adapt)
+    """Raise what `inject` and the feature cache would, from the base's config alone."""
+    model = skeleton(config.base, trust_remote_code=trust_remote_code)
+    make_plan(model, config.adapt)
+    if config.data.feature_cache is not None:
+        from mmdora.models.feature_cache import check_reads_features  # imports open_clip
+
+        check_reads_features(model)
 
 
 def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from mmdora.config import RunConfig
-from mmdora.models.feature_cache import FeatureCache
 from mmdora.train.processes import Processes
 
 
@@ -25,6 +24,8 @@ def features_of(
     """
     if config.data.feature_cache is None:
         return None
+    from mmdora.models.feature_cache import FeatureCache  # imports open_clip
+
     cache = FeatureCache.of(model, processor, config.data.feature_cache)
     model.model.vision_tower.to(processes.device)
     for rows in sets:

@@ -30,7 +30,7 @@ def readme(config: RunConfig, plan: str, data: str, command: list[str], done: Ma
         done: what `complete.json` holds, or None while the run goes on.
     """
     folder = config.training.output
-    base = config.model.base
+    base = config.base
     parts = [
         f"# {folder.name}",
         f"`{Path(base).name if Path(base).exists() else base}` adapted by mmdora {mmdora.__version__}.",
@@ -42,9 +42,10 @@ def readme(config: RunConfig, plan: str, data: str, command: list[str], done: Ma
         rows = "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in done.items())
         after = f"Next: `mmdora eval {folder} --data RECORDS`, `mmdora export {folder} OUT`."
         parts.append(f"## Result\n\n| | |\n|---|---|\n{rows}\n\n{after}")
-    parts.append(f"## Data\n\n{data}\n\n- train: `{config.data.train}`")
-    if config.data.eval:
-        parts[-1] += f"\n- held out: `{config.data.eval}`"
+    parts.append(f"## Data\n\n{data}\n")
+    for task, source in config.data.sources.items():
+        held_out = f", held out: `{source.eval}`" if source.eval else ""
+        parts[-1] += f"\n- {task or 'train'}: `{source.train}`{held_out}"
     parts.append(f"## Plan\n\n```\n{plan}\n```")
     parts.append("## Files\n\n" + "\n".join(f"- `{name}`: {what}" for name, what in FILES.items()))
     return "\n\n".join(parts) + "\n"

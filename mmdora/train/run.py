@@ -53,7 +53,6 @@ from mmdora.train.sources import (
     read_sources,
     root_of,
     rows_of,
-    settings_of,
 )
 from mmdora.train.trainer import AdapterTrainer
 
@@ -107,9 +106,14 @@ def _train(
         facts: dict[str, Any] = {"processes": processes.count, "data": {}}
         if before is not None:
             check_changes(config, before, facts, allow_changes, say)
-        settings_of(config)
+        if not config.data.sources:
+            raise MmdoraError("data.train: give the file of records to train on")
         if config.data.stream and processes.sharded:
             raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
+        if config.model.compose is not None:
+            from mmdora.models.compose import compose_into  # imports what only a composed base needs
+
+            compose_into(Path(config.base), config.model.compose, config.training.seed, say)
         check_plan(config, trust_remote_code=trust)
         read.append(read_sources(config))  # by one process first: the others find it in the cache of `datasets`
         facts |= facts_of(config, read[0], processes)
@@ -121,11 +125,11 @@ def _train(
     with processes.together():
         sources = read[0] if read else read_sources(config)
         budget = config.data.image_tokens
-        processor = load_processor(config.model.base, trust_remote_code=trust, image_tokens=budget)
+        processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget)
         rows = rows_of(sources, processor, config, processes)
         evaluation = held_out_of(sources, processor, config)
         set_seed(config.training.seed)
-        model, _ = load(config.model.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
+        model, _ = load(config.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
         plan = inject(model, config.adapt)
         if config.training.precision == "bf16":
             for _, parameter, _, _ in trainable_parameters(model):
@@ -283,8 +287,8 @@ def _check_schedule(config: RunConfig) -> None:
     if not config.data.evaluates and (training.early_stopping or config.data.eval_generate_rows):
         key = "training.early_stopping" if training.early_stopping else "data.eval_generate_rows"
         raise MmdoraError(f"{key} is set but data.eval is not: give held-out records")
-    for settings in settings_of(config).values() if config.data.eval_generate_rows else ():
-        task_of(settings.eval_task)
+    for source in config.data.sources.values() if config.data.eval_generate_rows else ():
+        task_of(source.eval_task)
     if training.eval_every and training.save_every and training.save_every % training.eval_every:
         raise MmdoraError(
             f"training.save_every {training.save_every} must be a multiple of training.eval_every {training.eval_every}"

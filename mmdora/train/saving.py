@@ -97,7 +97,7 @@ class SavingTrainer(FittingTrainer):
         folder = Path(str(output_dir or self.args.output_dir))
         with whole(self.model) if self.processes.sharded else nullcontext():
             if self.processes.main:
-                about = {"base": self.config.model.base, "image_tokens": self.config.data.image_tokens}
+                about = {"base": self.config.base, "image_tokens": self.config.data.image_tokens}
                 self._write(partial(save_adapter, self.model, folder, **about))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:

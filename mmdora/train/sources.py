@@ -17,7 +17,6 @@ from mmdora.data.packing import Packs
 from mmdora.data.records import Records, read_records
 from mmdora.data.stream import BUFFER, Shards, Stream, admit
 from mmdora.data.tasks import TaskRows
-from mmdora.errors import MmdoraError
 from mmdora.train.check import check_apart
 from mmdora.train.early_stopping import Answers
 from mmdora.train.processes import Processes
@@ -34,21 +33,7 @@ class Source:
 
 
 Sources = Mapping[str, Source]
-ONLY = ""  # the name of a source that is not one of several tasks
-
-
-def settings_of(config: RunConfig) -> dict[str, TaskData]:
-    """Where the data are, by task; under `ONLY` without tasks.
-
-    Raises:
-        MmdoraError: if there are none to train on.
-    """
-    data = config.data
-    if data.tasks is not None:
-        return dict(data.tasks)
-    if data.train is None:
-        raise MmdoraError("data.train: give the file of records to train on")
-    return {ONLY: TaskData(train=data.train, eval=data.eval, images=data.images, eval_task=data.eval_task)}
+ONLY = ""  # `Data.sources`' name of a source that is not one of several tasks
 
 
 def read_sources(config: RunConfig) -> Sources:
@@ -58,7 +43,7 @@ def read_sources(config: RunConfig) -> Sources:
         MmdoraError: for a file that holds no records, or records that are held out and trained on.
     """
     data, found = config.data, {}
-    for name, settings in settings_of(config).items():
+    for name, settings in config.data.sources.items():
         held_out = read_records(settings.eval, settings.images) if settings.eval else None
         if data.stream:
             train: Records | Shards = Shards(settings.train, settings.images)  # apart or not shows as the rows come

@@ -20,7 +20,9 @@ import mmdora
 from mmdora.data.collate import Collator
 from mmdora.data.prompt import IGNORE, encode_prompts
 from mmdora.errors import MmdoraError
-from mmdora.models.llava_compose import compose, processor_of, read_projector
+from mmdora.models.compose import LLAVA_V1, processor_of
+from mmdora.models.compose_tower import Tower
+from mmdora.models.llava_compose import compose, read_projector
 
 TOKENS = {
     "▁": 29871, "<0x0A>": 13, "▁A": 319, "▁chat": 13563, "▁between": 1546, "▁a": 263, "▁curious": 12758, "▁user": 1404,
@@ -124,7 +126,7 @@ def test_training_learns_the_answers_of_the_same_prompt(tokenizer: Any, parts: A
 def test_pictures_are_padded_with_the_mean_colour(tokenizer: LlamaTokenizer, size: tuple[int, int]):
     """336 pixels wide, so that nothing is resampled: every value follows from the published numbers."""
     colour = (200, 30, 90)
-    processor = processor_of(tokenizer, 336, 112)
+    processor = processor_of(tokenizer, Tower(None, 336, 112, MEAN, STD), LLAVA_V1)
     pixels = processor.image_processor(Image.new("RGB", size, colour), return_tensors="pt")["pixel_values"][0]
     left, top = (336 - size[0]) // 2, (336 - size[1]) // 2
     expected = torch.tensor(normalised(BARS)).view(3, 1, 1).repeat(1, 336, 336)
@@ -139,7 +141,7 @@ def test_pictures_are_padded_before_they_are_resized(tokenizer: LlamaTokenizer):
     square.paste(picture, (0, 205))
     small = np.asarray(square.resize((336, 336), Image.Resampling.BICUBIC), dtype=np.float64) / 255
     expected = torch.tensor((small - MEAN) / STD).permute(2, 0, 1)
-    processor = processor_of(tokenizer, 336, 112)
+    processor = processor_of(tokenizer, Tower(None, 336, 112, MEAN, STD), LLAVA_V1)
     pixels = processor.image_processor(picture, return_tensors="pt")["pixel_values"][0]
     assert float((pixels - expected).abs().max()) < 1e-5
 

@@ -1,45 +1,49 @@
 """The published parameter counts of VL-BART, from shapes alone."""
 
 import json
+from pathlib import Path
 
 import pytest
 
+from mmdora.config import load_config
 from mmdora.injectors import inject
 from mmdora.models.load import skeleton
 from mmdora.models.open_clip_tower import tower_config
 from mmdora.models.vlbart_config import VLBartConfig
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 
-def planned(folder, config, method, norms):
-    """The plan of the paper's settings on a model with shapes only, and what it leaves trainable."""
+
+def planned(folder, config, name):
+    """The plan of a shipped config on a model with shapes only, and what it leaves trainable."""
     config.save_pretrained(folder)
     model = skeleton(str(folder))
-    language = {"method": method, "rank": 128, "alpha": 128, "targets": ["q_proj", "v_proj"], "bias": True}
-    plan = inject(model, {"projector": {"method": "full"}, "language": {**language, "norms": norms}})
-    assert len(plan.entries) == 36
+    adapt = load_config(CONFIGS / f"vlbart_{name}.yaml").adapt
+    plan = inject(model, adapt)
+    assert len(plan.entries) == 36 and {entry.scaling for entry in plan.entries} == {1.0}
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == plan.trainable
     return plan
 
 
 @pytest.mark.parametrize(
-    ("width", "method", "with_norms", "trainable", "total"),
+    ("width", "name", "trainable", "total"),
     [
-        (2048, "lora", False, 8_786_688, 148_234_752),
-        (2048, "lora", True, 8_811_264, 148_234_752),  # matched with DoRA's setting; not published
-        (2048, "dora", True, 8_838_912, 148_262_400),
-        (512, "lora", False, 7_607_040, 147_055_104),
-        (512, "dora", False, 7_634_688, 147_082_752),
+        (2048, "image_lora_published", 8_786_688, 148_234_752),
+        (2048, "image_lora", 8_811_264, 148_234_752),  # matched with DoRA's setting; not published
+        (2048, "image_dora", 8_838_912, 148_262_400),
+        (512, "video_lora", 7_607_040, 147_055_104),
+        (512, "video_dora", 7_634_688, 147_082_752),
     ],
 )
-def test_published_counts(tmp_path, width, method, with_norms, trainable, total):
+def test_published_counts(tmp_path, width, name, trainable, total):
     config = VLBartConfig(vision_config={"hidden_size": width})
-    plan = planned(tmp_path, config, method, with_norms)
+    plan = planned(tmp_path, config, name)
     assert (plan.trainable, plan.total) == (trainable, total)
 
 
 def test_the_tower_comes_on_top(tmp_path):
     config = VLBartConfig(vision_config=tower_config("RN101", "openai", grid=6))
-    plan = planned(tmp_path, config, "dora", norms=True)
+    plan = planned(tmp_path, config, "image_dora")
     assert plan.trainable == 8_838_912
     assert plan.total - plan.base_sizes["vision"] == 148_262_400
     # torchvision's resnet101 without its classifier has 42,500,160; CLIP's stem is three convolutions, not one

@@ -1,0 +1,169 @@
+"""Rows of one size by key in a memory-mapped file that several processes read and grow at once.
+
+`rows.bin` holds the rows, `index.bin` one entry for each: key, checksum of the row, checksum of the entry. A row is
+written before its entry, both under a lock, so that a process killed in between leaves a row without an entry, which
+the next one overwrites. Readers take no lock; what they find is checked.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from math import prod
+from pathlib import Path
+from typing import Any
+from zlib import crc32
+
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from mmdora.errors import MmdoraError
+
+ENTRY = struct.Struct("<32sII")  # key, CRC-32 of the row's bytes, CRC-32 of the entry up to here
+ROWS, INDEX = "rows.bin", "index.bin"
+
+
+class MappedRows:
+    """Tensors of one shape and dtype by keys of 32 bytes; unpickled, it opens its files anew.
+
+    Args:
+        folder: made if it is not there; holds rows of one kind.
+        shape, dtype: of a row.
+    """
+
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: torch.dtype):
+        self.folder, self.shape, self.dtype = folder, shape, dtype
+        self.row_bytes = prod(shape) * dtype.itemsize
+        self._places: dict[bytes, int] = {}
+        self._seen = 0  # entries looked at
+        self._broken: set[int] = set()  # those of them that are none, or not yet
+        self._map: mmap.mmap | None = None
+        with _one_line(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in (INDEX, ROWS):
+                if not (folder / name).exists():
+                    (folder / name).touch()
+            self._rows, self._index = (os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC) for name in (ROWS, INDEX))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedRows, (self.folder, self.shape, self.dtype)
+
+    def __del__(self) -> None:
+        for name in ("_rows", "_index"):
+            with suppress(OSError, AttributeError):
+                os.close(getattr(self, name))
+
+    def __len__(self) -> int:
+        self._refresh()
+        return len(self._places)
+
+    def __contains__(self, key: bytes) -> bool:
+        """Whether a row was written for the key, be it whole or not."""
+        if key not in self._places:
+            self._refresh()
+        return key in self._places
+
+    def get(self, key: bytes) -> Tensor | None:
+        """The row of a key; None where there is none, or what is there is not what was written.
+
+        Raises:
+            MmdoraError: if the folder cannot be locked to be sure of that.
+        """
+        if key not in self:
+            return None
+        found = self._read(key)
+        if found is None:
+            with _one_line(self.folder), self._locked():  # another process may be writing that very row
+                found = self._read(key)
+        return found
+
+    def put(self, rows: Mapping[bytes, Tensor]) -> None:
+        """Write rows: new ones at the end, damaged ones in their place; whole ones stay as they are.
+
+        Raises:
+            MmdoraError: if they cannot be written; what was there before is as it was.
+        """
+        with _one_line(self.folder), self._locked():
+            self._refresh()
+            with (self.folder / ROWS).open("r+b", 0) as data_file, (self.folder / INDEX).open("r+b", 0) as index_file:
+                for key, row in rows.items():
+                    if key in self._places and self._read(key) is not None:
+                        continue
+                    data = row.detach().to("cpu", self.dtype).contiguous().reshape(-1).view(torch.uint8).numpy().data
+                    place, head = self._slot(key), key + struct.pack("<I", crc32(data))
+                    _write(data_file.fileno(), data, place * self.row_bytes)
+                    _write(index_file.fileno(), head + struct.pack("<I", crc32(head)), place * ENTRY.size)
+                    self._places[key] = place
+                    self._broken.discard(place)
+                    self._seen = max(self._seen, place + 1)
+
+    def _slot(self, key: bytes) -> int:
+        """Where to write a row: where it was, else where none is any more, else behind the last."""
+        place = self._places.get(key)
+        if place is not None and ((entry := self._entry(place)) is None or entry[0] == key):
+            return place
+        return min(self._broken, default=self._seen)
+
+    def _read(self, key: bytes) -> Tensor | None:
+        place = self._places[key]
+        start, end = place * self.row_bytes, (place + 1) * self.row_bytes
+        entry, size = self._entry(place), os.fstat(self._rows).st_size
+        if entry is None or entry[0] != key or size < end:
+            return None
+        if self._map is None or not end <= len(self._map) <= size:
+            self._map = mmap.mmap(self._rows, size, access=mmap.ACCESS_READ)
+        data = bytearray(self._map[start:end])  # a copy: what is checked is what is given
+        return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape) if crc32(data) == entry[1] else None
+
+    def _refresh(self) -> None:
+        """Look at the entries that are new, and again at those that were not whole."""
+        count = os.fstat(self._index).st_size // ENTRY.size
+        if count < self._seen:  # cut off
+            self._places, self._seen, self._broken = {}, 0, set()
+        new = os.pread(self._index, (count - self._seen) * ENTRY.size, self._seen * ENTRY.size)
+        entries = {
+            self._seen + at // ENTRY.size: _entry(new[at : at + ENTRY.size]) for at in range(0, len(new), ENTRY.size)
+        }
+        entries |= {place: self._entry(place) for place in self._broken}
+        self._seen, self._broken = count, {place for place, entry in entries.items() if entry is None}
+        self._places |= {entry[0]: place for place, entry in entries.items() if entry is not None}
+
+    def _entry(self, place: int) -> tuple[bytes, int] | None:
+        return _entry(os.pread(self._index, ENTRY.size, place * ENTRY.size))
+
+    def _locked(self) -> FileLock:
+        return FileLock(self.folder / ".lock")
+
+
+def _entry(data: bytes) -> tuple[bytes, int] | None:
+    """Key and checksum of the row, if the entry is whole."""
+    if len(data) < ENTRY.size:
+        return None
+    key, row, own = ENTRY.unpack(data)
+    return (key, row) if own == crc32(data[:-4]) else None
+
+
+def _write(file: int, data: Any, place: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(file, view, place)
+        view, place = view[done:], place + done
+
+
+@contextmanager
+def _one_line(folder: Path) -> Iterator[None]:
+    """What the system says of a folder it cannot write, as one line with the room that is left."""
+    try:
+        yield
+    except OSError as error:
+        there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+        free = shutil.disk_usage(there).free
+        raise MmdoraError(
+            f"{folder}: {error.strerror or error}; {free:,} bytes are free on that disk: make room, or name another "
+            "folder as data.feature_cache"
+        ) from error

@@ -1,0 +1,73 @@
+"""What the quickstart of each family adapts, and to which tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmdora.data_prep import easy_vqa, scenes
+
+METHODS = ("LoRA", "DoRA")
+EASY_VQA = "easy-VQA test"
+
+
+@dataclass(frozen=True)
+class QuickTask:
+    """A task of a quickstart.
+
+    Attributes:
+        heading: as people read it.
+        task: how it is asked and scored, a task of `mmdora eval --list`.
+        prepare: writes train.jsonl and test.jsonl below a folder.
+    """
+
+    heading: str
+    task: str
+    prepare: Callable[[Path], Any]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One family's quickstart.
+
+    Attributes:
+        configs: method -> file in configs/tiny; they differ in the method only.
+        tasks: name in `data.tasks` -> task; the name is "" where the configs have one task.
+    """
+
+    title: str
+    configs: Mapping[str, str]
+    tasks: Mapping[str, QuickTask]
+    out: Path
+    licences: Sequence[str] = field(default_factory=list)
+
+
+DRAWN = {"rows": 3000, "held_out": 500}
+
+FAMILIES: Mapping[str, Family] = {
+    "llava": Family(
+        title="tiny-llava on easy-VQA: base, LoRA, DoRA",
+        configs={"LoRA": "lora", "DoRA": "dora"},
+        tasks={"": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare)},
+        out=Path("runs/quickstart"),
+        licences=(easy_vqa.LICENCE,),
+    ),
+    "vl-bart": Family(
+        title="tiny-vlbart on three tasks: base, LoRA, DoRA",
+        configs={"LoRA": "vlbart_lora", "DoRA": "vlbart_dora"},
+        tasks={
+            "vqa": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare),
+            "caption": QuickTask(
+                "captions of drawn scenes", "scenes-caption", partial(scenes.prepare, kind="caption", **DRAWN)
+            ),
+            "nlvr": QuickTask(
+                "statements on two drawn pictures", "scenes-nlvr2", partial(scenes.prepare, kind="nlvr2", **DRAWN)
+            ),
+        },
+        out=Path("runs/quickstart-vl-bart"),
+        licences=(easy_vqa.LICENCE, scenes.LICENCE),
+    ),
+}
