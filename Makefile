@@ -7,7 +7,7 @@ ARGS ?=
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format browser-test gpu-test pretrain wheel audit clean
+.PHONY: help quickstart test lint format browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,9 +28,11 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-browser-test: $(VENV)/.installed-browser  ## The page in a real headless browser
-	@command -v chromium >/dev/null || { $(AS_ROOT) apt-get update && $(AS_ROOT) apt-get install -y chromium; }
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+browser: $(VENV)/.installed-browser  ## Get Chromium, if there is none
+	$(BIN)/python tests/browser/chromium.py
+
+browser-test: browser  ## The page in a real headless browser
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
 gpu-test: $(VENV)/.installed-dev  ## On CUDA: train, kill, resume and merge in bf16; the Triton kernels against torch and float64
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
@@ -45,6 +47,22 @@ pretrain: $(VENV)/.installed  ## Make the bundled base anew in runs/pretrain (ab
 	$(BIN)/mmdora export $(PRETRAIN)/stage2 $(PRETRAIN)/tiny-llava
 	$(BIN)/mmdora eval $(PRETRAIN)/tiny-llava --data $(PRETRAIN)/scenes/test.jsonl
 
+VLBART := $(PRETRAIN)/vlbart
+pretrain-vlbart: $(VENV)/.installed  ## Make tiny-vlbart anew in runs/pretrain/vlbart (about an hour and a half on 2 cores)
+	$(BIN)/mmdora prep scenes --kind questions --out $(VLBART)/questions --rows 60000 --held-out 1000
+	$(BIN)/mmdora prep scenes --kind pair-questions --out $(VLBART)/pair-questions --rows 15000 --held-out 250
+	$(BIN)/mmdora prep scenes --kind names --out $(VLBART)/names --rows 20000
+	$(BIN)/mmdora prep scenes --kind clip-features --out $(VLBART)/clip-features --rows 8000
+	$(BIN)/mmdora prep scenes --kind questions --out $(VLBART)/2/questions --rows 8000 --held-out 1000
+	$(BIN)/mmdora prep scenes --kind places --out $(VLBART)/2/places --rows 12000
+	$(BIN)/mmdora prep scenes --kind names --out $(VLBART)/2/names --rows 40000
+	$(BIN)/mmdora prep scenes --kind clip-features --out $(VLBART)/2/clip-features --rows 24000
+	$(BIN)/python -m mmdora.models.tiny_vlbart $(VLBART)/untrained
+	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_1.yaml
+	$(BIN)/mmdora export $(VLBART)/stage1 $(VLBART)/stage1_merged
+	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_2.yaml
+	$(BIN)/mmdora export $(VLBART)/stage2 $(VLBART)/tiny-vlbart
+
 wheel: $(VENV)/.installed-dev  ## Build dist/*.whl
 	$(BIN)/python -m build --wheel
 
@@ -53,8 +71,6 @@ audit: $(VENV)/.installed-dev  ## Known vulnerabilities of what is installed
 
 clean:  ## Remove .venv and build leftovers (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
-
-AS_ROOT := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 
 # A stamp per set of extras: installation is repeated only when pyproject.toml changes.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python

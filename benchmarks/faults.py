@@ -37,9 +37,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-FAMILIES = {"llava": "tiny-llava"}
+FAMILIES = {"llava": "tiny-llava", "vl-bart": "tiny-vlbart"}
 WORKERS = (0, 0, 2, 2)  # loader processes of the processes of one run, in turn
-STEPS, SAVE_EVERY = 24, 4  # 8 steps are an epoch: saves lie within epochs and at their ends
+STEPS, SAVE_EVERY = 24, 4  # 8 or (two tasks) 16 steps are an epoch: saves lie within epochs and at their ends
 ROWS, HELD_OUT = 31, range(31, 35)  # scenes by number; the last batch of an epoch is not full
 PER_RUN = 5  # kills
 FULL = 20  # kills of the form whose result is kept
@@ -173,10 +173,15 @@ class Run:
         folder.mkdir(parents=True)
         self.config = folder / "config.yaml"
         adapted = {"method": "dora", "rank": 4, "dropout": 0.1}
+        files, modalities = {"train": str(records), "eval": str(held_out)}, ("vision", "projector", "language")
+        data: dict[str, Any] = files
+        if family == "vl-bart":  # its tower stays frozen, and its batches hold one task each
+            modalities = modalities[1:]
+            data = {"tasks": {"vqa": files, "caption": files}, "feature_cache": str(folder / "features")}
         tree = {
             "model": {"base": FAMILIES[family]},
-            "adapt": {name: adapted for name in ("vision", "projector", "language")},
-            "data": {"train": str(records), "eval": str(held_out)},
+            "adapt": dict.fromkeys(modalities, adapted),
+            "data": data,
             "training": {"output": str(self.folder), "steps": STEPS, "batch_size": 2, "accumulation": 2, "lr": 1e-3,
                          "log_every": 3, "eval_every": SAVE_EVERY, "save_every": SAVE_EVERY},
         }  # fmt: skip

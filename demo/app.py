@@ -1,4 +1,4 @@
-"""The page's widgets and their wiring; what they show comes from `compare` and `session`."""
+"""What happens on the page; `widgets` has what there is on it, `compare` and `session` what it shows."""
 
 from __future__ import annotations
 
@@ -10,22 +10,14 @@ from typing import Any
 import gradio as gr
 
 from mmdora.demo import results, session
-from mmdora.demo.cards import NOTE, TITLE, conversation_html, idle_html, tally_html
-from mmdora.demo.compare import (
-    MAX_QUESTION,
-    MAX_TOKENS,
-    Answer,
-    Column,
-    Settings,
-    check_question,
-    check_upload,
-    new_turn,
-)
+from mmdora.demo.cards import TITLE, conversation_html, tally_html
+from mmdora.demo.compare import Answer, Column, Settings, check_question, check_upload, new_turn
 from mmdora.demo.inside import Inside
 from mmdora.demo.line import Line
 from mmdora.demo.session import Session, Sessions, ask, digest
-from mmdora.demo.uploads import Examples, upload_path, uploads_only, within_reach
+from mmdora.demo.uploads import Examples, upload_paths, within_reach
 from mmdora.demo.votes import ALL_BAD, TIE, Votes
+from mmdora.demo.widgets import Compare
 from mmdora.errors import MmdoraError
 
 QUEUE = 64  # questions waiting or running; one more is told so at once
@@ -60,82 +52,37 @@ class Page:
         self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)
 
     def _compare_tab(self) -> None:
-        several = len(self.columns) > 1
-        with gr.Row():
-            with gr.Column(scale=2, min_width=280):
-                image = uploads_only(
-                    gr.Image(
-                        sources=["upload", "webcam", "clipboard"],
-                        type="filepath",
-                        label="Picture",
-                        height=405,
-                        buttons=["fullscreen"],
-                        elem_classes="picture",
-                        alt_text="The picture that the questions are about",
-                    )
-                )
-            with gr.Column(scale=3, min_width=280):
-                question = gr.Textbox(
-                    label="Question",
-                    placeholder="What do you want to know about the picture? Enter sends, Esc stops.",
-                    lines=1,
-                    max_lines=4,
-                    max_length=MAX_QUESTION,
-                )
-                with gr.Row(elem_classes="buttons"):
-                    send = gr.Button("Ask", variant="primary", min_width=76)
-                    stop = gr.Button("Stop", interactive=False, min_width=76, elem_id="stop")
-                    retry = gr.Button("Retry", interactive=False, min_width=76)
-                    edit = gr.Button("Edit", interactive=False, min_width=76)
-                    clear = gr.Button("Clear", min_width=76)
-                blind = gr.Checkbox(label="Blind: hide the names until I vote", visible=several)
-                settings = _settings()
-                if self.examples:
-                    rows = [[str(path), text] for path, text in self.examples]
-                    with gr.Column(elem_classes="examples"):
-                        gr.Examples(rows, inputs=[image, question], api_visibility="private")
-        answers = gr.HTML(idle_html(self.kinds), js_on_load=None, elem_classes="page-html")
-        with gr.Row(visible=False, elem_classes="buttons") as vote_row:
-            ballots = [gr.Button(f"{'ABCD'[i]} is best", min_width=76) for i in range(len(self.columns))]
-            ballots += [gr.Button("Tie", min_width=76), gr.Button("All bad", min_width=76)]
-        earlier = gr.HTML(js_on_load=None, elem_classes="page-html")
-        with gr.Row(visible=False, elem_classes="buttons") as take_row:
-            link = gr.Button("Copy link", size="sm", min_width=76, elem_id="link")
-            markdown = gr.Button("Markdown", size="sm", min_width=76)
-            as_json = gr.Button("JSON", size="sm", min_width=76)
-        tally = gr.HTML(self._tally(), js_on_load=None, elem_classes="page-html")
-        gr.HTML(NOTE + self._recorded(), js_on_load=None, elem_classes="page-html")
-        text = gr.Textbox(visible=False)
-
-        controls = [send, stop, retry, edit, vote_row, take_row]
+        w = Compare(self.kinds, self.examples, tally=self._tally(), note=self._recorded())
+        pictures, settings = [w.image, w.second], w.settings
+        controls = [w.send, w.stop, w.retry, w.edit, w.vote_row, w.take_row]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once: dict[str, Any] = {"queue": False, **quiet}
         # raw values (preprocess=False): Pillow must not touch an upload before its size is checked
         slow: dict[str, Any] = {"preprocess": False, "concurrency_limit": None, **quiet}
-        given, shown = [*settings, blind], [answers, earlier, question, *controls]
-        begun = gr.on([question.submit, send.click], self._begin, None, controls, **at_once)
-        asked = begun.then(self._ask, [image, question, *given], shown, **slow)
-        again = retry.click(self._begin, None, controls, **at_once).then(self._again, given, shown, **slow)
-        stop.click(self._stop, None, None, **at_once)
-        edit.click(self._edit, None, shown, **at_once)
+        given, shown = [*settings, w.blind], [w.answers, w.earlier, w.question, *controls]
+        begun = gr.on([w.question.submit, w.send.click], self._begin, None, controls, **at_once)
+        asked = begun.then(self._ask, [*pictures, w.question, *given], shown, **slow)
+        again = w.retry.click(self._begin, None, controls, **at_once).then(self._again, given, shown, **slow)
+        w.stop.click(self._stop, None, None, **at_once)
+        w.edit.click(self._edit, None, shown, **at_once)
         # queued as the answers are, so that none of theirs arrives after it
-        clear.click(self._clear, None, [image, *shown], cancels=[asked, again], concurrency_limit=None, **quiet)
-        for button, place in zip(ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
-            button.click(self._vote(place), None, [tally, *shown], **at_once)
-        link.click(self._link, [question, *given], text, **at_once, preprocess=False).then(
-            None, text, None, js="(text) => mmdora.copy(text)"
+        w.clear.click(self._clear, None, [*pictures, *shown], cancels=[asked, again], concurrency_limit=None, **quiet)
+        for button, place in zip(w.ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
+            button.click(self._vote(place), None, [w.tally, *shown], **at_once)
+        w.link.click(self._link, [w.question, *given], w.text, **at_once, preprocess=False).then(
+            None, w.text, None, js="(text) => mmdora.copy(text)"
         )
         for button, form, name, kind in (
-            (markdown, results.as_markdown, "comparison.md", "text/markdown"),
-            (as_json, results.as_json, "comparison.json", "application/json"),
+            (w.markdown, results.as_markdown, "comparison.md", "text/markdown"),
+            (w.json, results.as_json, "comparison.json", "application/json"),
         ):
-            button.click(self._take(form), None, text, **at_once).then(
-                None, text, None, js=f"(text) => mmdora.save('{name}', '{kind}', text)"
+            button.click(self._take(form), None, w.text, **at_once).then(
+                None, w.text, None, js=f"(text) => mmdora.save('{name}', '{kind}', text)"
             )
-        self.blocks.load(self._open_link, None, [image, question, *given], **at_once)
+        self.blocks.load(self._open_link, None, [w.image, w.question, *given], **at_once)
         gr.Button(visible=False).click(
             self._api,
-            [image, question, *settings],
+            [w.image, w.question, *settings, w.second],
             gr.JSON(visible=False, label="answers"),
             preprocess=False,
             concurrency_limit=None,
@@ -159,30 +106,33 @@ class Page:
             tab.stop = threading.Event()
         return self._controls(tab, busy=True)
 
-    async def _ask(self, request: gr.Request, image: Any, question: Any, *given: Any) -> AsyncGenerator[Any, None]:
-        async with aclosing(self._talk(self._of(request), image, question, given)) as states:
+    async def _ask(
+        self, request: gr.Request, image: Any, second: Any, question: Any, *given: Any
+    ) -> AsyncGenerator[Any, None]:
+        async with aclosing(self._talk(self._of(request), (image, second), question, given)) as states:
             async for state in states:
                 yield state
 
     async def _again(self, request: gr.Request, *given: Any) -> AsyncGenerator[Any, None]:
         tab = self._of(request)
-        if tab.turns and tab.picture and not tab.busy:
+        if tab.turns and not tab.busy:
             *tab.turns, last = tab.turns
-            image = {"path": str(tab.picture)}
-            async with aclosing(self._talk(tab, image, last.question, given, keep=[*tab.turns, last])) as states:
+            first, *more = ({"path": str(picture)} for picture in tab.pictures)
+            pictures = first, more[0] if more else None
+            async with aclosing(self._talk(tab, pictures, last.question, given, keep=[*tab.turns, last])) as states:
                 async for state in states:
                     yield state
         else:
             yield [gr.skip(), gr.skip(), gr.skip(), *self._controls(tab)]
 
     async def _talk(
-        self, tab: Session, image: Any, question: Any, given: Sequence[Any], keep: Any = None
+        self, tab: Session, pictures: tuple[Any, Any], question: Any, given: Sequence[Any], keep: Any = None
     ) -> AsyncGenerator[Any, None]:
         *values, blind = given
         problem = None
         try:
             async with aclosing(
-                ask(tab, self.columns, self.line, upload_path(image), question, Settings(*values), blind is True)
+                ask(tab, self.columns, self.line, upload_paths(*pictures), question, Settings(*values), blind is True)
             ) as steps:
                 rest: list[Any] = []  # shown once: what only the newest turn's growth does not change
                 async for _ in steps:
@@ -211,8 +161,9 @@ class Page:
         top_p: float,
         seed: int,
         system_prompt: str,
+        second_image: dict[str, Any] | None = None,
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """Every model's answer to a question about an image.
+        """Every model's answer to a question about an image, or about two.
 
         Streams a list with one object for each model, again and again while they answer: name,
         status (queued, waiting, running, done, stopped, failed), text, tokens, first_token_s, tokens_per_s,
@@ -220,11 +171,12 @@ class Page:
         """
         try:
             settings = Settings(max_tokens, temperature, top_p, seed, system_prompt)
-            picture = upload_path(image)
+            pictures = upload_paths(image, second_image)
             turns = [new_turn(self.columns, check_question(question, settings), settings)]
-            check_upload(picture)
+            for picture in pictures:
+                check_upload(picture)
             steps = self.line.run(
-                lambda: session.answers(self.columns, turns, picture),
+                lambda: session.answers(self.columns, turns, pictures),
                 lambda position: tuple(Answer(name, "queued", position=position) for name in self.kinds),
             )
             async with aclosing(steps):
@@ -246,13 +198,13 @@ class Page:
     def _clear(self, request: gr.Request) -> list[Any]:
         self.sessions.close(str(request.session_hash))
         tab = self._of(request)
-        return [None, *self._html(tab), "", *self._controls(tab)]
+        return [None, None, *self._html(tab), "", *self._controls(tab)]
 
     def _vote(self, place: int | str) -> Callable[[gr.Request], list[Any]]:
         def vote(request: gr.Request) -> list[Any]:
             tab = self._of(request)
             try:
-                self.votes.add(tab.vote(place), tab.digest)
+                self.votes.add(tab.vote(place), tab.digests)
             except MmdoraError as error:
                 raise gr.Error(str(error), print_exception=False) from None
             return [self._tally(), *self._html(tab), gr.skip(), *self._controls(tab)]
@@ -262,7 +214,7 @@ class Page:
     def _link(self, request: gr.Request, question: Any, *given: Any) -> str:
         tab, (*values, blind) = self._of(request), given
         asked = tab.turns[0].question if tab.turns else str(question)
-        return results.link(asked, Settings(*values), self.digests.get(tab.digest), blind=blind is True)
+        return results.link(asked, Settings(*values), self._example(tab), blind=blind is True)
 
     def _open_link(self, request: gr.Request) -> list[Any]:
         query = dict(request.query_params)
@@ -279,12 +231,16 @@ class Page:
     def _take(self, form: Callable[..., str]) -> Callable[[gr.Request], str]:
         def take(request: gr.Request) -> str:
             tab = self._of(request)
-            known = {"sha256": tab.digest}
-            if (example := self.digests.get(tab.digest)) is not None:
+            known = {"sha256": ", ".join(tab.digests)}
+            if (example := self._example(tab)) is not None:
                 known = {"example": str(example + 1), **known}
             return form(tab.turns, self.kinds, known)
 
         return take
+
+    def _example(self, tab: Session) -> int | None:
+        """Which example the conversation is about, if it is about one alone."""
+        return self.digests.get(tab.digests[0]) if len(tab.digests) == 1 else None
 
     def _leave(self, request: gr.Request) -> None:
         self.sessions.close(str(request.session_hash))
@@ -309,20 +265,3 @@ class Page:
     def _recorded(self) -> str:
         told = "Votes are recorded with question, answers and settings, without addresses."
         return f'<p class="note">{told}</p>' if self.votes.file else ""
-
-
-def _settings() -> list[Any]:
-    default = Settings()
-    with gr.Accordion("Settings", open=False):
-        with gr.Row():
-            tokens = gr.Slider(1, MAX_TOKENS, default.max_tokens, step=1, label="Max tokens", min_width=200)
-            temperature = gr.Slider(
-                0, 2, default.temperature, step=0.05, label="Temperature (0: greedy)", min_width=200
-            )
-        with gr.Row():
-            top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", min_width=200)
-            seed = gr.Number(
-                default.seed, precision=0, minimum=0, label="Seed (the same for every model)", min_width=200
-            )
-        system = gr.Textbox(default.system_prompt, label="System prompt", lines=1, max_lines=4, max_length=MAX_QUESTION)
-    return [tokens, temperature, top_p, seed, system]

@@ -1,4 +1,4 @@
-"""One picture, one conversation, one to four models: their answers as they grow. Knows no Gradio."""
+"""One or two pictures, one conversation, one to four models: their answers as they grow. Knows no Gradio."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def new_turn(columns: Sequence[Column], question: str, settings: Settings, *, bl
     return Turn(question, settings, waiting, tuple(order), blind)
 
 
-def prompt_of(turns: Sequence[Turn], index: int, image: Image.Image) -> Prompt:
+def prompt_of(turns: Sequence[Turn], index: int, images: Sequence[Image.Image]) -> Prompt:
     """The conversation of column `index`, ending with the question of the last turn.
 
     Each model sees its own earlier answers; a turn to which it had none is left out.
@@ -144,12 +144,12 @@ def prompt_of(turns: Sequence[Turn], index: int, image: Image.Image) -> Prompt:
         messages.append({"role": "assistant", "content": [_text(turn.answers[index].text)]})
     messages.append({"role": "user", "content": [_text(last.question)]})
     first = next(message for message in messages if message["role"] == "user")
-    first["content"].insert(0, {"type": "image"})
-    return Prompt(messages, [image])
+    first["content"] = [{"type": "image"}] * len(images) + first["content"]
+    return Prompt(messages, list(images))
 
 
 def answer(
-    columns: Sequence[Column], turns: Sequence[Turn], image: Image.Image, stop: threading.Event | None = None
+    columns: Sequence[Column], turns: Sequence[Turn], images: Sequence[Image.Image], stop: threading.Event | None = None
 ) -> Generator[tuple[Answer, ...], None, None]:
     """All columns' states of the last turn, again and again while they answer.
 
@@ -169,7 +169,7 @@ def answer(
         try:
             with _devices[place]:
                 for index in chosen:
-                    for state in _one(columns[index], lambda i=index: prompt_of(turns, i, image), turns[-1], stop):
+                    for state in _one(columns[index], lambda i=index: prompt_of(turns, i, images), turns[-1], stop):
                         changes.put((index, state))
         finally:
             changes.put(None)

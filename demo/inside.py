@@ -169,7 +169,7 @@ def _scores(folder: Path) -> dict[str, Any] | None:
 
 def _table(rows: list[Row]) -> str:
     types = kinds(rows)
-    heads = ("", "overall", "95% interval", *types, "questions")
+    heads = ("model", "overall", "95% interval", *types, "questions")
     body = []
     for row in rows:
         overall = row.scores["overall"]

@@ -33,7 +33,16 @@ THEME = themes.Default(
     radius_size="lg",
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
+).set(  # a shade more contrast than Gradio's own: WCAG AA
+    color_accent="*primary_600",  # in the dark: page.css
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_300",
+    button_primary_background_fill="*primary_600",
+    button_primary_background_fill_hover="*primary_700",
 )
+
+# on a phone Gradio hides the first of the links, and leaves the dot behind it; `css` does not reach the footer
+FOOTER = "<style>@media (max-width: 640px) { footer .divider { display: none !important; } }</style>"
 
 
 def serve(
@@ -110,6 +119,7 @@ def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool 
             max_file_size=MAX_UPLOAD,
             theme=THEME,
             css=CSS,
+            head=FOOTER,
             js=JS,
             footer_links=["api", "settings"],
             run_history=False,

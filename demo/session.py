@@ -23,13 +23,13 @@ class Session:
     """One tab.
 
     Attributes:
-        picture: the file that the conversation is about, and its SHA-256.
+        pictures: the files that the conversation is about, and their SHA-256s.
         closed: nobody looks at it any more.
     """
 
     turns: list[Turn] = field(default_factory=list)
-    picture: Path | None = None
-    digest: str = ""
+    pictures: tuple[Path, ...] = ()
+    digests: tuple[str, ...] = ()
     stop: threading.Event = field(default_factory=threading.Event)
     busy: bool = False
     closed: bool = False
@@ -82,30 +82,31 @@ async def ask(
     session: Session,
     columns: Sequence[Column],
     line: Line,
-    picture: Path,
+    pictures: tuple[Path, ...],
     question: Any,
     settings: Settings,
     blind: bool,
 ) -> AsyncGenerator[None, None]:
     """Put a question into the queue; the session's last turn is the newest state after each step.
 
-    Another picture than before begins a new conversation.
+    Other pictures than before begin a new conversation.
 
     Raises:
-        MmdoraError: the question, the picture or the queue's length does not allow it; the session is as it was then.
+        MmdoraError: the question, a picture or the queue's length does not allow it; the session is as it was then.
     """
     question = compare.check_question(question, settings)
-    compare.check_upload(picture)
-    sha256 = digest(picture)
+    for picture in pictures:
+        compare.check_upload(picture)
+    digests = tuple(map(digest, pictures))
     if session.busy:
         raise MmdoraError("The last question of this tab is still being answered; stop it first.")
-    earlier = session.turns if picture == session.picture else []
+    earlier = session.turns if pictures == session.pictures else []
     if len(earlier) >= MAX_TURNS:
         raise MmdoraError(f"A conversation has at most {MAX_TURNS} questions; clear it first.")
     turn = compare.new_turn(columns, question, settings, blind=blind and len(columns) > 1)
     turns, stop = [*earlier, turn], session.stop
     steps = line.run(
-        lambda: answers(columns, turns, picture, stop),
+        lambda: answers(columns, turns, pictures, stop),
         lambda position: tuple(Answer(column.name, "queued", position=position) for column in columns),
         stop,
     )
@@ -113,7 +114,7 @@ async def ask(
     try:
         async for states in steps:
             turn, asked = replace(turn, answers=states), True
-            session.turns, session.picture, session.digest = [*earlier, turn], picture, sha256
+            session.turns, session.pictures, session.digests = [*earlier, turn], pictures, digests
             yield
     finally:
         await steps.aclose()
@@ -123,10 +124,10 @@ async def ask(
 
 
 def answers(
-    columns: Sequence[Column], turns: Sequence[Turn], picture: Path, stop: threading.Event | None = None
+    columns: Sequence[Column], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
 ) -> Generator[tuple[Answer, ...], None, None]:
-    """As `compare.answer`; the picture is decoded only now, when it is the question's turn."""
-    yield from compare.answer(columns, turns, compare.read_image(picture), stop)
+    """As `compare.answer`; pictures are decoded only now, when it is the question's turn."""
+    yield from compare.answer(columns, turns, list(map(compare.read_image, pictures)), stop)
 
 
 def digest(path: Path) -> str:

@@ -30,6 +30,11 @@ def uploads_only(image: gr.Image) -> gr.Image:
     return image
 
 
+def upload_paths(first: Any, second: Any) -> tuple[Path, ...]:
+    """The files of a picture, and of a second one where there is one."""
+    return (upload_path(first),) if second is None else (upload_path(first), upload_path(second))
+
+
 def upload_path(image: Any) -> Path:
     """The file of a picture that was uploaded to this page, and of nothing else."""
     if not isinstance(image, dict) or not image.get("path"):

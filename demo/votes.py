@@ -25,7 +25,7 @@ class Votes:
     Args:
         names: of the columns.
         file: JSON lines, one a vote, appended to: time, models from left to right, vote, question, settings, answers
-            and the picture's SHA-256; nothing about who voted. None keeps votes in memory only.
+            and the pictures' SHA-256; nothing about who voted. None keeps votes in memory only.
 
     Raises:
         MmdoraError: the file cannot be written, or holds what is no vote.
@@ -45,17 +45,22 @@ class Votes:
             except (ValueError, KeyError, TypeError):
                 raise MmdoraError(f"--votes {file}: is no file of votes; name another") from None
 
-    def add(self, turn: Turn, picture: str) -> None:
+    def add(self, turn: Turn, pictures: Sequence[str]) -> None:
         """Count the vote of a turn.
 
         Args:
-            picture: SHA-256 of its file.
+            pictures: SHA-256 of each file.
         """
         assert turn.vote is not None
         models = [turn.answers[index].name for index in turn.order]
         answers = {answer.name: answer.text for answer in turn.answers}
         row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "models": models, "vote": turn.vote}
-        row |= {"question": turn.question, "settings": asdict(turn.settings), "answers": answers, "picture": picture}
+        row |= {
+            "question": turn.question,
+            "settings": asdict(turn.settings),
+            "answers": answers,
+            "pictures": list(pictures),
+        }
         with self._lock:
             if self.file is not None:
                 with self.file.open("a", encoding="utf-8") as lines:

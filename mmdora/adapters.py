@@ -26,15 +26,15 @@ from mmdora.files import read_json
 from mmdora.fingerprint import fingerprint, same_base
 from mmdora.injectors import apply, fitted, plan_of, trainable_parameters
 from mmdora.layers import Adapted
-from mmdora.layers.files import file_rank, file_shapes, from_file, to_file, unlike_peft
+from mmdora.layers.files import file_rank, file_shapes, from_file, to_file, unlike_peft, wrong_in_peft
 from mmdora.peft_config import plan_from_peft, write_peft_config
 from mmdora.plan import Plan
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
-BASE_BIAS = ".base_layer.bias"
-"""Where PEFT has the bias of a module that it adapts."""
+BASE = "base_layer"
+"""Where PEFT has what a module that it adapts held before: its bias, the `out_proj` of an attention."""
 
 __all__ = ["adapter_state", "fingerprint", "load_adapter", "load_adapter_state", "restore_adapter", "save_adapter"]
 
@@ -76,14 +76,20 @@ def save_adapter(
     _warn_of_peft(model, plan)
     name = base or getattr(model, "name_or_path", "") or None
     whole = covering_modules(model, plan)
-    biases = {f"{entry.name}.bias": f"{entry.name}{BASE_BIAS}" for entry in plan.entries}
+    attentions = {entry.name for entry in plan.entries if entry.kind == "attention"}
+    # PEFT adapts the out_proj of an attention with it
+    adapted = {entry.name for entry in plan.entries} | {f"{name}.out_proj" for name in attentions}
     tensors = {
-        PREFIX + biases.get(key, key): tensor.detach().cpu().contiguous().clone()
+        PREFIX + _pefts_name(key, adapted): tensor.detach().cpu().contiguous().clone()
         for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
     }
     _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if plan.entries:
-        ranks = {entry.name: file_rank(model.get_submodule(entry.name), entry.rank) for entry in plan.entries}
+        ranks = {
+            entry.name: file_rank(model.get_submodule(entry.name), entry.rank)
+            for entry in plan.entries
+            if entry.name.rpartition(".")[0] not in attentions
+        }
         _write_json(folder / CONFIG, write_peft_config(plan, ranks, whole, base=name))
     else:
         (folder / CONFIG).unlink(missing_ok=True)
@@ -187,7 +193,8 @@ def _low_rank_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
 def _warn_of_peft(model: nn.Module, plan: Plan) -> None:
     for entry in plan.entries:
         magnitude = plan.has_magnitudes and entry.method != "magnitude"
-        if reason := unlike_peft(model.get_submodule(entry.name), magnitude=magnitude):
+        module = model.get_submodule(entry.name)
+        if reason := unlike_peft(module, magnitude=magnitude) or wrong_in_peft(module, magnitude=plan.has_magnitudes):
             warnings.warn(f"{entry.name}: {reason}; use this adapter with mmdora, or merged", UserWarning, stacklevel=3)
 
 
@@ -262,7 +269,16 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _own_name(name: str) -> str:
     name = name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    return f"{name.removesuffix(BASE_BIAS)}.bias" if name.endswith(BASE_BIAS) else name
+    # an embedding's weight is a copy that PEFT adds, looked at by that name
+    return name if name.endswith(f".{BASE}.weight") else name.replace(f".{BASE}.", ".")
+
+
+def _pefts_name(name: str, adapted: set[str]) -> str:
+    parts = name.split(".")
+    found = parts[:1]
+    for index, part in enumerate(parts[1:], 1):
+        found += [BASE, part] if ".".join(parts[:index]) in adapted and not part.startswith("lora_") else [part]
+    return ".".join(found)
 
 
 def refuse_pickle(folder: Path) -> None:

@@ -105,11 +105,11 @@ class Compose:
         str,
         Field(
             min_length=1,
-            description="open_clip:NAME/TAG, open_clip:NAME/FILE (NAME with -quickgelu for OpenAI's weights in a file),"
-            " or a CLIP's or SigLIP's hub id or folder",
+            description="instead of model.base, a LLaVA of this tower: open_clip:NAME/TAG, open_clip:NAME/FILE (NAME"
+            " with -quickgelu for OpenAI's weights in a file), or a CLIP's or SigLIP's hub id or folder",
         ),
     ]
-    language: Annotated[str, Field(min_length=1, description="hub id or folder of a causal language model")]
+    language: Annotated[str, Field(min_length=1, description="and of this causal language model, a hub id or folder")]
     template: Annotated[
         Literal["own", "llava_v1"] | None,
         Field(description="of chats: the language model's or LLaVA's; default: its own if it has one"),

@@ -26,14 +26,15 @@ def describe(kind: Any = RunConfig, prefix: str = "") -> dict[str, list[Key]]:
     fields = kind.__pydantic_fields__
     for name, field in fields.items():
         hint, path = field.annotation, f"{prefix}{name}"
+        hint = next(filter(dataclasses.is_dataclass, get_args(hint)), hint)  # a section that may be left out
         if not dataclasses.is_dataclass(hint):
-            default = f"[default: {_plain(field.default)}]"
+            default = "[needed]" if field.is_required() else f"[default: {_plain(field.default)}]"
             text = f"{field.description} {default}" if field.description else default
             sections.setdefault(prefix.rstrip("."), []).append(Key(path, _kind(hint), text))
             continue
         alike = [other for other in fields if fields[other].annotation is hint]
-        if name == alike[0]:
-            shown = path if len(alike) == 1 else f"{prefix}MODALITY"
+        if not alike or name == alike[0]:
+            shown = path if len(alike) < 2 else f"{prefix}MODALITY"
             sections |= describe(hint, f"{shown}.")
     return sections
 

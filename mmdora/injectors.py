@@ -13,7 +13,7 @@ from torch import nn
 from mmdora.config import DEFAULT_RANK, LOW_RANK, Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
 from mmdora.fingerprint import fingerprint
-from mmdora.layers import Adapted, AdaptedEmbedding, Method, wrapper
+from mmdora.layers import BIASES, Adapted, AdaptedEmbedding, Method, wrapper
 from mmdora.modality import Parts, find_parts
 from mmdora.plan import Entry, Plan
 from mmdora.targets import ROLES, candidates_of, resolve, unused_in_tower
@@ -49,7 +49,19 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
 def build_plan(
     model: nn.Module, parts: Parts, entries: list[Entry], full: list[str], notes: list[str] | tuple[str, ...] = ()
 ) -> Plan:
-    """Count and fingerprint; the model must be the untouched base."""
+    """Count and fingerprint; the model must be the untouched base.
+
+    Raises:
+        MmdoraError: a module is adapted that its attention reads, and the attention is not.
+    """
+    names = {entry.name for entry in entries}
+    for name in (entry.name for entry in entries):
+        owner = name.rpartition(".")[0]
+        if owner not in names and isinstance(model.get_submodule(owner), nn.MultiheadAttention):
+            raise MmdoraError(
+                f"{name}: is read, not called, by the nn.MultiheadAttention around it unless that is adapted too; "
+                f"name {owner.rpartition('.')[2]} beside it, or the role attention"
+            )
     base_sizes, full_sizes, chosen = {}, {}, set(full)
     for name, parameter in model.named_parameters():
         modality = parts.of(name) or "other"
@@ -179,7 +191,7 @@ def _biases_and_norms(model: nn.Module, parts: Parts, modality: str, settings: M
     unused = tuple(f"{name}." for name in (unused_in_tower(model, parts) if modality == "vision" else ()))
     for name, _ in model.named_parameters():
         module, _, leaf = name.rpartition(".")
-        kind = "bias" if leaf == "bias" else "norms" if leaf == "weight" and module in norms else None
+        kind = "bias" if leaf in BIASES else "norms" if leaf == "weight" and module in norms else None
         if kind in found and parts.of(name) == modality and not name.startswith(unused):
             found[kind].append(name)
     for key, names in found.items():
@@ -209,8 +221,9 @@ def _entries(
         notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {_some(candidates.experts)}")
     if set(settings.targets) & set(ROLES):
         left_out = {**candidates.unused, **candidates.refused}
-        linears = {name: why for name, why in left_out.items() if isinstance(model.get_submodule(name), nn.Linear)}
-        for reason, names in _by_reason(linears).items():
+        roled = (nn.Linear, nn.MultiheadAttention)
+        meant = {name: why for name, why in left_out.items() if isinstance(model.get_submodule(name), roled)}
+        for reason, names in _by_reason(meant).items():
             notes.append(f"{modality}: left out {_some(names)}: {reason}")
     return entries, notes
 

@@ -134,7 +134,7 @@ class DiskMerge:
         for entry in self.plan.entries:
             if entry.kind == "embedding":
                 raise UnsureError(f"{entry.name} is an adapted embedding, whose norms run over all its rows")
-            self.merged[self._file_name(f"{entry.name}.weight")] = entry
+            self.merged[self._file_name(entry.weight)] = entry
         buffers = [name for name, _ in self.base.model.named_buffers() if name in self._adapter]
         for name in [*self.plan.full, *buffers]:
             self.replaced[self._file_name(name)] = self._adapter[name]
@@ -155,7 +155,7 @@ def factors(
         base: the untouched base, or a mapped one.
         adapter: tensors by name in the model, as `read_adapter` gives them.
     """
-    if entry.kind == "linear":  # as they lie in the file, mapped; a module would hold them in memory
+    if entry.kind in ("linear", "attention"):  # as they lie in the file, mapped; a module would hold them in memory
         a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
         low_rank, scaled = entry.method != "magnitude", entry.method != "lora"
         return a if low_rank else None, b if low_rank else None, magnitude if scaled else None

@@ -168,9 +168,7 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
         compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
-    processor = load_processor(
-        config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens
-    )
+    processor = load_processor(config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
     console.print(f"{plan}\n", markup=False, highlight=False)
     for task, source in data.sources.items():
         if data.stream:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
 from mmdora.injectors import build_plan, fitted
-from mmdora.layers.files import unlike_peft
+from mmdora.layers import BIASES
+from mmdora.layers.files import TWICE, unlike_peft
 from mmdora.modality import find_parts
 from mmdora.plan import Entry, Plan
 
@@ -33,7 +34,7 @@ UNSUPPORTED = (
 )
 """Fields that change what the adapter computes, in a way mmdora has no layer for."""
 
-BIASES = ("none", "all", "lora_only")
+BIAS_MODES = ("none", "all", "lora_only")
 
 REPEATS = 3
 """Repetitions in a pattern of an adapter's config; matching takes time as the length of a name to this power."""
@@ -50,11 +51,12 @@ def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *,
 
     Args:
         plan: with at least one entry.
-        ranks: of its modules, as their tensors are written.
+        ranks: of the modules that PEFT is to adapt, as their tensors are written.
         whole: modules trained in full.
         base: name or folder of the base.
     """
-    alphas = {entry.name: _whole(entry.scaling * ranks[entry.name]) for entry in plan.entries}
+    alphas = {e.name: _whole(e.scaling * ranks[e.name]) for e in plan.entries if e.name in ranks}
+    biases = [name for name in plan.full if name.rpartition(".")[2] in BIASES and not _within(name, whole)]
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     dropouts = {entry.dropout for entry in plan.entries if entry.rank and entry.kind != "embedding"}
     return {
@@ -65,7 +67,7 @@ def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *,
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": dropouts.pop() if len(dropouts) == 1 else 0.0,
-        "bias": "all" if any(name.endswith(".bias") and not _within(name, whole) for name in plan.full) else "none",
+        "bias": "all" if biases else "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
         "use_dora": plan.has_magnitudes,
@@ -105,9 +107,15 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
         if name not in modules:
             raise MmdoraError(f"{folder}: {type(model).__name__} has no module {name}; load the adapter's own base")
         rank = tensor.shape[0]
-        alpha = float(_pattern(config.get("alpha_pattern"), name, config.get("lora_alpha", 8)))
-        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         method = "dora" if config.get("use_dora") else "lora"
+        target = name
+        if isinstance(modules[owner := name.rpartition(".")[0]], nn.MultiheadAttention):
+            target = owner  # PEFT adapts an attention whole
+            lora_B = tensors.get(f"{name}.lora_B.weight")
+            if method == "lora" and lora_B is not None and lora_B.any():  # PEFT cannot have trained the others
+                raise MmdoraError(f"{folder}: {name}: {TWICE}; merge this adapter with peft and load the checkpoint")
+        alpha = float(_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", 8)))
+        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         dropout = float(config.get("lora_dropout") or 0.0)
         entry = Entry(name, parts.of(name) or "other", method, rank, alpha, scaling, dropout, 0)
         entries.append(fitted(entry, modules[name]))
@@ -137,8 +145,8 @@ def _take_out_embeddings(tensors: dict[str, Tensor], modules: Mapping[str, nn.Mo
 def _supported(config: Mapping[str, Any], folder: Path) -> None:
     if config.get("peft_type") != "LORA":
         raise MmdoraError(f"{folder}: peft_type is {config.get('peft_type')}; mmdora loads LORA (LoRA and DoRA)")
-    if config.get("bias", "none") not in BIASES:
-        raise MmdoraError(f"{folder}: bias is {config['bias']!r:.80}; PEFT knows {', '.join(BIASES)}")
+    if config.get("bias", "none") not in BIAS_MODES:
+        raise MmdoraError(f"{folder}: bias is {config['bias']!r:.80}; PEFT knows {', '.join(BIAS_MODES)}")
     for key in UNSUPPORTED:
         if config.get(key):
             raise MmdoraError(f"{folder}: {key} is set; mmdora has no layer for it, load this adapter with peft")

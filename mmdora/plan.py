@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mmdora.config import MAX_RANK, METHODS, MODALITIES
-from mmdora.layers import DropoutMode, Method
+from mmdora.layers import BY_NAME, DropoutMode, Method
 from mmdora.modality import Parts
 
 
@@ -25,8 +25,13 @@ class Entry:
     dropout: float
     parameters: int
     kind: str = "linear"
-    """linear, conv or embedding."""
+    """linear, conv, embedding or attention."""
     dropout_mode: DropoutMode = "branch"
+
+    @property
+    def weight(self) -> str:
+        """Name of the parameter that is adapted."""
+        return f"{self.name}.{BY_NAME[self.kind].weight_name}"
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,8 @@ def _entry(values: Mapping[str, Any]) -> Entry:
     for key, number in numbers.items():
         if type(number) not in (int, float) or not math.isfinite(number):
             raise ValueError(f"{key} is {number!r:.80}, not a finite number")
+    if entry.kind not in BY_NAME:
+        raise ValueError(f"{entry.name}: kind {entry.kind!r:.80}")
     if entry.method not in METHODS or not 0 <= entry.rank <= MAX_RANK or not 0 <= entry.dropout < 1:
         raise ValueError(f"{entry.name}: method {entry.method}, rank {entry.rank}, dropout {entry.dropout}")
     return entry

@@ -1,6 +1,7 @@
 """Which modules of a modality a list of targets means: roles, names, glob patterns.
 
-Roles are of linears, as `all-linear` in PEFT; convolutions and embeddings are named (`patch_embedding`).
+Roles are of linears, as `all-linear` in PEFT, and of `nn.MultiheadAttention`, whose name means its fused in-projection
+and whose `out_proj` is a linear; convolutions and embeddings are named (`patch_embedding`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmdora.errors import MmdoraError
-from mmdora.layers import AdaptedLinear, kind_of
+from mmdora.layers import WEIGHTS, AdaptedLinear, kind_of
 from mmdora.modality import Parts
 
 ROLES = ("attention", "mlp", "all")
@@ -36,7 +37,8 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 class Candidates:
     """What a modality offers: modules by name with their role, and what is left out, with the reason.
 
-    The role of a linear is attention, mlp, head or linear (none of these); of others it is their kind.
+    The role of a linear is attention, mlp, head or linear (none of these); of others it is their kind, attention,
+    conv or embedding.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
@@ -46,7 +48,7 @@ class Candidates:
 
 
 def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
-    """Every linear, convolution and embedding under a modality, in the model's order."""
+    """Every module of a modality that there is an adapter for, in the model's order."""
     modules = dict(model.named_modules())
     tied = _tied(model)
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
@@ -63,7 +65,7 @@ def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
         if (kind := kind_of(module)) is None:
             continue
         path, _, leaf = name.rpartition(".")
-        reason = kind.problem(module)
+        reason = kind.problem(module) or _read_by_torch(modules[path], found.refused.get(path))
         if name in tied:
             reason = f"its weight is tied to {tied[name]}, which a merge would change too"
         elif not reason and _only_read(type(modules[path]), leaf):
@@ -126,6 +128,15 @@ def _leaves(names: Iterable[str]) -> str:
     return ", ".join(leaves[:12]) + (", ..." if len(leaves) > 12 else "")
 
 
+def _read_by_torch(parent: nn.Module, refused: str | None) -> str | None:
+    """Why a module is read by one of torch's own around it, whatever is adapted; `refused`: why that cannot be."""
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return "nn.TransformerEncoderLayer reads its weight in evaluation, so an adapter would do nothing there"
+    if isinstance(parent, nn.MultiheadAttention) and refused:
+        return f"the nn.MultiheadAttention around it reads its weight and cannot be adapted: {refused}"
+    return None
+
+
 @cache
 def _only_read(parent: type[nn.Module], leaf: str) -> bool:
     """Whether the code of this class reads `self.leaf.weight` and uses `self.leaf` in no other way.
@@ -164,11 +175,11 @@ def _tied(model: nn.Module) -> dict[str, str]:
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
     return {
-        name.removesuffix(".weight"): next(other for other in shared if other != name)
+        name.rpartition(".")[0]: next(other for other in shared if other != name)
         for shared in names.values()
         if len(shared) > 1
         for name in shared
-        if name.endswith(".weight")
+        if name.rpartition(".")[2] in WEIGHTS
     }
 
 

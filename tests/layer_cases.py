@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdora.layers import wrapper
+from mmdora.layers import AdaptedAttention, kind_of, wrapper
 from mmdora.layers.files import _gather, file_rank, keys_of, to_file
 from mmdora.ops import reference
 
@@ -16,6 +16,7 @@ BASES: dict[str, Any] = {
     "linear": lambda: nn.Linear(24, 40),
     "conv": lambda: nn.Conv2d(6, 10, 3, stride=2, padding=1),
     "embedding": lambda: nn.Embedding(30, 12, padding_idx=0),
+    "attention": lambda: nn.MultiheadAttention(24, 4, batch_first=True),
 }
 METHODS = ("lora", "dora", "magnitude")
 
@@ -46,8 +47,21 @@ def inputs(kind: str, rows: int = 7) -> Tensor:
     generator = torch.Generator().manual_seed(7)
     if kind == "embedding":
         return torch.randint(0, 30, (rows, 5), generator=generator)
-    shape = (rows, 24) if kind == "linear" else (rows, 6, 9, 8)
-    return torch.randn(shape, generator=generator)
+    shapes = {"linear": (rows, 24), "conv": (rows, 6, 9, 8), "attention": (rows, 5, 24)}
+    return torch.randn(shapes[kind], generator=generator)
+
+
+def output(module: Any, x: Tensor) -> Tensor:
+    """What a module, adapted or not, makes of x; an attention attends from x to x."""
+    if kind_of(module) is AdaptedAttention:
+        return module(x, x, x, need_weights=False)[0]
+    return module(x)
+
+
+def weight(module: Any) -> Any:
+    """The base's parameter that is adapted, of a plain or adapted module."""
+    kind: Any = kind_of(module)
+    return module.get_parameter(kind.weight_name)
 
 
 def max_rel(a: Tensor, b: Tensor) -> float:
@@ -67,10 +81,10 @@ class Dense(nn.Module):
 
     def weight(self) -> Tensor:
         own: dict[str, Any] = dict(self._parameters)
-        w, a, b, m = self.plain.get_parameter("weight"), own["lora_A"], own["lora_B"], own["magnitude"]
+        w, a, b, m = weight(self.plain), own["lora_A"], own["lora_B"], own["magnitude"]
         if isinstance(self.plain, nn.Embedding):
             return reference.adapted_weight(w.T, a, b, m, self.scaling).T
-        if isinstance(self.plain, nn.Linear):
+        if isinstance(self.plain, (nn.Linear, nn.MultiheadAttention)):
             return reference.adapted_weight(w, a, b, m, self.scaling)
         groups: Any = self.plain.groups
         flat = w.flatten(1)
@@ -83,6 +97,9 @@ class Dense(nn.Module):
         if isinstance(self.plain, nn.Embedding):
             return self.weight()[x]
         x = x.double()
+        if isinstance(self.plain, nn.MultiheadAttention):
+            inputs, options = (x, x, x), {"need_weights": False}
+            return torch.func.functional_call(self.plain, {"in_proj_weight": self.weight()}, inputs, options)[0]
         return torch.func.functional_call(self.plain, {"weight": self.weight()}, (x,))
 
 
@@ -106,6 +123,7 @@ class Peft(nn.Module):
         )
         get_peft_model(holder, config)
         self.layer: Any = holder[0]
+        self.attends = layer.kind == "attention"
         with torch.no_grad():
             for name, tensor in to_file(layer, magnitude=dora).items():
                 self.own(name).copy_(tensor)
@@ -117,7 +135,7 @@ class Peft(nn.Module):
         return found if isinstance(found, Tensor) else found.get_parameter(leaf or "weight")
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        return self.layer(x, x, x, need_weights=False)[0] if self.attends else self.layer(x)
 
 
 def same_as_peft(layer: Any, x: Any, dropout: float = 0.0, seed: int = 3) -> None:
@@ -129,7 +147,7 @@ def same_as_peft(layer: Any, x: Any, dropout: float = 0.0, seed: int = 3) -> Non
     for module in (layer, theirs):
         torch.manual_seed(seed)
         own = x.clone().requires_grad_() if floating else x
-        y = module(own)
+        y = output(module, own)
         gradient = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
         y.backward(gradient)
         results.append((y, own.grad))

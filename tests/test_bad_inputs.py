@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import matplotlib
 import pytest
 import torch
 import yaml
@@ -53,6 +54,7 @@ READABLE = (
     Path(__file__).parents[1],
     Path(os.environ["HF_DATASETS_CACHE"]),
     Path(huggingface_hub.constants.HF_HOME),
+    Path(matplotlib.get_cachedir()),
     *map(Path, ("/proc", "/sys", "/dev/null", "/dev/urandom", "/dev/tty", "/usr/lib", "/usr/share")),
     *map(Path, ("/lib", "/etc/mime.types")),
 )
@@ -144,6 +146,9 @@ class Maker:
     def write(self, path: str, text: str) -> None:
         (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
         (self.folder / path).write_text(text, encoding="utf-8")
+
+    def mode(self, path: str, bits: int) -> None:
+        (self.folder / path).chmod(bits)
 
     def update(self, path: str, values: dict[str, Any]) -> None:
         """Set keys of a JSON object."""

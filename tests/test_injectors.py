@@ -199,12 +199,36 @@ def test_tied_head_and_modules_that_are_read_are_refused_by_name():
     with pytest.raises(MmdoraError, match="lm_head: its weight is tied to"):
         make_plan(tied, {"language": {"method": "lora", "targets": ["lm_head"]}})
     assert names(shrunken_llava(), {"targets": ["lm_head"]}, "language") == ["lm_head"]
-    with pytest.raises(MmdoraError, match="read, not called"):
-        attention = shrunken_llava()
-        attention.model.multi_modal_projector.pool = nn.MultiheadAttention(16, 2)
-        make_plan(attention, {"projector": {"method": "lora", "targets": ["out_proj"]}})
-    notes = make_plan(attention, {"projector": {"method": "lora"}}).notes
-    assert any("pool.out_proj" in note for note in notes)
+
+
+POOL = "model.multi_modal_projector.pool"
+
+
+@pytest.mark.parametrize(
+    ("pool", "message"),
+    [
+        (lambda: nn.MultiheadAttention(16, 2, kdim=8), "out_proj: the nn.Multi.* cannot be adapted: .* another width"),
+        (lambda: nn.MultiheadAttention(16, 2, add_bias_kv=True), "cannot be adapted: its add_bias_kv"),
+        (lambda: nn.TransformerEncoderLayer(16, 2), "nn.TransformerEncoderLayer reads its weight in evaluation"),
+    ],
+)
+def test_attentions_that_would_not_call_are_refused(pool, message):
+    model = shrunken_llava()
+    model.model.multi_modal_projector.pool = pool()
+    with pytest.raises(MmdoraError, match=message):
+        make_plan(model, {"projector": {"method": "lora", "targets": ["out_proj"]}})
+    plan = make_plan(model, {"projector": {"method": "lora"}})
+    assert not [entry for entry in plan.entries if entry.name.startswith(POOL)]
+    assert sum("pool" in note for note in plan.notes) == 2
+
+
+def test_the_read_half_of_an_attention_needs_the_other():
+    model = shrunken_llava()
+    model.model.multi_modal_projector.pool = nn.MultiheadAttention(16, 2)
+    with pytest.raises(MmdoraError, match=r"pool\.out_proj: is read, not called, .*name pool beside it"):
+        make_plan(model, {"projector": {"method": "lora", "targets": ["out_proj"]}})
+    assert names(model, {"targets": ["pool"]}, "projector") == [POOL]
+    assert names(model, {"targets": ["attention"]}, "projector") == [POOL, f"{POOL}.out_proj"]
 
 
 CLIP_EMBEDDINGS = "model.vision_tower.embeddings"

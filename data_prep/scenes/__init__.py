@@ -5,7 +5,8 @@ scene follows from `seed` and its number alone. Shapes have a colour, a size and
 hold captions, questions on colour, shape, size, place, number and relation, statements to confirm
 or deny, and follow-up turns. No sentence there is a question of easy-VQA (a test compares them).
 
-With `--kind`: one of `tasks.KINDS`, each a small dataset in the form of a public one.
+With `--kind`: one of `tasks.KINDS`, each a small dataset in the form of a public one; `questions`, `places`,
+`names` and `pair-questions` are what `tiny-vlbart` is pretrained on.
 """
 
 from __future__ import annotations
@@ -30,7 +31,10 @@ LICENCE = "Apache-2.0 (drawn by this package)"
 SOURCE = "mmdora data_prep/scenes"
 UNVERIFIED = ()
 
-Kind = Literal["caption", "count", "relation", "pope", "nlvr2", "ocr", "clips", "clip-features"]
+Kind = Literal[
+    "caption", "count", "relation", "pope", "nlvr2", "ocr", "clips", "clip-features", "questions", "places",
+    "names", "pair-questions",
+]  # fmt: skip
 
 
 def prepare(
@@ -53,7 +57,8 @@ def prepare(
         Folder for a file per split, dataset_card.json and report.html.
     kind
         A task: captions, counting, relations, existence (POPE's form), statements on two pictures (NLVR2's form),
-        words to read, clips as frames or as 512-wide features. Without: the conversations of the bundled base.
+        words to read, clips as frames or as 512-wide features; the conversations' questions one by one, places and
+        sizes, names of things, questions on two pictures. Without: the conversations of the bundled base.
     rows
         Scenes to train on.
     seed

@@ -7,7 +7,7 @@ from random import Random
 
 from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Thing
 
-NUMBERS = ("zero", "one", "two", "three", "four", "five")
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six")
 
 Pairs = list[tuple[str, str]]
 

@@ -1,15 +1,48 @@
-"""Tasks on one picture: captions, counting, relations, and existence in POPE's form."""
+"""Tasks on one picture: captions, counting, relations, existence in POPE's form, and what tiny-vlbart learns first."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from random import Random
 
-from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Asked, Draw, Thing, in_words, scene_of
+from mmdora.data_prep.scenes import language
+from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Asked, Draw, Thing, in_words, scene, scene_of
 from mmdora.data_prep.scenes.language import NUMBERS, article, caption, plural, yes
 
 FREQUENT = SHAPES[:3]  # four of five things have one of these shapes
 APART = 8  # pixels, from which on things stand left of or above each other
+PRESENCE = 0.6  # share of the pictures with questions that mostly ask whether something is there
+
+
+def questions(random: Random, name: str) -> Draw:
+    """What the conversations ask, each question alone, without captions and follow-ups."""
+    asks_presence = random.random() < PRESENCE
+    things, picture = scene(random, most=random.choice((1, 1, 1, 2)) if asks_presence else 4)
+    said = (language.existence if asks_presence else language.conversation)(random, things)
+    asked = [
+        Asked(question, answer, {"type": "yes/no" if answer in ("yes", "no") else "other"})
+        for question, answer in said
+        if answer != caption(things) and "it?" not in question
+    ]
+    return Draw(in_words(things), asked, [picture])
+
+
+def places(random: Random, name: str) -> Draw:
+    """Where things are and how big, and what is at a place, of pictures with several things."""
+    things, picture = scene_of(random, random.randint(2, 4))
+    thing, other = random.sample(things, 2)
+    asked = [Asked(f"where is the {thing.name}?", f"at the {thing.place}", {"type": "place"})]
+    if sum(one.place == other.place for one in things) == 1:
+        asked.append(Asked(f"what is at the {other.place}?", article(other.name), {"type": "thing"}))
+    asked.append(Asked(f"how big is the {other.name}?", other.size, {"type": "size"}))
+    return Draw(in_words(things), asked, [picture])
+
+
+def names(random: Random, name: str) -> Draw:
+    """The things by colour and shape alone, from left to right: less than a caption says."""
+    things, picture = scene(random)
+    said = _and([article(thing.name) for thing in sorted(things, key=lambda thing: thing.x)])
+    return Draw(in_words(things), [Asked("name what is drawn.", said, {"type": NUMBERS[len(things)]})], [picture])
 
 
 def captions(random: Random, name: str) -> Draw:

@@ -16,7 +16,7 @@ from typing import Any
 from mmdora.data.prepare.held_out import held_out
 from mmdora.data.prepare.record import asked
 from mmdora.data.records import Record
-from mmdora.data_prep.scenes import clips, one_picture, pairs, words
+from mmdora.data_prep.scenes import clips, one_picture, pair_questions, pairs, words
 from mmdora.data_prep.scenes.drawing import Draw
 
 KINDS: Mapping[str, Callable[[Random, str], Draw]] = {
@@ -28,6 +28,10 @@ KINDS: Mapping[str, Callable[[Random, str], Draw]] = {
     "ocr": words.words,
     "clips": clips.frames,
     "clip-features": clips.features,
+    "questions": one_picture.questions,
+    "places": one_picture.places,
+    "names": one_picture.names,
+    "pair-questions": pair_questions.questions,
 }
 
 

@@ -42,8 +42,8 @@ About = tuple[str, str, str, str, int]
 class Row:
     """What one checkpoint did to one weight; one line of the CSV.
 
-    A bias, a norm or another parameter that is no linear, convolution or embedding ("other", trained in full) has
-    norms and a share but nothing to decompose: the columns from `delta_m` to `stable_rank` are None then.
+    A bias, a norm or another parameter that is none of the adaptable weights ("other", trained in full) has norms and
+    a share but nothing to decompose: the columns from `delta_m` to `stable_rank` are None then.
     """
 
     run: str
@@ -55,7 +55,7 @@ class Row:
     layer: int | None
     """First number in the name: the block."""
     kind: str
-    """linear, conv, embedding, other."""
+    """linear, conv, embedding, attention, other."""
     method: str
     """lora, dora, magnitude, full."""
     rank: int
@@ -129,7 +129,7 @@ class Adapter:
             yield self._full(name)
 
     def _adapted(self, entry: Entry) -> Row:
-        weight = as_matrix(entry.kind, self.base.weight(f"{entry.name}.weight"))
+        weight = as_matrix(entry.kind, self.base.weight(entry.weight))
         a, b, magnitude = factors(self.base.model, self._tensors, entry)
         changed = changed_rows(weight, a, b, magnitude, entry.scaling)
         about = (entry.name, entry.modality, entry.kind, entry.method, entry.rank)
@@ -139,7 +139,8 @@ class Adapter:
 
     def _full(self, name: str) -> Row:
         owner, _, leaf = name.rpartition(".")
-        layer = layer_of(self.base.model.get_submodule(owner)) if leaf == "weight" else None
+        layer = layer_of(self.base.model.get_submodule(owner))
+        layer = layer if layer and leaf == layer.weight_name else None
         kind = layer.kind if layer else OTHER
         weight, new = (as_matrix(kind, tensor) for tensor in (self.base.weight(name), self._tensors[name]))
         changed = (new[start:stop] for start, stop in pieces(*weight.shape))

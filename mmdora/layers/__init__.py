@@ -6,13 +6,32 @@ from torch import nn
 
 from mmdora.errors import MmdoraError
 from mmdora.layers.adapted import Adapted, DropoutMode, Method
+from mmdora.layers.attention import AdaptedAttention
 from mmdora.layers.conv import AdaptedConv
 from mmdora.layers.embedding import AdaptedEmbedding
 from mmdora.layers.linear import AdaptedLinear
 
-__all__ = ["KINDS", "Adapted", "AdaptedConv", "AdaptedEmbedding", "AdaptedLinear", "DropoutMode", "Method", "wrapper"]
+__all__ = [
+    "BIASES",
+    "BY_NAME",
+    "KINDS",
+    "WEIGHTS",
+    "Adapted",
+    "AdaptedAttention",
+    "AdaptedConv",
+    "AdaptedEmbedding",
+    "AdaptedLinear",
+    "DropoutMode",
+    "Method",
+    "kind_of",
+    "wrapper",
+]
 
-KINDS: tuple[type[Adapted], ...] = (AdaptedLinear, AdaptedConv, AdaptedEmbedding)
+KINDS: tuple[type[Adapted], ...] = (AdaptedLinear, AdaptedConv, AdaptedEmbedding, AdaptedAttention)
+BY_NAME = {kind.kind: kind for kind in KINDS}
+WEIGHTS = {kind.weight_name for kind in KINDS}
+BIASES = {kind.bias_name for kind in KINDS}
+"""Names of the base's parameters that are adapted, and of those beside them."""
 
 
 def kind_of(module: nn.Module) -> type[Adapted] | None:
@@ -27,7 +46,11 @@ def wrapper(base: nn.Module, rank: int = 0) -> type[Adapted]:
         MmdoraError: none can, or not at this rank.
     """
     kind = kind_of(base)
-    reason = kind.problem(base, rank) if kind else f"{type(base).__name__} is no linear, convolution or embedding"
-    if kind is None or reason:
+    if kind is None:
+        name = type(base).__name__
+        raise MmdoraError(
+            f"cannot adapt this module: {name} is no linear, convolution, embedding or nn.MultiheadAttention"
+        )
+    if reason := kind.problem(base, rank):
         raise MmdoraError(f"cannot adapt this module: {reason}")
     return kind

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, Self
 
@@ -21,12 +22,11 @@ DropoutMode = Literal["branch", "reference"]
 class Adapted(nn.Module):
     """A frozen module whose weight, seen as a matrix W0 [O, I], becomes W' = diag(c) (W0 + s B A).
 
-    c = m / ||W0 + s B A|| per row (arXiv 2402.09353, equation 5), or 1 for LoRA. `weight` and `bias` are the base's
-    own parameters under their own names, frozen, in any float dtype. Beside them, in fp32: `lora_A`, `lora_B` and
-    `magnitude` [O], the row norms of W0 at first; each is None where the method has none. So the output starts as
-    the base's.
+    c = m / ||W0 + s B A|| per row (arXiv 2402.09353, equation 5), or 1 for LoRA. The base's own parameters and modules
+    keep their names, frozen, in any float dtype. Beside them, in fp32: `lora_A`, `lora_B` and `magnitude` [O], the
+    row norms of W0 at first; each is None where the method has none. So the output starts as the base's.
 
-    Only calls are adapted: code that reads `weight` itself gets the base's. An adapter on a module that is never
+    Only calls are adapted: code that reads the weight itself gets the base's. An adapter on a module that is never
     called would do nothing; `mmdora.targets` refuses where the source shows it.
 
     c is computed once per optimizer step (see `scales`). Code that writes parameters through `.data` outside a
@@ -41,9 +41,9 @@ class Adapted(nn.Module):
     plain: ClassVar[tuple[type[nn.Module], ...]]
     """What can be adapted; subclasses too, as long as `calls` are not their own."""
     calls: ClassVar[tuple[str, ...]] = ("forward",)
+    weight_name: ClassVar[str] = "weight"
+    bias_name: ClassVar[str] = "bias"
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     lora_A: nn.Parameter | None  # noqa: N815
     lora_B: nn.Parameter | None  # noqa: N815
     magnitude: nn.Parameter | None
@@ -67,13 +67,14 @@ class Adapted(nn.Module):
         self.method, self.rank, self.scaling = method, rank, scaling
         self.dropout, self.dropout_mode = dropout, dropout_mode
         self.training = base.training
-        for name in ("weight", "bias"):
+        for name in (self.weight_name, self.bias_name):
             self.register_parameter(name, base._parameters.get(name))
+        self._modules.update(base._modules)
         base.requires_grad_(False)
-        # The base without its parameters. Not a submodule: it would be in the names, and DDP and FSDP would see it.
-        self.__dict__["shell"] = _with_parameters(base, dict.fromkeys(base._parameters))
+        # The base without what it holds. Not a submodule: it would be in the names, and DDP and FSDP would see it.
+        self.__dict__["shell"] = _holding(base, dict.fromkeys(base._parameters), {})
         self.scales = Scales(self)
-        dtype, device = norm.wide(self.weight.dtype), self.weight.device
+        dtype, device = norm.wide(self.base_weight.dtype), self.base_weight.device
         for name, shape in self.shapes(base, rank).items():
             unused = name == "magnitude" if method == "lora" else name != "magnitude" and method == "magnitude"
             own = None if unused else nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
@@ -82,7 +83,7 @@ class Adapted(nn.Module):
             if self.lora_A is not None and self.lora_B is not None:
                 self.start(self.lora_A, self.lora_B)
             if self.magnitude is not None:
-                self.magnitude.copy_(norm.squared_norm(self.matrix(self.weight)).sqrt())
+                self.magnitude.copy_(norm.squared_norm(self.matrix(self.base_weight)).sqrt())
 
     @classmethod
     def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
@@ -93,7 +94,7 @@ class Adapted(nn.Module):
             return f"{name} is not an nn.{' or nn.'.join(kind.__name__ for kind in cls.plain)}"
         if any(getattr(type(base), call) is not getattr(plain, call) for call in cls.calls):
             return f"{name} has a forward of its own, which an adapter would replace"
-        weight = base._parameters.get("weight")
+        weight = base._parameters.get(cls.weight_name)
         if weight is None:
             return f"the weight of this {name} is computed from other tensors (a parametrisation)"
         if not weight.is_floating_point():
@@ -106,53 +107,62 @@ class Adapted(nn.Module):
         raise NotImplementedError
 
     def start(self, lora_A: Tensor, lora_B: Tensor) -> None:
-        """Fill A and B so that B A = 0."""
-        raise NotImplementedError
+        """Fill A and B, which are zeros, so that B A = 0."""
+        nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as W0 [O, I]; a view."""
-        raise NotImplementedError
+        return weight
 
     def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
         """A [R, I] and B [O, R] whose product is the change of the matrix."""
-        raise NotImplementedError
+        return lora_A, lora_B
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         """A matrix [O, I] in the weight's shape."""
-        raise NotImplementedError
+        return matrix
+
+    @property
+    def base_weight(self) -> nn.Parameter:
+        return getattr(self, self.weight_name)
+
+    @property
+    def base_bias(self) -> nn.Parameter | None:
+        return getattr(self, self.bias_name)
 
     def row_norm(self) -> Tensor:
         """||W0 + s B A|| [O], fp32 or better."""
-        return self.scales.row_norm(self.weight, self.lora_A, self.lora_B)
+        return self.scales.row_norm(self.base_weight, self.lora_A, self.lora_B)
 
     def merged_weight(self) -> Tensor:
         """W' in the weight's shape, composed in fp32 or better."""
         with torch.no_grad():
             low_rank = self.lora_A is not None and self.lora_B is not None
             factors = self.factors(self.lora_A, self.lora_B) if low_rank else (None, None)  # pyright: ignore
-            rows = merged_rows(self.matrix(self.weight), *factors, self.magnitude, self.scaling)
+            rows = merged_rows(self.matrix(self.base_weight), *factors, self.magnitude, self.scaling)
             return self.from_matrix(torch.cat(list(rows)))
 
     def merge(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The plain module with W', written into the very `weight` parameter and rounded once.
+        """The plain module with W', written into the very parameter of the base and rounded once.
 
         Args:
-            dtype: of the result; default the weight's own. Another dtype makes new parameters.
+            dtype: of weight and bias; default the weight's own. Another dtype makes new parameters.
         """
         merged = self.merged_weight()
-        if dtype is None or dtype == self.weight.dtype:
+        if dtype is None or dtype == self.base_weight.dtype:
             with torch.no_grad():
-                self.weight.copy_(merged)
+                self.base_weight.copy_(merged)
             return self.unload()
         plain = self.unload()
-        for name, values in (("weight", merged), ("bias", plain._parameters.get("bias"))):
+        for name, values in ((self.weight_name, merged), (self.bias_name, self.base_bias)):
             if values is not None:
                 plain.register_parameter(name, nn.Parameter(values.detach().to(dtype).contiguous()))
         return plain
 
     def unload(self) -> nn.Module:
         """The plain module with the base's own parameters, trainable as a fresh one's are."""
-        plain = _with_parameters(self.shell, {name: getattr(self, name) for name in self.shell._parameters})
+        own = {name: getattr(self, name, None) for name in self.shell._parameters}
+        plain = _holding(self.shell, own, dict(self._modules))
         return plain.requires_grad_(True).train(self.training)
 
     def refresh(self) -> None:
@@ -192,12 +202,12 @@ class Adapted(nn.Module):
         self.scales = Scales(self)
 
     def extra_repr(self) -> str:
-        shape = f"{tuple(self.weight.shape)}, bias={self.bias is not None}, method={self.method}"
+        shape = f"{tuple(self.base_weight.shape)}, bias={self.base_bias is not None}, method={self.method}"
         return shape if self.lora_A is None else f"{shape}, rank={self.rank}, scaling={self.scaling:g}"
 
 
-def _with_parameters(module: nn.Module, parameters: dict[str, Any]) -> nn.Module:
-    """A shallow copy that shares everything but has these parameters."""
+def _holding(module: nn.Module, parameters: dict[str, Any], modules: dict[str, Any]) -> nn.Module:
+    """A shallow copy that shares everything but has these parameters and submodules."""
     twin = copy.copy(module)
-    twin._parameters = parameters
+    twin._parameters, twin._modules = parameters, modules
     return twin

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -33,6 +32,8 @@ class AdaptedConv(Adapted):
     kind = "conv"
     plain = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     calls = ("forward", "_conv_forward")
+    weight: nn.Parameter
+    bias: nn.Parameter | None
     in_channels: int
     out_channels: int
     kernel_size: tuple[int, ...]
@@ -83,9 +84,6 @@ class AdaptedConv(Adapted):
             "lora_B": (base.out_channels, rank // base.groups, *ones),
             "magnitude": (base.out_channels,),
         }
-
-    def start(self, lora_A: Tensor, lora_B: Tensor) -> None:
-        nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.flatten(1)

@@ -21,6 +21,7 @@ class AdaptedEmbedding(Adapted):
 
     kind = "embedding"
     plain = (nn.Embedding,)
+    weight: nn.Parameter
     num_embeddings: int
     embedding_dim: int
     padding_idx: int | None
@@ -58,9 +59,6 @@ class AdaptedEmbedding(Adapted):
 
     def matrix(self, weight: Tensor) -> Tensor:
         return weight.T
-
-    def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
-        return lora_A, lora_B
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
         return matrix.T

@@ -6,8 +6,10 @@ is written with magnitude ||W0 + s B A||, which changes nothing, and a magnitude
     linear      lora_A.weight [R, I]        lora_B.weight [O, R]             lora_magnitude_vector [O]
     conv        lora_A.weight [R, C, K]     lora_B.weight [O, R/G, 1...]     lora_magnitude_vector [1, O, 1...]
     embedding   lora_embedding_A [R, V]     lora_embedding_B [D, R]          lora_magnitude_vector [D]
+    attention   lora_A.weight [R, E]        lora_B.weight [3E, R]            lora_magnitude_vector [3E]
 
-A grouped convolution's A is the only tensor that is not ours as it stands: see `AdaptedConv`.
+An attention's are those of its fused in-projection; its `out_proj` is a linear. PEFT has LoRA for both together, and
+no DoRA. A grouped convolution's A is the only tensor that is not ours as it stands: see `AdaptedConv`.
 """
 
 from __future__ import annotations
@@ -18,10 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdora.layers import Adapted, AdaptedConv, AdaptedEmbedding, kind_of
+from mmdora.layers import Adapted, AdaptedAttention, AdaptedConv, AdaptedEmbedding, kind_of
 
 KEYS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 EMBEDDING_KEYS = {**KEYS, "lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
+
+
+TWICE = "PEFT adds the update of the out_proj of an nn.MultiheadAttention twice (peft#3774)"
 
 
 def keys_of(kind: type[Adapted] | None) -> dict[str, str]:
@@ -58,7 +63,7 @@ def to_file(module: Adapted, *, magnitude: bool) -> dict[str, Tensor]:
         if name == "magnitude":
             own = (module.row_norm() if own is None else own).view(shapes[key])
         elif own is None:
-            own = module.weight.new_zeros(shapes[key], dtype=torch.float32)
+            own = module.base_weight.new_zeros(shapes[key], dtype=torch.float32)
         elif name == "lora_A" and isinstance(module, AdaptedConv):
             own = _spread(own, module.groups)
         tensors[key] = own.detach()
@@ -101,6 +106,15 @@ def unlike_peft(module: nn.Module, lora_A: Tensor | None = None, *, magnitude: b
     if conv.padding_mode != "zeros" and any(conv._reversed_padding_repeated_twice):
         return f"PEFT's low-rank convolution is padded with zeros, and this one by {conv.padding_mode!r}"
     return None
+
+
+def wrong_in_peft(module: nn.Module, *, magnitude: bool) -> str | None:
+    """Why PEFT refuses a file of this adapted module, or reads it wrongly, or None."""
+    if not isinstance(module, AdaptedAttention):
+        return None
+    if magnitude:
+        return "PEFT has no DoRA for nn.MultiheadAttention"
+    return TWICE if isinstance(module.out_proj, Adapted) else None
 
 
 def _spread(lora_A: Tensor, groups: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -24,52 +23,45 @@ class AdaptedLinear(Adapted):
     plain = (nn.Linear,)
     in_features: int
     out_features: int
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        scaled = scales.current(self)
-        dropped, zeros, scaling = None, None, self.scaling
-        if (
-            self.drops
-            and self.dropout_mode == "branch"
-            and x.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-        ):
-            zeros = dropout.zeros(x.numel(), self.dropout)
-            scaling /= 1 - self.dropout
-        elif self.drops:
-            dropped = F.dropout(x, self.dropout)  # in reference mode, the very mask that PEFT draws
-        low_rank = self.lora_A, self.lora_B, scaling, self.magnitude, scaled
-        if dropped is None or scaled is None or self.dropout_mode == "branch":
-            return linear.adapted_linear(x, self.weight, self.bias, *low_rank, dropped, zeros)
-        # W0 (x - d(x)) + c (W0 d(x) + s B A d(x)) + bias: PEFT's three terms in two.
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        rest = F.linear(x - dropped, self.weight.to(x.dtype), bias)
-        return rest + linear.adapted_linear(dropped, self.weight, None, *low_rank)
-
-    @classmethod
-    def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
-        if isinstance(base, nn.modules.linear.NonDynamicallyQuantizableLinear):
-            return (
-                f"{type(base).__name__} inside nn.MultiheadAttention is read, not called, "
-                "so an adapter on it would do nothing"
-            )
-        return super().problem(base, rank)
+        return product(self, x, scales.current(self))
 
     @classmethod
     def shapes(cls, base: Any, rank: int) -> dict[str, tuple[int, ...]]:
         rows, columns = base.out_features, base.in_features
         return {"lora_A": (rank, columns), "lora_B": (rows, rank), "magnitude": (rows,)}
 
-    def start(self, lora_A: Tensor, lora_B: Tensor) -> None:
-        nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        return weight
+def product(module: Adapted, x: Tensor, scaled: linear.Scale | None, rows: slice | None = None) -> Tensor:
+    """c (W0 x + s B A d(x)) + bias of an adapted module whose matrix [O, I] is its weight, or of some rows of it.
 
-    def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
-        return lora_A, lora_B
+    Args:
+        x: [..., I].
+        scaled: of all rows: `scales.current(module)`.
+        rows: which; None for all.
 
-    def from_matrix(self, matrix: Tensor) -> Tensor:
-        return matrix
+    Returns:
+        [..., rows], in x's dtype or autocast's.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))
+    weight, bias, lora_B, magnitude = module.base_weight, module.base_bias, module.lora_B, module.magnitude
+    if rows is not None:
+        weight = weight[rows]
+        bias, lora_B, magnitude = (None if tensor is None else tensor[rows] for tensor in (bias, lora_B, magnitude))
+        scaled = scaled and linear.Scale(scaled.factor[rows], scaled.inverse_norm[rows], scaled.keep)
+    dropped, zeros, scaling, branch = None, None, module.scaling, module.dropout_mode == "branch"
+    if module.drops and branch and x.device.type == "cpu" and not torch.compiler.is_compiling():
+        zeros = dropout.zeros(x.numel(), module.dropout)
+        scaling /= 1 - module.dropout
+    elif module.drops:
+        dropped = F.dropout(x, module.dropout)  # in reference mode, the very mask that PEFT draws
+    low_rank = module.lora_A, lora_B, scaling, magnitude, scaled
+    if dropped is None or scaled is None or branch:
+        return linear.adapted_linear(x, weight, bias, *low_rank, dropped, zeros)
+    # W0 (x - d(x)) + c (W0 d(x) + s B A d(x)) + bias: PEFT's three terms in two.
+    rest = F.linear(x - dropped, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return rest + linear.adapted_linear(dropped, weight, None, *low_rank)

@@ -142,7 +142,7 @@ def _scale(
     """
     scales = _known[int(slot)]
     module, given = scales.module, (weight, lora_A, lora_B, magnitude)
-    own = module.weight, module.lora_A, module.lora_B, module.magnitude
+    own = module.base_weight, module.lora_A, module.lora_B, module.magnitude
     same = all(a is None or b is None or a.data_ptr() == b.data_ptr() for a, b in zip(own, given, strict=True))
     scaled = scales.of(*own) if same and own[3] is not None else scales.computed(*given)  # pyright: ignore
     return scaled.factor.clone(), scaled.inverse_norm.clone()
@@ -160,7 +160,7 @@ def current(module: Adapted) -> linear.Scale | None:
     magnitude = module.magnitude
     if magnitude is None:
         return None
-    parts = module.weight, module.lora_A, module.lora_B
+    parts = module.base_weight, module.lora_A, module.lora_B
     if torch.compiler.is_compiling():
         parts = [None if part is None else part.detach() for part in parts]
         return linear.Scale(*_scale(module.scales.slot, *parts, magnitude.detach()), keep=True)

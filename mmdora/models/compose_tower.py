@@ -66,7 +66,7 @@ def _open_clip(name: str) -> Tower:
     tower.refer()
     config.pretrained = config.sha256 = None  # from here on the weights are the checkpoint's
     images: Any = image_processor(config)
-    colours = {"mean": tuple(images.image_mean), "std": tuple(images.image_std)}
+    colours: Any = {"mean": tuple(images.image_mean), "std": tuple(images.image_std)}
     if (clip := as_clip(tower.visual)) is not None:
         found: Any = clip.config
         return Tower(clip, found.image_size, found.patch_size, **colours)

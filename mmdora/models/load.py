@@ -124,6 +124,7 @@ def _composed(
 
     if not isinstance(recipe, Compose):
         recipe = validate(Compose, dict(recipe), where=lambda key: "mmdora.load")
+    model: Any
     model, processor = compose(recipe)
     set_image_tokens(processor, budget or ImageTokens())
     return model.to(device=device, dtype=dtype), processor

@@ -41,6 +41,7 @@ def as_clip(visual: nn.Module) -> CLIPVisionModel | None:
         return None
     (high, wide), (patch, across) = visual.image_size, visual.patch_size
     block: Any = visual.transformer.resblocks[0]
+    last: Any = visual.ln_post
     activation = _activation(block)
     if activation is None or high != wide or patch != across:
         return None
@@ -58,7 +59,7 @@ def as_clip(visual: nn.Module) -> CLIPVisionModel | None:
         image_size=high,
         patch_size=patch,
         hidden_act=activation,
-        layer_norm_eps=visual.ln_post.eps,
+        layer_norm_eps=last.eps,
         projection_dim=visual.output_dim,
     )
     with torch.device("meta"):

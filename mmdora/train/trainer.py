@@ -177,8 +177,10 @@ class AdapterTrainer(SavingTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         with self._chunks(inputs) if model.training else nullcontext():
-            loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training:
+            if not loss.requires_grad:  # text rows, where only the projector trains: there is nothing to learn
+                loss = loss + 0 * sum(p.sum() for p in model.parameters() if p.requires_grad)
             self.times.mark("backward")
         return loss
 

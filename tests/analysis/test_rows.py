@@ -64,7 +64,7 @@ def trained(base: Path, adapt: dict[str, Any], steps: int = 4) -> Any:
 
 def dense(module: Adapted) -> torch.Tensor:
     """W' in the shape of the weight, float64, from the parameters alone."""
-    w, s = module.weight.detach().double(), module.scaling
+    w, s = module.base_weight.detach().double(), module.scaling
     a, b, m = (None if p is None else p.detach().double() for p in (module.lora_A, module.lora_B, module.magnitude))
     if module.kind == "embedding":  # one magnitude per dimension: over the rows of the table
         v = w if a is None or b is None else w + s * (b @ a).T

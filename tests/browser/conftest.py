@@ -9,14 +9,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from browser.chromium import executable
+from playwright.sync_api import expect, sync_playwright
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
 NAMES = ("base", "lora", "dora")
 
 
@@ -45,14 +47,12 @@ class Visit:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
-    if not Path(CHROMIUM).exists():
-        message = "Chromium is not installed (apt-get install chromium)"
+    if (path := executable()) is None:
+        message = "Chromium is not installed (make browser)"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    from playwright.sync_api import expect, sync_playwright
-
     expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
         yield browser
         browser.close()
 
@@ -107,13 +107,24 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+@contextmanager
+def serving(*arguments: str) -> Iterator[str]:
+    """The address of `mmdora demo` in a process of its own."""
+    command = [sys.executable, "-m", "mmdora", "demo", *arguments, "--port", str(_free_port())]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert run.stdout is not None
+        line = next((line for line in run.stdout if line.startswith("mmdora:")), "")
+        assert line, "the page did not start"
+        yield line.partition(" at ")[2].split()[0]
+    finally:
+        run.terminate()
+        code = run.wait(timeout=60)
+    assert code == 0
+
+
 @pytest.fixture(scope="session")
 def url(endless: Path) -> Iterator[str]:
-    """`mmdora demo` with three columns."""
-    command = [sys.executable, "-m", "mmdora", "demo", *(f"{name}={endless}" for name in NAMES)]
-    run = subprocess.Popen([*command, "--port", str(_free_port())], stdout=subprocess.PIPE, text=True)
-    assert run.stdout is not None
-    line = next((line for line in run.stdout if line.startswith("mmdora:")), "the page did not start")
-    yield line.partition(" at ")[2].split()[0]
-    run.terminate()
-    assert run.wait(timeout=60) == 0
+    """A page with three columns."""
+    with serving(*(f"{name}={endless}" for name in NAMES)) as address:
+        yield address

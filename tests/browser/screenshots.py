@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from chromium import executable
 from playwright.sync_api import sync_playwright
 
 IMAGES = Path(__file__).parents[2] / "docs" / "images"
-CHROMIUM = "/usr/bin/chromium"
 
 
 def main() -> None:
@@ -29,6 +29,7 @@ def main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
+    chromium = executable()
     command = [sys.executable, "-m", "mmdora", "demo", *given.models, "--port", str(port)]
     command += ["--results", given.results] if given.results else []
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -36,7 +37,7 @@ def main() -> None:
         assert server.stdout is not None
         url = next(line for line in server.stdout if line.startswith("mmdora:")).partition(" at ")[2].split()[0]
         with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
             _compared(browser, url, given.out / "page.png")
             _blind(browser, url, given.out / "blind.png")
             _phone(browser, url, given.out / "phone.png")

@@ -16,7 +16,7 @@ NAMES = ("base", "lora", "dora")
 
 def test_ask_and_watch_every_column_answer(visit, url):
     tab = visit(url)
-    _settings(tab, "Max tokens", "60")
+    settings(tab, "Max tokens", "60")
     # the page notes every state of the first column itself: asking from outside could miss them all
     tab.page.evaluate(
         """() => { window.seen = [];
@@ -46,12 +46,12 @@ def test_columns_are_equal_and_side_by_side(visit, url):
 
 def test_stop_ends_every_column_and_the_next_question_works(visit, url):
     tab = visit(url)
-    _settings(tab, "Max tokens", "1000")
+    settings(tab, "Max tokens", "1000")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("running")).to_have_count(1)
     tab.page.get_by_role("button", name="Stop", exact=True).click()
-    expect(tab.cards("stopped")).to_have_count(3, timeout=20_000)
-    _settings(tab, "Max tokens", "5")
+    _stopped(tab)
+    settings(tab, "Max tokens", "5")
     expect(tab.page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
     tab.ask(None, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
@@ -59,7 +59,7 @@ def test_stop_ends_every_column_and_the_next_question_works(visit, url):
 
 def test_clear_during_an_answer(visit, url):
     tab = visit(url)
-    _settings(tab, "Max tokens", "1000")
+    settings(tab, "Max tokens", "1000")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("running")).to_have_count(1)
     tab.page.get_by_role("button", name="Clear", exact=True).click()
@@ -68,7 +68,7 @@ def test_clear_during_an_answer(visit, url):
     expect(tab.page.locator(".picture img")).to_have_count(0)
     tab.page.wait_for_timeout(1_000)
     expect(tab.cards("idle")).to_have_count(3)
-    _settings(tab, "Max tokens", "3")
+    settings(tab, "Max tokens", "3")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
 
@@ -95,7 +95,7 @@ def test_an_example_fills_picture_and_question(visit, url):
     tab.page.get_by_text(QUESTION).first.click()
     expect(tab.page.get_by_label("Question", exact=True)).to_have_value(QUESTION)
     tab.page.locator(".picture img").wait_for()
-    _settings(tab, "Max tokens", "5")
+    settings(tab, "Max tokens", "5")
     tab.page.get_by_role("button", name="Ask", exact=True).click()
     expect(tab.cards("done")).to_have_count(3)
 
@@ -103,12 +103,13 @@ def test_an_example_fills_picture_and_question(visit, url):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_a_phone_does_not_scroll_sideways(visit, url, dark):
     tab = visit(url, width=390, height=844, dark=dark)
-    _settings(tab, "Max tokens", "20")
+    settings(tab, "Max tokens", "20")
     tab.ask(PICTURE, "long " * 100)
     expect(tab.cards("done")).to_have_count(3)
     assert tab.page.evaluate("document.documentElement.scrollWidth") == 390
     boxes = [card.bounding_box() for card in tab.page.locator(".answer").all()]
     assert boxes[0]["y"] < boxes[1]["y"] < boxes[2]["y"] and len({box["x"] for box in boxes}) == 1
+    assert "·" not in tab.page.locator("footer").inner_text()  # it would stand alone
 
 
 def test_markup_in_an_answer_stays_text(visit, free_port):
@@ -134,28 +135,28 @@ def test_markup_in_an_answer_stays_text(visit, free_port):
 
 def test_escape_stops(visit, url):
     tab = visit(url)
-    _settings(tab, "Max tokens", "1000")
+    settings(tab, "Max tokens", "1000")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("running")).to_have_count(1)
     tab.page.keyboard.press("Escape")
-    expect(tab.cards("stopped")).to_have_count(3, timeout=10_000)
+    _stopped(tab)
 
 
 def test_a_closed_tab_frees_the_models(visit, url):
     first = visit(url)
-    _settings(first, "Max tokens", "1000")
+    settings(first, "Max tokens", "1000")
     first.ask(PICTURE, QUESTION)
     expect(first.cards("running")).to_have_count(1)
     first.page.close()
     second = visit(url)
-    _settings(second, "Max tokens", "5")
+    settings(second, "Max tokens", "5")
     second.ask(PICTURE, QUESTION)
     expect(second.cards("done")).to_have_count(3, timeout=20_000)
 
 
 def test_several_turns_retry_and_edit(visit, url):
     tab = visit(url)
-    _settings(tab, "Max tokens", "8")
+    settings(tab, "Max tokens", "8")
     tab.ask(PICTURE, "what shape is it?")
     expect(tab.page.get_by_role("button", name="Retry", exact=True)).to_be_enabled()
     first = tab.texts()
@@ -176,7 +177,7 @@ def test_several_turns_retry_and_edit(visit, url):
 
 def test_a_blind_vote_reveals_the_names(visit, url):
     tab = visit(url)
-    _settings(tab, "Max tokens", "5")
+    settings(tab, "Max tokens", "5")
     tab.page.get_by_label("Blind: hide the names until I vote").check()
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
@@ -195,7 +196,7 @@ def test_a_link_repeats_a_comparison(visit, url):
     tab = visit(url)
     tab.page.locator(".examples tr.tr-body").nth(1).click()
     tab.page.locator(".picture img").wait_for()
-    _settings(tab, "Max tokens", "6")
+    settings(tab, "Max tokens", "6")
     tab.page.get_by_role("button", name="Ask", exact=True).click()
     expect(tab.cards("done")).to_have_count(3)
     expect(tab.page.get_by_role("button", name="Copy link")).to_be_visible()
@@ -214,7 +215,7 @@ def test_a_link_repeats_a_comparison(visit, url):
 @pytest.mark.parametrize(("button", "name"), [("Markdown", "comparison.md"), ("JSON", "comparison.json")])
 def test_results_can_be_taken_along(visit, url, button, name):
     tab = visit(url)
-    _settings(tab, "Max tokens", "4")
+    settings(tab, "Max tokens", "4")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
     with tab.page.expect_download() as download:
@@ -242,7 +243,7 @@ def test_every_control_has_a_name(visit, url):
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_our_own_text_has_contrast(visit, url, dark):
     tab = visit(url, dark=dark)
-    _settings(tab, "Max tokens", "4")
+    settings(tab, "Max tokens", "4")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
     low = tab.page.evaluate(
@@ -260,7 +261,14 @@ def test_our_own_text_has_contrast(visit, url, dark):
     assert low == []
 
 
-def _settings(tab, label: str, value: str) -> None:
+def _stopped(tab):
+    """No column goes on; on a slow machine the first may have ended its 1,000 tokens before."""
+    for status in ("running", "waiting"):
+        expect(tab.cards(status)).to_have_count(0)
+    assert tab.cards("stopped").count() > 0
+
+
+def settings(tab, label: str, value: str) -> None:
     box = tab.page.get_by_label(f"number input for {label}")
     if not box.is_visible():
         tab.page.locator("button.label-wrap", has_text="Settings").click()

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmdora.data.prepare.features import measure
 from mmdora.data_prep import nlvr2, pope, scenes
-from mmdora.data_prep.scenes import clips, language, one_picture, pairs, tasks, words
+from mmdora.data_prep.scenes import clips, language, one_picture, pair_questions, pairs, tasks, words
 from mmdora.data_prep.scenes.drawing import Draw, Thing, in_words
 from mmdora.errors import MmdoraError
 
@@ -50,7 +50,8 @@ def test_the_test_split_is_fixed_and_unlike_what_is_trained_on(kind: Any, prepar
 @pytest.mark.parametrize(
     ("kind", "task"),
     [("count", "exact"), ("relation", "exact"), ("pope", "pope"), ("nlvr2", "nlvr2"), ("ocr", "exact"),
-     ("clips", "exact"), ("clip-features", "exact")],
+     ("clips", "exact"), ("clip-features", "exact"), ("questions", "exact"), ("names", "exact"),
+     ("pair-questions", "exact")],
 )  # fmt: skip
 def test_a_scorer_finds_what_it_needs(kind: str, task: str, prepared: Path, records_of, full_marks):
     for split in ("train", "test"):
@@ -149,6 +150,53 @@ def test_statements_hold_where_they_say_so():
     }
     for sentence, (so, not_so) in truth.items():
         assert found[sentence](*so) and not found[sentence](*not_so), sentence
+
+
+def test_questions_are_those_of_the_conversations_without_captions():
+    asked = [asked for draw in draws("questions", 150) for asked in draw.asked]
+    assert not [one for one in asked if one.answer.startswith(("a ", "an ")) or "it?" in one.text]
+    answers = Counter(one.answer for one in asked)
+    assert 0.8 < answers["yes"] / answers["no"] < 1.25 and len(answers) > 25
+    assert {one.meta["type"] for one in asked if one.answer in ("yes", "no")} == {"yes/no"}
+
+
+def test_names_say_less_than_a_caption():
+    for draw in draws("names", 30):
+        (asked,) = draw.asked
+        parts = draw.about.split("; ")
+        names = [" ".join(part.split(" at ")[0].split()[1:]) for part in parts]
+        assert sorted(part.split(" ", 1)[1] for part in asked.answer.replace(" and ", ", ").split(", ")) == sorted(
+            names
+        )
+        assert not set(asked.answer.split()) & {"small", "large", "at", "top", "left"}
+
+
+def test_pair_questions_are_true_and_no_statements():
+    found: dict[str, set[str]] = {}
+    for number in range(300):
+        random = Random(number)
+        for kind, made in pair_questions._kinds(random, [A], [A, B]).items():
+            for text, answer in made:
+                found.setdefault(text, set()).add(answer)
+                assert kind in ("both", "one", "any", "side", "more", "count", "sum", "color")
+    truth = {
+        "do both pictures show a circle?": "yes",
+        "do both pictures show a blue object?": "no",
+        "does just one of the pictures show a triangle?": "yes",
+        "does just one of the pictures show a circle?": "no",
+        "does any of the pictures show a star?": "no",
+        "does the left picture show a triangle?": "no",
+        "does the right picture show a blue object?": "yes",
+        "which picture has more objects?": "right",
+        "how many objects are in the left picture?": "one",
+        "how many objects do the pictures show together?": "three",
+        "name the color of the triangle in the right picture.": "blue",
+    }
+    assert all(found[text] == {answer} for text, answer in truth.items())
+    draw = draws("pair-questions", 1)[0]
+    assert len(draw.pictures) == 2 and len({asked.text for asked in draw.asked}) == pair_questions.QUESTIONS
+    statements = {pairs._statement(Random(number))[0] for number in range(400)}
+    assert not statements & set(found)
 
 
 def test_words_are_drawn():

@@ -18,7 +18,7 @@ from mmdora.demo.compare import Answer, Column, Settings, Turn
 from mmdora.demo.inside import Inside
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
-from mmdora.predict import ask, generate
+from mmdora.predict import Prompt, ask, generate
 from mmdora.samples import samples
 
 QUESTION = "what color is the shape?"
@@ -65,6 +65,19 @@ def test_compare_streams_and_ends_with_every_answer(client, models, processor, p
         assert state["text"] == generate(model, processor, prompts, max_new_tokens=60)[0]
 
 
+def test_a_question_about_two_pictures(client, models, processor, picture, tmp_path):
+    Image.new("RGB", (64, 64), "gold").save(tmp_path / "second.png")
+    pictures = [Image.new("RGB", (64, 64), color) for color in ("teal", "gold")]
+    prompt = Prompt(
+        [{"role": "user", "content": [{"type": "image"}] * 2 + [{"type": "text", "text": QUESTION}]}], pictures
+    )
+    expected = [generate(model, processor, [prompt], max_new_tokens=12)[0] for model in models]
+    given = {"image": handle_file(picture), "question": QUESTION, "max_tokens": 12, "api_name": "/compare"}
+    found = client.predict(**given, second_image=handle_file(tmp_path / "second.png"))
+    assert [state["text"] for state in found] == expected
+    assert [state["text"] for state in client.predict(**given)] != expected
+
+
 def test_the_api_has_one_endpoint_with_defaults(client):
     endpoints = client.view_api(return_format="dict")["named_endpoints"]
     assert list(endpoints) == ["/compare"]
@@ -74,6 +87,7 @@ def test_the_api_has_one_endpoint_with_defaults(client):
         "top_p": 1.0,
         "seed": 0,
         "system_prompt": "",
+        "second_image": None,
     }
 
 
@@ -122,7 +136,7 @@ def test_only_uploads_are_read(url, picture, image, monkeypatch):
     """Straight to the endpoint, since the client library uploads the files it is given."""
     monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", None)  # calling it would raise
     image = json.loads(json.dumps(image).replace("SECRET", str(picture)))
-    asked = httpx.post(f"{url}gradio_api/call/compare", json={"data": [image, QUESTION, 2, 0, 1, 0, ""]})
+    asked = httpx.post(f"{url}gradio_api/call/compare", json={"data": [image, QUESTION, 2, 0, 1, 0, "", None]})
     told = httpx.get(f"{url}gradio_api/call/compare/{asked.json()['event_id']}", timeout=20).text
     assert "event: error" in told and "tokens_per_s" not in told
 
@@ -190,7 +204,7 @@ def test_a_client_that_vanishes_frees_the_models(served, url, client, picture, s
     with picture.open("rb") as file:
         (path,) = httpx.post(f"{url}gradio_api/upload", files={"files": file}).json()
     image = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    asked = httpx.post(f"{url}gradio_api/call/compare", json={"data": [image, QUESTION, 1000, 0, 1, 0, ""]})
+    asked = httpx.post(f"{url}gradio_api/call/compare", json={"data": [image, QUESTION, 1000, 0, 1, 0, "", None]})
     with httpx.stream("GET", f"{url}gradio_api/call/compare/{asked.json()['event_id']}", timeout=20) as told:
         texts = told.iter_text()  # kept: a generator that is dropped hangs up
         while len(steps) < 5:
@@ -244,12 +258,21 @@ def test_a_busy_port_is_told(url, columns):
         server.launch(page, "127.0.0.1", port)
 
 
-def test_sigterm_ends_the_server_cleanly(tiny_llava):
-    code = f"from mmdora.demo.server import serve; serve(['base={tiny_llava}'], port={_free_port()})"
-    run = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+@pytest.mark.parametrize("option", ["--auth-file", "--insecure"])
+def test_the_command_serves_other_machines_and_sigterm_ends_it_cleanly(option, tmp_path):
+    logins = tmp_path / "logins.txt"
+    logins.write_text("anna:secret\n")
+    logins.chmod(0o600)
+    given = [option, str(logins)] if option == "--auth-file" else [option]
+    port = _free_port()
+    command = [sys.executable, "-m", "mmdora", "demo", "base=tiny-llava", "--host", "0.0.0.0", "--port", str(port)]
+    run = subprocess.Popen([*command, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
-    line = next(line for line in run.stdout if line.startswith("mmdora:"))
-    assert "http://127.0.0.1:" in line
+    assert f":{port}/" in next(line for line in run.stdout if line.startswith("mmdora:"))
+    url = f"http://127.0.0.1:{port}/"
+    assert httpx.get(url + "config").status_code == (401 if option == "--auth-file" else 200)
+    if option == "--auth-file":
+        assert Client(url, auth=("anna", "secret"), verbose=False, analytics_enabled=False)
     run.terminate()
     out, err = run.communicate(timeout=120)
     assert run.returncode == 0 and "Traceback" not in out + err

@@ -72,7 +72,7 @@ def test_a_server_is_a_column_like_any_other(tiny_llava):
         columns = load_columns(["here=tiny-llava", f"there=openai:{stub.url}#mine"], say=lambda _: None)
         assert columns[1].kind == f"mine, served by {stub.url.split('/')[2]}" and columns[0].place != columns[1].place
         settings = Settings(max_tokens=7, temperature=0.5, top_p=0.8, seed=3, system_prompt="be brief")
-        *_, last = answer(columns, [new_turn(columns, "what?", settings)], Image.new("RGB", (8, 8)))
+        *_, last = answer(columns, [new_turn(columns, "what?", settings)], [Image.new("RGB", (8, 8))])
     assert [state.status for state in last] == ["done", "done"]
     assert last[1].text == "red circle" and last[1].tokens == 3 and last[1].first_token_s
     asked = stub.asked[-1]

@@ -92,7 +92,7 @@ def test_columns_answer_as_merged_ones_do(adapters, tmp_path):
     texts = []
     for columns in (shared, apart):
         for settings in (Settings(max_tokens=16), Settings(max_tokens=16, temperature=1.0, seed=3)):
-            *_, last = answer(columns, [new_turn(columns, "what is it?", settings)], PICTURE)
+            *_, last = answer(columns, [new_turn(columns, "what is it?", settings)], [PICTURE])
             texts.append([state.text for state in last])
     assert texts[:2] == texts[2:] and texts[0][0] != texts[0][2]
     assert "shared base" in shared[2].kind and "shared" not in shared[0].kind

@@ -26,7 +26,7 @@ def test_votes_are_counted_and_only_then_kept_when_asked(tmp_path, monkeypatch):
     votes = Votes(NAMES)
     assert votes.tally() == {}
     for vote in ("dora", "tie", "dora", "all bad", "base"):
-        votes.add(replace(TURN, vote=vote), "f00")
+        votes.add(replace(TURN, vote=vote), ["f00"])
     assert {name: (score.value, score.n) for name, score in votes.tally().items()} == {
         "base": (1 / 3, 3),
         "dora": (2 / 3, 3),
@@ -36,7 +36,7 @@ def test_votes_are_counted_and_only_then_kept_when_asked(tmp_path, monkeypatch):
 
 def test_a_line_tells_what_was_voted_on_but_not_who(tmp_path):
     file = tmp_path / "new" / "votes.jsonl"
-    Votes(NAMES, file).add(TURN, "f00")
+    Votes(NAMES, file).add(TURN, ["f00"])
     (row,) = map(json.loads, file.read_text().splitlines())
     assert row.pop("time").endswith("+00:00")
     assert row == {
@@ -45,13 +45,13 @@ def test_a_line_tells_what_was_voted_on_but_not_who(tmp_path):
         "question": "what?",
         "settings": {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 4, "system_prompt": ""},
         "answers": {"base": "says base", "dora": "says dora"},
-        "picture": "f00",
+        "pictures": ["f00"],
     }
 
 
 def test_a_file_goes_on_where_it_stopped(tmp_path):
     file = tmp_path / "votes.jsonl"
-    Votes(NAMES, file).add(TURN, "f00")
+    Votes(NAMES, file).add(TURN, ["f00"])
     assert Votes(NAMES, file).counts == {"dora": 1}
     assert Votes(("base", "other"), file).counts == {}
 

@@ -25,11 +25,15 @@ from mmdora.layers import scales
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
+        self.attention = adapted(nn.MultiheadAttention(24, 2, batch_first=True), "dora")
+        self.attention.out_proj = adapted(self.attention.out_proj, "lora")
         self.up = adapted(nn.Linear(24, 41), "dora")
         self.gate = adapted(nn.Linear(24, 41), "lora")
         self.down = adapted(nn.Linear(41, 24), "magnitude")
 
     def forward(self, x: Tensor) -> Tensor:
+        y = nn.functional.layer_norm(x, (24,))
+        x = x + self.attention(y, y, y, need_weights=False)[0]
         y = nn.functional.layer_norm(x, (24,))
         return x + self.down(self.up(y) * torch.sigmoid(self.gate(y)))
 

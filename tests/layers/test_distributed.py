@@ -45,5 +45,6 @@ def test_training_and_writes_under_fsdp2(ranks, how):
     expected = worker.train(worker.Net(), None)
     for found in ranks:
         assert found[how].keys() == expected.keys()
-        wrong = {n: max_rel(found[how][n], t) for n, t in expected.items() if max_rel(found[how][n], t) > 1e-6}
+        # AdamW makes as much of the tiny gradients of an attention's keys, and of their rounding, as of large ones
+        wrong = {n: max_rel(found[how][n], t) for n, t in expected.items() if max_rel(found[how][n], t) > 1e-5}
         assert not wrong

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from layer_cases import BASES, Dense, adapted, inputs, make, max_rel, shake
+from layer_cases import BASES, Dense, adapted, inputs, make, max_rel, output, shake, weight
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -92,14 +92,15 @@ def test_once_per_step_under_accumulation_and_both_kinds_of_recomputation(kind, 
     optimizer = torch.optim.SGD(trained(layer), lr=0.1)
     x = inputs(kind)
     for step in (1, 2):
-        layer(x).sum().backward()
-        checkpoint(layer, x, use_reentrant=False).sum().backward()  # pyright: ignore
+        output(layer, x).sum().backward()
+        checkpoint(output, layer, x, use_reentrant=False).sum().backward()  # pyright: ignore
         if kind != "embedding":  # the reentrant kind needs an input that takes a gradient
-            checkpoint(layer, x.clone().requires_grad_(), use_reentrant=True).sum().backward()  # pyright: ignore
+            asking = x.clone().requires_grad_()
+            checkpoint(output, layer, asking, use_reentrant=True).sum().backward()  # pyright: ignore
         with torch.autocast("cpu", torch.bfloat16):
-            checkpoint(layer, x, use_reentrant=False).sum().backward()  # pyright: ignore
+            checkpoint(output, layer, x, use_reentrant=False).sum().backward()  # pyright: ignore
         with torch.no_grad():
-            layer(x)
+            output(layer, x)
         assert len(norms) == step
         optimizer.step()
 
@@ -125,8 +126,8 @@ WRITES = {
     "in place": lambda layer: shake(layer, seed=5),
     "load": lambda layer: layer.load_state_dict({k: v * 1.1 + 0.1 for k, v in layer.state_dict().items()}),
     "load assigned": lambda layer: layer.load_state_dict({k: 2 * v for k, v in layer.state_dict().items()}, True, True),
-    "base": lambda layer: (layer.weight.data.mul_(2), layer.refresh()),
-    "base in place": lambda layer: in_place(layer.weight),
+    "base": lambda layer: (weight(layer).data.mul_(2), layer.refresh()),
+    "base in place": lambda layer: in_place(weight(layer)),
     "data swapped": lambda layer: setattr(layer.lora_B, "data", layer.lora_B.data * 3),
     "data and refresh": lambda layer: (layer.lora_A.data.normal_(), layer.refresh()),
     "replaced": lambda layer: setattr(layer, "magnitude", nn.Parameter(layer.magnitude.detach() * 2)),
@@ -159,9 +160,9 @@ def test_right_after_every_write(kind, write, compiled):
     call = torch.compile(layer, backend="aot_eager", fullgraph=True) if compiled else layer
     x = inputs(kind)
     for _ in range(2):
-        call(x)
+        output(call, x)
         write(layer)
-        assert max_rel(call(x), Dense(layer)(x)) <= 1e-5
+        assert max_rel(output(call, x), Dense(layer)(x)) <= 1e-5
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["foreach", "fused"])

@@ -6,6 +6,7 @@ from typing import Any
 import open_clip
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 from tiny_run import config_of, curve, silent
 from transformers import (
@@ -29,6 +30,7 @@ from transformers import (
 )
 
 import mmdora
+from mmdora.cli import main
 from mmdora.config import Compose
 from mmdora.data.images import open_image
 from mmdora.data.prompt import encode_prompts, render
@@ -276,7 +278,8 @@ def test_both_stages_and_the_export_between(parts, scene_records, tmp_path):
         assert sum(losses[-3:]) < sum(losses[:3]) - 0.3
     adapted, processor = mmdora.load(tmp_path / "two")
     stock: Any = AutoModelForImageTextToText.from_pretrained(tmp_path / "final").eval()
-    assert type(stock) is LlavaForConditionalGeneration and type(stock.model.vision_tower) is CLIPVisionModel
+    kinds = [type(stock), type(stock.model.vision_tower)]
+    assert kinds == [LlavaForConditionalGeneration, CLIPVisionModel]
     records = read_records(scene_records)
     rows = [records[i] for i in range(2)]
     images = [[open_image(name, scene_records.parent) for name in row["images"]] for row in rows]
@@ -288,3 +291,18 @@ def test_both_stages_and_the_export_between(parts, scene_records, tmp_path):
     ids = adapted.generate(**inputs, max_new_tokens=6, do_sample=False)
     assert torch.equal(stock.generate(**theirs, max_new_tokens=6, do_sample=False), ids)
     assert ids.shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_the_command_line_composes_and_shows_a_batch(parts, scene_records, tmp_path, capsys):
+    command = ["train", str(tmp_path / "config.yaml"), "--dry-run", "--training.output", str(tmp_path / "run")]
+    recipe = {"vision": vit(parts[0]), "language": str(parts[0] / "qwen")}
+    tree = {
+        "model": {"compose": recipe},
+        "adapt": {"projector": {"method": "full"}},
+        "data": {"train": str(scene_records)},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(tree))
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    assert "composing" in shown and "LlavaForConditionalGeneration" not in shown and "nothing was trained" in shown
+    assert (tmp_path / "run/base/model.safetensors").is_file() and not (tmp_path / "run/config.yaml").exists()

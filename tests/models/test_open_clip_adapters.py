@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from layer_cases import max_rel
 from open_clip.modified_resnet import AttentionPool2d
+from peft.tuners.lora.layer import MultiheadAttention as PeftAttention
 from safetensors.torch import load_file
 from shrunken_vlbart import RESNET, small_vlbart
 from torch import Tensor, nn
@@ -186,10 +187,14 @@ def test_peft_reads_our_lora_and_we_read_its(tower, bias, tmp_path):
     inject(ours, {"vision": {**settings, "targets": VISION[tower]}, "language": {**settings, "rank": 2}})
     shake(ours)
     with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
         mmdora.save_adapter(ours, tmp_path / "ours")
-    assert bool(said) == (tower == "vit") and all("peft#3774" in str(one.message) for one in said)
-    theirs: Any = peft.PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "ours", is_trainable=True)
-    theirs.eval()
+    assert (len(said) > 0) is (tower == "vit") and all("peft#3774" in str(one.message) for one in said)
+
+    def opened() -> Any:
+        return peft.PeftModel.from_pretrained(copy.deepcopy(plain), tmp_path / "ours", is_trainable=True).eval()
+
+    theirs = opened()
     if tower == "vit":
         assert max_rel(logits(theirs), logits(ours)) > 1e-3  # if this fails, PEFT is mended: read its out_proj again
         with pytest.raises(
@@ -197,26 +202,28 @@ def test_peft_reads_our_lora_and_we_read_its(tower, bias, tmp_path):
         ):
             theirs.save_pretrained(tmp_path / "theirs")
             mmdora.load_adapter(copy.deepcopy(plain), tmp_path / "theirs")
-        for module in theirs.modules():
-            if isinstance(module, peft.tuners.lora.layer.MultiheadAttention):
-                module.base_layer.out_proj.scaling["default"] /= 2
-    assert max_rel(logits(theirs), logits(ours)) <= 1e-5
+        theirs = opened()  # its forward adds to the base's weights and takes off again, which leaves its roundings
+        for out_proj in pefts_out_projs(theirs):
+            out_proj.scaling["default"] /= 2
     wide = {"pixel_values": batch(ours)["pixel_values"].double()}
-    for model in (ours, theirs):
-        model.double()(**batch(ours) | wide).loss.backward()
-    pairs = dict(theirs.named_parameters())
+    found, expected = (model.double()(**batch(ours) | wide) for model in (ours, theirs))
+    assert max_rel(found.logits, expected.logits) <= 1e-10
+    found.loss.backward()
+    expected.loss.backward()
+    pairs: dict[str, Any] = dict(theirs.named_parameters())
     for name, parameter, _, kind in trainable_parameters(ours):
         key = f"base_model.model.{name}".replace(".attn.out_proj", ".attn.base_layer.out_proj")
         key += "" if kind == "full" else ".default.weight"
-        if key in pairs:  # each forward of PEFT's attention adds to the weights and takes off again, in fp32 till here
+        if key in pairs:
             once = 2 if ".attn.out_proj.lora" in name else 1  # of the two updates, one passes a gradient on
-            assert max_rel(parameter.grad, once * pairs[key].grad.view(parameter.shape)) <= 1e-5, name
+            assert max_rel(parameter.grad, once * pairs[key].grad.view(parameter.shape)) <= 1e-7, name
         else:
             assert bias and kind == "full", name
 
-    for module in theirs.modules():
-        if isinstance(module, peft.tuners.lora.layer.MultiheadAttention):
-            module.base_layer.out_proj.lora_B["default"].weight.data.zero_()
+    if bias and tower == "vit":  # PEFT reads an in_proj_bias and does not write it back under that name
+        return
+    for out_proj in pefts_out_projs(theirs):
+        out_proj.lora_B["default"].weight.data.zero_()
     theirs.float().save_pretrained(tmp_path / "theirs")
     keys = [set(load(tmp_path / folder)) for folder in ("ours", "theirs")]
     assert keys[0] <= keys[1] and (bias or keys[0] == keys[1])
@@ -224,6 +231,10 @@ def test_peft_reads_our_lora_and_we_read_its(tower, bias, tmp_path):
     with pytest.warns(UserWarning, match="no fingerprint"):
         mmdora.load_adapter(again, tmp_path / "theirs")
     assert max_rel(logits(again), logits(theirs)) <= 1e-5
+
+
+def pefts_out_projs(model: Any) -> list[Any]:
+    return [module.base_layer.out_proj for module in model.modules() if isinstance(module, PeftAttention)]
 
 
 def load(folder: Any) -> dict[str, Tensor]:

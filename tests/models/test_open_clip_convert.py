@@ -57,7 +57,8 @@ def test_the_two_activations_are_told_apart():
 @pytest.mark.parametrize(
     "changes",
     [{"ls_init_value": 0.1}, {"no_ln_pre": True}, {"image_size": (32, 40)},
-     {"attentional_pool": True, "attn_pooler_heads": 2}, {"block_type": "custom"}, {"qk_norm": True}, {"layers": [1, 1, 1, 1], "width": 4, "head_width": 16}],
+     {"attentional_pool": True, "attn_pooler_heads": 2}, {"block_type": "custom"}, {"qk_norm": True},
+     {"layers": [1, 1, 1, 1], "width": 4, "head_width": 16}],
     ids=["layer scale", "no first norm", "not square", "attention pool", "other blocks", "qk norm", "resnet"],
 )  # fmt: skip
 def test_what_clip_is_not_is_not_converted(changes):

@@ -1,0 +1,165 @@
+"""Training steps of VL-BART whose frozen tower runs in each of them, or once per image (`data.feature_cache`).
+
+    python benchmarks/features.py            # table, results/features.{json,md}; some minutes
+    python benchmarks/features.py --quick    # one step of a narrow tower and BART; nothing is written
+
+bart-base and an open_clip RN101 at 224 px with random weights, 36 tokens of width 2048 per image, DoRA of rank 128 on
+q_proj and v_proj, the visual embedding trained, as in the paper's image tasks. Pictures are drawn scenes as JPEG files
+of 640 x 480, questions and answers a line. A step is the collator (decode and preprocess, or read features), forward,
+backward and AdamW, of the same rows in all ways, in a new order every round; the time is process CPU time, in this
+process alone, the ratio a paired median. `pixels again` is the noise. The losses of all ways are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait would count as work
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from harness import show, write
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import BartTokenizer
+
+import mmdora
+from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data.seq2seq import Seq2SeqCollator
+from mmdora.data_prep import scenes
+from mmdora.injectors import trainable_parameters
+from mmdora.models.feature_cache import FeatureCache
+from mmdora.models.open_clip_tower import image_processor, tower_config
+from mmdora.models.vlbart import VLBartForConditionalGeneration
+from mmdora.models.vlbart_config import BART_BASE, VLBartConfig
+from mmdora.models.vlbart_processor import VLBartProcessor
+
+BATCH, STEPS, GRID = 4, 2, 6
+SIZE = (640, 480)
+QUICK = {"d_model": 96, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
+"""So that the losses of all ways can be compared."""
+QUICK_TOWER = {"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 16}}
+
+
+def made(quick: bool) -> tuple[Any, Any]:
+    """The model, adapted, and its processor; every byte is a token, as no vocabulary is at hand without a network."""
+    torch.manual_seed(0)
+    vision = tower_config(QUICK_TOWER, grid=2) if quick else tower_config("RN101", grid=GRID)
+    text = BART_BASE | NO_DROPOUT | (QUICK if quick else {})
+    config = VLBartConfig(text_config=text, vision_config=vision)
+    model = VLBartForConditionalGeneration(config)
+    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "<mask>"]
+    tokenizer = BartTokenizer(vocab={word: index for index, word in enumerate(words)}, merges=[])
+    processor = VLBartProcessor(image_processor(vision), tokenizer)
+    language = {"method": "dora", "rank": 4 if quick else 128, "targets": ["q_proj", "v_proj"]}
+    mmdora.inject(model, {"projector": {"method": "full"}, "language": language})
+    return model.train(), processor
+
+
+def drawn(folder: Path, count: int) -> Any:
+    """Records of one picture and one question each."""
+    rows = []
+    for number in range(count):
+        things, picture = scenes.scene(random.Random(number))
+        picture.resize(SIZE).save(folder / f"{number}.jpg", quality=90)
+        pairs = scenes.conversation(random.Random(number), things)[:1]
+        rows.append(qa_record(f"s{number}", f"{number}.jpg", pairs))
+    write_records(folder / "records.jsonl", rows)
+    return read_records(folder / "records.jsonl")
+
+
+def measure(folder: Path, rounds: int, quick: bool) -> dict[str, list[dict[str, Any]]]:
+    model, processor = made(quick)
+    steps = 1 if quick else STEPS
+    records = drawn(folder, BATCH * steps)
+    batches = [[records[i] for i in range(at, at + BATCH)] for at in range(0, len(records), BATCH)]
+    begun = time.process_time()
+    cache = FeatureCache.of(model, processor, folder / "cache")
+    opened = time.process_time() - begun
+    images = cache.fill(records, records.root, batch_size=BATCH)
+    filled = time.process_time() - begun - opened
+    begun = time.process_time()
+    again = cache.fill(records, records.root, batch_size=BATCH)
+    checked = time.process_time() - begun
+    assert images == len(records) and again == 0
+    pixels = Seq2SeqCollator(processor, records.root)
+    ways = {
+        "pixels": pixels,
+        "cached": Seq2SeqCollator(processor, records.root, cache.features),
+        "pixels again": pixels,
+    }
+    trained = [parameter for _, parameter, _, _ in trainable_parameters(model)]
+    before = [parameter.detach().clone() for parameter in trained]
+    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    losses: dict[str, list[float]] = {}
+    for turn in range(rounds):
+        for name in random.Random(turn).sample(list(ways), len(ways)):
+            with torch.no_grad():
+                for parameter, value in zip(trained, before, strict=True):
+                    parameter.copy_(value)
+            optimizer, losses[name] = torch.optim.AdamW(trained, lr=1e-4, fused=True), []
+            for batch in batches:
+                started = time.process_time()
+                inputs = ways[name](batch)
+                ready = time.process_time()
+                loss = model(**inputs).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                spent[name].append((ready - started, time.process_time() - ready))
+                losses[name].append(loss.item())
+    apart = max(abs(a - b) / a for a, b in zip(losses["pixels"], losses["cached"], strict=True))
+    if apart > 1e-4:
+        raise SystemExit(f"the losses with and without the cache differ by {apart:.1e}")
+    whole = {name: [a + b for a, b in times] for name, times in spent.items()}
+    faster = {name: [b / a for a, b in zip(whole[name], whole["pixels"], strict=True)] for name in ways}
+    table = [
+        {
+            "a step reads": name,
+            "collator, s": f"{statistics.median(a for a, _ in spent[name]):.2f}",
+            "model, s": f"{statistics.median(b for _, b in spent[name]):.2f}",
+            "step, s": f"{statistics.median(whole[name]):.2f}",
+            "times as fast": f"{statistics.median(faster[name]):.2f}",
+        }
+        for name in ways
+    ]
+    saved = (statistics.median(whole["pixels"]) - statistics.median(whole["cached"])) / BATCH
+    size = sum(path.stat().st_size for path in cache.rows.folder.iterdir())
+    facts = {
+        "opening (SHA-256 of the tower), s": f"{opened:.2f}",
+        "filling, s per image": f"{filled / images:.3f}",
+        "seeing that an image is there, s": f"{checked / images:.4f}",
+        "saved, s per image and epoch": f"{saved:.3f}",
+        "paid back after epochs": f"{filled / images / saved:.2f}",
+        "disk, bytes per image": f"{size / images:,.0f}",
+        "losses differ by at most": f"{apart:.0e}",
+    }
+    return {
+        f"a step of {BATCH} rows": table,
+        f"the cache of {images} images": [{"": name, "value": value} for name, value in facts.items()],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one step of small models, nothing written")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each way (default: 3)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tables = measure(Path(folder), 1 if options.quick else options.rounds, options.quick)
+    for title, table in tables.items():
+        show(title, table)
+    if not options.quick:
+        notes = f"{options.rounds} rounds of {STEPS} steps, {torch.get_num_threads()} threads, fp32 on the CPU."
+        print(write("features", "python benchmarks/features.py", tables, notes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""What there is on the tab "Compare", and where; what it does is `app`'s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from mmdora.demo.cards import NOTE, idle_html
+from mmdora.demo.compare import MAX_QUESTION, MAX_TOKENS, Settings
+from mmdora.demo.uploads import Examples, uploads_only
+
+SMALL: dict[str, Any] = {"min_width": 76}
+
+
+class Compare:
+    """The tab's widgets, made inside the `gr.Blocks` that is open.
+
+    Args:
+        kinds: name -> what the model is.
+        tally, note: HTML shown below the answers.
+    """
+
+    def __init__(self, kinds: Mapping[str, str], examples: Examples, *, tally: str, note: str):
+        with gr.Row():
+            with gr.Column(scale=2, min_width=280):
+                self.image = _picture("Picture", 405, "The picture that the questions are about")
+                with gr.Accordion("Second picture, for questions about two", open=False):
+                    self.second = _picture("Second picture", 260, "The second picture that the questions are about")
+            with gr.Column(scale=3, min_width=280):
+                self._questions(len(kinds), examples)
+        self.answers = _html(idle_html(kinds))
+        with gr.Row(visible=False, elem_classes="buttons") as self.vote_row:
+            self.ballots = [gr.Button(f"{'ABCD'[i]} is best", **SMALL) for i in range(len(kinds))]
+            self.ballots += [gr.Button("Tie", **SMALL), gr.Button("All bad", **SMALL)]
+        self.earlier = _html()
+        with gr.Row(visible=False, elem_classes="buttons") as self.take_row:
+            self.link = gr.Button("Copy link", size="sm", elem_id="link", **SMALL)
+            self.markdown = gr.Button("Markdown", size="sm", **SMALL)
+            self.json = gr.Button("JSON", size="sm", **SMALL)
+        self.tally = _html(tally)
+        _html(NOTE + note)
+        self.text = gr.Textbox(visible=False)
+
+    def _questions(self, columns: int, examples: Examples) -> None:
+        self.question = gr.Textbox(
+            label="Question",
+            placeholder="What do you want to know about the picture? Enter sends, Esc stops.",
+            lines=1,
+            max_lines=4,
+            max_length=MAX_QUESTION,
+        )
+        with gr.Row(elem_classes="buttons"):
+            self.send = gr.Button("Ask", variant="primary", **SMALL)
+            self.stop = gr.Button("Stop", interactive=False, elem_id="stop", **SMALL)
+            self.retry = gr.Button("Retry", interactive=False, **SMALL)
+            self.edit = gr.Button("Edit", interactive=False, **SMALL)
+            self.clear = gr.Button("Clear", **SMALL)
+        self.blind = gr.Checkbox(label="Blind: hide the names until I vote", visible=columns > 1)
+        self.settings = _settings()
+        if examples:
+            rows = [[str(path), text] for path, text in examples]
+            with gr.Column(elem_classes="examples"):
+                gr.Examples(rows, inputs=[self.image, self.question], api_visibility="private")
+
+
+def _picture(label: str, height: int, alt_text: str) -> gr.Image:
+    return uploads_only(
+        gr.Image(
+            sources=["upload", "webcam", "clipboard"],
+            type="filepath",
+            label=label,
+            height=height,
+            buttons=["fullscreen"],
+            elem_classes="picture",
+            alt_text=alt_text,
+        )
+    )
+
+
+def _html(value: str = "") -> gr.HTML:
+    return gr.HTML(value, js_on_load=None, elem_classes="page-html")
+
+
+def _settings() -> list[Any]:
+    default = Settings()
+    with gr.Accordion("Settings", open=False):
+        with gr.Row():
+            tokens = gr.Slider(1, MAX_TOKENS, default.max_tokens, step=1, label="Max tokens", min_width=200)
+            temperature = gr.Slider(
+                0, 2, default.temperature, step=0.05, label="Temperature (0: greedy)", min_width=200
+            )
+        with gr.Row():
+            top_p = gr.Slider(0.05, 1, default.top_p, step=0.05, label="Top-p", min_width=200)
+            seed = gr.Number(
+                default.seed, precision=0, minimum=0, label="Seed (the same for every model)", min_width=200
+            )
+        system = gr.Textbox(default.system_prompt, label="System prompt", lines=1, max_lines=4, max_length=MAX_QUESTION)
+    return [tokens, temperature, top_p, seed, system]

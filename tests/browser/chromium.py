@@ -1,0 +1,60 @@
+"""Where Chromium is, and how it comes: `python tests/browser/chromium.py` prints its path, or gets it.
+
+From the system's packages where this user may install them (they bring its libraries along), else from playwright.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from playwright.sync_api import sync_playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PATIENCE = 300  # seconds for each command: without a network some never end
+
+
+def executable() -> str | None:
+    """A Chromium that starts: the system's, else playwright's own."""
+    found = [path for name in NAMES if (path := shutil.which(name))]
+    with sync_playwright() as playwright:
+        found.append(playwright.chromium.executable_path)
+    return next(filter(_starts, found), None)
+
+
+def install() -> str | None:
+    """Get one, by the first way that leads there."""
+    sudo = [] if os.geteuid() == 0 else ["sudo"] if sys.stdin.isatty() else ["sudo", "-n"]
+    apt = [*sudo, "apt-get"]
+    for way in (
+        [[*apt, "update"], [*apt, "install", "-y", "--no-install-recommends", "chromium"]],
+        [[sys.executable, "-m", "playwright", "install", "--no-shell", "chromium"]],
+    ):
+        for command in way:
+            print("+", *command, file=sys.stderr)
+            _run(command)
+        if path := executable():
+            return path
+    return None
+
+
+def _starts(path: str) -> bool:
+    return Path(path).is_file() and _run([path, "--version"], quiet=True)
+
+
+def _run(command: list[str], *, quiet: bool = False) -> bool:
+    where = subprocess.DEVNULL if quiet else sys.stderr
+    try:
+        return subprocess.run(command, stdout=where, stderr=where, timeout=PATIENCE, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+if __name__ == "__main__":
+    path = executable() or install()
+    if path is None:
+        sys.exit("Chromium cannot be had here: neither from apt-get nor from playwright's server")
+    print(path)
