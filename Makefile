@@ -60,6 +60,7 @@ pretrain-vlbart: $(VENV)/.installed  ## Make tiny-vlbart anew in runs/pretrain/v
 	$(BIN)/python -m mmdora.models.tiny_vlbart $(VLBART)/untrained
 	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_1.yaml
 	$(BIN)/mmdora export $(VLBART)/stage1 $(VLBART)/stage1_merged
+	$(BIN)/python -m mmdora.models.tiny_vlbart $(VLBART)/stage1_merged --louder-order
 	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_2.yaml
 	$(BIN)/mmdora export $(VLBART)/stage2 $(VLBART)/tiny-vlbart
 

@@ -213,6 +213,9 @@ def _sampling(temperature: float, top_p: float, seed: int, device: torch.device)
 def _greedy(model: Any, processor: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
     """Generation arguments, with the KV cache; the checkpoint's own sampling defaults are switched off."""
     stops = model.generation_config.eos_token_id
+    if model.config.is_encoder_decoder:  # BART's decoder has so many positions, the start token's among them
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        max_new_tokens = min(max_new_tokens, positions - 1) if positions else max_new_tokens
     return {
         "max_new_tokens": max_new_tokens,
         "do_sample": False,

@@ -174,7 +174,7 @@ class Quickstart:
         tables: dict[str, list[Row]] = {}
         shown, lines = {}, []
         for name, task in self.family.tasks.items():
-            predictions = {model: read_predictions(self.out / "eval" / model / name) for model in ("base", *METHODS)}
+            predictions = {model: self._predictions(model, name) for model in ("base", *METHODS)}
             notes = {BASELINE: "majority answer of each question"}
             tables[task.heading] = [Row(model, row, notes.get(model, "")) for model, row in self.scores[name].items()]
             if task.heading == EASY_VQA:
@@ -235,6 +235,11 @@ class Quickstart:
             begun = False
         train(config, resume=begun, say=lambda line: self.console.print(line, markup=False, highlight=False))
         return json.loads((run / "complete.json").read_text(encoding="utf-8"))
+
+    def _predictions(self, model: str, task: str) -> list[dict[str, Any]]:
+        """What a model answered, with what the scorers need."""
+        kept = read_predictions(self.out / "eval" / model / task)
+        return [row | {"meta": record["meta"]} for row, record in zip(kept, self.questions[task], strict=True)]
 
     def _majority(self, task: str) -> dict[str, Any]:
         return majority_baseline(read_records(self.roots[task] / "train.jsonl"), self.questions[task]).to_dict()

@@ -45,8 +45,6 @@ class Family:
     licences: Sequence[str] = field(default_factory=list)
 
 
-DRAWN = {"rows": 3000, "held_out": 500}
-
 FAMILIES: Mapping[str, Family] = {
     "llava": Family(
         title="tiny-llava on easy-VQA: base, LoRA, DoRA",
@@ -60,11 +58,16 @@ FAMILIES: Mapping[str, Family] = {
         configs={"LoRA": "vlbart_lora", "DoRA": "vlbart_dora"},
         tasks={
             "vqa": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare),
+            # not by CIDEr, which needs Java
             "caption": QuickTask(
-                "captions of drawn scenes", "scenes-caption", partial(scenes.prepare, kind="caption", **DRAWN)
+                "captions of drawn scenes, word for word",
+                "scenes-caption-exact",
+                partial(scenes.prepare, kind="caption", rows=5000, held_out=1000),
             ),
             "nlvr": QuickTask(
-                "statements on two drawn pictures", "scenes-nlvr2", partial(scenes.prepare, kind="nlvr2", **DRAWN)
+                "statements on two drawn pictures",
+                "scenes-nlvr2",
+                partial(scenes.prepare, kind="nlvr2", rows=1500, held_out=250),
             ),
         },
         out=Path("runs/quickstart-vl-bart"),

@@ -4,6 +4,7 @@ import time
 import pytest
 import torch
 from PIL import Image
+from shrunken_vlbart import small_vlbart
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.predict import Prompt, _Gumbel, ask, generate, stream
@@ -147,3 +148,14 @@ def test_timings(model, processor):
     assert partials[0].tokens_per_s is None and (partials[0].first_token_s or 0) >= 0.05
     assert {partial.first_token_s for partial in partials} == {partials[0].first_token_s}
     assert 2 < (partials[-1].tokens_per_s or 0) < 20
+
+
+def test_an_answer_of_a_decoder_ends_with_its_positions():
+    model, processor = small_vlbart("vit")  # 96 positions
+    with torch.no_grad():
+        model.final_logits_bias[0, model.generation_config.eos_token_id] = -1e9  # it never ends by itself
+        model.final_logits_bias[0, 97] = 1e9  # one letter for ever
+    (answer,) = generate(model, processor, [ask("a?")], max_new_tokens=300)
+    assert len(answer) == 94, "a position is the start of every target"
+    *_, last = stream(model, processor, ask("a?"), max_new_tokens=300)
+    assert last.tokens == 95

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 from rich.console import Console
 
+from mmdora import cli
 from mmdora.errors import MmdoraError
+from mmdora.models.load import load
 from mmdora.quickstart import quickstart
-from mmdora.quickstart_families import METHODS
+from mmdora.quickstart_families import FAMILIES, METHODS
 from mmdora.quickstart_report import BASELINE, verdict
 from mmdora.steps import Steps, duration
 
@@ -74,6 +79,32 @@ def test_a_half_finished_training_resumes(out: Path, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     assert "train LoRA reused" in shown and "train DoRA …" in shown
     assert json.loads((out / "dora" / "complete.json").read_text())["resumed"] is True
+
+
+def test_vlbart_learns_three_tasks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = FAMILIES["vl-bart"]
+    fewer = {
+        name: replace(task, prepare=partial(task.prepare.func, kind=kind, rows=6, held_out=2))  # type: ignore
+        for name, kind in (("caption", "caption"), ("nlvr", "nlvr2"))
+        for task in [family.tasks[name]]
+    }
+    monkeypatch.setitem(FAMILIES, "vl-bart", replace(family, tasks={**family.tasks, **fewer}))  # type: ignore
+    few = ("--data.feature_cache=null", *OVERRIDES)  # which would run the tower on all pictures
+    quickstart(tmp_path / "out", family="vl-bart", overrides=few, limit=8, port=None)
+    for name in ("base", *METHODS):
+        for task, rows in (("vqa", 8), ("caption", 2), ("nlvr", 8)):
+            assert len((tmp_path / "out/eval" / name / task / "predictions.jsonl").read_text().splitlines()) == rows
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    for task in family.tasks.values():
+        assert f"<h2>{task.heading}: " in page
+    assert "Captions of drawn scenes, word for word, exact match × 100: base" in page
+    model, processor = load(str(tmp_path / "out/export/dora"))
+    assert type(model).__name__ == "VLBartForConditionalGeneration" and processor.default_task == "vqa"
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_the_command_knows_every_family() -> None:
+    assert set(get_args(get_type_hints(cli.quickstart, include_extras=False)["family"])) == set(FAMILIES)
 
 
 def test_a_taken_port_is_said_before_the_work(tmp_path: Path) -> None:

@@ -112,6 +112,7 @@ _TASKS = (
     Task("easy-vqa", "exact", "easy-VQA", _plain, 32, prefix="vqa"),
     Task("scenes", "exact", "drawn scenes, all kinds of short questions", _plain, 32, prefix="vqa"),
     Task("scenes-caption", "caption", "drawn scenes: captions", _plain, 64, prefix="caption"),
+    Task("scenes-caption-exact", "exact", "drawn scenes: captions, word for word", _plain, 64, prefix="caption"),
     Task("scenes-count", "exact", "drawn scenes: how many", _plain, 32, prefix="vqa"),
     Task("scenes-relation", "exact", "drawn scenes: where things stand", _plain, 32, prefix="vqa"),
     Task("scenes-pope", "pope", "drawn scenes: is it there, in POPE's form", _plain, 32, prefix="vqa"),

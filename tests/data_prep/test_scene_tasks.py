@@ -51,7 +51,7 @@ def test_the_test_split_is_fixed_and_unlike_what_is_trained_on(kind: Any, prepar
     ("kind", "task"),
     [("count", "exact"), ("relation", "exact"), ("pope", "pope"), ("nlvr2", "nlvr2"), ("ocr", "exact"),
      ("clips", "exact"), ("clip-features", "exact"), ("questions", "exact"), ("names", "exact"),
-     ("pair-questions", "exact")],
+     ("places", "exact"), ("pair-questions", "exact")],
 )  # fmt: skip
 def test_a_scorer_finds_what_it_needs(kind: str, task: str, prepared: Path, records_of, full_marks):
     for split in ("train", "test"):
@@ -158,6 +158,23 @@ def test_questions_are_those_of_the_conversations_without_captions():
     answers = Counter(one.answer for one in asked)
     assert 0.8 < answers["yes"] / answers["no"] < 1.25 and len(answers) > 25
     assert {one.meta["type"] for one in asked if one.answer in ("yes", "no")} == {"yes/no"}
+
+
+def test_places_are_true_and_single():
+    for draw in draws("places", 40):
+        things = {
+            name.split(" ", 1)[1]: (place, name.split()[0])
+            for name, place in (part.split(" at the ") for part in draw.about.split("; "))
+        }
+        assert 2 <= len(things) <= 4
+        for asked in draw.asked:
+            if asked.meta["type"] == "thing":
+                place = asked.text.removeprefix("what is at the ").rstrip("?")
+                (name,) = [name for name, (where, _) in things.items() if where == place]
+                assert asked.answer == language.article(name)
+            else:
+                place, size = things[asked.text.split(" the ")[1].rstrip("?")]
+                assert asked.answer == (f"at the {place}" if asked.meta["type"] == "place" else size)
 
 
 def test_names_say_less_than_a_caption():

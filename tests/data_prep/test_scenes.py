@@ -31,7 +31,7 @@ def test_no_question_template_is_easy_vqas():
     for number in range(3000):
         random = Random(number)
         ours |= {template(q) for q, _ in scenes.conversation(random, scenes.scene(random)[0])}
-    for kind in ("questions", "names", "pair-questions", "clip-features"):  # what tiny-vlbart is made of
+    for kind in ("questions", "places", "names", "pair-questions", "clip-features"):  # what tiny-vlbart is made of
         ours |= {template(asked.text) for i in range(300) for asked in tasks.draw_of(kind, "train", 0, i).asked}
     theirs = {template(q) for q in easy_vqa_questions()}
     assert len(ours) > 50 and len(theirs) > 10

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.nn import BatchNorm2d
 from transformers import AutoModelForImageTextToText
 
 import mmdora
 from mmdora.data_prep.scenes import COLOURS, SHAPES, Thing, tasks
+from mmdora.data_prep.scenes.clips import DIRECTIONS
 from mmdora.models.load import ASSETS
 from mmdora.models.open_clip_tower import OpenClipVisionModel, tower_config
-from mmdora.models.tiny_vlbart import READ, TOWER
+from mmdora.models.tiny_vlbart import ORDER, READ, TOWER
 from mmdora.models.tiny_vlbart_tower import READ as CHANNELS
 from mmdora.models.tiny_vlbart_tower import Reader, labels, score
 
@@ -31,7 +31,8 @@ def test_it_is_small_and_whole(tiny):
     assert sum(parameter.numel() for parameter in model.parameters()) == 2_867_256
     assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 12e6
     assert model.config.vision_config.pretrained is None and model.dtype == torch.float32
-    _, found = AutoModelForImageTextToText.from_pretrained(FOLDER, output_loading_info=True)
+    loaded: Any = AutoModelForImageTextToText.from_pretrained(FOLDER, output_loading_info=True)
+    found = loaded[1]
     assert not found["missing_keys"] and not found["unexpected_keys"]
     assert model.lm_head.weight is model.model.language_model.shared.weight
 
@@ -54,17 +55,25 @@ def test_it_speaks_as_bart_does(tiny):
     assert longest <= settings.max_new_tokens
 
 
+def test_it_reads_a_clip_and_never_says_an_order_embedding(tiny):
+    model, processor = tiny
+    draw = tasks.draw_of("clip-features", "test", 0, 0)
+    inputs = processor(text=draw.asked[0].text, features=draw.features, task="tvqa")
+    assert inputs["visual_features"].shape == (1, 1, 16, 512)
+    said = model.generate(**inputs, num_beams=1)
+    assert processor.tokenizer.decode(said[0], skip_special_tokens=True) in {*DIRECTIONS, "it grows", "it shrinks"}
+    order = model.get_input_embeddings().weight[-ORDER:].norm(dim=-1)
+    assert order.min() > 3 and (model.final_logits_bias[0, -ORDER:] < -100).all()
+
+
 @pytest.mark.parametrize(
-    ("kind", "floor"), [("questions", 0.8), ("pair-questions", 0.6), ("names", 0.6), ("clip-features", 0.6)]
+    ("kind", "floor"), [("questions", 0.85), ("places", 0.85), ("pair-questions", 0.7), ("names", 0.7)]
 )
 def test_it_sees(kind: str, floor: float, tiny):
     model, processor = tiny
     draws = [tasks.draw_of(kind, "test", 0, number) for number in range(40)]
-    visual = {"features": [draw.features for draw in draws]}
-    if kind != "clip-features":
-        visual = {"images": [list(draw.pictures) for draw in draws]}
-    asked = [draw.asked[0] for draw in draws]
-    inputs = processor(text=[one.text for one in asked], task=READ[kind], **visual)
+    asked, pictures = [draw.asked[0] for draw in draws], [list(draw.pictures) for draw in draws]
+    inputs = processor(images=pictures, text=[one.text for one in asked], task=READ[kind])
     said = processor.tokenizer.batch_decode(model.generate(**inputs, num_beams=1), skip_special_tokens=True)
     assert np.mean([text == one.answer for text, one in zip(said, asked, strict=True)]) > floor
 
@@ -82,7 +91,7 @@ def test_cells_know_what_stands_in_them():
 def test_the_tower_learns_with_its_batch_norms_and_then_keeps_them():
     tower = OpenClipVisionModel(tower_config(TOWER))
     reader = Reader(tower).train()
-    norm = next(module for module in tower.modules() if isinstance(module, BatchNorm2d))
+    norm: Any = tower.visual.bn1
     before = norm.running_mean.clone()
     truth = torch.from_numpy(np.stack([labels([Thing("star", "blue", 50, 6, 10, 10)], 3)] * 4))
     out = reader(torch.randn(4, 3, 96, 96), truth)
