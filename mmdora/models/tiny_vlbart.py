@@ -33,6 +33,7 @@ TOWER = {
 
 VOCABULARY, POSITIONS = 2048, 256
 FRAMES = ORDER = 16  # a clip's frames are the most visual tokens that an image has
+LONGEST = 48  # tokens of an answer; captions of three things have up to 37
 ALSO_VQA = {"pairs": "vqa: {}", "places": "vqa: {}"}
 """Asked as `vqa`, but tasks apart: a batch holds samples with as many pictures, and a task has its share of batches."""
 
@@ -49,6 +50,7 @@ def build(tower: OpenClipVisionModel, seed: int = 0) -> tuple[VLBartForCondition
     model, processor = compose(bart, tokenizer, tower.config, prompts=ALSO_VQA, order_tokens=ORDER, frames=FRAMES)
     model.model.vision_tower.load_state_dict(tower.state_dict())
     model.generation_config.forced_bos_token_id = tokenizer.bos_token_id
+    model.generation_config.max_new_tokens = LONGEST
     processor.default_task = "vqa"
     return model, processor
 
