@@ -105,8 +105,8 @@ class Compose:
         str,
         Field(
             min_length=1,
-            description="instead of model.base, a LLaVA of this tower: open_clip:NAME/TAG, open_clip:NAME/FILE (NAME"
-            " with -quickgelu for OpenAI's weights in a file), or a CLIP's or SigLIP's hub id or folder",
+            description="a CLIP's or SigLIP's hub id or folder, open_clip:NAME/TAG or open_clip:NAME/FILE; NAME ends in"
+            " -quickgelu for OpenAI's weights in a file",
         ),
     ]
     language: Annotated[str, Field(min_length=1, description="and of this causal language model, a hub id or folder")]

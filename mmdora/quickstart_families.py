@@ -62,7 +62,7 @@ FAMILIES: Mapping[str, Family] = {
             "caption": QuickTask(
                 "captions of drawn scenes, word for word",
                 "scenes-caption-exact",
-                partial(scenes.prepare, kind="caption", rows=5000, held_out=1000),
+                partial(scenes.prepare, kind="caption", rows=10_000, held_out=1000),
             ),
             "nlvr": QuickTask(
                 "statements on two drawn pictures",

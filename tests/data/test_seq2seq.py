@@ -90,7 +90,7 @@ def test_clips_come_as_features(root):
     [
         (
             qa_record("q", "0.png", [("one?", "yes"), ("two?", "no")]),
-            r"record q: has several answers.* max_turns",
+            r"record q: has several answers.*max_turns: 1",
         ),
         (
             asked("q", ["0.png"], "what?", "a" * 200),
