@@ -54,7 +54,8 @@ def fit(records: Records, processor: Any, max_length: int | None, policy: str) -
     messages = np.zeros(len(records), dtype=np.int32)
     has_image = records.images > 0
     if max_length is None:
-        check_rows(records, getattr(processor, "image_token", None))
+        decodes = not getattr(processor, "pads_left", True)
+        check_rows(records, getattr(processor, "image_token", None), one_answer=decodes)
         return Rows(records, index, messages, records.characters, has_image)
     lengths = token_counts(records, processor)
     over = np.flatnonzero(lengths > max_length)

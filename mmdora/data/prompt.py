@@ -41,6 +41,12 @@ def check_texts(messages: Messages, mark: str | None) -> None:
                 raise MmdoraError(f"the text {part['text']!r:.60} holds the image placeholder {mark!r}; remove it")
 
 
+def check_one_answer(record: dict[str, Any]) -> None:
+    """Raise if an encoder-decoder, which learns one answer a row, cannot learn a record whole."""
+    if sum(message["role"] == "assistant" for message in record["messages"]) > 1:
+        raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
+
+
 def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
     """The conversation, its last question as `word` puts it."""
     *before, last = messages

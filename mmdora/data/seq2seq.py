@@ -10,7 +10,7 @@ import torch
 
 from mmdora.data.features import open_features
 from mmdora.data.images import open_image
-from mmdora.data.prompt import IGNORE, encode, render, with_prompt
+from mmdora.data.prompt import IGNORE, check_one_answer, encode, render, with_prompt
 from mmdora.data.turns import answer_text, prompt_messages
 from mmdora.errors import MmdoraError
 
@@ -36,8 +36,7 @@ class Seq2SeqCollator:
         texts, images, clips, answers = [], [], [], []
         for row in rows:
             try:
-                if sum(message["role"] == "assistant" for message in row["messages"]) > 1:
-                    raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
+                check_one_answer(row)
                 texts.append(render(self.processor, with_prompt(self.processor, prompt_messages(row), row.get("task"))))
                 root = row.get("root", self.root)
                 clip: Any = row["meta"].get("features")

@@ -75,6 +75,8 @@ def rows_of(sources: Sources, processor: Any, config: RunConfig, processes: Proc
     data, seed = config.data, config.training.seed
     parts: dict[str, Rows] = {}
     for name, source in sources.items():
+        if name != ONLY and hasattr(processor, "prompt"):
+            processor.prompt("", name)  # raises if this model knows no such task
         if isinstance(source.train, Shards):
             return _stream(source, source.train, processor, config, processes)
         parts[name] = fit(source.train, processor, data.max_length, data.too_long)
