@@ -123,7 +123,7 @@ class Case:
         """CPU seconds per step and the last step's loss."""
         self.again()
         arguments, clock = arguments_of(self.config), Clock()
-        trainer = AdapterTrainer(self.config, self.rows, {}, Processes(arguments), model=self.model, args=arguments,
+        trainer = AdapterTrainer(self.config, self.rows, {}, Processes(arguments), {}, model=self.model, args=arguments,
                                  data_collator=self.collate, callbacks=[clock])  # fmt: skip
         losses: list[float] = []
         step = trainer.training_step
@@ -145,7 +145,7 @@ class Case:
         trained = [p for p in model.parameters() if p.requires_grad]
         schedule = get_constant_schedule(optimizer)
         arguments = arguments_of(config)
-        order = AdapterTrainer(config, self.rows, {}, Processes(arguments), model=model, args=arguments).batches
+        order = AdapterTrainer(config, self.rows, {}, Processes(arguments), {}, model=model, args=arguments).batches
         head, per_epoch, loss = model.lm_head, len(order) // ACCUMULATION, torch.zeros(())
         plain, model.loss_function, head.forward = model.loss_function, _chunked(head), lambda states: states
         try:

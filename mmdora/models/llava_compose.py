@@ -25,7 +25,7 @@ from transformers import (
     LlavaForConditionalGeneration,
     LlavaProcessor,
 )
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mmdora.errors import MmdoraError
 from mmdora.models.compose import LLAVA_V1, assemble
@@ -59,7 +59,7 @@ def compose(
             )
     if tokenizer("a").input_ids[:1] != [tokenizer.bos_token_id]:
         raise MmdoraError("the tokenizer sets no start token before a text, which LLaVA's prompts begin with")
-    clip = Tower(tower, side, patch, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+    clip = Tower(tower, side, patch, tuple(OPENAI_CLIP_MEAN), tuple(OPENAI_CLIP_STD))
     return assemble(language, tokenizer, clip, LLAVA_V1, projector)
 
 

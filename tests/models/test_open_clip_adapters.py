@@ -120,9 +120,10 @@ def dense(ours: Any, plain: Any) -> None:
         parts = [getattr(module, leaf) for leaf in ("lora_A", "lora_B", "magnitude")]
         a, b, m = (None if p is None else p.detach().double().requires_grad_() for p in parts)
         own |= {id(p): q for p, q in zip(parts, (a, b, m), strict=True) if p is not None}
-        flat = [None if t is None else t.flatten(1) for t in (a, b)]
+        flat_a, flat_b = (None if t is None else t.flatten(1) for t in (a, b))
         w = wide.get_parameter(weight_of(name, module)).detach()
-        weights[weight_of(name, module)] = reference.adapted_weight(w.flatten(1), *flat, m, module.scaling).view_as(w)
+        whole = reference.adapted_weight(w.flatten(1), flat_a, flat_b, m, module.scaling)
+        weights[weight_of(name, module)] = whole.view_as(w)
     inputs = batch(ours)
     inputs["pixel_values"] = inputs["pixel_values"].double()
     loss, expected = ours(**inputs).loss, torch.func.functional_call(wide, weights, (), inputs).loss
@@ -131,7 +132,7 @@ def dense(ours: Any, plain: Any) -> None:
     expected.backward()
     for name, parameter, _, _ in trainable_parameters(ours):
         assert own[id(parameter)].grad.abs().max() > 0, name
-        assert max_rel(parameter.grad, own[id(parameter)].grad) <= 1e-9, name
+        assert parameter.grad is not None and max_rel(parameter.grad, own[id(parameter)].grad) <= 1e-9, name
 
 
 @METHOD
@@ -216,6 +217,7 @@ def test_peft_reads_our_lora_and_we_read_its(tower, bias, tmp_path):
         key += "" if kind == "full" else ".default.weight"
         if key in pairs:
             once = 2 if ".attn.out_proj.lora" in name else 1  # of the two updates, one passes a gradient on
+            assert parameter.grad is not None, name
             assert max_rel(parameter.grad, once * pairs[key].grad.view(parameter.shape)) <= 1e-7, name
         else:
             assert bias and kind == "full", name
