@@ -50,9 +50,17 @@ class Inside:
         self.models = dict(models)
         self.runs = {path.parent.name: path.parent for path in _found(results, LOG)}
         self.runs |= {name: Path(path) for name, path in models.items() if (Path(path) / LOG).is_file()}
-        scored = {path.parent.name: path.parent for path in _found(results, METRICS)}
-        self.scores = {name: scored[name] for name in [*(n for n in models if n in scored), *scored]}
-        self.galleries = {name: folder for name, folder in self.scores.items() if (folder / ERRORS).is_file()}
+        self.scores: dict[str, dict[str, Path]] = {}  # task -> model -> folder, the models of the page first
+        scored = [path.parent for path in _found(results, METRICS)]
+        for folder in sorted(scored, key=lambda folder: folder.name not in models):
+            task = str(read_json(folder / METRICS, "evaluation's file").get("task", ""))
+            self.scores.setdefault(task, {})[folder.name] = folder
+        self.galleries = {
+            f"{name}, {task}" if len(self.scores) > 1 else name: folder
+            for task, found in self.scores.items()
+            for name, folder in found.items()
+            if (folder / ERRORS).is_file()
+        }
         columns = {name: path for name, path in models.items() if not path.startswith(SERVED)}
         folders = {name: path for name, path in {**self.runs, **columns}.items() if adapter_folder(path)}
         self.adapters = {name: Path(path) for name, path in folders.items()}
@@ -63,8 +71,9 @@ class Inside:
         parts = [f'<section><h2>The models</h2><div class="models">{cards}</div></section>']
         if curves := {name: points for name, run in self.runs.items() if (points := curve(run))}:
             parts.append(_curves(curves))
-        if scored := [Row(name, values) for name, folder in self.scores.items() if (values := _scores(folder))]:
-            parts.append(_table(scored))
+        for task, found in self.scores.items():
+            if scored := [Row(name, values) for name, folder in found.items() if (values := _scores(folder))]:
+                parts.append(_table(f"Evaluation: {task}" if task else "Evaluation", scored))
         return f'<div class="inside">{"".join(parts)}</div>'
 
     def gallery(self, name: Any) -> str:
@@ -120,7 +129,8 @@ def _model(name: str, path: str) -> str:
         if (Path(path) / CONFIG).is_file():
             config = load_config(Path(path) / CONFIG)
             training = config.training
-            facts["data"] = Path(config.data.train).name if config.data.train else "not stated"
+            sources = config.data.sources.items()
+            facts["data"] = ", ".join(f"{task} {source.train.name}".strip() for task, source in sources) or "not stated"
             rows = training.batch_size * training.accumulation
             facts["training"] = f"{training.steps} steps of {rows} rows, lr {training.lr:g}, seed {training.seed}"
     else:
@@ -143,7 +153,8 @@ def _card(path: Path) -> tuple[dict[str, str], str]:
     sentence = re.match(r".*?\.(?=\s|$)", " ".join(about.split()))
     facts = {"is": sentence[0].replace("`", "")} if sentence else {}
     if data := re.search(r"^Data: (.+?)\.?$", sections.get("Training", ""), flags=re.MULTILINE):
-        facts["data"] = Path(data[1].strip("`")).name
+        names = (Path(name.strip(" `")).name for name in data[1].split(","))
+        facts["data"] = ", ".join(dict.fromkeys(names))
     for key, value in re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", sections.get("Scores", ""), flags=re.MULTILINE):
         if key.strip():
             facts[key.strip()] = value.strip()
@@ -167,7 +178,7 @@ def _scores(folder: Path) -> dict[str, Any] | None:
     return values if "overall" in values else None
 
 
-def _table(rows: list[Row]) -> str:
+def _table(title: str, rows: list[Row]) -> str:
     types = kinds(rows)
     heads = ("model", "overall", "95% interval", *types, "questions")
     body = []
@@ -176,7 +187,7 @@ def _table(rows: list[Row]) -> str:
         interval = " – ".join(f"{100 * bound:.1f}" for bound in overall["interval95"] or ()) or "–"
         cells = [_percent(row.accuracy()), interval]
         body.append((row.name, *cells, *(_percent(row.accuracy(kind)) for kind in types), f"{overall['n']:,}"))
-    return f'<section><h2>Evaluation</h2><div class="wide">{_rows(heads, body)}</div></section>'
+    return f'<section><h2>{escape(title)}</h2><div class="wide">{_rows(heads, body)}</div></section>'
 
 
 def _rows(heads: tuple[str, ...], body: list[tuple[str, ...]]) -> str:

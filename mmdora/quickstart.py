@@ -145,7 +145,7 @@ class Quickstart:
                     4, f"evaluate {BASELINE}", split, (), lambda n=name: self._majority(n)
                 )
             for model, source in ({"base": self.base_name} | self.runs).items():
-                folder = self.out / "eval" / model / name
+                folder = self.out / "eval" / name / model
                 self.scores[name][model] = self.steps.run(
                     4,
                     f"evaluate {model} {name}".strip(),
@@ -238,7 +238,7 @@ class Quickstart:
 
     def _predictions(self, model: str, task: str) -> list[dict[str, Any]]:
         """What a model answered, with what the scorers need."""
-        kept = read_predictions(self.out / "eval" / model / task)
+        kept = read_predictions(self.out / "eval" / task / model)
         return [row | {"meta": record["meta"]} for row, record in zip(kept, self.questions[task], strict=True)]
 
     def _majority(self, task: str) -> dict[str, Any]:

@@ -93,7 +93,7 @@ def test_vlbart_learns_three_tasks_at_once(tmp_path: Path, monkeypatch: pytest.M
     quickstart(tmp_path / "out", family="vl-bart", overrides=few, limit=8, port=None)
     for name in ("base", *METHODS):
         for task, rows in (("vqa", 8), ("caption", 2), ("nlvr", 8)):
-            assert len((tmp_path / "out/eval" / name / task / "predictions.jsonl").read_text().splitlines()) == rows
+            assert len((tmp_path / "out/eval" / task / name / "predictions.jsonl").read_text().splitlines()) == rows
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     for task in family.tasks.values():
         assert f"<h2>{task.heading}: " in page

@@ -56,3 +56,20 @@ def test_nothing_to_see_is_no_error_and_no_folder_is(tmp_path):
     assert Inside({"base": "tiny-llava"}, tmp_path).adapters == {}
     with pytest.raises(MmdoraError, match=r"--results .*no such folder"):
         Inside({}, tmp_path / "none")
+
+
+def test_each_task_has_its_table(tmp_path):
+    for task, value in (("easy-vqa", 0.25), ("scenes-nlvr2", 0.625)):
+        for name in ("base", "dora"):
+            folder = tmp_path / "eval" / task / name
+            folder.mkdir(parents=True)
+            overall = {"score": value + 0.125 * (name == "dora"), "n": 8, "interval95": [0.1, 0.9]}
+            scores = {"task": task, "metric": "accuracy", "overall": overall, "by_type": {}}
+            (folder / "metrics.json").write_text(json.dumps(scores))
+            (folder / "errors.html").write_text(f"{task} {name}")
+    inside = Inside({"dora": "tiny-llava"}, tmp_path)
+    page = inside.html()
+    first, second = page.partition("Evaluation: scenes-nlvr2")[::2]
+    assert "Evaluation: easy-vqa" in first and "37.5%" in first and "25.0%" in first and "75.0%" not in first
+    assert "75.0%" in second and "62.5%" in second and first.index("37.5%") < first.index("25.0%")
+    assert "scenes-nlvr2 base" in inside.gallery("base, scenes-nlvr2")
