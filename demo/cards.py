@@ -127,7 +127,7 @@ def _card(answer: Answer, kind: str, pieces: Sequence[Piece] | None, *, hidden: 
     return (
         f'<section class="answer {answer.status}" aria-label="{name}: {STATUS[answer.status]}">'
         f"<header><h2>{name}</h2>{f'<p>{escape(kind)}</p>' if kind else ''}</header>"
-        f'<p class="text{faint}">{text}</p>{error}{below}</section>'
+        f'<p class="text{faint}" tabindex="0">{text}</p>{error}{below}</section>'
     )
 
 
