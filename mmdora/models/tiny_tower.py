@@ -44,6 +44,27 @@ def labels(things: list[Thing]) -> list[float]:
     return [float(label in seen) for label in LABELS]
 
 
+def arguments_of(folder: str, steps: int, batch: int, lr: float) -> TrainingArguments:
+    """How both bundled towers are trained."""
+    return TrainingArguments(
+        output_dir=folder,
+        max_steps=steps,
+        per_device_train_batch_size=batch,
+        per_device_eval_batch_size=250,
+        learning_rate=lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        weight_decay=0.05,
+        adam_beta2=0.98,
+        logging_steps=100,
+        save_strategy="no",
+        dataloader_num_workers=1,
+        remove_unused_columns=False,
+        report_to="none",
+        seed=0,
+    )
+
+
 def train_tower(tower: CLIPVisionModel, *, steps: int = 3000, batch: int = 64, lr: float = 1e-3) -> dict[str, float]:
     """Train `tower` in place; return its accuracy on 1,000 other scenes (all shapes right, all colours right)."""
     config = CLIPConfig(vision_config=tower.config.to_dict())
@@ -53,23 +74,7 @@ def train_tower(tower: CLIPVisionModel, *, steps: int = 3000, batch: int = 64, l
     model = CLIPForImageClassification(config)
     model.vision_model.load_state_dict(tower.state_dict())
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            per_device_eval_batch_size=250,
-            learning_rate=lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.03,
-            weight_decay=0.05,
-            adam_beta2=0.98,
-            logging_steps=100,
-            save_strategy="no",
-            dataloader_num_workers=1,
-            remove_unused_columns=False,
-            report_to="none",
-            seed=0,
-        )
+        arguments = arguments_of(folder, steps, batch, lr)
         trainer = Trainer(model, arguments, train_dataset=Pictures(steps * batch, "tower"))
         trainer.train()
         found = trainer.predict(Pictures(1000, "tower held out"))

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils.data import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from mmdora.data_prep.scenes import COLOURS, SHAPES, SIDE, Thing, scene
 from mmdora.models.open_clip_tower import OpenClipVisionModel, image_processor
+from mmdora.models.tiny_tower import arguments_of
 
 SIZES = ("small", "large")
 NONE, UNASKED = 0, -100
@@ -113,23 +114,7 @@ def train_tower(
     vision: Any = tower.config
     grid, processor = vision.image_size // 32, image_processor(vision)
     with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            output_dir=folder,
-            max_steps=steps,
-            per_device_train_batch_size=batch,
-            per_device_eval_batch_size=250,
-            learning_rate=lr,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.03,
-            weight_decay=0.05,
-            adam_beta2=0.98,
-            logging_steps=100,
-            save_strategy="no",
-            dataloader_num_workers=1,
-            remove_unused_columns=False,
-            report_to="none",
-            seed=0,
-        )
+        arguments = arguments_of(folder, steps, batch, lr)
         trainer = Trainer(
             model, arguments, train_dataset=Pictures(steps * batch, "vl tower", grid, processor, even=True)
         )
