@@ -196,6 +196,7 @@ def test_a_link_repeats_a_comparison(visit, url):
     tab = visit(url)
     tab.page.locator(".examples tr.tr-body").nth(1).click()
     tab.page.locator(".picture img").wait_for()
+    expect(tab.page.get_by_label("Question", exact=True)).to_have_value(samples(2)[1][1])
     settings(tab, "Max tokens", "6")
     tab.page.get_by_role("button", name="Ask", exact=True).click()
     expect(tab.cards("done")).to_have_count(3)
@@ -272,5 +273,6 @@ def settings(tab, label: str, value: str) -> None:
     box = tab.page.get_by_label(f"number input for {label}")
     if not box.is_visible():
         tab.page.locator("button.label-wrap", has_text="Settings").click()
+        tab.page.wait_for_timeout(500)  # what is typed while Gradio still mounts is lost
     box.fill(value)
     box.press("Tab")
