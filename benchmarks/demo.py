@@ -245,8 +245,7 @@ def main() -> None:
     for title, rows in tables.items():
         show(title, rows)
     if not given.quick:
-        cores = f"Held to {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, the clients too; "
-        cores += "other work ran on the machine."
+        cores = f"On {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, the clients too."
         print(write("demo", " ".join(["python", "benchmarks/demo.py", *sys.argv[1:]]), tables, cores))
 
 
