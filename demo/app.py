@@ -13,6 +13,7 @@ from mmdora.demo import results, session
 from mmdora.demo.cards import TITLE, conversation_html, tally_html
 from mmdora.demo.compare import Answer, Column, Settings, check_question, check_upload, new_turn
 from mmdora.demo.inside import Inside
+from mmdora.demo.inside_tab import inside_tab
 from mmdora.demo.line import Line
 from mmdora.demo.session import Session, Sessions, ask, digest
 from mmdora.demo.uploads import Examples, upload_paths, within_reach
@@ -36,7 +37,7 @@ class Page:
     def __init__(
         self, columns: Sequence[Column], examples: Examples, votes: Votes, inside: Inside, *, queue: int = QUEUE
     ):
-        self.columns, self.votes, self.inside = columns, votes, inside
+        self.columns, self.votes = columns, votes
         self.kinds = {column.name: column.kind for column in columns}
         self.examples = within_reach(examples)
         self.digests = {digest(path): number for number, (path, _) in enumerate(self.examples)}
@@ -45,8 +46,7 @@ class Page:
             gr.HTML(TITLE, js_on_load=None, elem_classes="page-html")
             with gr.Tab("Compare"):
                 self._compare_tab()
-            with gr.Tab("Look inside"):
-                self._inside_tab()
+            inside_tab(inside)
             self.blocks.unload(self._leave)
         # our own queue tells positions; Gradio's only has to hold as many
         self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)
@@ -88,17 +88,6 @@ class Page:
             concurrency_limit=None,
             api_name="compare",
         )
-
-    def _inside_tab(self) -> None:
-        gr.HTML(self.inside.html(), js_on_load=None, elem_classes="page-html")
-        quiet: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1, "show_progress": "full"}
-        if self.inside.galleries:
-            names = list(self.inside.galleries)
-            chosen = gr.Dropdown(names, value=None, label="What went wrong: questions that this model answers wrongly")
-            chosen.change(self.inside.gallery, chosen, gr.HTML(js_on_load=None, elem_classes="page-html"), **quiet)
-        if self.inside.adapters:
-            button = gr.Button("Show how far the adapters moved each layer")
-            button.click(self.inside.moved, None, gr.HTML(js_on_load=None, elem_classes="page-html"), **quiet)
 
     def _begin(self, request: gr.Request) -> list[Any]:
         tab = self._of(request)

@@ -16,8 +16,9 @@ JS = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 TITLE = """<div class="title"><h1>mmdora</h1>
 <p>One picture, one conversation, the same settings: compare what each model answers.</p></div>"""
 NOTE = """<p class="note">First token: time from the model's turn to its first token, the picture's preprocessing
-included. Tokens/s: after the first token. Models on one device answer one after the other, in an order drawn anew for
-each question; waiting is not counted. <mark>Marked</mark> words differ between the answers.</p>"""
+included. Tokens/s: after the first token, of answers of five tokens and more. Models on one device answer one after the
+other, in an order drawn anew for each question; waiting is not counted. <mark>Marked</mark> words differ between the
+answers.</p>"""
 STATUS = {
     "idle": "ready",
     "queued": "in the queue",

@@ -124,10 +124,10 @@ class Endpoint:
                 if piece := _piece(event):
                     times.append(at)
                     text = (text + piece)[:MAX_TEXT]
-                    yield _partial(text, len(times), begun, times)
+                    yield Partial.timed(text, len(times), begun, times)
             if counted is not None and usage is not None:
                 usage.append(counted)
-            yield _partial(text, counted.answer if counted else len(times), begun, times)
+            yield Partial.timed(text, counted.answer if counted else len(times), begun, times)
         finally:
             with suppress(Exception):
                 client.close()
@@ -214,11 +214,6 @@ def _usage(event: dict[str, Any]) -> Usage | None:
     found = event.get("usage") or {}
     prompt, answer = found.get("prompt_tokens"), found.get("completion_tokens")
     return Usage(prompt, answer) if isinstance(prompt, int) and isinstance(answer, int) else None
-
-
-def _partial(text: str, tokens: int, begun: float, times: list[float]) -> Partial:
-    rate = (tokens - 1) / (times[-1] - times[0]) if tokens > 1 and len(times) > 1 and times[-1] > times[0] else None
-    return Partial(text.strip(), tokens, times[0] - begun if times else None, rate)
 
 
 def _refusal(response: httpx.Response) -> str:

@@ -87,6 +87,10 @@ def generate(
     return found
 
 
+TIMED = 5
+"""Tokens that an answer needs for a rate that is more than noise."""
+
+
 @dataclass(frozen=True)
 class Partial:
     """An answer as far as it has come."""
@@ -94,7 +98,14 @@ class Partial:
     text: str
     tokens: int  # generated so far, the end-of-turn token included
     first_token_s: float | None  # seconds from the question to its first token, image preprocessing included
-    tokens_per_s: float | None  # after the first token; None before the second
+    tokens_per_s: float | None  # after the first token; None before `TIMED` tokens
+
+    @classmethod
+    def timed(cls, text: str, tokens: int, begun: float, times: Sequence[float]) -> Partial:
+        """From when the question was asked, and when tokens came (one time or more for all of them), in seconds."""
+        took = times[-1] - times[0] if times else 0.0
+        rate = (tokens - 1) / took if tokens >= TIMED and took > 0 else None
+        return cls(text.strip(), tokens, times[0] - begun if times else None, rate)
 
 
 def stream(
@@ -141,9 +152,7 @@ def stream(
     times: list[float] = []
 
     def partial(text: str) -> Partial:
-        first = times[0] - begun if times else None
-        rate = (len(ids) - 1) / (times[-1] - times[0]) if len(ids) > 1 else None
-        return Partial(text.strip(), len(ids), first, rate)
+        return Partial.timed(text, len(ids), begun, times)
 
     thread = threading.Thread(target=work, name="mmdora-generate", daemon=True)
     with _evaluating(model):

@@ -144,8 +144,9 @@ def test_a_failing_model_reaches_the_consumer(model, processor):
 
 def test_timings(model, processor):
     model.register_forward_pre_hook(lambda *_: time.sleep(0.05))
-    partials = list(stream(model, processor, PROMPTS[0], max_new_tokens=5))
-    assert partials[0].tokens_per_s is None and (partials[0].first_token_s or 0) >= 0.05
+    partials = list(stream(model, processor, PROMPTS[0], max_new_tokens=6))
+    assert [partial.tokens_per_s is None for partial in partials] == [partial.tokens < 5 for partial in partials]
+    assert (partials[0].first_token_s or 0) >= 0.05
     assert {partial.first_token_s for partial in partials} == {partials[0].first_token_s}
     assert 2 < (partials[-1].tokens_per_s or 0) < 20
 

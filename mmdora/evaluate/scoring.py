@@ -39,6 +39,9 @@ from mmdora.evaluate.scores import Scores
 EMPTY = {"images": (), "meta": {}}
 
 
+CIDER = "CIDEr"  # no percentage
+
+
 @dataclass(frozen=True)
 class Scorer:
     """How a task is scored.
@@ -97,7 +100,7 @@ SCORERS: Mapping[str, Scorer] = {
     "mmbench": Scorer("CircularEval accuracy", _each(mmbench.right), sum_up=mmbench.circular, unit=mmbench.question),
     "mmbench-plain": Scorer("accuracy", _each(mmbench.right), sum_up=mmbench.plain, unit=mmbench.question),
     "choice": Scorer("accuracy", _each(choice.right), choice.letter, sum_up=choice.sum_up),
-    "caption": Scorer("CIDEr", _captions, ready=needs),
+    "caption": Scorer(CIDER, _captions, ready=needs),
 }
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mmdora.evaluate.scoring import CIDER
 from mmdora.evaluate.significance import Comparison
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def scores_table(
         for heading in (f"minus {rows[0].name}", "95% interval", f"p ({test})"):
             table.add_column(heading, justify="right")
     for row in rows:
-        overall, sign = row.scores["overall"], "" if row.scores["metric"] == "CIDEr" else "%"
+        overall, sign = row.scores["overall"], "" if row.scores["metric"] == CIDER else "%"
         low, high = overall["interval95"]
         cells = [row.accuracy(), *(row.accuracy(kind) for kind in columns)]
         shown = ["–" if cell is None else f"{100 * cell:.1f}{sign}" for cell in cells]

@@ -42,7 +42,7 @@ def main() -> None:
             _blind(browser, url, given.out / "blind.png")
             _phone(browser, url, given.out / "phone.png")
             if given.results:
-                _inside(browser, url, given.out / "inside.png")
+                _inside(browser, url, given.out / "pair.png", given.out / "moved.png")
             browser.close()
     finally:
         server.terminate()
@@ -76,15 +76,22 @@ def _phone(browser: Any, url: str, path: Path) -> None:
     page.screenshot(path=path, full_page=True)
 
 
-def _inside(browser: Any, url: str, path: Path) -> None:
-    page = _page(browser, url, height=1_800)
+def _inside(browser: Any, url: str, pair: Path, moved: Path) -> None:
+    """The last pair of models, and what their adapters did."""
+    page = _page(browser, url)
     page.get_by_role("tab", name="Look inside").click()
-    moved = page.get_by_role("button", name="Show how far the adapters moved each layer")
-    if moved.count():
-        moved.click()
-        page.locator(".inside img").nth(2).wait_for()
+    page.locator(".inside:visible").first.wait_for()
+    if pairs := page.get_by_role("tab").filter(has_text=" and ").all():
+        pairs[-1].click()
+        page.get_by_role("heading", name="Where they differ").first.wait_for()
     page.wait_for_timeout(1_000)
-    page.screenshot(path=path)  # the rest is further pictures
+    page.screenshot(path=pair, full_page=True)
+    button = page.get_by_role("button", name="Show how far the adapters moved each layer").locator("visible=true")
+    if button.count():
+        button.click()
+        page.locator(".inside img:visible").nth(2).wait_for()
+        page.wait_for_timeout(1_000)
+        page.locator(".inside", has=page.locator("img:visible")).screenshot(path=moved)
 
 
 def _page(browser: Any, url: str, *, width: int = 1240, height: int = 900, dark: bool = False) -> Any:

@@ -7,7 +7,7 @@ from playwright.sync_api import expect
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_axe_finds_nothing_serious(visit, url, dark):
+def test_axe_finds_nothingserious(visit, url, dark):
     tab = visit(url, dark=dark)
     tab.page.get_by_label("Blind: hide the names until I vote").check()
     settings(tab, "Max tokens", "4")
@@ -15,19 +15,19 @@ def test_axe_finds_nothing_serious(visit, url, dark):
     tab.ask(PICTURE, QUESTION)
     tab.page.get_by_role("button", name="B is best", exact=True).click()
     tab.page.locator(".tally").wait_for()
-    assert _serious(tab) == []
+    assert serious(tab) == []
     tab.page.get_by_role("tab", name="Look inside").click()
     expect(tab.page.locator(".inside h2").first).to_be_visible()
-    assert _serious(tab) == []
+    assert serious(tab) == []
 
 
 def test_axe_sees_what_is_wrong(visit, url):
     tab = visit(url)
     tab.page.evaluate("document.querySelector('.title p').style.color = '#ddd'")
-    assert [rule for rule, _ in _serious(tab)] == ["color-contrast"]
+    assert [rule for rule, _ in serious(tab)] == ["color-contrast"]
 
 
-def _serious(tab):
+def serious(tab):
     # a colour on its way to another is neither
     tab.page.evaluate("Promise.all(document.getAnimations().map((moving) => moving.finished))")
     found = Axe().run(tab.page).response["violations"]

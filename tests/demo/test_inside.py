@@ -1,11 +1,15 @@
 import json
 
+import gradio as gr
 import pytest
+from evaluation_files import evaluation, graded
 from tiny_run import config_for, silent
 
 import mmdora
 from mmdora.demo.inside import Inside, curve
+from mmdora.demo.inside_tab import inside_tab
 from mmdora.errors import MmdoraError
+from mmdora.evaluate.significance import compare
 from mmdora.train import train
 
 
@@ -73,3 +77,50 @@ def test_each_task_has_its_table(tmp_path):
     assert "Evaluation: easy-vqa" in first and "37.5%" in first and "25.0%" in first and "75.0%" not in first
     assert "75.0%" in second and "62.5%" in second and first.index("37.5%") < first.index("25.0%")
     assert "scenes-nlvr2 base" in inside.gallery("base, scenes-nlvr2")
+
+
+def test_a_pair_is_two_models_with_what_is_theirs(results, tmp_path):
+    run = results / "runs" / "dora"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "dora").symlink_to(run)
+    for name in ("BASE", "dora", "majority"):
+        evaluation(tmp_path / "eval" / "task" / name, "task", graded("+-"))
+    inside = Inside({"base": "tiny-llava", "DoRA": "tiny-llava", "other": "tiny-llava"}, tmp_path)
+    assert list(inside.scores["task"]) == ["base", "DoRA", "majority"] and list(inside.runs) == ["DoRA"]
+    pairs = inside.pairs()
+    assert list(pairs) == ["base and DoRA", "base and other", "DoRA and other"]
+    assert "majority" in inside.html() and "majority" not in pairs["base and DoRA"].html()
+    assert inside.differences() == "" and "Where they differ: task" in pairs["base and DoRA"].differences()
+    assert [list(pair.adapters) for pair in pairs.values()] == [["DoRA"], [], ["DoRA"]]
+    assert pairs["base and other"].differences() == "" and "<svg" not in pairs["base and other"].html()
+
+
+def test_where_two_differ_is_what_their_predictions_say(tmp_path):
+    first = evaluation(tmp_path / "eval" / "task" / "a", "task", graded("++++------"))
+    second = evaluation(tmp_path / "eval" / "task" / "b", "task", graded("+---+++++-"))
+    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+    p = compare("exact", *([row | {"images": [row["id"]], "meta": {}} for row in rows] for rows in (first, second))).p
+    assert f"p = {p:.2g} " in page and "asked 10 questions" in page
+    cells = page.partition("</table>")[0].split("<td>")
+    assert [cell.partition("<")[0] for cell in cells if cell[0].isdigit()] == ["1", "3", "5", "1"]
+    a_more, b_more = page.partition("b scores more")[::2]
+    assert all(f"&lt;b&gt;{i}&lt;/b&gt;?" in a_more for i in (1, 2, 3)) and "&gt;4&lt;" not in a_more
+    assert all(f"&lt;b&gt;{i}&lt;/b&gt;?" in b_more for i in (4, 5, 6, 7, 8)) and "no (0)" in b_more
+    assert "<b>" not in page
+
+
+def test_scores_that_are_no_share_are_not_counted_as_right(tmp_path):
+    evaluation(tmp_path / "eval" / "c" / "a", "c", [("a circle", 2.5), ("a shape", 0.5)])
+    evaluation(tmp_path / "eval" / "c" / "b", "c", [("a circle", 2.5), ("a red shape", 1.5)])
+    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+    assert "McNemar" not in page and "a red shape (1.5)" in page and "a scores more" not in page
+    (tmp_path / "eval" / "c" / "b" / "predictions.jsonl").write_text("[1]\n")
+    with pytest.raises(MmdoraError, match=r"b/predictions\.jsonl: not the predictions"):
+        Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+
+
+@pytest.mark.parametrize(("count", "tabs"), [(1, 1), (2, 1), (3, 5), (4, 8)])
+def test_a_tab_for_each_pair_where_there_are_several(count, tabs):
+    with gr.Blocks() as blocks:
+        inside_tab(Inside({f"m{i}": "tiny-llava" for i in range(count)}))
+    assert sum(isinstance(block, gr.Tab) for block in blocks.blocks.values()) == tabs

@@ -1,0 +1,58 @@
+"""The tab "Look inside": all models of the page, and every two of them, each with what `inside` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gradio as gr
+
+from mmdora.demo.inside import Inside
+from mmdora.errors import MmdoraError
+
+QUIET: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1, "show_progress": "full"}
+
+
+def inside_tab(inside: Inside) -> None:
+    """Make the tab inside the `gr.Blocks` that is open; one view, if there are not at least two pairs."""
+    with gr.Tab("Look inside") as tab:
+        pairs = inside.pairs()
+        if len(pairs) < 2:
+            _view(inside, tab)
+            return
+        with gr.Tabs():
+            with gr.Tab("All"):
+                _view(inside, None)
+            for title, pair in pairs.items():
+                with gr.Tab(title) as tab:
+                    _view(pair, tab)
+
+
+def _view(inside: Inside, tab: gr.Tab | None) -> None:
+    """What is there, at once; where two differ, when their tab is opened; the rest when asked for."""
+    _html(inside.html())
+    if tab is not None and any(len(found) > 1 for found in inside.scores.values()):
+        tab.select(_told(inside.differences), None, _html(), **QUIET)
+    if inside.galleries:
+        names = list(inside.galleries)
+        chosen = gr.Dropdown(names, value=None, label="What went wrong: questions that this model answers wrongly")
+        chosen.change(_told(inside.gallery), chosen, _html(), **QUIET)
+    if inside.adapters:
+        button = gr.Button("Show how far the adapters moved each layer")
+        button.click(_told(inside.moved), None, _html(), **QUIET)
+
+
+def _html(value: str = "") -> gr.HTML:
+    return gr.HTML(value, js_on_load=None, elem_classes="page-html")
+
+
+def _told(show: Callable[..., str]) -> Callable[..., str]:
+    """`show`, whose errors become a message on the page."""
+
+    def shown(*given: Any) -> str:
+        try:
+            return show(*given)
+        except MmdoraError as error:
+            raise gr.Error(str(error), print_exception=False) from None
+
+    return shown
