@@ -30,6 +30,7 @@ from mmdora.train import train
 from mmdora.train.trainer import AdapterTrainer
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
+DDP = Path(__file__).parents[2] / "configs" / "accelerate" / "8_gpus_ddp.yaml"
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
@@ -314,7 +315,8 @@ def test_a_loss_that_is_not_finite_in_one_process(records, tmp_path):
 
 
 def test_a_launcher_that_is_asked_to_stop(records, whole, tmp_path):
-    """The real torchrun: it hands SIGTERM on, all stop after the same step, and one process goes on.
+    """`accelerate launch` with the config for DDP, which is torchrun: it hands SIGTERM on, all stop after the same
+    step, and one process goes on.
 
     Three interpreters import torch anew, which on a busy core takes minutes; torchrun itself gives what it stops
     30 seconds, enough for a step and a save.
@@ -322,8 +324,9 @@ def test_a_launcher_that_is_asked_to_stop(records, whole, tmp_path):
     run, path = tmp_path / "run", tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree(records, run, accumulation=1, save_every=None)))
     worker = Path(__file__).with_name("torchrun_worker.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port())]  # with 0, the processes look for each other at port 0, forever
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--config_file", str(DDP)]
+    command += ["--num_processes", "2"]
+    command += ["--main_process_port", str(free_port())]  # with 0, they look for each other at port 0, forever
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (tmp_path / "told").open("w") as told:
         launcher = subprocess.Popen([*command, str(worker), "train", str(path)], env=environment, stderr=told)
