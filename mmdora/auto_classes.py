@@ -91,5 +91,5 @@ class _AfterImport(MetaPathFinder):
             run(module)
             HOOKS[fullname](module)
 
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign] (of this one spec)
         return spec

@@ -100,7 +100,7 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
         model.set_submodule(entry.name, adapted)
     for name in plan.full:
         model.get_parameter(name).requires_grad_(True)
-    model.mmdora_plan = plan  # type: ignore[assignment]
+    model.mmdora_plan = plan  # type: ignore[assignment] (nn.Module types attributes as tensors)
     return plan
 
 

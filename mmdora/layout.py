@@ -74,7 +74,7 @@ def hub_state(model: PreTrainedModel) -> dict[str, Tensor]:
         MmdoraError: if the table does not cover a tensor (an adapted module, or another architecture).
     """
     rules, tower = HUB[type(model).__name__], model.config.vision_config.model_type
-    tied: Mapping[str, str] = model.all_tied_weights_keys  # type: ignore[assignment]
+    tied: Mapping[str, str] = model.all_tied_weights_keys  # type: ignore[assignment] (a dict, typed as tensor)
     state = model.state_dict()
     return {
         hub_name(name, rules, tower): tensor

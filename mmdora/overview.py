@@ -18,7 +18,7 @@ from torch import nn
 
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.data.fit import fit
-from mmdora.data.prompt import IGNORE
+from mmdora.data.prompt import IGNORE, answers_apart
 from mmdora.data.records import read_records
 from mmdora.data.stream import Shards, admit, rows_of
 from mmdora.data.survey import drawing, survey
@@ -189,7 +189,7 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
 def _show(
     chosen: list[dict[str, Any]], whole: str, batch: dict[str, torch.Tensor], processor: Any, console: Console
 ) -> None:
-    apart = batch["labels"].shape != batch["input_ids"].shape or not getattr(processor, "pads_left", True)
+    apart = batch["labels"].shape != batch["input_ids"].shape or answers_apart(processor)
     counted, scored = int(batch["attention_mask"].sum()), int((batch["labels"] != IGNORE).sum())
     counted += scored if apart else 0
     shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items())

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from mmdora.data.checked import check_rows
 from mmdora.data.lengths import shortened, token_counts
+from mmdora.data.prompt import answers_apart
 from mmdora.data.records import Record, Records
 from mmdora.errors import MmdoraError
 
@@ -54,8 +55,7 @@ def fit(records: Records, processor: Any, max_length: int | None, policy: str) -
     messages = np.zeros(len(records), dtype=np.int32)
     has_image = records.images > 0
     if max_length is None:
-        decodes = not getattr(processor, "pads_left", True)
-        check_rows(records, getattr(processor, "image_token", None), one_answer=decodes)
+        check_rows(records, getattr(processor, "image_token", None), one_answer=answers_apart(processor))
         return Rows(records, index, messages, records.characters, has_image)
     lengths = token_counts(records, processor)
     over = np.flatnonzero(lengths > max_length)

@@ -132,10 +132,15 @@ def needs_start_token(processor: Any, texts: list[str]) -> bool:
     return not (start and texts[0].startswith(start))
 
 
+def answers_apart(processor: Any) -> bool:
+    """Whether it serves an encoder-decoder, which reads questions and writes answers as texts of their own."""
+    return not getattr(processor, "pads_left", True)
+
+
 def encode_prompts(processor: Any, conversations: list[Messages], images: list[list[Image.Image]]) -> Any:
     """Prompts ready for `generate`: left padded (an encoder's on the right), ending where the answer begins."""
     texts = [render(processor, messages, generation_prompt=True) for messages in conversations]
-    return encode(processor, texts, images, left=getattr(processor, "pads_left", True))
+    return encode(processor, texts, images, left=not answers_apart(processor))
 
 
 def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]:

@@ -44,7 +44,7 @@ class Adapted(nn.Module):
     weight_name: ClassVar[str] = "weight"
     bias_name: ClassVar[str] = "bias"
 
-    lora_A: nn.Parameter | None  # noqa: N815
+    lora_A: nn.Parameter | None  # noqa: N815 (the paper's and PEFT's names)
     lora_B: nn.Parameter | None  # noqa: N815
     magnitude: nn.Parameter | None
 

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from mmdora.config import MODALITIES, RunConfig
-from mmdora.data.prompt import IGNORE, encode, render
+from mmdora.data.prompt import IGNORE, answers_apart, encode, render
 from mmdora.injectors import Plan, apply, trainable_parameters
 from mmdora.train.loss import ChunkedLoss
 
@@ -98,14 +98,14 @@ def typical_batch(processor: Any, config: RunConfig) -> dict[str, Tensor]:
     encoded = encode(processor, [text], [[Image.new("RGB", PHOTO)]], left=False)
     rows, length = config.training.batch_size, encoded["input_ids"].shape[1]
     more = max((config.data.max_length or length + ANSWER) - length, 1)
-    decodes = not getattr(processor, "pads_left", True)  # an encoder-decoder, whose answers are apart
+    apart = answers_apart(processor)
     batch = {}
     for name, value in encoded.items():
-        if isinstance(value, Tensor) and value.shape[:2] == (1, length) and not decodes:
+        if isinstance(value, Tensor) and value.shape[:2] == (1, length) and not apart:
             value = torch.cat([value, value[:, -1:].expand(1, more)], 1)
         if isinstance(value, Tensor):
             batch[name] = value.repeat(rows, *[1] * (value.ndim - 1))
-    if decodes:
+    if apart:
         return batch | {"labels": batch["input_ids"][:, -1:].repeat(1, more)}
     labels = batch["input_ids"].clone()
     labels[:, :length] = IGNORE
