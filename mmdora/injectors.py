@@ -219,6 +219,8 @@ def _entries(
         notes.append(f"{modality}: dropout_mode is reference, which takes a second base product in training")
     if candidates.experts:
         notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {_some(candidates.experts)}")
+    if candidates.bare and set(settings.targets) & {"attention", "all"}:
+        notes.append(f"{modality}: projections that are no linears are not adapted: {_some(candidates.bare)}")
     if set(settings.targets) & set(ROLES):
         left_out = {**candidates.unused, **candidates.refused}
         roled = (nn.Linear, nn.MultiheadAttention)

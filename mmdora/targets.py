@@ -37,14 +37,16 @@ ROUTERS = ("gate", "router", "shared_expert_gate")
 class Candidates:
     """What a modality offers: modules by name with their role, and what is left out, with the reason.
 
-    The role of a linear is attention, mlp, head or linear (none of these); of others it is their kind, attention,
-    conv or embedding.
+    `experts` and `bare` are parameters outside of linears that no adapter knows: experts' 3-D ones, and an attention's
+    projections, as open_clip's own `Attention` keeps them. The role of a linear is attention, mlp, head or linear (none
+    of these); of others it is their kind, attention, conv or embedding.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     experts: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
 
 
 def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
@@ -63,6 +65,8 @@ def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
         ):
             found.experts.append(name)
         if (kind := kind_of(module)) is None:
+            own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
+            found.bare += [parameter for parameter in own if parameter.endswith("proj_weight")]
             continue
         path, _, leaf = name.rpartition(".")
         reason = kind.problem(module) or _read_by_torch(modules[path], found.refused.get(path))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from layer_cases import max_rel
 from open_clip.modified_resnet import AttentionPool2d
+from open_clip.transformer import Attention
 from peft.tuners.lora.layer import MultiheadAttention as PeftAttention
 from safetensors.torch import load_file
 from shrunken_vlbart import RESNET, small_vlbart
@@ -168,6 +169,21 @@ def test_targets_of_the_towers():
     width = 16
     assert [entry.parameters for entry in plan.entries[:2]] == [2 * width + 3 * width * 3, 2 * width + width * 3]
     assert [entry.kind for entry in plan.entries[:2]] == ["attention", "linear"]
+
+
+def test_projections_that_are_bare_parameters_are_told():
+    """open_clip's own attention, as its blocks with scaled attention have it."""
+    model = build("vit")
+    blocks = model.model.vision_tower.visual.transformer.resblocks
+    for block in blocks:
+        block.attn = Attention(16, num_heads=2)
+    plan = make_plan(model, {"vision": {"method": "lora", "rank": 2, "targets": ["attention"]}})
+    assert [entry.name.rpartition("resblocks.")[2] for entry in plan.entries] == ["0.attn.out_proj", "1.attn.out_proj"]
+    (note,) = plan.notes
+    assert note.endswith(
+        "not adapted: model.vision_tower.visual.transformer.resblocks.0.attn.in_proj_weight and 1 more"
+    )
+    assert make_plan(model, {"vision": {"method": "lora", "rank": 2, "targets": ["mlp"]}}).notes == ()
 
 
 def test_biases_of_an_attention_train_with_the_others():
