@@ -109,6 +109,17 @@ def test_where_two_differ_is_what_their_predictions_say(tmp_path):
     assert "<b>" not in page
 
 
+def test_right_is_the_full_score_and_the_furthest_apart_come_first(tmp_path):
+    graded_by_people = [("a", 0.6), ("b", 1.0), ("c", 0.3), ("d", 1.0), ("e", 0.9), ("f", 0.8), ("g", 0.7)]
+    evaluation(tmp_path / "eval" / "vqa" / "a", "vqa", graded_by_people)
+    evaluation(tmp_path / "eval" / "vqa" / "b", "vqa", [("x", score) for score in (0, 1.0, 0, 0, 0, 0, 0)])
+    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+    cells = page.partition("</table>")[0].split("<td>")
+    assert [cell.partition("<")[0] for cell in cells if cell[0].isdigit()] == ["1", "1", "0", "5"]
+    shown = [page.index(answer) for answer in ("d (1)", "e (0.9)", "f (0.8)", "g (0.7)", "a (0.6)")]
+    assert shown == sorted(shown) and "c (0.3)" not in page
+
+
 def test_scores_that_are_no_share_are_not_counted_as_right(tmp_path):
     evaluation(tmp_path / "eval" / "c" / "a", "c", [("a circle", 2.5), ("a shape", 0.5)])
     evaluation(tmp_path / "eval" / "c" / "b", "c", [("a circle", 2.5), ("a red shape", 1.5)])

@@ -53,7 +53,9 @@ def test_the_tower_runs_once_per_image_and_gives_the_same(model_and_processor, i
     root, rows = images
     tower, counted = model.model.vision_tower, Counted(model.model.vision_tower)
     cache = FeatureCache.of(frozen(model), processor, tmp_path / "cache")
-    assert cache.fill(rows, root, batch_size=3, workers=workers) == 7 == counted.images
+    tower.train()  # in which batch norms would mix the pictures of a batch
+    assert cache.fill(rows, root, batch_size=3, workers=workers) == 7 == counted.images and tower.training
+    tower.eval()
     assert cache.fill(rows, root, batch_size=3, workers=workers) == 0
     again = FeatureCache.of(model, processor, tmp_path / "cache")
     assert again.fill(rows, root) == 0 and counted.images == 7
@@ -86,20 +88,27 @@ def test_another_image_tower_or_preprocessing_is_computed_anew(images, tmp_path)
     assert (filled(), filled()) == (7, 0)
     (root / "0.png").write_bytes((root / "1.png").read_bytes())
     assert filled() == 0  # by content: known under another name
-    picture(99).save(root / "0.png")
+    image = picture(99)
+    image.save(root / "0.bmp")  # bitmaps alike but for the last bytes
+    rows.append({"id": "last", "images": ["0.bmp"]})
+    assert filled() == 1
+    image.putpixel((image.width - 1, 0), (1, 2, 3))
+    image.save(root / "0.bmp")
+    assert filled() == 1
+    picture(98).save(root / "0.png")
     assert filled() == 1
     processor.image_processor.image_mean = [0.5, 0.5, 0.5]
-    assert filled() == 7
+    assert filled() == 8
     with torch.no_grad():
         model.model.vision_tower.visual.conv1.weight[0, 0, 0, 0] += 1e-3
-    assert filled() == 7
+    assert filled() == 8
     with torch.no_grad():
         next(b for name, b in model.model.vision_tower.named_buffers() if "running_var" in name)[0] *= 2
-    assert filled() == 7
+    assert filled() == 8
     model.to(torch.bfloat16)
-    assert filled() == 7
+    assert filled() == 8
     model.model.vision_tower.config.grid = 1
-    assert filled() == 7 and FeatureCache.of(model, processor, tmp_path / "cache").features("0.png", root).shape[0] == 1
+    assert filled() == 8 and FeatureCache.of(model, processor, tmp_path / "cache").features("0.png", root).shape[0] == 1
     assert len(list((tmp_path / "cache").iterdir())) == 6
 
 
