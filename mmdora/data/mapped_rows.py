@@ -11,8 +11,9 @@ import mmap
 import os
 import shutil
 import struct
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -49,14 +50,11 @@ class MappedRows:
                 if not (folder / name).exists():
                     (folder / name).touch()
             self._rows, self._index = (os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC) for name in (ROWS, INDEX))
+        for file in (self._rows, self._index):
+            weakref.finalize(self, os.close, file).atexit = False  # the system closes what is open at the end
 
     def __reduce__(self) -> tuple[Any, ...]:
         return MappedRows, (self.folder, self.shape, self.dtype)
-
-    def __del__(self) -> None:
-        for name in ("_rows", "_index"):
-            with suppress(OSError, AttributeError):
-                os.close(getattr(self, name))
 
     def __len__(self) -> int:
         self._refresh()
