@@ -67,13 +67,14 @@ class Inside:
 
     @property
     def galleries(self) -> dict[str, Path]:
-        """Folders with a page of errors, by the name that chooses it."""
-        return {
-            f"{name}, {task}" if len(self.scores) > 1 else name: folder
-            for task, found in self.scores.items()
-            for name, folder in found.items()
-            if (folder / GALLERY).is_file()
-        }
+        """Folders with a page of errors, by the name that chooses it: each model's, and that of all side by side."""
+        pages: dict[str, Path] = {}
+        for task, found in self.scores.items():
+            together = {folder.parent for folder in found.values()}
+            if len(found) > 1 and len(together) == 1:
+                pages[_titled("side by side", task)] = together.pop()
+            pages |= {_titled(name, task): folder for name, folder in found.items()}
+        return {name: folder for name, folder in pages.items() if (folder / GALLERY).is_file()}
 
     def html(self) -> str:
         """Models, training curves and scores."""
@@ -103,11 +104,11 @@ class Inside:
         return _page(parts) if parts else ""
 
     def gallery(self, name: Any) -> str:
-        """What a model got wrong, with pictures: the page that the evaluation wrote, with scripts off."""
+        """What went wrong, with pictures: the page that the evaluation wrote, with scripts off."""
         if name not in self.galleries:
             return ""
         page = read_text(self.galleries[name] / GALLERY, "gallery", 32 * 2**20)
-        title = f"Questions that {name} answers wrongly"
+        title = f"Wrong answers, {name}"
         return f'<iframe class="gallery" sandbox="" title="{escape(title)}" srcdoc="{escape(page)}"></iframe>'
 
     def moved(self) -> str:

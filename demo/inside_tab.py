@@ -35,7 +35,7 @@ def _view(inside: Inside, tab: gr.Tab | None) -> None:
         tab.select(_told(inside.differences), None, _html(), **QUIET)
     if inside.galleries:
         names = list(inside.galleries)
-        chosen = gr.Dropdown(names, value=None, label="What went wrong: questions that this model answers wrongly")
+        chosen = gr.Dropdown(names, value=None, label="What went wrong: wrong answers with their pictures")
         chosen.change(_told(inside.gallery), chosen, _html(), **QUIET)
     if inside.adapters:
         button = gr.Button("Show how far the adapters moved each layer")

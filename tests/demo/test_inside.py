@@ -76,7 +76,9 @@ def test_each_task_has_its_table(tmp_path):
     first, second = page.partition("Evaluation: scenes-nlvr2")[::2]
     assert "Evaluation: easy-vqa" in first and "37.5%" in first and "25.0%" in first and "75.0%" not in first
     assert "75.0%" in second and "62.5%" in second and first.index("37.5%") < first.index("25.0%")
-    assert "scenes-nlvr2 base" in inside.gallery("base, scenes-nlvr2")
+    assert "scenes-nlvr2 base" in inside.gallery("base: scenes-nlvr2")
+    (tmp_path / "eval" / "easy-vqa" / "errors.html").write_text("both of them")
+    assert "both of them" in inside.gallery("side by side: easy-vqa") and len(inside.galleries) == 5
 
 
 def test_a_pair_is_two_models_with_what_is_theirs(results, tmp_path):
