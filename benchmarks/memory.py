@@ -47,10 +47,11 @@ class Measured:
     checkpointing: bool
     chunked: bool = True
     rank: int = 16
+    dropout: float = 0.0
     case: Case = MODEL
 
     def config(self) -> RunConfig:
-        low = {"method": self.method, **({} if self.method == "full" else {"rank": self.rank})}
+        low = {"method": self.method, **({} if self.method == "full" else {"rank": self.rank, "dropout": self.dropout})}
         adapt = {
             "vision": {"method": "none" if self.method == "full" else self.method},
             "projector": {"method": "full"},
@@ -140,6 +141,7 @@ class _Peak(threading.Thread):
 def cases(device: str) -> list[Measured]:
     case = GPU if device == "cuda" else MODEL
     found = [Measured(method, on, case=case) for method in ("lora", "dora", "full") for on in (False, True)]
+    found += [Measured("dora", on, dropout=0.05, case=case) for on in (False, True)]
     return [*found, Measured("dora", False, chunked=False, case=case), Measured("dora", False, rank=256, case=case)]
 
 
@@ -148,6 +150,7 @@ def row_of(asked: Measured) -> dict[str, Any]:
         sizes = pool.apply(measure, (asked,))
     ratio = sizes["estimate"] / sizes["measured"]
     name = f"{asked.method}, r {asked.rank}" if asked.method != "full" else "full"
+    name += f", dropout {asked.dropout}" if asked.dropout else ""
     return {
         "language": name,
         "gradient checkpointing": "on" if asked.checkpointing else "off",

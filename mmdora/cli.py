@@ -521,5 +521,6 @@ def main(tokens: Iterable[str] | None = None) -> int:
 
 
 def _fail(message: str) -> int:
-    print(f"mmdora: error: {' '.join(message.split())}", file=sys.stderr)
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
+    print(f"mmdora: error: {shown}", file=sys.stderr)  # a file's control characters are no terminal's
     return 2

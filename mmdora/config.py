@@ -41,7 +41,9 @@ class Modality:
 
     method: Annotated[Literal["none", "lora", "dora", "magnitude", "full"], Field(description="none: frozen")] = "none"
     rank: Annotated[Rank | None, Field(description="r of B A; default vision 8, projector 8, language 16")] = None
-    alpha: Annotated[Rate | None, Field(description="scaling is alpha / rank; default 2 * rank")] = None
+    alpha: Annotated[
+        float | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="scaling is alpha / rank; default 2 * rank")
+    ] = None
     dropout: Annotated[Share, Field(description="on the input of the low-rank branch; embeddings have none")] = 0.0
     dropout_mode: Annotated[
         Literal["branch", "reference"],
@@ -216,7 +218,7 @@ class Data:
         Path | None,
         Field(description="folder for what a frozen tower gives, so that it runs once per image (VL-BART)"),
     ] = None
-    workers: Annotated[StrictInt, Field(ge=0, description="loader processes")] = 0
+    workers: Annotated[StrictInt, Field(ge=0, le=256, description="loader processes")] = 0
 
     @model_validator(mode="before")
     @classmethod
@@ -277,8 +279,8 @@ class Training:
     """The optimisation."""
 
     output: Annotated[Path, Field(description="run folder")] = Path("runs/run")
-    steps: Annotated[Positive | None, Field(description="optimizer steps; instead of epochs")] = None
-    epochs: Annotated[float, Field(gt=0)] = 1.0
+    steps: Annotated[Positive | None, Field(le=10**9, description="optimizer steps; instead of epochs")] = None
+    epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
     batch_size: Annotated[Positive, Field(description="rows per forward pass and process")] = 8
     accumulation: Annotated[Positive, Field(description="forward passes per optimizer step")] = 1
     lr: Annotated[Rate, Field(description="peak learning rate")] = 1e-4
@@ -316,7 +318,7 @@ class Training:
         Field(description="when loss or gradient norm is not finite: end the run, or leave out the step"),
     ] = "stop"
     max_skipped: Annotated[Positive, Field(description="steps left out before the run ends all the same")] = 10
-    seed: StrictInt = 0
+    seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] = 0
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict)
@@ -374,7 +376,12 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     if not isinstance(tree, dict):
         raise MmdoraError(f"{path}: expected sections model, adapt, data, training; found {type(tree).__name__}")
     changed = _override(tree, list(overrides))
-    return validate(RunConfig, tree, where=lambda key: "command line" if key in changed else str(path))
+    return validate(RunConfig, tree, where=lambda key: "command line" if _within(key, changed) else str(path))
+
+
+def _within(key: str, changed: set[str]) -> bool:
+    """Whether a key, or what it is an item of, was given on the command line."""
+    return any(f"{key}.".startswith(f"{own}.") for own in changed)
 
 
 def validate(kind: type[T], values: Any, where: Callable[[str], str]) -> T:

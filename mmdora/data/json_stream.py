@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,7 +41,9 @@ def parse_line(line: bytes) -> Any:
         MmdoraError: saying what is wrong with it, not where it stands.
     """
     try:
-        value = json.loads(line.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number)
+        value = json.loads(
+            line.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number, parse_float=_finite
+        )
         if b"\\u" in line:  # half a pair of escapes is a string that is no text
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
@@ -69,6 +72,12 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(constant: str) -> Any:
     raise MmdoraError(f"{constant} is no JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise MmdoraError(f"the number {text:.20} is too large")
+    return value
 
 
 class Value(NamedTuple):

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_map_only
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.data.prompt import IGNORE, answers_apart, encode, render
 from mmdora.injectors import Plan, apply, trainable_parameters
+from mmdora.ops import dropout
 from mmdora.train.loss import ChunkedLoss
 
 aten = torch.ops.aten
@@ -73,7 +74,7 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
     """
     training, dtype = config.training, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     ledger, twin = _Ledger(), _without_memory(model, dtype[config.model.dtype])
-    with ledger:
+    with ledger, _dropout_by_expectation():
         apply(twin, plan)
         trained, parameters = _trained(twin, config.training.precision == "bf16")
         if training.gradient_checkpointing:
@@ -142,6 +143,17 @@ def _summed(
         rows=len(batch["input_ids"]),
         tokens=batch["input_ids"].shape[1],
     )
+
+
+@contextmanager
+def _dropout_by_expectation() -> Iterator[None]:
+    """Dropout's zeros are as many as on average: what is drawn here is no number, so none can be counted."""
+    drawn = dropout.zeros
+    dropout.zeros = lambda count, p: torch.empty(int(count * p), dtype=torch.int64)
+    try:
+        yield
+    finally:
+        dropout.zeros = drawn
 
 
 def _step(model: Any, inputs: dict[str, Any], plan: Plan, config: RunConfig, ledger: _Ledger) -> None:

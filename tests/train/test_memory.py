@@ -15,7 +15,8 @@ from dataclasses import replace
 from memory import Case, Measured, measure
 
 case = Case(hidden=512, intermediate=1408, layers=6, batch=4, length=128, vocabulary=8000)
-for asked in (Measured("lora", True), Measured("dora", False, rank=256), Measured("full", False)):
+dora = Measured("dora", False, rank=256, dropout=0.05)
+for asked in (Measured("lora", True, dropout=0.1), dora, Measured("full", False)):
     print(json.dumps(measure(replace(asked, case=case))))
 """
 RUNTIME = 40e6  # code and caches that come with the first step, which in a model of 500 MB are less than the bound
