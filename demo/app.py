@@ -68,8 +68,8 @@ class Page:
         # queued as the answers are, so that none of theirs arrives after it
         w.clear.click(self._clear, None, [*pictures, *shown], cancels=[asked, again], concurrency_limit=None, **quiet)
         for button, place in zip(w.ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
-            button.click(self._vote(place), None, [w.tally, *shown], **at_once)
-        w.link.click(self._link, [w.question, *given], w.text, **at_once, preprocess=False).then(
+            button.click(self._vote(place), None, [w.tally, *shown], concurrency_limit=None, **quiet)
+        w.link.click(self._link, [w.question, *given], w.text, **slow).success(
             None, w.text, None, js="(text) => mmdora.copy(text)"
         )
         for button, form, name, kind in (
@@ -79,7 +79,8 @@ class Page:
             button.click(self._take(form), None, w.text, **at_once).then(
                 None, w.text, None, js=f"(text) => mmdora.save('{name}', '{kind}', text)"
             )
-        self.blocks.load(self._open_link, None, [w.image, w.question, *given], **at_once)
+        # as everything that may fail, in Gradio's queue: a message reaches the page only through it
+        self.blocks.load(self._open_link, None, [w.image, w.question, *given], concurrency_limit=None, **quiet)
         gr.Button(visible=False).click(
             self._api,
             [w.image, w.question, *settings, w.second],
@@ -127,8 +128,9 @@ class Page:
                 async for _ in steps:
                     if tab.closed:
                         break
-                    newest, earlier = self._html(tab)
-                    yield [newest, *(rest or [earlier, "" if keep is None else gr.skip(), *[gr.skip()] * 6])]
+                    if not rest:
+                        rest = [self._earlier(tab), "" if keep is None else gr.skip(), *[gr.skip()] * 6]
+                    yield [self._newest(tab), *rest]
                     rest = [gr.skip()] * 8
         except MmdoraError as error:
             problem = gr.Error(str(error), print_exception=False)
@@ -193,7 +195,9 @@ class Page:
         def vote(request: gr.Request) -> list[Any]:
             tab = self._of(request)
             try:
-                self.votes.add(tab.vote(place), tab.digests)
+                voted = tab.voted(place)
+                self.votes.add(voted, tab.digests)
+                tab.turns[-1] = voted
             except MmdoraError as error:
                 raise gr.Error(str(error), print_exception=False) from None
             return [self._tally(), *self._html(tab), gr.skip(), *self._controls(tab)]
@@ -203,7 +207,10 @@ class Page:
     def _link(self, request: gr.Request, question: Any, *given: Any) -> str:
         tab, (*values, blind) = self._of(request), given
         asked = tab.turns[0].question if tab.turns else str(question)
-        return results.link(asked, Settings(*values), self._example(tab), blind=blind is True)
+        try:
+            return results.link(asked, Settings(*values), self._example(tab), blind=blind is True)
+        except MmdoraError as error:
+            raise gr.Error(str(error), print_exception=False) from None
 
     def _open_link(self, request: gr.Request) -> list[Any]:
         query = dict(request.query_params)
@@ -239,11 +246,17 @@ class Page:
 
     def _html(self, tab: Session) -> tuple[str, str]:
         """The newest turn, and those before it."""
-        newest, count = tab.turns[-1:], len(tab.turns)
-        return conversation_html(newest, self.kinds, count), conversation_html(tab.turns[:-1], self.kinds)
+        return self._newest(tab), self._earlier(tab)
+
+    def _newest(self, tab: Session) -> str:
+        return conversation_html(tab.turns[-1:], self.kinds, len(tab.turns))
+
+    def _earlier(self, tab: Session) -> str:
+        return conversation_html(tab.turns[:-1], self.kinds)
 
     def _controls(self, tab: Session, *, busy: bool = False) -> list[Any]:
         """Updates of ask, stop, retry, edit, and the rows for votes and for results."""
+        busy = busy or tab.busy  # another question's error leaves the one that runs stoppable
         free = not busy and bool(tab.turns)
         states = [gr.update(interactive=on) for on in (not busy, busy, free, free)]
         return [*states, gr.update(visible=not busy and tab.votable), gr.update(visible=free)]

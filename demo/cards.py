@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -90,7 +91,7 @@ def _turn(turn: Turn, number: int, kinds: Mapping[str, str]) -> str:
     texts = [answer.text for answer in answers] if turn.over else [""] * len(answers)
     cards = "".join(
         _card(answer, "" if turn.hidden else kinds[answer.name], pieces if turn.over else None, hidden=turn.hidden)
-        for answer, pieces in zip(answers, marked(texts), strict=True)
+        for answer, pieces in zip(answers, _marked(tuple(texts)), strict=True)
     )
     busy = "false" if turn.over else "true"
     vote = f'<p class="vote">Your vote: <strong>{escape(turn.vote)}</strong></p>' if turn.vote else ""
@@ -99,6 +100,11 @@ def _turn(turn: Turn, number: int, kinds: Mapping[str, str]) -> str:
         f'<div><p class="asked">{escape(turn.question)}</p>{_settings(turn.settings)}</div></header>'
         f'<div class="answers" aria-live="polite" aria-busy="{busy}">{cards}</div>{vote}</section>'
     )
+
+
+@lru_cache(maxsize=128)  # earlier turns are drawn again with every question
+def _marked(texts: tuple[str, ...]) -> list[list[Piece]]:
+    return marked(texts)
 
 
 def _settings(settings: Settings) -> str:

@@ -68,7 +68,11 @@ def load_columns(
         MmdoraError: for specs that `parse_specs` refuses, and models that cannot be loaded.
     """
     named = parse_specs(specs)
-    place = str(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        raise MmdoraError(f"--device {place}: {str(error).partition(chr(10))[0]}") from None
     shared: dict[str, SharedBase] = {}
     bases = {base for path in named.values() if (base := _adapters_base(path))} if shared_base else set()
     if shared_base and not bases:

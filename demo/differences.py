@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import PREDICTIONS, read_predictions
@@ -40,6 +42,7 @@ class Differences:
     second: list[Example]
 
 
+@lru_cache(maxsize=32)  # for every visitor
 def differences(first: Path, second: Path) -> Differences | None:
     """Compare two folders of one task's evaluation; None where they share no scored question.
 
@@ -47,34 +50,45 @@ def differences(first: Path, second: Path) -> Differences | None:
         MmdoraError: predictions that cannot be read.
     """
     ours, theirs = _scored(first), _scored(second)
-    shared = [key for key in ours if key in theirs]
-    if not shared:
+    pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
+    if not pairs:
         return None
-    pairs = [(ours[key], theirs[key]) for key in shared]
-    scores = [(float(one["score"]), float(two["score"])) for one, two in pairs]
+    scores = [(one.score, two.score) for one, two in pairs]
     both = neither = paired = None
     if all(0 <= score <= 1 for pair in scores for score in pair):
         right, right_too = ([score >= 1 for score in column] for column in zip(*scores, strict=True))
         paired = mcnemar(right, right_too)
         both = sum(a and b for a, b in zip(right, right_too, strict=True))
-        neither = len(shared) - both - paired.only_first - paired.only_second
+        neither = len(pairs) - both - paired.only_first - paired.only_second
     examples = [
-        Example(one["question"], one["answer"], (one["prediction"], two["prediction"]), own)
+        Example(one.question, one.expected, (one.answer, two.answer), own)
         for (one, two), own in zip(pairs, scores, strict=True)
         if own[0] != own[1]
     ]
     Random(0).shuffle(examples)
     examples.sort(key=lambda example: -abs(example.scores[0] - example.scores[1]))
     better = ([e for e in examples if (e.scores[0] > e.scores[1]) == first_is][:SHOWN] for first_is in (True, False))
-    return Differences(len(shared), both, neither, paired, *better)
+    return Differences(len(pairs), both, neither, paired, *better)
 
 
-def _scored(folder: Path) -> dict[str, dict[str, str]]:
+class _Row(NamedTuple):
+    question: str
+    expected: str
+    answer: str
+    score: float
+
+
+def _scored(folder: Path) -> dict[str, _Row]:
     """Scored rows by id."""
     try:
-        rows = {row["id"]: row for row in read_predictions(folder) if row.get("score") is not None}
+        return {
+            str(row["id"]): _Row(str(row["question"]), str(row["answer"]), str(row["prediction"]), float(row["score"]))
+            for row in read_predictions(folder)
+            if row.get("score") is not None
+        }
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise MmdoraError(f"{folder.name}/{PREDICTIONS}: not the predictions of an evaluation ({error})") from None
-    return rows
+    except OSError as error:
+        raise MmdoraError(f"{folder.name}/{PREDICTIONS}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MmdoraError(f"{folder.name}/{PREDICTIONS}: not the predictions of an evaluation ({error!r})") from None

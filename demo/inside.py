@@ -61,9 +61,9 @@ class Inside:
         sources = [*self.runs.items(), *columns.items()]
         self.adapters = {name: path for name, path in sources if adapter_folder(str(path))}
 
-    def pairs(self) -> dict[str, Inside]:
+    def pairs(self) -> list[tuple[str, Inside]]:
         """Two models of the page at a time, each pair with what is theirs of this."""
-        return {f"{one} and {two}": self._of(one, two) for one, two in combinations(self.models, 2)}
+        return [(f"{one} and {two}", self._of(one, two)) for one, two in combinations(self.models, 2)]
 
     @property
     def galleries(self) -> dict[str, Path]:
@@ -156,8 +156,12 @@ class Inside:
 
 def curve(run: Path) -> list[tuple[int, float]]:
     """(step, loss) of a run folder's log."""
-    entries = [json.loads(line) for line in read_text(run / LOG, "log", 256 * 2**20).splitlines() if line]
-    return [(entry["step"], entry["loss"]) for entry in entries if entry.get("loss")]
+    lines = read_text(run / LOG, "log", 256 * 2**20).split("\n")[:-1]  # a run may be writing the last one
+    try:
+        entries = [json.loads(line) for line in lines if line]
+        return [(int(entry["step"]), float(entry["loss"])) for entry in entries if entry.get("loss")]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MmdoraError(f"{run / LOG}: not the log of a run ({error!r})") from None
 
 
 def _found(results: Path | None, file: str) -> Iterator[Path]:
@@ -168,7 +172,13 @@ def _found(results: Path | None, file: str) -> Iterator[Path]:
 def _scores(folder: Path) -> dict[str, Any] | None:
     """None where a server scores."""
     values = read_json(folder / METRICS, "evaluation's file")
-    return values if "overall" in values else None
+    if "overall" not in values:
+        return None
+    by_type = values.get("by_type")
+    parts = [values["overall"], *by_type.values()] if isinstance(by_type, dict) and "metric" in values else [None]
+    if not all(isinstance(part, dict) and {"score", "n", "interval95"} <= part.keys() for part in parts):
+        raise MmdoraError(f"{folder / METRICS}: not the numbers of an evaluation")
+    return values
 
 
 def _titled(title: str, task: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +24,7 @@ def inside_tab(inside: Inside) -> None:
         with gr.Tabs():
             with gr.Tab("All"):
                 _view(inside, None)
-            for title, pair in pairs.items():
+            for title, pair in pairs:
                 with gr.Tab(title) as tab:
                     _view(pair, tab)
 
@@ -32,27 +33,28 @@ def _view(inside: Inside, tab: gr.Tab | None) -> None:
     """What is there, at once; where two differ, when their tab is opened; the rest when asked for."""
     _html(inside.html())
     if tab is not None and any(len(found) > 1 for found in inside.scores.values()):
-        tab.select(_told(inside.differences), None, _html(), **QUIET)
+        tab.select(told(inside.differences), None, _html(), **QUIET)
     if inside.galleries:
         names = list(inside.galleries)
         chosen = gr.Dropdown(names, value=None, label="What went wrong: wrong answers with their pictures")
-        chosen.change(_told(inside.gallery), chosen, _html(), **QUIET)
+        chosen.change(told(inside.gallery), chosen, _html(), **QUIET)
     if inside.adapters:
         button = gr.Button("Show how far the adapters moved each layer")
-        button.click(_told(inside.moved), None, _html(), **QUIET)
+        button.click(told(inside.moved), None, _html(), **QUIET)
 
 
 def _html(value: str = "") -> gr.HTML:
     return gr.HTML(value, js_on_load=None, elem_classes="page-html")
 
 
-def _told(show: Callable[..., str]) -> Callable[..., str]:
+def told(show: Callable[..., str]) -> Callable[..., str]:
     """`show`, whose errors become a message on the page."""
 
     def shown(*given: Any) -> str:
         try:
             return show(*given)
         except MmdoraError as error:
-            raise gr.Error(str(error), print_exception=False) from None
+            line = re.sub(r"[^\s'\"]*/", "", str(error))  # never where the server keeps it
+            raise gr.Error(line, print_exception=False) from None
 
     return shown

@@ -86,7 +86,9 @@ def from_link(query: Mapping[str, str], examples: int) -> tuple[str, Settings, i
             except ValueError:
                 raise MmdoraError(f"link: {key}={query[key]:.20} is not a number") from None
     example = query.get("example")
-    if example is not None and not (example.isascii() and example.isdigit() and 1 <= int(example[:9]) <= examples):
+    if example is not None and not (
+        example.isascii() and example.isdigit() and len(example) < 9 and 1 <= int(example) <= examples
+    ):
         raise MmdoraError(f"link: there is no example {example:.20}")
     return query.get("q", ""), Settings(**values), int(example) - 1 if example else None, query.get("blind") == "1"
 

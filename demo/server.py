@@ -127,7 +127,7 @@ def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool 
             enable_monitoring=False,
             app_kwargs={"middleware": [Middleware(Guard, uploads=Path(get_upload_folder()))]},
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise MmdoraError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
 
 

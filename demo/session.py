@@ -38,8 +38,8 @@ class Session:
     def votable(self) -> bool:
         return bool(self.turns) and not self.busy and self.turns[-1].hidden and self.turns[-1].over
 
-    def vote(self, place: int | str) -> Turn:
-        """Vote on the last turn: for the answer at this place, or "tie" or "all bad".
+    def voted(self, place: int | str) -> Turn:
+        """The last turn with a vote: for the answer at this place, or "tie" or "all bad".
 
         Raises:
             MmdoraError: there is nothing to vote on.
@@ -48,8 +48,7 @@ class Session:
             raise MmdoraError("There is no blind comparison that waits for a vote.")
         turn = self.turns[-1]
         vote = place if isinstance(place, str) else turn.answers[turn.order[place]].name
-        self.turns[-1] = replace(turn, vote=vote)
-        return self.turns[-1]
+        return replace(turn, vote=vote)
 
     def close(self) -> None:
         self.closed = True

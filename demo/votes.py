@@ -50,6 +50,9 @@ class Votes:
 
         Args:
             pictures: SHA-256 of each file.
+
+        Raises:
+            MmdoraError: it cannot be written, and does not count.
         """
         assert turn.vote is not None
         models = [turn.answers[index].name for index in turn.order]
@@ -63,8 +66,11 @@ class Votes:
         }
         with self._lock:
             if self.file is not None:
-                with self.file.open("a", encoding="utf-8") as lines:
-                    lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                try:
+                    with self.file.open("a", encoding="utf-8") as lines:
+                        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                except OSError as error:
+                    raise MmdoraError(f"The vote was not counted: it cannot be written ({error.strerror}).") from None
             self.counts[turn.vote] += 1
 
     def tally(self) -> dict[str, Score]:

@@ -213,6 +213,33 @@ def test_a_link_repeats_a_comparison(visit, url):
     assert again.texts() == tab.texts()
 
 
+def test_a_bad_link_and_settings_that_make_none_are_told(visit, url):
+    tab = visit(f"{url}?example=99")
+    expect(tab.page.get_by_text("there is no example 99")).to_be_visible()
+    settings(tab, "Max tokens", "3")
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("done")).to_have_count(3)
+    tab.page.get_by_label("Seed (the same for every model)").fill("")
+    tab.page.get_by_role("button", name="Copy link").click()
+    expect(tab.page.get_by_text("seed", exact=False).locator("visible=true").last).to_be_visible()
+    assert "?q=" not in tab.page.url
+
+
+def test_a_question_during_a_retry_leaves_it_stoppable(visit, url):
+    tab = visit(url)
+    settings(tab, "Max tokens", "3")
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("done")).to_have_count(3)
+    settings(tab, "Max tokens", "1000")
+    tab.page.get_by_role("button", name="Retry", exact=True).click()
+    expect(tab.cards("running")).to_have_count(1)
+    tab.ask(None, "and now?")
+    expect(tab.page.get_by_text("stop it first")).to_be_visible()
+    expect(tab.page.get_by_role("button", name="Stop", exact=True)).to_be_enabled()
+    tab.page.keyboard.press("Escape")
+    _stopped(tab)
+
+
 @pytest.mark.parametrize(("button", "name"), [("Markdown", "comparison.md"), ("JSON", "comparison.json")])
 def test_results_can_be_taken_along(visit, url, button, name):
     tab = visit(url)

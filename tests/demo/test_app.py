@@ -16,6 +16,7 @@ from mmdora.demo import app, cards, server
 from mmdora.demo.columns import local
 from mmdora.demo.compare import Answer, Column, Settings, Turn
 from mmdora.demo.inside import Inside
+from mmdora.demo.session import Session
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
 from mmdora.predict import Prompt, ask, generate
@@ -249,6 +250,13 @@ def test_without_login_no_route_answers_and_guessing_is_slowed_down(columns, pic
             assert codes == [400] * 5 + [429] * 15
         finally:
             page.blocks.close(verbose=False)
+
+
+def test_another_question_leaves_the_one_that_runs_stoppable(columns):
+    page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
+    tab = Session(busy=True)
+    ask, stop, *_ = page._controls(tab)
+    assert (ask["interactive"], stop["interactive"]) == (False, True)
 
 
 def test_a_busy_port_is_told(url, columns):

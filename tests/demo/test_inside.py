@@ -7,7 +7,7 @@ from tiny_run import config_for, silent
 
 import mmdora
 from mmdora.demo.inside import Inside, curve
-from mmdora.demo.inside_tab import inside_tab
+from mmdora.demo.inside_tab import inside_tab, told
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.significance import compare
 from mmdora.train import train
@@ -89,7 +89,7 @@ def test_a_pair_is_two_models_with_what_is_theirs(results, tmp_path):
         evaluation(tmp_path / "eval" / "task" / name, "task", graded("+-"))
     inside = Inside({"base": "tiny-llava", "DoRA": "tiny-llava", "other": "tiny-llava"}, tmp_path)
     assert list(inside.scores["task"]) == ["base", "DoRA", "majority"] and list(inside.runs) == ["DoRA"]
-    pairs = inside.pairs()
+    pairs = dict(inside.pairs())
     assert list(pairs) == ["base and DoRA", "base and other", "DoRA and other"]
     assert "majority" in inside.html() and "majority" not in pairs["base and DoRA"].html()
     assert inside.differences() == "" and "Where they differ: task" in pairs["base and DoRA"].differences()
@@ -130,6 +130,51 @@ def test_scores_that_are_no_share_are_not_counted_as_right(tmp_path):
     (tmp_path / "eval" / "c" / "b" / "predictions.jsonl").write_text("[1]\n")
     with pytest.raises(MmdoraError, match=r"b/predictions\.jsonl: not the predictions"):
         Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+
+
+def test_names_with_and_make_no_pair_disappear():
+    pairs = Inside(dict.fromkeys(("a", "b and c", "a and b", "c"), "tiny-llava")).pairs()
+    assert len(pairs) == 6 and [title for title, _ in pairs].count("a and b and c") == 2
+
+
+@pytest.mark.parametrize(
+    "row", ['{"id": "0", "question": "q", "answer": "a", "score": 1}', '{"id": "0", "score": "high"}', "[1]", "{"]
+)
+def test_damaged_predictions_are_one_line_without_the_folder(tmp_path, row):
+    for name in "ab":
+        evaluation(tmp_path / "eval" / "t" / name, "t", graded("+-"))
+    (tmp_path / "eval" / "t" / "b" / "predictions.jsonl").write_text(row + "\n")
+    with pytest.raises(MmdoraError, match=r"^b/predictions\.jsonl: not the predictions"):
+        Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+
+
+def test_a_visitor_is_not_told_where_files_are(tmp_path):
+    def show():
+        raise MmdoraError(f"{tmp_path}/eval/b/errors.html: larger than 32 MiB, which no gallery is")
+
+    with pytest.raises(gr.Error, match=r"^'?errors\.html: larger than 32 MiB"):
+        told(show)()
+
+
+def test_a_log_that_is_being_written_and_one_that_is_none(tmp_path):
+    log = tmp_path / "run" / "log.jsonl"
+    log.parent.mkdir()
+    log.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
+    assert curve(log.parent) == [(1, 2.5)]
+    for text in ("[1]\n", '{"loss": 1}\n', "x\n"):
+        log.write_text(text)
+        with pytest.raises(MmdoraError, match=r"log\.jsonl: not the log of a run"):
+            curve(log.parent)
+
+
+@pytest.mark.parametrize("damage", [{"overall": 3}, {"overall": None}, {"by_type": None}, {"by_type": {"x": {}}}])
+def test_numbers_of_no_evaluation(tmp_path, damage):
+    folder = tmp_path / "eval" / "t" / "a"
+    evaluation(folder, "t", graded("+-"))
+    path = folder / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | damage))
+    with pytest.raises(MmdoraError, match=r"metrics\.json: not the numbers of an evaluation"):
+        Inside({"a": "tiny-llava"}, tmp_path).html()
 
 
 @pytest.mark.parametrize(("count", "tabs"), [(1, 1), (2, 1), (3, 5), (4, 8)])

@@ -34,6 +34,15 @@ def test_votes_are_counted_and_only_then_kept_when_asked(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_vote_that_cannot_be_written_does_not_count(tmp_path):
+    votes = Votes(NAMES, tmp_path / "votes.jsonl")
+    (tmp_path / "votes.jsonl").unlink()
+    (tmp_path / "votes.jsonl").mkdir()
+    with pytest.raises(MmdoraError, match=r"not counted: it cannot be written \(Is a directory\)"):
+        votes.add(TURN, ["f00"])
+    assert votes.tally() == {}
+
+
 def test_a_line_tells_what_was_voted_on_but_not_who(tmp_path):
     file = tmp_path / "new" / "votes.jsonl"
     Votes(NAMES, file).add(TURN, ["f00"])
