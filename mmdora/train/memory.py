@@ -79,7 +79,9 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
         trained, parameters = _trained(twin, config.training.precision == "bf16")
         if training.gradient_checkpointing:
             twin.enable_input_require_grads()
-            twin.gradient_checkpointing_enable({"use_reentrant": False})
+            # transformers renamed it in 5.23 and warns of the old name
+            enable = getattr(twin, "activation_checkpointing_enable", None) or twin.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
         twin.train()
         inputs = {name: value.clone() if value.is_floating_point() else value for name, value in batch.items()}
         kept = ledger.live - sum(value.nbytes for value in inputs.values() if value.is_floating_point())
