@@ -18,7 +18,7 @@ class RunLog(TrainerCallback):
     """A progress bar with loss, speed and where the time goes, and `log.jsonl` with one line per log.
 
     Args:
-        rows_per_step: of all processes; the mean where rows are packed.
+        rows_per_step: the mean, of all processes.
     """
 
     def __init__(self, path: Path, rows_per_step: float):

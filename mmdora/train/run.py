@@ -167,7 +167,6 @@ def _train(
 
     processes.main_makes(open_folder)
     per_step = config.training.batch_size * config.training.accumulation * processes.count
-    per_step *= len(packs.rows) / len(packs) if packs is not None else 1
     stop, log = StopRequest(processes), RunLog(output / LOG, per_step)
     with processes.together():
         ends = EarlyStopping(config.training.early_stopping or 0, metric(config))
@@ -187,6 +186,8 @@ def _train(
                 *([ends] if config.training.early_stopping else []),
             ],
         )
+    if not isinstance(rows, Stream):  # whose length is not known
+        log.rows_per_step = len(rows) / trainer.steps_per_epoch
     if not processes.main:
         set_seed(config.training.seed + processes.index)  # else all would drop out the same
     started = time.monotonic()

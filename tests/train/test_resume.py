@@ -43,10 +43,14 @@ def whole(records, tmp_path_factory):
 
 def test_a_run_learns(scene_records, tmp_path):
     four = first_turns(scene_records, 4)
-    config = config_for(four, tmp_path / "run", steps=20, batch_size=4, accumulation=1, lr=3e-3, eval_every=20,
+    config = config_for(four, tmp_path / "run", steps=20, batch_size=64, accumulation=1, lr=3e-3, eval_every=20,
                         save_every=20)  # fmt: skip
-    losses = [entry["loss"] for entry in curve(train(config, say=silent)) if "loss" in entry]
+    run = train(config, say=silent)
+    losses = [entry["loss"] for entry in curve(run) if "loss" in entry]
     assert len(losses) == 20 and losses[-1] < 0.7 * losses[0]
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for entry in logged[:20]:  # the rows there are, not those that a batch could hold
+        assert 0 < entry["samples_per_s"] <= 4 / (entry["forward_s"] + entry["backward_s"])
 
 
 def test_a_run_explains_itself(whole):
