@@ -53,7 +53,7 @@ class Inside:
         self.runs = {name: runs[name] for name in self._in_order(runs)}
         self.scores: dict[str, dict[str, Path]] = {}  # task -> model -> folder
         scored = {path.parent: self._model_of(path.parent) for path in _found(results, METRICS)}
-        for name in self._in_order(set(scored.values())):
+        for name in self._in_order(dict.fromkeys(scored.values())):
             for folder in (folder for folder, own in scored.items() if own == name):
                 task = str(read_json(folder / METRICS, "evaluation's file").get("task", ""))
                 self.scores.setdefault(task, {})[name] = folder
