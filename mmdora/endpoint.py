@@ -123,7 +123,8 @@ class Endpoint:
                     counted = found
                 if piece := _piece(event):
                     times.append(at)
-                    text = (text + piece)[:MAX_TEXT]
+                    if len(text := text + piece) > MAX_TEXT:
+                        raise MmdoraError(f"{self.host}: the answer does not end ({MAX_TEXT:,} characters so far)")
                     yield Partial.timed(text, len(times), begun, times)
             if counted is not None and usage is not None:
                 usage.append(counted)

@@ -60,6 +60,14 @@ def test_without_a_count_pieces_are_counted():
     assert last.tokens == 3 and usage == []
 
 
+def test_an_answer_without_end_is_one_line():
+    with (
+        serving(lambda body: (["word " * 1000] * 101, 17, 4)) as stub,
+        pytest.raises(MmdoraError, match="does not end"),
+    ):
+        list(Endpoint(stub.url, "mine").stream(PROMPT))
+
+
 @pytest.mark.parametrize(
     ("mode", "message"),
     [
