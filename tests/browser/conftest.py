@@ -46,13 +46,18 @@ class Visit:
 
 
 @pytest.fixture(scope="session")
-def chromium() -> Iterator[Any]:
+def executable_path() -> str:
     if (path := executable()) is None:
         message = "Chromium is not installed (make browser)"
         pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+    return path
+
+
+@pytest.fixture(scope="session")
+def chromium(executable_path: str) -> Iterator[Any]:
     expect.set_options(timeout=60_000)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=executable_path, args=["--no-sandbox"])
         yield browser
         browser.close()
 
