@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import pkgutil
+import signal
 import sys
 from collections.abc import Iterable
 from importlib import import_module
@@ -510,6 +511,9 @@ def main(tokens: Iterable[str] | None = None) -> int:
         return 2 if error.told else _fail(str(error))
     except CycloptsError as error:
         return _fail(str(error))
+    except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno is None:  # not from the operating system
             raise

@@ -30,7 +30,7 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -
     found = compare("exact", lora, dora)
     low, high = found.interval
     pair = mcnemar([_right(row) for row in lora], [_right(row) for row in dora])
-    points = 100 * found.difference
+    points = round(100 * found.difference, 1) + 0.0  # never minus nothing
     difference = f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
     both = f"DoRA {accuracy['DoRA']:.1%}, LoRA {accuracy['LoRA']:.1%}: {difference}"
     if low > 0 or high < 0:

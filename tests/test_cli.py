@@ -264,3 +264,11 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
     assert capsys.readouterr().out.strip() == mmdora.__version__
     assert app.name[0] == "mmdora"
+
+
+def test_output_that_nobody_reads_on_ends_quietly():
+    command = [sys.executable, "-m", "mmdora", "eval", "--list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None and run.stderr is not None
+        run.stdout.close()
+        assert run.stderr.read() == "" and run.wait(timeout=60) == 141
