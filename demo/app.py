@@ -79,8 +79,7 @@ class Page:
             button.click(self._take(form), None, w.text, **at_once).then(
                 None, w.text, None, js=f"(text) => mmdora.save('{name}', '{kind}', text)"
             )
-        # as everything that may fail, in Gradio's queue: a message reaches the page only through it
-        self.blocks.load(self._open_link, None, [w.image, w.question, *given], concurrency_limit=None, **quiet)
+        self.blocks.load(self._open_link, None, [w.image, w.question, *given], **at_once)
         gr.Button(visible=False).click(
             self._api,
             [w.image, w.question, *settings, w.second],
@@ -219,8 +218,8 @@ class Page:
         try:
             question, settings, example, blind = results.from_link(query, len(self.examples))
         except MmdoraError as error:
-            gr.Warning(str(error))
-            return [gr.skip()] * 8
+            # no gr.Warning: outside of Gradio's queue it does not reach the page
+            return [gr.skip(), gr.update(placeholder=str(error)), *[gr.skip()] * 6]
         picture = gr.skip() if example is None else str(self.examples[example][0])
         return [picture, question, *vars(settings).values(), blind]
 

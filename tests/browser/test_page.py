@@ -215,7 +215,8 @@ def test_a_link_repeats_a_comparison(visit, url):
 
 def test_a_bad_link_and_settings_that_make_none_are_told(visit, url):
     tab = visit(f"{url}?example=99")
-    expect(tab.page.get_by_text("there is no example 99")).to_be_visible()
+    box = tab.page.get_by_label("Question", exact=True)
+    expect(box).to_have_attribute("placeholder", "link: there is no example 99")
     settings(tab, "Max tokens", "3")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
