@@ -57,16 +57,17 @@ class Page:
         controls = [w.send, w.stop, w.retry, w.edit, w.vote_row, w.take_row]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once: dict[str, Any] = {"queue": False, **quiet}
-        # raw values (preprocess=False): Pillow must not touch an upload before its size is checked
-        slow: dict[str, Any] = {"preprocess": False, "concurrency_limit": None, **quiet}
+        # raw values (preprocess=False): Pillow must not touch an upload before its size is checked;
+        # "multiple": after Clear, the next question need not wait for the last one's end
+        slow: dict[str, Any] = {"preprocess": False, "concurrency_limit": None, "trigger_mode": "multiple", **quiet}
         given, shown = [*settings, w.blind], [w.answers, w.earlier, w.question, *controls]
         begun = gr.on([w.question.submit, w.send.click], self._begin, None, controls, **at_once)
-        asked = begun.then(self._ask, [*pictures, w.question, *given], shown, **slow)
-        again = w.retry.click(self._begin, None, controls, **at_once).then(self._again, given, shown, **slow)
+        begun.then(self._ask, [*pictures, w.question, *given], shown, **slow)
+        w.retry.click(self._begin, None, controls, **at_once).then(self._again, given, shown, **slow)
         w.stop.click(self._stop, None, None, **at_once)
         w.edit.click(self._edit, None, shown, **at_once)
-        # queued as the answers are, so that none of theirs arrives after it
-        w.clear.click(self._clear, None, [*pictures, *shown], cancels=[asked, again], concurrency_limit=None, **quiet)
+        # neither queued nor cancelling: where a cancelled event's stream ends, Gradio can lose a queued one's reply
+        w.clear.click(self._clear, None, [*pictures, *shown], **at_once)
         for button, place in zip(w.ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
             button.click(self._vote(place), None, [w.tally, *shown], concurrency_limit=None, **quiet)
         w.link.click(self._link, [w.question, *given], w.text, **slow).success(
@@ -98,7 +99,7 @@ class Page:
     async def _ask(
         self, request: gr.Request, image: Any, second: Any, question: Any, *given: Any
     ) -> AsyncGenerator[Any, None]:
-        async with aclosing(self._talk(self._of(request), (image, second), question, given)) as states:
+        async with aclosing(self._talk(request, (image, second), question, given)) as states:
             async for state in states:
                 yield state
 
@@ -108,16 +109,16 @@ class Page:
             *tab.turns, last = tab.turns
             first, *more = ({"path": str(picture)} for picture in tab.pictures)
             pictures = first, more[0] if more else None
-            async with aclosing(self._talk(tab, pictures, last.question, given, keep=[*tab.turns, last])) as states:
+            async with aclosing(self._talk(request, pictures, last.question, given, keep=[*tab.turns, last])) as states:
                 async for state in states:
                     yield state
         else:
             yield [gr.skip(), gr.skip(), gr.skip(), *self._controls(tab)]
 
     async def _talk(
-        self, tab: Session, pictures: tuple[Any, Any], question: Any, given: Sequence[Any], keep: Any = None
+        self, request: gr.Request, pictures: tuple[Any, Any], question: Any, given: Sequence[Any], keep: Any = None
     ) -> AsyncGenerator[Any, None]:
-        *values, blind = given
+        tab, (*values, blind) = self._of(request), given
         problem = None
         try:
             async with aclosing(
@@ -135,12 +136,13 @@ class Page:
             problem = gr.Error(str(error), print_exception=False)
             if keep is not None:
                 tab.turns = keep
-        if tab.closed:  # an empty last state, since Gradio sends that once more at the end
-            yield [gr.skip()] * 9
-            return
-        yield [*self._html(tab), gr.skip(), *self._controls(tab)]
+        if tab.closed:  # a state that was on its way may have arrived after Clear's reply
+            yield [*self._html(self.sessions.now(str(request.session_hash))), *[gr.skip()] * 7]
+        else:
+            yield [*self._html(tab), gr.skip(), *self._controls(tab)]
         if problem:
             raise problem
+        yield [gr.skip()] * 9  # Gradio sends the last state once more, maybe after Clear's reply
 
     async def _api(
         self,

@@ -70,6 +70,11 @@ class Sessions:
                 self._open.popitem(last=False)[1].close()
             return session
 
+    def now(self, key: str) -> Session:
+        """As it is; an empty one that is not kept if the tab was left."""
+        with self._lock:
+            return self._open.get(key, Session())
+
     def close(self, key: str) -> None:
         with self._lock:
             session = self._open.pop(key, None)

@@ -73,6 +73,19 @@ def test_clear_during_an_answer(visit, url):
     expect(tab.cards("done")).to_have_count(3)
 
 
+def test_a_question_right_after_clear(visit, url):
+    tab = visit(url)
+    settings(tab, "Max tokens", "1000")
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("running")).to_have_count(1)
+    settings(tab, "Max tokens", "3")
+    tab.page.get_by_role("button", name="Clear", exact=True).click()
+    expect(tab.cards("idle")).to_have_count(3)
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("done")).to_have_count(3)
+    expect(tab.page.get_by_role("button", name="Stop", exact=True)).to_be_disabled()
+
+
 def test_a_question_without_a_picture_is_told(visit, url):
     tab = visit(url)
     tab.ask(None, QUESTION)

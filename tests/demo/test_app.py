@@ -1,12 +1,15 @@
 """The page's API and its rules, without a browser; `tests/browser` has the rest."""
 
+import asyncio
 import json
 import socket
 import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
+import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client, handle_file
@@ -257,6 +260,26 @@ def test_another_question_leaves_the_one_that_runs_stoppable(columns):
     tab = Session(busy=True)
     ask, stop, *_ = page._controls(tab)
     assert (ask["interactive"], stop["interactive"]) == (False, True)
+
+
+def test_what_comes_after_clear_shows_the_cleared_page(columns, picture, monkeypatch):
+    """Clear's reply may overtake a state of the answer that was running, so the answer's last states must not undo it."""
+    page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
+    request = SimpleNamespace(session_hash="a tab")
+    monkeypatch.setattr(app, "upload_paths", lambda *_: (picture,))
+
+    async def ask_and_clear():
+        asked = page._ask(request, None, None, QUESTION, 500, 0, 1, 0, "", False)
+        before = await anext(asked)
+        cleared = page._clear(request)[2:]
+        return before, cleared, [state async for state in asked]
+
+    before, cleared, [*_, shown, last] = asyncio.run(ask_and_clear())
+    skip = gr.skip()
+    assert QUESTION in before[0] and QUESTION not in cleared[0]
+    assert shown[:2] == cleared[:2] and shown[2:] == [skip] * 7
+    assert last == [skip] * 9, "Gradio sends the last state twice"
+    assert not page.line
 
 
 def test_a_busy_port_is_told(url, columns):
