@@ -263,7 +263,7 @@ def test_another_question_leaves_the_one_that_runs_stoppable(columns):
 
 
 def test_what_comes_after_clear_shows_the_cleared_page(columns, picture, monkeypatch):
-    """Clear's reply may overtake a state of the answer that was running, so the answer's last states must not undo it."""
+    """Clear's reply may overtake a state of the running answer; the last states that come must not undo it."""
     page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
     request = SimpleNamespace(session_hash="a tab")
     monkeypatch.setattr(app, "upload_paths", lambda *_: (picture,))
