@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from mmdora.cli import app, main
+from mmdora.cli.config_help import describe
 from mmdora.config import Compose, RunConfig
-from mmdora.config_help import describe
 
 COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "verify", "analyze", "prep", "env")
 

@@ -1,0 +1,24 @@
+"""The command line: every command is a thin call of a function that Python users can call too.
+
+A file for each command; importing it registers it. Rooms are imported inside the commands, so that `mmdora --help`
+does not wait for torch.
+"""
+
+from mmdora.cli import analyze, demo, env, evaluate, export, inspect, prep, quickstart, train, verify
+from mmdora.cli.app import app
+from mmdora.cli.entry import main
+
+__all__ = [
+    "analyze",
+    "app",
+    "demo",
+    "env",
+    "evaluate",
+    "export",
+    "inspect",
+    "main",
+    "prep",
+    "quickstart",
+    "train",
+    "verify",
+]

@@ -1,0 +1,73 @@
+"""`mmdora demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from mmdora.cli.app import Count, Flag, app
+
+
+@app.command(sort_key=6)
+def demo(
+    *models: str,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth_file: Path | None = None,
+    insecure: Annotated[bool, Flag] = False,
+    share: Annotated[bool, Flag] = False,
+    queue: Count = 64,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    device: str | None = None,
+    shared_base: Annotated[bool, Flag] = False,
+    votes: Path | None = None,
+    results: Path | None = None,
+) -> None:
+    """Open a page where one to four models answer the same question side by side.
+
+    Examples: `mmdora demo base=tiny-llava lora=runs/quickstart/export/lora dora=runs/quickstart/export/dora`;
+    `mmdora demo dora=out/dora served=openai:http://127.0.0.1:8000/v1#out/dora`
+
+    Parameters
+    ----------
+    models
+        NAME=MODEL, with a bundled name, hub id, checkpoint, adapter or run folder; or NAME=openai:URL#MODEL, a server.
+    host
+        Address to listen on; other than this machine only with --auth-file or --insecure.
+    port
+        Port to listen on.
+    auth_file
+        Logins, NAME:PASSWORD a line.
+    insecure
+        Let other machines in without a login.
+    share
+        Serve under a public address, through Gradio's tunnel.
+    queue
+        Questions waiting or running at most; one more is told that the page is busy.
+    dtype
+        Of the weights.
+    device
+        Of the models, such as cpu or cuda:1; default: the GPU if there is one.
+    shared_base
+        Hold one base for all adapters on it, and switch them between answers.
+    votes
+        Append votes of blind comparisons to this JSONL file, with questions and answers, without addresses.
+    results
+        Folder with the runs and evaluations that "Look inside" shows, such as runs/quickstart.
+    """
+    from mmdora.demo.server import serve
+
+    serve(
+        models,
+        host=host,
+        port=port,
+        auth_file=auth_file,
+        insecure=insecure,
+        share=share,
+        queue=queue,
+        dtype=dtype,
+        device=device,
+        shared_base=shared_base,
+        votes=votes,
+        results=results,
+    )

@@ -1,0 +1,82 @@
+"""`mmdora eval`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from mmdora.cli.app import Count, Flag, app, named_models
+from mmdora.errors import MmdoraError
+
+
+@app.command(name="eval", sort_key=4)
+def evaluate(
+    *models: str,
+    data: Path | None = None,
+    task: str | None = None,
+    suite: str | None = None,
+    split: str | None = None,
+    images: Path | None = None,
+    out: Path = Path("runs/eval"),
+    limit: Count | None = None,
+    batch_size: Count = 64,
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    scores: list[str] | None = None,
+    list: Annotated[bool, Flag] = False,
+    trust_remote_code: Annotated[bool, Flag] = False,
+) -> None:
+    """Score models by the answers they generate, as papers do; several models give one table.
+
+    Writes predictions.jsonl, the dataset's official result file, metrics.json and errors.html for each model. What
+    a killed run has answered is taken up by the same command. Under `accelerate launch` processes share the work.
+
+    Examples: `mmdora eval base=tiny-llava dora=runs/dora --data data/easy-vqa`;
+    `mmdora eval runs/llava-dora --suite paper-llava --data data --dtype fp16`; `mmdora eval --list`
+
+    Parameters
+    ----------
+    models
+        Bundled names, hub ids, checkpoint, adapter or run folders; NAME=MODEL gives a name.
+    data
+        Folder that `mmdora prep` wrote, or a file of records; of a suite: the folder of its tasks' folders.
+    task
+        How to ask and score; default: what the data's card names, else exact match.
+    suite
+        Columns of a paper's table: paper-llava, paper-vlbart-image or paper-vlbart-video.
+    split
+        Of the folder; default: the one that papers report.
+    images
+        Root of the image paths; default: the card's, else the folder of the records.
+    out
+        Folder for the results, in TASK/MODEL (of another split in TASK-SPLIT, of a rehearsal in TASK-first-N).
+    limit
+        Score the first N records only (a rehearsal).
+    batch_size
+        Questions per forward pass.
+    dtype
+        Of the weights.
+    scores
+        A server's score for a column of the suite, in percent: vqav2=78.6, or MODEL:vqav2=78.6; repeatable.
+    list
+        List tasks and suites.
+    trust_remote_code
+        Run code that a checkpoint brings along.
+    """
+    if list:
+        from mmdora.evaluate.listing import show
+
+        return show()
+    if data is None:
+        raise MmdoraError("eval: say what to evaluate on with --data")
+    if suite and (task or split or images):
+        raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
+    if scores and not suite:
+        raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")
+    from mmdora.evaluate import command
+    from mmdora.evaluate.source import find
+
+    settings = command.Settings(out, limit, batch_size, dtype, trust_remote_code)
+    if suite:
+        command.run_suite(named_models(models), suite, data, settings, scores or ())
+    else:
+        command.run_task(named_models(models), find(data, task, split=split, images=images), settings)

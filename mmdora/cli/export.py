@@ -1,0 +1,61 @@
+"""`mmdora export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+from mmdora.cli.app import Flag, app
+
+
+@app.command(sort_key=5)
+def export(
+    run: str,
+    out: Path,
+    /,
+    *,
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    parity: Literal["logits", "tensors"] | None = None,
+    for_: Annotated[Literal["llama.cpp"] | None, Parameter(name="--for")] = None,
+    push_to_hub: str | None = None,
+    public: Annotated[bool, Flag] = False,
+) -> None:
+    """Merge an adapter into its base and write an ordinary checkpoint.
+
+    Merges tensor by tensor from the base's files, without loading the model; in memory where that
+    cannot be, and says why. Merges in fp32, rounds once, checks that the result is what was
+    trained, and fails if it is not. Stock transformers and serving engines load it.
+
+    Example: `mmdora export runs/dora exports/dora --dtype bf16`
+
+    Parameters
+    ----------
+    run
+        Run folder, adapter folder, or a plain checkpoint.
+    out
+        New or empty folder.
+    dtype
+        Of the written weights; default: that of the base.
+    parity
+        Check the logits of both models, or every tensor without loading a model. Default: logits
+        where the model in fp32 takes at most 1/8 of the available memory.
+    for_
+        Print the commands that convert the result for this engine.
+    push_to_hub
+        USER/NAME on the Hugging Face hub, to which the result is sent; needs `hf auth login` or HF_TOKEN.
+    public
+        Make that repository public; one that is there already stays what it is.
+    """
+    from mmdora.export import export as write
+    from mmdora.export import llama_cpp_commands
+    from mmdora.hub import check_repo, push
+
+    if push_to_hub:
+        check_repo(push_to_hub)
+    print(f"{out}: {write(run, out, dtype=dtype, parity=parity)}")
+    if for_:
+        print(llama_cpp_commands(out))
+    if push_to_hub:
+        print(push(out, push_to_hub, private=not public))

@@ -1,0 +1,91 @@
+"""Section `adapt`: what is adapted, per modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StrictBool, StrictInt, model_validator
+from pydantic.dataclasses import dataclass
+
+from mmdora.config.validate import validate
+from mmdora.config.values import Rate, Share, strict
+
+MODALITIES = ("vision", "projector", "language")
+METHODS = ("none", "lora", "dora", "magnitude", "full")
+LOW_RANK = ("lora", "dora")
+MAX_RANK = 2**16
+DEFAULT_RANK = {"vision": 8, "projector": 8, "language": 16}
+
+Rank = Annotated[StrictInt, Field(ge=1, le=MAX_RANK)]
+
+
+@dataclass(frozen=True, kw_only=True, config=strict)
+class Modality:
+    """How one modality of the model is adapted."""
+
+    method: Annotated[Literal["none", "lora", "dora", "magnitude", "full"], Field(description="none: frozen")] = "none"
+    rank: Annotated[Rank | None, Field(description="r of B A; default vision 8, projector 8, language 16")] = None
+    alpha: Annotated[
+        float | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="scaling is alpha / rank; default 2 * rank")
+    ] = None
+    dropout: Annotated[Share, Field(description="on the input of the low-rank branch; embeddings have none")] = 0.0
+    dropout_mode: Annotated[
+        Literal["branch", "reference"],
+        Field(description="reference: as in PEFT's DoRA, also on the scaled base output, a second base product"),
+    ] = "branch"
+    rslora: Annotated[StrictBool, Field(description="scaling alpha / sqrt(rank)")] = False
+    targets: Annotated[
+        tuple[str, ...],
+        Field(description="roles of linears (attention, mlp, all), or names or glob patterns of any modules"),
+    ] = ("all",)
+    bias: Annotated[StrictBool, Field(description="its biases train too, those of norms among them")] = False
+    norms: Annotated[StrictBool, Field(description="the weights of its norms train too")] = False
+    lr: Annotated[Rate | None, Field(description="learning rate here; default training.lr")] = None
+    lora_plus_ratio: Annotated[
+        float | None,
+        Field(gt=0, allow_inf_nan=False, description="learning rate of B over that of A (LoRA+: about 16); default 1"),
+    ] = None
+    magnitude_lr: Annotated[Rate | None, Field(description="of magnitudes; default lr of this modality")] = None
+    weight_decay: Annotated[Rate | None, Field(description="default training.weight_decay")] = None
+    magnitude_weight_decay: Annotated[Rate, Field(description="of magnitudes")] = 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_target_is_a_list(cls, values: Any) -> Any:
+        kwargs = getattr(values, "kwargs", values)
+        if isinstance(kwargs, dict) and isinstance(kwargs.get("targets"), str):
+            kwargs["targets"] = [kwargs["targets"]]
+        return values
+
+    @model_validator(mode="after")
+    def _targets_given(self) -> Modality:
+        if not self.targets:
+            raise ValueError("targets is empty; leave it out for 'all', or use method: none")
+        return self
+
+    @model_validator(mode="after")
+    def _not_twice(self) -> Modality:
+        if self.method == "full" and (self.bias or self.norms):
+            raise ValueError("method full trains biases and norms already; leave bias and norms out")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=strict)
+class Adapt:
+    """What is adapted, per modality."""
+
+    vision: Modality = Modality()
+    projector: Modality = Modality()
+    language: Modality = Modality()
+    parts: Annotated[
+        dict[Literal["vision", "projector", "language"], tuple[str, ...]] | None,
+        Field(description="module prefixes per modality, for a model whose parts cannot be found"),
+    ] = None
+
+
+def as_modalities(adapt: Adapt | Mapping[str, Any]) -> dict[str, Modality]:
+    """The `adapt` section, from a config or from a plain dict, as one `Modality` per name."""
+    if not isinstance(adapt, Adapt):
+        adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")
+    return {name: getattr(adapt, name) for name in MODALITIES}

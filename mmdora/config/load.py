@@ -1,0 +1,59 @@
+"""A YAML file, with what the command line overrides, as a `RunConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmdora.config.run import RunConfig
+from mmdora.config.validate import validate
+from mmdora.errors import MmdoraError
+from mmdora.files import read_yaml
+
+
+def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read a YAML file, apply `--a.b value` / `--a.b=value` overrides, validate.
+
+    Raises:
+        MmdoraError: naming the file (or "command line"), the key, and what was probably meant.
+    """
+    path = Path(path)
+    tree = read_yaml(path, "config file")
+    if not isinstance(tree, dict):
+        raise MmdoraError(f"{path}: expected sections model, adapt, data, training; found {type(tree).__name__}")
+    changed = _override(tree, list(overrides))
+    return validate(RunConfig, tree, where=lambda key: "command line" if _within(key, changed) else str(path))
+
+
+def _within(key: str, changed: set[str]) -> bool:
+    """Whether a key, or what it is an item of, was given on the command line."""
+    return any(f"{key}.".startswith(f"{own}.") for own in changed)
+
+
+def _override(tree: dict[str, Any], tokens: list[str]) -> set[str]:
+    changed = set()
+    while tokens:
+        token = tokens.pop(0)
+        if not token.startswith("--"):
+            raise MmdoraError(f"command line: expected --section.key, found {token!r}")
+        key, joined, text = token[2:].partition("=")
+        if not joined:
+            if not tokens:
+                raise MmdoraError(f"command line: --{key} needs a value")
+            text = tokens.pop(0)
+        key = key.replace("-", "_")
+        node, parts = tree, key.split(".")
+        for part in parts[:-1]:
+            child = node.setdefault(part, {})
+            if not isinstance(child, dict):
+                raise MmdoraError(f"command line: --{key}: {part} is not a section")
+            node = child
+        try:
+            node[parts[-1]] = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise MmdoraError(f"command line: --{key}: {text!r} is not a YAML value") from None
+        changed.add(key)
+    return changed

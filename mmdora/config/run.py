@@ -1,0 +1,60 @@
+"""All sections: one training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, model_validator
+from pydantic.dataclasses import dataclass
+
+from mmdora.config.adapt import Adapt
+from mmdora.config.data import Data
+from mmdora.config.model import Model
+from mmdora.config.training import Training
+from mmdora.config.values import strict
+
+
+@dataclass(frozen=True, kw_only=True, config=strict)
+class RunConfig:
+    """One training run."""
+
+    model: Model = Model()
+    adapt: Adapt = Adapt()
+    data: Data = Data()
+    training: Training = Training()
+
+    @model_validator(mode="after")
+    def _cached_tower_is_frozen(self) -> RunConfig:
+        vision = self.adapt.vision
+        trains = f"method {vision.method}" if vision.method != "none" else ""
+        trains = trains or ("bias" if vision.bias else "norms" if vision.norms else "")
+        if self.data.feature_cache is not None and trains:
+            raise ValueError(
+                f"data.feature_cache keeps what a frozen tower gives, and adapt.vision trains it ({trains}); "
+                "leave one out"
+            )
+        if self.data.feature_cache is not None and self.data.stream:
+            raise ValueError("data.feature_cache looks at all images before the first step, which data.stream cannot")
+        return self
+
+    @model_validator(mode="after")
+    def _stream_has_no_end(self) -> RunConfig:
+        if self.data.stream and self.training.steps is None:
+            raise ValueError("data.stream needs training.steps: a stream has no length")
+        if self.data.stream and self.training.find_batch_size:
+            raise ValueError("training.find_batch_size reads rows again, which data.stream cannot; leave one out")
+        return self
+
+    @property
+    def base(self) -> str:
+        """The name of the base: a composed one lies in the run folder."""
+        return self.model.base if self.model.compose is None else str(self.training.output / "base")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML or JSON."""
+        return TypeAdapter(RunConfig).dump_python(self, mode="json")
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
