@@ -25,7 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from harness import memory_of, show, write
-from step import Case, batch_of, build
+from variants import Case, batch_of, build
 
 from mmdora.config import RunConfig, validate
 from mmdora.injectors import inject, make_plan, trainable_parameters
