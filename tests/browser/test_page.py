@@ -57,6 +57,18 @@ def test_stop_ends_every_column_and_the_next_question_works(visit, url):
     expect(tab.cards("done")).to_have_count(3)
 
 
+def test_another_question_meanwhile_is_told_and_changes_nothing(visit, url):
+    tab = visit(url)
+    settings(tab, "Max tokens", "1000")
+    tab.ask(PICTURE, QUESTION)
+    expect(tab.cards("running")).to_have_count(1)
+    tab.ask(None, "and another one?")
+    tab.page.get_by_text("still being answered").wait_for()
+    expect(tab.page.locator(".asked")).to_have_text([QUESTION])
+    tab.page.get_by_role("button", name="Stop", exact=True).click()
+    _stopped(tab)
+
+
 def test_clear_during_an_answer(visit, url):
     tab = visit(url)
     settings(tab, "Max tokens", "1000")
