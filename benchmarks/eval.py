@@ -28,7 +28,8 @@ import torch
 from harness import show, write
 
 from mmdora.data.images import open_image
-from mmdora.data.records import Record, read_records
+from mmdora.data.record import Record
+from mmdora.data.records import read_records
 from mmdora.data.turns import prompt_messages
 from mmdora.data_prep import easy_vqa, scenes
 from mmdora.evaluate.run import evaluate

@@ -258,7 +258,8 @@ def _digest(path: Path) -> str:
 
 def draw_records(path: Path, numbers: range) -> Path:
     """Records of one question each, a drawn scene by its number."""
-    from mmdora.data.records import qa_record, write_records
+    from mmdora.data.record import qa_record
+    from mmdora.data.records import write_records
     from mmdora.data_prep import scenes
 
     drawn = []

@@ -30,7 +30,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BartTokenizer
 
 import mmdora
-from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import read_records, write_records
 from mmdora.data.seq2seq import Seq2SeqCollator
 from mmdora.data_prep import scenes
 from mmdora.injectors import trainable_parameters

@@ -41,7 +41,8 @@ from mmdora.data.collate import Collator
 from mmdora.data.fit import Rows, fit
 from mmdora.data.images import open_image
 from mmdora.data.prompt import encode, render_with_answers
-from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import read_records, write_records
 from mmdora.data.sampler import GroupedSampler
 from mmdora.models.load import resolve
 

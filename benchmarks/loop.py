@@ -33,7 +33,8 @@ from transformers.trainer_callback import TrainerCallback
 from mmdora.config import RunConfig, validate
 from mmdora.data.collate import Collator
 from mmdora.data.fit import Rows, fit
-from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import read_records, write_records
 from mmdora.data_prep import scenes
 from mmdora.injectors import inject
 from mmdora.models.load import load

@@ -14,7 +14,7 @@ from mmdora.data.prepare.read import Reader, Row
 from mmdora.data.prepare.record import asked
 from mmdora.data.prepare.results import answered, write_jsonl
 from mmdora.data.prepare.run import run
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 
 NAME = "boolq"

@@ -21,7 +21,7 @@ from mmdora.data.prepare.record import captioned
 from mmdora.data.prepare.results import answered, write_json
 from mmdora.data.prepare.run import run
 from mmdora.data.prepare.writer import split_of
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 
 NAME = "coco-captions"

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mmdora.data.prepare.held_out import held_out
 from mmdora.data.prepare.run import write_splits
-from mmdora.data.records import Record, qa_record
+from mmdora.data.record import Record, qa_record
 from mmdora.errors import MmdoraError
 
 NAME = "digits"

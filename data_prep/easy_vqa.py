@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.data.prepare.run import write_splits
-from mmdora.data.records import qa_record
+from mmdora.data.record import qa_record
 from mmdora.errors import MmdoraError
 
 NAME = "easy-vqa"

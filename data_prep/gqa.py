@@ -18,7 +18,7 @@ from mmdora.data.prepare.read import Reader, Row
 from mmdora.data.prepare.record import asked
 from mmdora.data.prepare.results import answered, write_json
 from mmdora.data.prepare.run import run
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 
 NAME = "gqa"
 LICENCE = "CC BY 4.0"

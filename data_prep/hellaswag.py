@@ -15,7 +15,7 @@ from mmdora.data.prepare.read import Reader, Row
 from mmdora.data.prepare.record import choice
 from mmdora.data.prepare.results import chosen_answers, write_csv
 from mmdora.data.prepare.run import run
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 
 NAME = "hellaswag"
 LICENCE = "MIT"

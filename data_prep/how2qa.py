@@ -19,7 +19,7 @@ from mmdora.data.prepare.read import Row
 from mmdora.data.prepare.record import choice
 from mmdora.data.prepare.results import chosen_answers, write_json_object
 from mmdora.data.prepare.run import run
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 
 NAME = "how2qa"
 LICENCE = "CC BY-NC-SA 4.0 (annotations)"

@@ -15,7 +15,7 @@ from mmdora.data.llava_json import to_record
 from mmdora.data.prepare.inputs import ImageInputs
 from mmdora.data.prepare.read import Reader, Row
 from mmdora.data.prepare.run import run
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 
 NAME = "llava"
 LICENCE = "CC BY 4.0, OpenAI's terms (answers by GPT); images under their own"

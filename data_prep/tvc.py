@@ -21,7 +21,7 @@ from mmdora.data.prepare.record import captioned
 from mmdora.data.prepare.results import answered, write_jsonl
 from mmdora.data.prepare.run import run
 from mmdora.data.prepare.writer import split_of
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 
 NAME = "tvc"
 LICENCE = "CC BY-NC-SA 4.0 (annotations)"

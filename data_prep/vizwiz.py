@@ -17,7 +17,7 @@ from mmdora.data.prepare.record import asked, most_common
 from mmdora.data.prepare.results import answered, write_json
 from mmdora.data.prepare.run import run
 from mmdora.data.prepare.writer import split_of
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 
 NAME = "vizwiz"
 LICENCE = "CC BY 4.0"

@@ -20,7 +20,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from mmdora import __version__
 from mmdora.config import RunConfig, load_config
-from mmdora.data.records import Record, read_records
+from mmdora.data.record import Record
+from mmdora.data.records import read_records
 from mmdora.env import collect
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.metrics import majority_baseline

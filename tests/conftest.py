@@ -14,7 +14,8 @@ from random import Random
 import pytest
 import torch
 
-from mmdora.data.records import qa_record, write_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import write_records
 from mmdora.data_prep import scenes
 
 

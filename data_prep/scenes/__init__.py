@@ -18,7 +18,7 @@ from types import SimpleNamespace
 from typing import Any, Literal
 
 from mmdora.data.prepare.run import write_splits
-from mmdora.data.records import qa_record
+from mmdora.data.record import qa_record
 from mmdora.data_prep.scenes import tasks
 from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, SIDE, Thing, scene
 from mmdora.data_prep.scenes.language import caption, conversation, existence

@@ -15,7 +15,7 @@ from typing import Any
 
 from mmdora.data.prepare.held_out import held_out
 from mmdora.data.prepare.record import asked
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.data_prep.scenes import clips, one_picture, pair_questions, pairs, words
 from mmdora.data_prep.scenes.drawing import Draw
 

@@ -11,7 +11,8 @@ import numpy as np
 from mmdora.data.images import image_size, locate
 from mmdora.data.lengths import kept
 from mmdora.data.prompt import check_one_answer, check_texts
-from mmdora.data.records import Record, Records
+from mmdora.data.record import Record
+from mmdora.data.records import Records
 from mmdora.errors import MmdoraError
 
 

@@ -11,7 +11,8 @@ from torch.utils.data import Dataset
 from mmdora.data.checked import check_rows
 from mmdora.data.lengths import shortened, token_counts
 from mmdora.data.prompt import answers_apart
-from mmdora.data.records import Record, Records
+from mmdora.data.record import Record
+from mmdora.data.records import Records
 from mmdora.errors import MmdoraError
 
 

@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from mmdora.data.images import image_size
 from mmdora.data.prompt import needs_start_token, render
-from mmdora.data.records import Record, Records
+from mmdora.data.record import Record
+from mmdora.data.records import Records
 from mmdora.errors import MmdoraError
 
 CHUNK = 256  # records counted together

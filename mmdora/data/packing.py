@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from mmdora.data.collate import Collator
 from mmdora.data.fit import Rows
 from mmdora.data.prompt import IGNORE
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 
 PER_TOKEN = {"input_ids": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}

@@ -1,11 +1,8 @@
-"""Records: what every dataset becomes, and how a file of them is read.
+"""How a file of records is read; `record` says what one is.
 
-A record is `{"id", "messages", "images", "meta"?}`: `messages` is a list of `{role, content}` with
-content a list of `{"type": "text", "text": …}` and `{"type": "image"}` parts, `images` the paths
-(relative to a declared root) in the order of the image parts. Files are JSONL of records, Parquet with
-the images inside (`mmdora prep --pack`; their names are then `images.PackedImage`), or a JSON list in
-LLaVA's layout. They are read once, as a stream, into a memory-mapped Arrow table by `datasets`, which
-every loader process opens by its file name; no list or object per row is held anywhere.
+Files are JSONL of records, Parquet with the images inside (`mmdora prep --pack`; their names are then
+`images.PackedImage`), or a JSON list in LLaVA's layout. They are read once, as a stream, into a memory-mapped Arrow
+table by `datasets`, which every loader process opens by its file name; no list or object per row is held anywhere.
 """
 
 from __future__ import annotations
@@ -25,11 +22,11 @@ from mmdora.data import packed
 from mmdora.data.images import PackedImage
 from mmdora.data.json_stream import MAX_VALUE, Scanner, parse_line, text_of
 from mmdora.data.llava_json import to_record
-from mmdora.data.turns import answer_text
+from mmdora.data.record import Record, check_record
+from mmdora.data.turns import answer_text, split_turns
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary
 
-Record = dict[str, Any]
 READ_AHEAD = 64  # records decoded together when all are read in turn
 
 
@@ -138,20 +135,6 @@ def read_records(path: Path | str, images: Path | str | None = None, *, max_turn
     return Records(path, images, max_turns=max_turns)
 
 
-def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
-    """Questions and answers about one picture as a record; the picture stands in the first turn.
-
-    `meta.type`, by which the evaluation groups, is `yes/no` or `other`, after the last answer.
-    """
-    messages = []
-    for question, answer in pairs:
-        picture = [] if messages else [{"type": "image"}]
-        messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-    kind = "yes/no" if pairs[-1][1] in ("yes", "no") else "other"
-    return {"id": name, "messages": messages, "images": [image], "meta": {"type": kind}}
-
-
 def write_records(path: Path, rows: Iterable[Record]) -> int:
     """Write JSONL through a temporary file, so that a half-written one never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,76 +145,6 @@ def write_records(path: Path, rows: Iterable[Record]) -> int:
             count += 1
     partial.replace(path)
     return count
-
-
-def split_turns(record: Record, most: int | None) -> list[Record]:
-    """Cut a conversation into records of at most `most` turns (a turn: a question and its answer).
-
-    Only conversations whose images all stand before the first answer can be cut; others stay whole.
-    """
-    messages = record["messages"]
-    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if most is None or len(answers) <= most:
-        return [record]
-    first = answers[0]
-    if any(part["type"] == "image" for message in messages[first:] for part in message["content"]):
-        return [record]
-    head = [message for message in messages[:first] if message["role"] == "system"]
-    images = [part for message in messages[:first] for part in message["content"] if part["type"] == "image"]
-    pieces, start = [], len(head)
-    for number, last in enumerate(range(most - 1, len(answers) + most - 1, most)):
-        end = answers[min(last, len(answers) - 1)] + 1
-        turns = [dict(message) for message in messages[start:end]]
-        if number:
-            turns[0] = turns[0] | {"content": images + turns[0]["content"]}
-        pieces.append(record | {"id": f"{record['id']}#{number}", "messages": head + turns})
-        start = end
-    return pieces
-
-
-def check_record(row: Any, where: str) -> Record:
-    """Return `row` if it is a record.
-
-    Raises:
-        MmdoraError: saying what is wrong with it and where.
-    """
-    if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        raise MmdoraError(f"{where}: a record needs a non-empty list 'messages'")
-    marks = 0
-    for message in row["messages"]:
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise MmdoraError(f"{where}: every message needs a role: system, user or assistant")
-        if not isinstance(message.get("content"), list):
-            raise MmdoraError(
-                f"{where}: 'content' must be a list of parts, not {type(message.get('content')).__name__}"
-            )
-        for part in message["content"]:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "image":
-                marks += 1
-            elif kind != "text" or not isinstance(part.get("text"), str):
-                raise MmdoraError(
-                    f"{where}: a part is {{type: image}} or {{type: text, text: a string}}; found {part!r:.80}"
-                )
-            if kind == "image" and message["role"] == "assistant":
-                raise MmdoraError(f"{where}: an answer (role assistant) cannot hold an image; text is what is learned")
-    images = row.get("images", [])
-    if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
-        raise MmdoraError(f"{where}: 'images' must be a list of paths")
-    if marks != len(images):
-        raise MmdoraError(f"{where}: {marks} image parts for {len(images)} images")
-    if not any(message["role"] == "assistant" for message in row["messages"]):
-        raise MmdoraError(f"{where}: no assistant message, so there is nothing to learn or to score")
-    name, meta = row.get("id", where), row.get("meta") or {}
-    if not isinstance(name, (str, int)) or not isinstance(meta, dict):
-        wrong = "'meta' must be an object" if isinstance(name, (str, int)) else "'id' must be a string or a number"
-        raise MmdoraError(f"{where}: {wrong}")
-    return {
-        "id": str(name),
-        "messages": row["messages"],
-        "images": images,
-        "meta": meta,
-    }
 
 
 def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[bytes, str]]:

@@ -25,8 +25,9 @@ from mmdora.data import packed
 from mmdora.data.images import PackedImage
 from mmdora.data.lengths import count_tokens, shorten
 from mmdora.data.prompt import check_texts
-from mmdora.data.records import Record, check_record, numbered_lines, record_of, split_turns
-from mmdora.data.turns import answer_text
+from mmdora.data.record import Record, check_record
+from mmdora.data.records import numbered_lines, record_of
+from mmdora.data.turns import answer_text, split_turns
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary
 

@@ -10,7 +10,7 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from mmdora.data.fit import Rows
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 
 

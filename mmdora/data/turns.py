@@ -1,4 +1,4 @@
-"""A record's conversation, cut where its last answer begins. No torch: scores are read from records too."""
+"""A record's conversation, cut where its last answer begins, or into pieces. No torch: scorers read records too."""
 
 from __future__ import annotations
 
@@ -18,3 +18,28 @@ def answer_text(record: dict[str, Any]) -> str:
     """The text of the last answer."""
     message = [m for m in record["messages"] if m["role"] == "assistant"][-1]
     return "".join(part["text"] for part in message["content"])
+
+
+def split_turns(record: dict[str, Any], most: int | None) -> list[dict[str, Any]]:
+    """Cut a conversation into records of at most `most` turns (a turn: a question and its answer).
+
+    Only conversations whose images all stand before the first answer can be cut; others stay whole.
+    """
+    messages = record["messages"]
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if most is None or len(answers) <= most:
+        return [record]
+    first = answers[0]
+    if any(part["type"] == "image" for message in messages[first:] for part in message["content"]):
+        return [record]
+    head = [message for message in messages[:first] if message["role"] == "system"]
+    images = [part for message in messages[:first] for part in message["content"] if part["type"] == "image"]
+    pieces, start = [], len(head)
+    for number, last in enumerate(range(most - 1, len(answers) + most - 1, most)):
+        end = answers[min(last, len(answers) - 1)] + 1
+        turns = [dict(message) for message in messages[start:end]]
+        if number:
+            turns[0] = turns[0] | {"content": images + turns[0]["content"]}
+        pieces.append(record | {"id": f"{record['id']}#{number}", "messages": head + turns})
+        start = end
+    return pieces

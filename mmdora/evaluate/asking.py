@@ -15,7 +15,8 @@ from PIL import Image
 from mmdora.data.features import open_features
 from mmdora.data.images import open_image
 from mmdora.data.prompt import with_prompt, with_question
-from mmdora.data.records import Record, Records
+from mmdora.data.record import Record
+from mmdora.data.records import Records
 from mmdora.data.turns import Messages, prompt_messages
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import Task

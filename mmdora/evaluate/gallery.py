@@ -16,7 +16,8 @@ from random import Random
 from PIL import Image
 
 from mmdora.data.images import open_image
-from mmdora.data.records import Record, Records
+from mmdora.data.record import Record
+from mmdora.data.records import Records
 from mmdora.evaluate.rows import Row
 from mmdora.evaluate.tasks import Task
 

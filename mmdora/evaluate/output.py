@@ -8,7 +8,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mmdora.data.records import Record, Records, write_records
+from mmdora.data.record import Record
+from mmdora.data.records import Records, write_records
 from mmdora.data.turns import answer_text
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.gallery import write_gallery

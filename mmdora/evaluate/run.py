@@ -18,7 +18,8 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from mmdora import __version__
-from mmdora.data.records import Record, Records
+from mmdora.data.record import Record
+from mmdora.data.records import Records
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking, plan, survey
 from mmdora.evaluate.output import rows_of, write_complete, write_predictions

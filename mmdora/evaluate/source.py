@@ -8,7 +8,8 @@ from itertools import chain, islice
 from pathlib import Path
 
 from mmdora.data.prepare import card
-from mmdora.data.records import Record, Records, read_records
+from mmdora.data.record import Record
+from mmdora.data.records import Records, read_records
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import TASKS, Task, task_of
 

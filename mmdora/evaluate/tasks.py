@@ -14,7 +14,7 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 
 SHORT = "\nAnswer the question using a single word or phrase."

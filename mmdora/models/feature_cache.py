@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from mmdora.data.images import PackedImage, decode, image_bytes
 from mmdora.data.mapped_rows import MappedRows
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 from mmdora.models.open_clip_tower import OpenClipVisionModel, digest, token_shape
 

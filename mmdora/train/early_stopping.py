@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.evaluate.run import evaluate
 
 LOSS, SCORE = "eval_loss", "eval_score"

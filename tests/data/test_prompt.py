@@ -12,7 +12,8 @@ from mmdora.data.fit import fit
 from mmdora.data.images import open_image
 from mmdora.data.lengths import count_tokens
 from mmdora.data.prompt import IGNORE, encode_prompts, render, render_with_answers
-from mmdora.data.records import qa_record, read_records, write_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import read_records, write_records
 from mmdora.data.turns import prompt_messages
 from mmdora.errors import MmdoraError
 

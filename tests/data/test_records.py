@@ -9,7 +9,8 @@ import pytest
 
 from mmdora.data import json_stream
 from mmdora.data.fit import fit
-from mmdora.data.records import read_records, split_turns, write_records
+from mmdora.data.records import read_records, write_records
+from mmdora.data.turns import split_turns
 from mmdora.errors import MmdoraError
 
 IMAGE = {"type": "image"}

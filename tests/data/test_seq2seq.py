@@ -9,7 +9,7 @@ from shrunken_vlbart import picture, small_vlbart
 from torch.nn.functional import cross_entropy
 
 from mmdora.data.prepare.record import asked
-from mmdora.data.records import qa_record
+from mmdora.data.record import qa_record
 from mmdora.data.seq2seq import Seq2SeqCollator
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 
 
 @pytest.fixture

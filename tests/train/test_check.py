@@ -8,7 +8,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from mmdora.data.records import Records, qa_record, read_records, write_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import Records, read_records, write_records
 from mmdora.errors import MmdoraError
 from mmdora.train.check import check_apart
 

@@ -9,7 +9,8 @@ from tiny_run import config_of, curve, silent
 
 from mmdora.cli import main
 from mmdora.data.mapped_rows import ROWS
-from mmdora.data.records import qa_record, write_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import write_records
 from mmdora.models.open_clip_tower import OpenClipVisionModel
 from mmdora.train.run import train
 

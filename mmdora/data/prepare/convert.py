@@ -17,7 +17,7 @@ from mmdora.data.json_stream import parse_line
 from mmdora.data.prepare.features import measure
 from mmdora.data.prepare.read import Row
 from mmdora.data.prepare.record import Picture
-from mmdora.data.records import Record, check_record
+from mmdora.data.record import Record, check_record
 from mmdora.errors import MmdoraError
 
 

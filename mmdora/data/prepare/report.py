@@ -19,7 +19,7 @@ from mmdora.data.images import decode, open_image
 from mmdora.data.packed import read_packed
 from mmdora.data.prepare import card
 from mmdora.data.prepare.output import EDGES, MOST_TURNS
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 
 TEMPLATE = "report.html.j2"

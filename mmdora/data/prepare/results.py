@@ -11,7 +11,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from mmdora.data.prepare.record import chosen
-from mmdora.data.records import Record
+from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
 
 

@@ -18,7 +18,7 @@ from mmdora.data.prepare.convert import Bad, Job, Made, convert, line_of, shape_
 from mmdora.data.prepare.inputs import ImageInputs, Inputs, VideoInputs
 from mmdora.data.prepare.read import Reader, Row
 from mmdora.data.prepare.writer import Writer
-from mmdora.data.records import Record, check_record
+from mmdora.data.record import Record, check_record
 from mmdora.errors import MmdoraError
 
 CHUNK_ROWS = 256

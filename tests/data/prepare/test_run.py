@@ -20,7 +20,8 @@ from mmdora.data.prepare.inputs import ImageInputs
 from mmdora.data.prepare.read import Row
 from mmdora.data.prepare.run import CHUNK_ROWS, _converted, write_splits
 from mmdora.data.prepare.writer import Writer, split_of
-from mmdora.data.records import qa_record, read_records
+from mmdora.data.record import qa_record
+from mmdora.data.records import read_records
 from mmdora.data_prep import folder, llava, messages
 from mmdora.errors import MmdoraError
 
