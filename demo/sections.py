@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from mmdora.adapters import OURS
+from mmdora.adapter_files import OURS
 from mmdora.config import load_config
 from mmdora.demo.columns import SERVED
 from mmdora.demo.differences import Differences

@@ -7,34 +7,37 @@
 
 from __future__ import annotations
 
-import json
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from mmdora import __version__
+from mmdora.adapter_files import (
+    CONFIG,
+    OURS,
+    PREFIX,
+    WEIGHTS,
+    own_plan,
+    pefts_name,
+    read_config,
+    read_tensors,
+    replace_file,
+    write_json,
+)
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
-from mmdora.files import read_json
 from mmdora.fingerprint import fingerprint, same_base
 from mmdora.injectors import apply, fitted, plan_of, trainable_parameters
 from mmdora.layers import Adapted
 from mmdora.layers.files import file_rank, file_shapes, from_file, to_file, unlike_peft, wrong_in_peft
 from mmdora.peft_config import plan_from_peft, write_peft_config
 from mmdora.plan import Plan
-
-WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
-PICKLE = "adapter_model.bin"
-PREFIX = "base_model.model."
-BASE = "base_layer"
-"""Where PEFT has what a module that it adapts held before: its bias, the `out_proj` of an attention."""
 
 __all__ = ["adapter_state", "fingerprint", "load_adapter", "load_adapter_state", "restore_adapter", "save_adapter"]
 
@@ -80,21 +83,21 @@ def save_adapter(
     # PEFT adapts the out_proj of an attention with it
     adapted = {entry.name for entry in plan.entries} | {f"{name}.out_proj" for name in attentions}
     tensors = {
-        PREFIX + _pefts_name(key, adapted): tensor.detach().cpu().contiguous().clone()
+        PREFIX + pefts_name(key, adapted): tensor.detach().cpu().contiguous().clone()
         for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
     }
-    _replace(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if plan.entries:
         ranks = {
             entry.name: file_rank(model.get_submodule(entry.name), entry.rank)
             for entry in plan.entries
             if entry.name.rpartition(".")[0] not in attentions
         }
-        _write_json(folder / CONFIG, write_peft_config(plan, ranks, whole, base=name))
+        write_json(folder / CONFIG, write_peft_config(plan, ranks, whole, base=name))
     else:
         (folder / CONFIG).unlink(missing_ok=True)
     budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
-    _write_json(folder / OURS, {"format": 1, "mmdora": _version(), "base": name, **budget, "plan": plan.to_dict()})
+    write_json(folder / OURS, {"format": 1, "mmdora": __version__, "base": name, **budget, "plan": plan.to_dict()})
 
 
 def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
@@ -125,13 +128,13 @@ def read_adapter(
     Raises:
         MmdoraError: as `load_adapter`.
     """
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     if (folder / OURS).exists():
-        plan = _own_plan(_read_json(folder / OURS), folder / OURS)
+        plan = own_plan(folder)
         if difference := same_base(plan.fingerprint, base(model)):
             raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}; load its own base")
     else:
-        plan = plan_from_peft(model, _read_json(folder / CONFIG), tensors, folder)
+        plan = plan_from_peft(model, read_config(folder / CONFIG), tensors, folder)
         warnings.warn(
             f"{folder}: this adapter carries no fingerprint, so it is not checked that this base is its own",
             UserWarning,
@@ -152,11 +155,11 @@ def restore_adapter(model: nn.Module, folder: Path | str) -> None:
     folder, plan = Path(folder), plan_of(model)
     if plan is None:
         raise MmdoraError(f"{folder}: this model is not adapted; call mmdora.inject or load_adapter")
-    saved = _own_plan(_read_json(folder / OURS), folder / OURS)
+    saved = own_plan(folder)
     if difference := same_base(saved.fingerprint, plan.fingerprint):
         raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}")
     own = {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, covering_modules(model, plan))}
-    tensors = _read_tensors(folder)
+    tensors = read_tensors(folder)
     _compare(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(folder / WEIGHTS))
     _fill(model, plan, tensors)
 
@@ -248,76 +251,3 @@ def _compare(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]],
     ]
     if problems:
         raise MmdoraError(f"{where}: {len(problems)} tensors do not fit: {'; '.join(problems)}")
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Tensors by their name in the model, PEFT's prefix taken off."""
-    path = folder / WEIGHTS
-    refuse_pickle(folder)
-    if not path.is_file():
-        raise MmdoraError(f"{folder}: no adapter here ({WEIGHTS} is missing)")
-    try:
-        tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own class, not exported as a base of one kind
-        raise MmdoraError(f"{path}: not a readable safetensors file ({error})") from None
-    if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
-        raise MmdoraError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(tensors)} tensors); train it again")
-    if odd := [name for name in tensors if not name.startswith(PREFIX)]:
-        raise MmdoraError(f"{path}: not an adapter of PEFT: {odd[0]} does not start with {PREFIX}")
-    return {_own_name(name): tensor for name, tensor in tensors.items()}
-
-
-def _own_name(name: str) -> str:
-    name = name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    # an embedding's weight is a copy that PEFT adds, looked at by that name
-    return name if name.endswith(f".{BASE}.weight") else name.replace(f".{BASE}.", ".")
-
-
-def _pefts_name(name: str, adapted: set[str]) -> str:
-    parts = name.split(".")
-    found = parts[:1]
-    for index, part in enumerate(parts[1:], 1):
-        found += [BASE, part] if ".".join(parts[:index]) in adapted and not part.startswith("lora_") else [part]
-    return ".".join(found)
-
-
-def refuse_pickle(folder: Path) -> None:
-    """Raise if the adapter in `folder` is a pickle alone."""
-    if (folder / PICKLE).exists() and not (folder / WEIGHTS).exists():
-        raise MmdoraError(
-            f"{folder}: {PICKLE} is a pickle, which can run code when read; "
-            "load it with peft where you trust it and save it again with save_pretrained, which writes safetensors"
-        )
-
-
-def _own_plan(values: Mapping[str, Any], path: Path) -> Plan:
-    if values.get("format") != 1:
-        raise MmdoraError(f"{path}: written by a newer mmdora ({values.get('mmdora')}); update mmdora")
-    try:
-        return Plan.from_dict(values["plan"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise MmdoraError(f"{path}: damaged ({type(error).__name__}: {error!s:.200}); save the adapter again") from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise MmdoraError(f"{path.parent}: no adapter here ({path.name} is missing)")
-    return read_json(path, "adapter's file")
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    _replace(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside the file, then rename over it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    write(beside)
-    os.replace(beside, path)
-
-
-def _version() -> str:
-    try:
-        return version("mmdora")
-    except PackageNotFoundError:
-        return "source"

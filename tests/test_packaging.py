@@ -58,6 +58,12 @@ def test_wheel_carries_every_file_of_the_package(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_wheel_has_the_packages_version(wheel: Path) -> None:
+    import mmdora
+
+    assert wheel.name.startswith(f"mmdora-{mmdora.__version__}-")
+
+
 def test_wheel_is_small_enough_to_bundle_a_base(wheel: Path) -> None:
     assert wheel.stat().st_size < 40e6
 
@@ -101,11 +107,11 @@ def test_what_the_package_imports_is_declared() -> None:
                 )
 
 
-def test_dependencies_have_lower_bounds_and_version_is_one() -> None:
+def test_dependencies_have_lower_bounds_and_the_changelog_has_the_version() -> None:
     import mmdora
 
     project = _project()
     for text in project["dependencies"]:
         assert ">=" in text and "<" not in text and "==" not in text, text
-    assert project["version"] == mmdora.__version__
+    assert project["dynamic"] == ["version"]
     assert (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").count(f"## [{mmdora.__version__}]") == 1

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from mmdora.adapters import CONFIG, OURS, WEIGHTS, load_adapter, refuse_pickle
+from mmdora.adapter_files import CONFIG, OURS, WEIGHTS, refuse_pickle
+from mmdora.adapters import load_adapter
 from mmdora.config import Compose, ImageTokens, validate
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, read_json
