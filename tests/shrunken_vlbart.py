@@ -57,3 +57,7 @@ def small_vlbart(tower: str | None = "resnet", seed: int = 0, **options: Any) ->
 def picture(seed: int, side: int = 80) -> Image.Image:
     pixels = torch.rand(side // 8, side // 10, 3, generator=torch.Generator().manual_seed(seed))
     return Image.fromarray((pixels * 255).byte().numpy()).resize((side, side + 12))
+
+
+TEXTS = ["What colour is the box?", "left?", "Is the circle above the square, or is it below?"]
+IMAGES = [[picture(1)], [], [picture(2), picture(3)]]

@@ -9,39 +9,28 @@ A case is a folder with what a user or an attacker may hand in, laid over `bad_i
     loads   true: the model has to be loaded before this can be known; null: does not matter. Default false
     needs   what is made for the case: run (a trained run), base (a copy of tiny-llava), outside (files
             beside the working directory that nobody may read)
-    make    steps for what git cannot hold, see `Maker`
+    make    steps for what git cannot hold, see `bad_input_maker.Maker`
     warns   true: more lines than one are expected
 """
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
-import hashlib
 import io
-import json
-import os
-import pickle
 import re
 import shlex
 import shutil
 import socket
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
-import matplotlib
 import pytest
-import torch
 import yaml
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from audit import Watch, forget_reading, strangers, was_read, write_outside
+from bad_input_maker import Maker
 from transformers import PreTrainedModel
 
 from mmdora.cli import main
@@ -49,169 +38,11 @@ from mmdora.cli import main
 CASES = Path(__file__).parent / "bad_inputs"
 NAMES = sorted(str(path.parent.relative_to(CASES)) for path in CASES.rglob("case.yaml"))
 SECONDS = 30
-READABLE = (
-    *(Path(path) for path in {*sysconfig.get_paths().values(), sys.prefix, sys.base_prefix}),
-    Path(__file__).parents[1],
-    Path(os.environ["HF_DATASETS_CACHE"]),
-    Path(huggingface_hub.constants.HF_HOME),
-    Path(matplotlib.get_cachedir()),
-    *map(Path, ("/proc", "/sys", "/dev/null", "/dev/urandom", "/dev/tty", "/usr/lib", "/usr/share")),
-    *map(Path, ("/lib", "/etc/mime.types")),
-)
-"""What Python, its packages and their caches open. A case's own folder comes to it, and nothing else."""
-FORBIDDEN = ("/proc/self/environ",)
-PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "os.fork")
-NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
-
-
-class Watch:
-    """What the interpreter opened, started and ran while a case was on, as its audit events tell."""
-
-    def __init__(self) -> None:
-        self.on = False
-        self.opened: list[str] = []
-        self.events: list[str] = []
-        self.compiled: list[str] = []
-        sys.addaudithook(self._hook)  # stays for as long as the interpreter does
-
-    def _hook(self, event: str, args: tuple[Any, ...]) -> None:
-        if not self.on:
-            return
-        if event == "open" and isinstance(args[0], (str, bytes)):
-            self.opened.append(os.fsdecode(args[0]))
-        elif event in NETWORK or event in PROCESSES:
-            self.events.append(f"{event} {args!r:.200}")
-        elif event == "compile":
-            self.compiled.append(str(args[1]))
-
-    @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        self.opened, self.events, self.compiled = [], [], []
-        self.on = True
-        try:
-            yield
-        finally:
-            self.on = False
 
 
 @pytest.fixture(scope="module")
 def watch() -> Watch:
     return Watch()
-
-
-class _Payload:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return os.system, ("touch CANARY",)
-
-
-class Maker:
-    """The verbs of `make`: [verb, path, …], paths below the working directory."""
-
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def fifo(self, path: str) -> None:
-        os.mkfifo(self.folder / path)
-
-    def socket(self, path: str) -> None:
-        with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(self.folder):
-            listener.bind(path)
-
-    def symlink(self, path: str, target: str) -> None:
-        (self.folder / path).unlink(missing_ok=True)
-        (self.folder / path).symlink_to(target)
-
-    def delete(self, path: str) -> None:
-        found = self.folder / path
-        shutil.rmtree(found) if found.is_dir() else found.unlink()
-
-    def copy(self, source: str, path: str) -> None:
-        found = self.folder / source
-        shutil.copytree(found, self.folder / path) if found.is_dir() else shutil.copyfile(found, self.folder / path)
-
-    def sparse(self, path: str, size: int) -> None:
-        """A file of `size` bytes that takes no room."""
-        with (self.folder / path).open("wb") as file:
-            file.truncate(size)
-
-    def cut(self, path: str, size: int) -> None:
-        os.truncate(self.folder / path, size)
-
-    def flip(self, path: str, place: int) -> None:
-        """Change one byte."""
-        data = bytearray((self.folder / path).read_bytes())
-        data[place] ^= 255
-        (self.folder / path).write_bytes(data)
-
-    def write(self, path: str, text: str) -> None:
-        (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (self.folder / path).write_text(text, encoding="utf-8")
-
-    def mode(self, path: str, bits: int) -> None:
-        (self.folder / path).chmod(bits)
-
-    def update(self, path: str, values: dict[str, Any]) -> None:
-        """Set keys of a JSON object."""
-        tree = json.loads((self.folder / path).read_text())
-        (self.folder / path).write_text(json.dumps(tree | values))
-
-    def replace(self, path: str, old: str, new: str) -> None:
-        text = (self.folder / path).read_text()
-        assert old in text
-        (self.folder / path).write_text(text.replace(old, new))
-
-    def drop_tensors(self, path: str, count: int) -> None:
-        tensors = load_file(self.folder / path)
-        save_file({name: tensors[name] for name in sorted(tensors)[count:]}, self.folder / path, {"format": "pt"})
-
-    def other_weights(self, path: str) -> None:
-        """The same names and shapes, other numbers."""
-        tensors = load_file(self.folder / path)
-        changed = {name: t + 0.01 if t.is_floating_point() else t for name, t in tensors.items()}
-        save_file(changed, self.folder / path, {"format": "pt"})
-
-    def not_finite(self, path: str) -> None:
-        tensors = load_file(self.folder / path)
-        save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, self.folder / path)
-
-    def as_pickle(self, path: str, target: str) -> None:
-        """A benign file of torch.save with the tensors of a safetensors file, which goes."""
-        torch.save(load_file(self.folder / path), self.folder / target)
-        (self.folder / path).unlink()
-
-    def payload(self, path: str) -> None:
-        """A pickle that leaves a canary when it is read."""
-        (self.folder / path).write_bytes(pickle.dumps(_Payload()))
-
-    def rename(self, path: str, target: str) -> None:
-        (self.folder / path).rename(self.folder / target)
-
-    def entry(self, path: str, values: dict[str, Any]) -> None:
-        """Set keys of the first entry of an adapter's plan."""
-        tree = json.loads((self.folder / path).read_text())
-        tree["plan"]["entries"][0] |= values
-        (self.folder / path).write_text(json.dumps(tree))
-
-    def deep_update(self, path: str, keys: list[str], value: Any) -> None:
-        tree = json.loads((self.folder / path).read_text())
-        node = tree
-        for key in keys[:-1]:
-            node = node[key]
-        node[keys[-1]] = value
-        (self.folder / path).write_text(json.dumps(tree))
-
-    def seal(self, checkpoint: str) -> None:
-        """Make the manifest fit the files, as an attacker would."""
-        folder = self.folder / checkpoint
-        manifest = json.loads((folder / "manifest.json").read_text())
-        for name, entry in manifest["files"].items():
-            data = (folder / name).read_bytes()
-            entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
-
-    def frames(self, path: str, count: int) -> None:
-        first, *rest = (Image.new("P", (3, 3), number % 7) for number in range(count))
-        first.save(self.folder / path, save_all=True, append_images=rest)
 
 
 @pytest.fixture(scope="module")
@@ -248,11 +79,11 @@ def test_bad_input(
     if "base" in needs:
         shutil.copytree(tiny_llava, here / "base")
     shutil.copytree(CASES / name, here, dirs_exist_ok=True, ignore=shutil.ignore_patterns("case.yaml"))
-    outside = _outside(tmp_path) if "outside" in needs else []
+    outside = write_outside(tmp_path) if "outside" in needs else []
     for verb, *arguments in case.get("make", []):
         getattr(Maker(here), verb)(*arguments)
     before = _contents(here)
-    _forget_reading(outside)
+    forget_reading(outside)
     loaded: list[str] = []
     stock = PreTrainedModel.from_pretrained.__func__  # type: ignore[attr-defined]
 
@@ -293,8 +124,8 @@ def test_bad_input(
     assert not list(tmp_path.rglob("CANARY")), "code of the input ran"
     assert not watch.events, watch.events
     assert not [file for file in watch.compiled if file.startswith(str(tmp_path))], "code of the input was compiled"
-    assert not _strangers(watch.opened, tmp_path), "read outside the declared roots"
-    assert not [path for path in outside if _was_read(path)], "read outside the declared roots"
+    assert not strangers(watch.opened, tmp_path), "read outside the declared roots"
+    assert not [path for path in outside if was_read(path)], "read outside the declared roots"
     after = _contents(here)
     begun = code == 0 or loaded  # then the run's own log and README are written on
     kept = {
@@ -324,8 +155,8 @@ def test_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
 
 def test_the_watch_sees_what_it_has_to(watch: Watch, tmp_path: Path) -> None:
     """A check that cannot fail checks nothing."""
-    outside = _outside(tmp_path)
-    _forget_reading(outside)
+    outside = write_outside(tmp_path)
+    forget_reading(outside)
     with watch.watching():
         (tmp_path / "outside" / "secret.png").read_bytes()
         subprocess.run(["true"], check=True)
@@ -333,7 +164,7 @@ def test_the_watch_sees_what_it_has_to(watch: Watch, tmp_path: Path) -> None:
             client.settimeout(0.01)
             client.connect(("127.0.0.1", 9))
         compile("1", str(tmp_path / "code.py"), "exec")
-    assert _strangers(watch.opened, tmp_path)
+    assert strangers(watch.opened, tmp_path)
     assert [event.split()[0] for event in watch.events][-1] == "socket.connect" and len(watch.events) >= 2
     assert str(tmp_path / "code.py") in watch.compiled
 
@@ -352,37 +183,6 @@ def _one_line(stderr: str, more: Any) -> str:
     assert lines and lines[-1].startswith("mmdora: error: "), stderr
     assert more or len(lines) == 1, stderr
     return lines[-1]
-
-
-def _outside(folder: Path) -> list[Path]:
-    (folder / "outside").mkdir()
-    Image.new("RGB", (24, 16), "blue").save(folder / "outside" / "secret.png")
-    return [folder / "outside" / "secret.png"]
-
-
-def _forget_reading(paths: list[Path]) -> None:
-    """Set the time of the last reading before that of the last change: then even `relatime` keeps book of a reading."""
-    for path in paths:
-        os.utime(path, (1, 2))
-
-
-def _was_read(path: Path) -> bool:
-    return path.stat().st_atime != 1
-
-
-def _strangers(opened: list[str], folder: Path) -> list[str]:
-    """Opened files that are neither the case's own nor those of Python and its packages."""
-    own = (folder / "here", folder / "temporary")
-    paths = {name: Path(os.path.abspath(os.path.join(folder / "here", name))) for name in opened}
-    return [
-        name
-        for name, path in paths.items()
-        if str(path) in FORBIDDEN
-        or (
-            not any(path.is_relative_to(root) for root in own)
-            and (path.is_relative_to(folder) or not any(path.is_relative_to(root) for root in READABLE))
-        )
-    ]
 
 
 def _contents(folder: Path) -> dict[str, Any]:

@@ -18,20 +18,23 @@ from mmdora.config import RunConfig, validate
 from mmdora.train.run import LOG
 
 SPEED = ("runtime", "per_second", "_s")  # samples_per_s, forward_s, …
+EVERY_TWO: dict[str, Any] = {"steps": 6, "eval_every": 2, "save_every": 2, "log_every": 2}
+"""The schedule of the run that `train/conftest.py` makes."""
 
 
 def first_turns(records: Path, rows: int) -> Path:
     """The first rows with their first question alone: steps that take little time."""
-    kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
     path = records.parent / f"first-{rows}.jsonl"
-    path.write_text("".join(json.dumps(row | {"messages": row["messages"][:2]}) + "\n" for row in kept))
+    if not path.exists():  # written anew it would be read anew too, where a test has the disk full
+        kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
+        path.write_text("".join(json.dumps(row | {"messages": row["messages"][:2]}) + "\n" for row in kept))
     return path
 
 
 def held_out_of(records: Path, rows: int = 3) -> Path:
     """The first rows under other ids: records to evaluate on must be others than those trained on."""
     path = records.with_name(f"{records.stem}-held-out-{rows}.jsonl")
-    if not path.exists():  # written anew it would be read anew too, where a test has the disk full
+    if not path.exists():
         kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
         path.write_text("".join(json.dumps(row | {"id": f"held-{row['id']}"}) + "\n" for row in kept))
     return path

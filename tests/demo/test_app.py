@@ -113,6 +113,15 @@ def test_limits_hold_for_api_callers(client, picture, change, message):
         client.predict(**given, api_name="/compare")
 
 
+def test_what_gradio_keeps_of_each_caller_does_not_add_up(served, url):
+    """76 KiB of each request through the API that brings no session of its own, and of each tab."""
+    with httpx.Client(base_url=f"{url}gradio_api/call/compare") as http:
+        for _ in range(30):
+            event = http.post("", json={"data": [None, "", 1, 0, 1, 0, "", None]}).json()["event_id"]
+            assert "event: error" in http.get(event).text
+    assert 0 < len(served[0].blocks.app.state_holder.session_data) <= 4 + 16
+
+
 def test_an_upload_that_is_no_image_is_told(client, tmp_path):
     (tmp_path / "x.png").write_text("not a picture")
     with pytest.raises(Exception, match="not an image of a known format"):

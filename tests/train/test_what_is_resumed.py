@@ -1,0 +1,171 @@
+"""What a run is resumed from, and what it may differ in."""
+
+import json
+import os
+import re
+import shutil
+import signal
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_run import EVERY_TWO, config_for, config_of, contents, same_run, silent, tree_for
+
+from mmdora.cli import main
+from mmdora.errors import Interrupted, MmdoraError
+from mmdora.train import train
+from mmdora.train.checkpoint import checkpoints, manifest_of, newest
+from mmdora.train.resume import find_checkpoint
+from mmdora.train.trainer import AdapterTrainer
+
+
+def test_a_truncated_adapter_is_passed_over(stopped, ten_rows, six_steps):
+    os.truncate(stopped / "checkpoint-4" / "adapter_model.safetensors", 1000)
+    lines: list[str] = []
+    run = train(config_for(ten_rows, stopped, **EVERY_TWO), resume=True, say=lines.append)
+    assert any(re.search(r"checkpoint-4 is damaged: adapter_model.safetensors has 1,000 bytes", line) for line in lines)
+    assert same_run(run, six_steps)
+    assert manifest_of(run / "checkpoint-4")["step"] == 4  # the damaged one was replaced
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (lambda run: (run / "checkpoint-4" / "trainer_state.json").write_bytes(b""), "trainer_state.json has 0 bytes"),
+        (lambda run: (run / "checkpoint-4" / "optimizer.pt").unlink(), "optimizer.pt is missing"),
+        (lambda run: (run / "checkpoint-4" / "manifest.json").unlink(), "manifest.json is missing"),
+    ],
+)
+def test_damage_that_a_resume_finds(stopped, damage, named):
+    damage(stopped)
+    lines: list[str] = []
+    checkpoint, before = find_checkpoint(stopped, True, lines.append)
+    assert checkpoint == stopped / "checkpoint-2" and before and before["step"] == 2
+    assert len(lines) == 1 and named in lines[0]
+    with pytest.raises(MmdoraError, match=named):
+        find_checkpoint(stopped, stopped / "checkpoint-4", silent)
+
+
+def refused(arguments: list[str], capsys) -> str:
+    """The one line of a command that is refused."""
+    assert main(arguments) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and told.startswith("mmdora: error: ")
+    return told
+
+
+def test_no_whole_checkpoint_is_no_reason_to_begin_anew(stopped, ten_rows, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree_for(ten_rows, stopped, **EVERY_TWO)))
+    for step in (2, 4):
+        (stopped / f"checkpoint-{step}" / "optimizer.pt").unlink()
+    before = contents(stopped)
+    assert "no checkpoint in" in refused(["train", str(config), "--resume"], capsys)
+    assert contents(stopped) == before
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_anew(stopped, tmp_path):
+    for step in (2, 4):
+        shutil.rmtree(stopped / f"checkpoint-{step}")
+    lines: list[str] = []
+    checkpoint, before = find_checkpoint(stopped, True, lines.append)
+    assert checkpoint is None and before and before["config"]["training"]["steps"] == 6
+    assert lines == [f"{stopped} has no checkpoint yet: starting from the beginning"]
+
+
+def test_going_back_does_not_leave_what_is_newer_in_the_way(stopped):
+    with pytest.raises(MmdoraError, match=r"checkpoint-2: a later --resume would take .*checkpoint-4"):
+        find_checkpoint(stopped, stopped / "checkpoint-2", silent)
+    (stopped / "checkpoint-4" / "optimizer.pt").unlink()  # a damaged one is in nobody's way
+    assert find_checkpoint(stopped, stopped / "checkpoint-2", silent)[0] == stopped / "checkpoint-2"
+
+
+def test_a_damaged_config_of_the_run(stopped):
+    os.truncate(stopped / "config.yaml", 0)
+    with pytest.raises(MmdoraError, match=r"config\.yaml is missing or damaged"):
+        find_checkpoint(stopped, True, silent)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--training.seed", "7"], "training.seed: 0 -> 7"),
+        (["--adapt.language.rank", "8"], "adapt.language.rank: 4 -> 8"),
+        (["--model.base", "another"], "model.base: 'tiny-llava' -> 'another'"),
+    ],
+)
+def test_another_run_is_shown_and_refused(stopped, ten_rows, tmp_path, capsys, change, said):
+    config, before = tmp_path / "config.yaml", contents(stopped)
+    config.write_text(yaml.safe_dump(tree_for(ten_rows, stopped, **EVERY_TWO)))
+    told = refused(["train", str(config), "--resume", *change], capsys)
+    assert said in told and "--allow-changes" in told and str(stopped) in told
+    assert contents(stopped) == before
+
+
+def test_other_data_or_another_base_in_the_same_place(ten_rows, tmp_path, tiny_llava):
+    data, base = tmp_path / "data", shutil.copytree(tiny_llava, tmp_path / "base")
+    shutil.copytree(ten_rows.parent, data)
+    tree = tree_for(data / ten_rows.name, tmp_path / "run", steps=1, save_every=1, eval_every=1)
+    config = config_of({**tree, "model": {"base": str(base)}})
+    train(config, say=silent)
+    lines = (data / ten_rows.name).read_text().splitlines(keepends=True)
+    (data / ten_rows.name).write_text("".join(reversed(lines)))
+    with pytest.raises(MmdoraError, match=f"not the run in .*the content of {data / ten_rows.name};"):
+        train(config, resume=True, say=silent)
+    (data / ten_rows.name).write_text("".join(lines))
+    weights = base / "model.safetensors"
+    save_file({name: tensor * 1.25 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(MmdoraError, match=r"not the run in .*the base: its \S+ has other values"):
+        train(config, resume=True, say=silent)
+
+
+def test_changes_that_are_allowed(stopped, ten_rows, tmp_path, capsys):
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(tree_for(ten_rows, stopped, **EVERY_TWO)))
+    assert main(["train", str(config), "--resume", "--allow-changes", "--training.lr", "1e-3"]) == 0
+    assert "warning: resuming although this changed: training.lr: 0.0005 -> 0.001" in capsys.readouterr().out
+    assert json.loads((stopped / "complete.json").read_text())["steps"] == 6
+
+
+def test_a_complete_run_is_extended(six_steps, ten_rows, tmp_path, monkeypatch):
+    run, step = shutil.copytree(six_steps, tmp_path / "run"), AdapterTrainer.training_step
+
+    def not_complete(self, *args, **kwargs):
+        assert not (run / "complete.json").exists()
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdapterTrainer, "training_step", not_complete)
+    train(config_for(ten_rows, run, **EVERY_TWO | {"steps": 8}), resume=True, allow_changes=True, say=silent)
+    assert json.loads((run / "complete.json").read_text())["steps"] == 8
+    assert newest(run, silent) == run / "checkpoint-8"
+
+
+def test_the_best_outlives_rotation_signals_and_a_move(ten_rows, tmp_path, monkeypatch):
+    """Step 2 is the best of the regular checkpoints; step 3 is better, but saved only because of a signal."""
+    losses, evaluate = {1: 9.0, 2: 1.0, 3: 0.5, 4: 3.0, 5: 4.0, 6: 5.0}, AdapterTrainer.evaluate
+
+    def evaluated(self, *args, **kwargs):
+        metrics = evaluate(self, *args, **kwargs) | {"eval_loss": losses[self.state.global_step]}
+        self.state.log_history[-1]["eval_loss"] = metrics["eval_loss"]
+        return metrics
+
+    step = AdapterTrainer.training_step
+
+    def signalled(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(AdapterTrainer, "evaluate", evaluated)
+    schedule = {"steps": 6, "eval_every": 1, "save_every": 2, "keep": 1}
+    with monkeypatch.context() as patched:
+        patched.setattr(AdapterTrainer, "training_step", signalled)
+        with pytest.raises(Interrupted):
+            train(config_for(ten_rows, tmp_path / "run", **schedule), say=silent)
+    assert {path.name for path in checkpoints(tmp_path / "run")} == {"checkpoint-2", "checkpoint-3"}
+    best = (tmp_path / "run" / "checkpoint-2" / "adapter_model.safetensors").read_bytes()
+    (tmp_path / "run").rename(tmp_path / "moved")
+    run = train(config_for(ten_rows, tmp_path / "moved", **schedule), resume=True, say=silent)
+    assert {path.name for path in checkpoints(run)} == {"checkpoint-2", "checkpoint-6"}
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == best
+    assert json.loads((run / "complete.json").read_text())["best_eval_loss"] == 1.0
