@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import gradio as gr
 import httpx
@@ -274,7 +273,7 @@ def test_another_question_leaves_the_one_that_runs_stoppable(columns):
 def test_what_comes_after_clear_shows_the_cleared_page(columns, picture, monkeypatch):
     """Clear's reply may overtake a state of the running answer; the last states that come must not undo it."""
     page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
-    request = SimpleNamespace(session_hash="a tab")
+    request = gr.Request(session_hash="a tab")
     monkeypatch.setattr(app, "upload_paths", lambda *_: (picture,))
 
     async def ask_and_clear():
