@@ -116,6 +116,8 @@ def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool 
             quiet=True,
             prevent_thread_lock=True,
             max_threads=page.line.capacity + 16,
+            # Gradio's state of a tab or API call, 76 KiB: nothing of ours, and one forgotten is made anew in 7 ms
+            state_session_capacity=page.line.capacity + 16,
             max_file_size=MAX_UPLOAD,
             theme=THEME,
             css=CSS,
