@@ -47,6 +47,7 @@ def test_a_picture_comes_onto_the_page(page, way):
     else:
         page.get_by_role("button", name="Capture from camera").first.click()
         page.get_by_text("Click to Access Webcam").first.click()
+        page.wait_for_function("document.querySelector('video')?.videoWidth > 0")  # before, there is nothing to take
         page.get_by_role("button", name="capture photo").first.click()
     page.locator(".picture img").wait_for()
     page.get_by_label("Question", exact=True).fill("what is it?")
