@@ -49,3 +49,37 @@ def scene_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(row)
     write_records(folder / "records.jsonl", rows)
     return folder / "records.jsonl"
+
+
+@pytest.fixture(scope="session")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a LLaVA of several files in the hub's legacy layout, in bf16; not to be changed."""
+    from merged_bases import llava_in_files
+
+    return llava_in_files(tmp_path_factory.mktemp("llava"))
+
+
+@pytest.fixture(scope="session")
+def llava_adapter(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of every modality of it."""
+    from merged_bases import ALL, write_adapter
+
+    return write_adapter(llava, ALL, tmp_path_factory.mktemp("adapter"))
+
+
+@pytest.fixture
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that ask about an export's files: comparing on two rows is enough."""
+    from mmdora import parity
+
+    monkeypatch.setattr(parity, "ROWS", 2)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both ways to merge."""
+    from exports import refuse_disk
+
+    if request.param == "memory":
+        refuse_disk(monkeypatch)
+    return request.param

@@ -36,20 +36,6 @@ def exported(adapter, tmp_path_factory):
     return export(adapter, out, scores={"easy-VQA": 0.953, "rows": 9673}), out
 
 
-@pytest.fixture
-def few_rows(monkeypatch):
-    """For tests that ask about files: comparing on two rows is enough."""
-    monkeypatch.setattr(parity, "ROWS", 2)
-
-
-@pytest.fixture(params=["disk", "memory"])
-def route(request, monkeypatch):
-    """Both ways to merge."""
-    if request.param == "memory":
-        refuse_disk(monkeypatch)
-    return request.param
-
-
 def test_the_files_give_the_logits_of_the_unmerged_model(adapter, exported, tiny_llava):
     found, out = exported
     assert found.max_rel <= 1e-5 and found.top1 == 1 and found.rows == 8 and found.same_text

@@ -4,10 +4,9 @@ import resource
 import shutil
 
 import pytest
-from exports import DORA, moved_adapter, refuse_disk, same_files
+from exports import DORA, moved_adapter, same_files
 from huggingface_hub import ModelCard
 
-from mmdora import parity
 from mmdora.errors import MmdoraError
 from mmdora.export import export
 
@@ -15,20 +14,6 @@ from mmdora.export import export
 @pytest.fixture(scope="module")
 def adapter(tiny_llava, tmp_path_factory):
     return moved_adapter(tiny_llava, DORA, tmp_path_factory.mktemp("adapter"))
-
-
-@pytest.fixture
-def few_rows(monkeypatch):
-    """For tests that ask about files: comparing on two rows is enough."""
-    monkeypatch.setattr(parity, "ROWS", 2)
-
-
-@pytest.fixture(params=["disk", "memory"])
-def route(request, monkeypatch):
-    """Both ways to merge."""
-    if request.param == "memory":
-        refuse_disk(monkeypatch)
-    return request.param
 
 
 def test_a_source_that_is_nothing(tmp_path):

@@ -25,12 +25,6 @@ def adapter(tiny_llava, tmp_path_factory):
     return moved_adapter(tiny_llava, DORA, tmp_path_factory.mktemp("adapter"))
 
 
-@pytest.fixture
-def few_rows(monkeypatch):
-    """For tests that ask about files: comparing on two rows is enough."""
-    monkeypatch.setattr(parity, "ROWS", 2)
-
-
 def test_a_merge_that_forgets_the_magnitudes_is_caught(adapter, tmp_path, monkeypatch, few_rows):
     def forgetful(model):
         with torch.no_grad():

@@ -14,7 +14,6 @@ from merged_bases import (
     build,
     from_disk,
     in_memory,
-    llava_in_files,
     same_checkpoint,
     tensors,
     write_adapter,
@@ -28,16 +27,6 @@ from mmdora.layout import save_checkpoint
 from mmdora.models.load import DTYPES
 from mmdora.ops.reference import adapted_weight
 from mmdora.parity import tensor_parity
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return llava_in_files(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture(scope="module")
-def llava_adapter(llava, tmp_path_factory):
-    return write_adapter(llava, ALL, tmp_path_factory.mktemp("adapter"))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32", "fp16"])

@@ -1,22 +1,12 @@
 """The check of a merge from disk, tensor by tensor: what is wrong is caught."""
 
 import pytest
-from merged_bases import ALL, NORM, ZEROS, edit, from_disk, llava_in_files, tensors, write_adapter
+from merged_bases import NORM, ZEROS, edit, from_disk, tensors
 
 from mmdora import merge_disk
 from mmdora.errors import MmdoraError
 from mmdora.merge_disk import DiskMerge
 from mmdora.parity import tensor_parity
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return llava_in_files(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture(scope="module")
-def llava_adapter(llava, tmp_path_factory):
-    return write_adapter(llava, ALL, tmp_path_factory.mktemp("adapter"))
 
 
 def forget_magnitudes(monkeypatch):

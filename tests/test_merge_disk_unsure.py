@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from merged_bases import ALL, HEAD, NORM, TREE_NORM, build, edit, from_disk, llava_in_files, tensors, write_adapter
+from merged_bases import HEAD, NORM, TREE_NORM, build, edit, from_disk, tensors, write_adapter
 from safetensors.torch import load_file, save_file
 from shrunken import shrunken
 
@@ -14,16 +14,6 @@ from mmdora.errors import MmdoraError
 from mmdora.layout import save_checkpoint
 from mmdora.merge_disk import DiskMerge
 from mmdora.shards import UnsureError
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return llava_in_files(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture(scope="module")
-def llava_adapter(llava, tmp_path_factory):
-    return write_adapter(llava, ALL, tmp_path_factory.mktemp("adapter"))
 
 
 def no_safetensors(folder: Path) -> None:

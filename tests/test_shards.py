@@ -2,22 +2,11 @@
 
 from typing import Any
 
-import pytest
 import torch
-from merged_bases import ALL, from_disk, llava_in_files, write_adapter
+from merged_bases import from_disk
 from safetensors.torch import load_file, save_file
 
 from mmdora import shards
-
-
-@pytest.fixture(scope="module")
-def llava(tmp_path_factory):
-    return llava_in_files(tmp_path_factory.mktemp("llava"))
-
-
-@pytest.fixture(scope="module")
-def llava_adapter(llava, tmp_path_factory):
-    return write_adapter(llava, ALL, tmp_path_factory.mktemp("adapter"))
 
 
 def test_widths_are_aligned_and_metadata_kept(tmp_path):
