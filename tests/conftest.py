@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("HF_DATASETS_CACHE", os.path.join(os.environ.get("TMPDIR", "/tmp"), "mmdora-tests-datasets"))
+# Set before datasets is imported. One for the run: pytest-xdist's workers inherit it from the process that starts
+# them, which removes it when it ends.
+if "HF_DATASETS_CACHE" not in os.environ:
+    _datasets_cache = tempfile.TemporaryDirectory(prefix="mmdora-tests-datasets-")
+    os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
 
 from collections.abc import Iterator
 from pathlib import Path
