@@ -5,7 +5,8 @@
 
 Load: two columns of tiny-llava; the clients (gradio_client) run on the server's cores. One base in memory: a
 LLaVA-shaped model of 87 M random parameters (350 MB), adapters of rank 16 on its language model's linears, the
-projector full. Memory is RssAnon and RssFile together, since merged weights are pages of their files.
+projector full. Memory is RssAnon and RssFile together, since merged weights are pages of their files. Latency is what
+a visitor waits, by the wall, both ways by turns; `again` is the noise. benchmarks/decode.py has process CPU time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -41,6 +43,7 @@ from mmdora.samples import samples
 QUEUE = 32
 TOKENS = 16
 MIB = 2**20
+MERGED, SHARED = "merged copies", "one base, adapters switched"
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 SIZES |= {"num_key_value_heads": 12, "head_dim": 64}
 LANGUAGE = {"rank": 16, "targets": ["attention", "mlp"]}
@@ -151,15 +154,16 @@ def _cancel(url: str, picture: Path, question: str) -> float:
         return free
 
 
-def shared_run(asked: int) -> list[dict[str, Any]]:
-    """Memory and latency of adapters on one base, and of as many merged models."""
+def shared_run(asked: int) -> dict[str, list[dict[str, Any]]]:
+    """Adapters on one base, and as many merged models: memory, in a process each, and latency, by turns in this one."""
     with tempfile.TemporaryDirectory() as folder:
         base, adapters, merged = _models(Path(folder))
-        return [
-            _measured_apart("the base alone", [f"base={base}"], asked),
-            _measured_apart("merged copies", merged, asked),
-            _measured_apart("one base, adapters switched", [*adapters, "--shared-base"], asked),
+        memory = [
+            _measured_apart("the base alone", [f"base={base}"]),
+            _measured_apart(MERGED, merged),
+            _measured_apart(SHARED, [*adapters, "--shared-base"]),
         ]
+        return {"One base in memory": memory, "Its answers": latency(adapters, merged, asked)}
 
 
 def _models(folder: Path) -> tuple[Path, list[str], list[str]]:
@@ -185,31 +189,52 @@ def _models(folder: Path) -> tuple[Path, list[str], list[str]]:
     return base, adapters, merged
 
 
-def _measured_apart(way: str, specs: list[str], asked: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--measure", way, "--questions", str(asked), "--specs", *specs]
+def _measured_apart(way: str, specs: list[str]) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--measure", way, "--specs", *specs]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure(way: str, specs: list[str], shared: bool, asked: int) -> dict[str, Any]:
-    """One way, in this process."""
+def measure(way: str, specs: list[str], shared: bool) -> dict[str, Any]:
+    """Memory of one way after its first answers, in this process."""
     load_columns(["warm=tiny-llava"], say=lambda _: None)  # what a first load leaves behind is not counted
     before, begun = psutil.Process().memory_info().rss, time.monotonic()
     columns = load_columns(specs, shared_base=shared, say=lambda _: None)
     loaded = time.monotonic() - begun
-    first, rate = [], []
-    for path, question in samples(asked):
-        *_, last = answer(columns, [new_turn(columns, question, Settings(max_tokens=TOKENS))], [read_image(path)])
-        first += [state.first_token_s for state in last if state.first_token_s]
-        rate += [state.tokens_per_s for state in last if state.tokens_per_s]
-    return {
-        "way": way,
-        "models": len(columns),
-        "loaded in, s": _rounded(loaded),
-        "memory, MiB": round((psutil.Process().memory_info().rss - before) / MIB),
-        "first token, median ms": round(1000 * statistics.median(first)),
-        "tokens/s, median": _rounded(statistics.median(rate)),
-    }
+    _ask(columns, *samples(1)[0])
+    taken = psutil.Process().memory_info().rss - before
+    return {"way": way, "models": len(columns), "loaded in, s": _rounded(loaded), "memory, MiB": round(taken / MIB)}
+
+
+def latency(adapters: list[str], merged: list[str], asked: int) -> list[dict[str, Any]]:
+    """Medians over columns and questions, and the paired ratio to merged copies; every question to all ways in turn."""
+    copies = load_columns(merged, say=lambda _: None)
+    shared = load_columns(adapters, shared_base=True, say=lambda _: None)
+    ways = {MERGED: copies, f"{MERGED}, again": copies, SHARED: shared}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    order, shuffle = list(ways), random.Random(0)
+    for path, question in [*samples(1), *samples(asked)]:
+        shuffle.shuffle(order)
+        for way in order:
+            found[way] += _ask(ways[way], path, question)
+    rows = []
+    for way, answers in found.items():
+        row = {"way": way}
+        for key, words in (("first", "first token, ms"), ("each", "each further token, ms")):
+            pairs = zip(answers[len(copies) :], found[MERGED][len(copies) :], strict=True)  # without the first question
+            taken = [(own[key], peer[key]) for own, peer in pairs if key in own and key in peer]
+            row[words] = f"{1000 * statistics.median(own for own, _ in taken):.1f}"
+            row[f"/ merged, {key}"] = f"{statistics.median(own / peer for own, peer in taken):.2f}"
+        rows.append(row)
+    return rows
+
+
+def _ask(columns: list[Any], path: Path, question: str) -> list[dict[str, float]]:
+    """Seconds to the first token and, where there are more, for each of these; by column."""
+    last: Any
+    *_, last = answer(columns, [new_turn(columns, question, Settings(max_tokens=TOKENS))], [read_image(path)])
+    rates = [{"each": 1 / state.tokens_per_s} if state.tokens_per_s else {} for state in last]
+    return [{"first": state.first_token_s, **rate} for state, rate in zip(last, rates, strict=True)]
 
 
 def _median(rows: list[dict[str, Any]], key: str) -> float:
@@ -230,18 +255,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=50)
     parser.add_argument("--cancels", type=int, default=200)
-    parser.add_argument("--questions", type=int, default=10)
+    parser.add_argument("--questions", type=int, default=20)
     parser.add_argument("--quick", action="store_true", help="a rehearsal: small, printed only")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     parser.add_argument("--specs", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.measure:
         specs = [spec for spec in given.specs if spec != "--shared-base"]
-        print(json.dumps(measure(given.measure, specs, specs != given.specs, given.questions)))
+        print(json.dumps(measure(given.measure, specs, specs != given.specs)))
         return
     if given.quick:
         given.clients, given.cancels, given.questions = 6, 4, 2
-    tables = {"Load": load_run(given.clients, given.cancels), "One base in memory": shared_run(given.questions)}
+    tables = {"Load": load_run(given.clients, given.cancels), **shared_run(given.questions)}
     for title, rows in tables.items():
         show(title, rows)
     if not given.quick:

@@ -1,4 +1,4 @@
-"""How `step.py` measures: seconds in turn, peak memory in a process of its own, self time by operator."""
+"""How `step.py` and `decode.py` measure: seconds in turn, peak memory in its own process, self time by operator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,9 @@ def seconds(step: Callable[[], object], device: str) -> float:
     return time.process_time() - begun
 
 
-def interleaved(steps: dict[str, Step], rounds: int, device: str, label: str) -> dict[str, list[float]]:
+def interleaved(
+    steps: Mapping[str, Callable[[], object]], rounds: int, device: str, label: str
+) -> dict[str, list[float]]:
     """Seconds of every variant in every round; two rounds before that do not count."""
     order, times = list(steps), {name: [] for name in steps}
     shuffle = random.Random(0)

@@ -1,4 +1,4 @@
-"""What `step.py` measures: LLaVA-shaped models, and how each variant trains them."""
+"""What `step.py` and `decode.py` measure: LLaVA-shaped models, and how each variant trains them."""
 
 from __future__ import annotations
 
