@@ -5,7 +5,8 @@
 
 A LLaVA-shaped model with random weights answers one picture and question greedily, with its cache, batch 1, fp32 on a
 CPU with one thread: merged; with its adapter beside the frozen weights, as `mmdora demo --shared-base` holds it; and
-with PEFT's adapters, the same numbers in them. All ways by turns in one run, process CPU time, paired medians;
+with PEFT's adapters, the same numbers in them; PEFT's DoRA also inside its `DoraCaching`, which holds B A and the norms
+of all layers, as much as the weights they change. All ways by turns in one run, process CPU time, paired medians;
 `merged again` is the noise. In fp32 all ways of one method must give the same tokens. On CUDA: bf16, seconds by the
 wall.
 """
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from harness import show, write
 from measures import describe, interleaved, ratio
+from peft.helpers import DoraCaching
 from torch import nn
 from variants import Case, batch_of, build, ours, peft
 
@@ -30,7 +32,7 @@ import mmdora
 
 CASE = Case(hidden=1024, layers=8, batch=1, length=64)
 TOKENS = 16
-MERGED = "merged"
+MERGED, CACHED = "merged", "PEFT DoRA, DoraCaching"
 PEFT_NAMES = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight"}
 PEFT_NAMES |= {"magnitude": "lora_magnitude_vector.default.weight"}
 
@@ -49,6 +51,7 @@ def ways(base: nn.Module, case: Case) -> dict[str, Any]:
                 module, _, leaf = key.rpartition(".")
                 if leaf in PEFT_NAMES:
                     theirs[f"base_model.model.{module}.{PEFT_NAMES[leaf]}"].copy_(parameter)
+    models[CACHED] = copy.deepcopy(models["PEFT DoRA"])
     for name in (MERGED, f"{MERGED} again"):
         models[name] = mmdora.merge(copy.deepcopy(models["mmdora DoRA"]))
     return {name: model.eval() for name, model in models.items()}
@@ -65,12 +68,13 @@ def _moved(model: nn.Module) -> None:
                 parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
 
 
-def asking(model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> Callable[[], list[int]]:
+def asking(name: str, model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> Callable[[], list[int]]:
     """A greedy answer of exactly this many tokens."""
 
     def ask() -> list[int]:
         given: dict[str, Any] = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}
-        return model.generate(**inputs, **given, pad_token_id=0)[0, -tokens:].tolist()
+        with DoraCaching(enabled=name == CACHED):
+            return model.generate(**inputs, **given, pad_token_id=0)[0, -tokens:].tolist()
 
     return ask
 
@@ -79,7 +83,7 @@ def check(asks: dict[str, Callable[[], list[int]]]) -> None:
     """All ways of one method answer alike."""
     answers = {name: ask() for name, ask in asks.items()}
     for method in ("LoRA", "DoRA"):
-        same = [name for name in answers if name.endswith(method) or (method == "DoRA" and name.startswith(MERGED))]
+        same = [name for name in answers if method in name or (method == "DoRA" and name.startswith(MERGED))]
         for name in same:
             if answers[name] != answers[f"mmdora {method}"]:
                 raise SystemExit(f"{name} answers {answers[name]}, mmdora {method} {answers[f'mmdora {method}']}")
@@ -89,15 +93,15 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
     base = build(case)
     inputs = {name: value for name, value in batch_of(case, base).items() if name != "labels"}
     models = ways(base, case)
-    long = {name: asking(model, inputs, 1 + TOKENS) for name, model in models.items()}
+    long = {name: asking(name, model, inputs, 1 + TOKENS) for name, model in models.items()}
     if case.dtype == "fp32":
         check(long)
-    first = {f"{name}, first": asking(model, inputs, 1) for name, model in models.items()}
+    first = {f"{name}, first": asking(name, model, inputs, 1) for name, model in models.items()}
     times: Any = interleaved({**long, **first}, rounds, case.device, describe(case))
     for name in models:  # paired: an answer less its first token
         pairs = zip(times[name], times[f"{name}, first"], strict=True)
         times[f"{name}, each"] = [(whole - begun) / TOKENS for whole, begun in pairs]
-    order = [MERGED, f"{MERGED} again", "mmdora LoRA", "mmdora DoRA", "PEFT LoRA", "PEFT DoRA"]
+    order = [MERGED, f"{MERGED} again", "mmdora LoRA", "mmdora DoRA", "PEFT LoRA", "PEFT DoRA", CACHED]
     return [
         {"way": name}
         | {
