@@ -12,13 +12,10 @@ With n constant (section 4.3 of arXiv 2402.09353) and c = m / n, for x [T, I] an
 B A is never formed, and a weight in half precision is never upcast whole. With a magnitude, z is fp32 (or better)
 and y is rounded once. LoRA's y is one product added to another inside the matrix multiplication, in x's dtype.
 Backward keeps x, h and y, which the next operation keeps anyway. `compose` and `products` know the devices.
-Without gradients (generation, evaluation) the same forward runs without autograd's bookkeeping, which costs more than
-the adapter's own products where x has one row.
 """
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -80,68 +77,9 @@ def adapted_linear(
     factor, inverse_norm, keep = scaled if scaled is not None else (None, None, False)
     rows = x.reshape(-1, x.shape[-1])
     branch = None if dropped is None else dropped.reshape(rows.shape)
-    if torch.is_grad_enabled():
-        low_rank = lora_A, lora_B, magnitude, factor, inverse_norm
-        y = _AdaptedLinear.apply(rows, branch, zeros, weight, bias, *low_rank, scaling, keep)
-    else:
-        y = _forward(rows, branch, zeros, weight, bias, lora_A, lora_B, factor, scaling, keep=False).y
+    low_rank = lora_A, lora_B, magnitude, factor, inverse_norm
+    y = _AdaptedLinear.apply(rows, branch, zeros, weight, bias, *low_rank, scaling, keep)
     return y.view(*x.shape[:-1], weight.shape[0])
-
-
-class _Forward(NamedTuple):
-    """What the forward makes: y and z [T, O], z if it is to be kept; d(x) [T, I]; h [T, R] or None."""
-
-    y: Tensor
-    kept: Tensor | None
-    branch: Tensor
-    hidden: Tensor | None
-
-
-def _forward(
-    x: Tensor,
-    dropped: Tensor | None,
-    zeros: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    lora_A: Tensor | None,
-    lora_B: Tensor | None,
-    factor: Tensor | None,
-    scaling: float,
-    *,
-    keep: bool,
-) -> _Forward:
-    """On rows: x and `dropped` are [T, I], y is [T, O]. Outside autograd."""
-    acc, autocast = wide(x.dtype), torch.is_autocast_enabled(x.device.type)
-    # Under autocast the low-rank products run in its dtype too; a half-precision base alone keeps them in fp32.
-    low = x.dtype if autocast else acc
-    branch = x if dropped is None else dropped
-    if zeros is not None:
-        branch = x.reshape(-1).index_fill(0, zeros, 0).view_as(x)
-    hidden = up = kept = None
-    with _as_written(x.device.type):
-        base, shift = weight.to(x.dtype), None if bias is None else bias.to(acc)
-        if lora_A is not None and lora_B is not None:
-            hidden = mm(branch, lora_A.to(low).T, low)
-            up = lora_B.to(low) if x.dtype == acc else (lora_B * scaling).to(low)
-        if x.dtype == acc:  # nothing is rounded on the way, so the terms are added where they lie
-            y = x @ base.T if factor is not None or shift is None else torch.addmm(shift, x, base.T)
-            if hidden is not None and up is not None:
-                y.addmm_(hidden, up.T, alpha=scaling)
-            if factor is not None:
-                y, kept = compose(y, None, None, factor, shift, acc, keep=keep)
-        elif factor is not None:
-            y, kept = compose(project(x, base, acc), hidden, up, factor, shift, x.dtype, keep=keep)
-        else:
-            assert hidden is not None and up is not None
-            y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
-            # The large product comes second: it is added in the accumulator, before the one rounding.
-            y = y.to(x.dtype).addmm_(x, base.T)
-    return _Forward(y, kept, branch, hidden)
-
-
-def _as_written(device: str) -> AbstractContextManager[Any]:
-    """Operations in the dtypes of their operands, under autocast too."""
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -163,14 +101,36 @@ class _AdaptedLinear(torch.autograd.Function):
         scaling: float,
         keep: bool,
     ) -> Tensor:
-        made = _forward(x, dropped, zeros, weight, bias, lora_A, lora_B, factor, scaling, keep=keep)
+        device, acc = x.device.type, wide(x.dtype)
+        # Under autocast the low-rank products run in its dtype too; a half-precision base alone keeps them in fp32.
+        low = x.dtype if torch.is_autocast_enabled(device) else acc
+        branch = x if dropped is None else dropped
+        if zeros is not None:
+            branch = x.reshape(-1).index_fill(0, zeros, 0).view_as(x)
+        hidden = up = kept = None
+        with torch.autocast(device, enabled=False):
+            base = weight.to(x.dtype)
+            if lora_A is not None and lora_B is not None:
+                hidden, up = mm(branch, lora_A.to(low).T, low), (lora_B * scaling).to(low)
+            if factor is not None:
+                shift = None if bias is None else bias.to(acc)
+                if hidden is not None and up is not None and x.dtype == acc:
+                    z, branch_terms = (hidden @ up.T).addmm_(x, base.T), (None, None)
+                else:
+                    z, branch_terms = project(x, base, acc), (hidden, up)
+                y, kept = compose(z, *branch_terms, factor, shift, x.dtype, keep=keep)
+            else:
+                assert hidden is not None and up is not None
+                y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
+                # The large product comes second: it is added in the accumulator, before the one rounding.
+                y = y.to(x.dtype).addmm_(x, base.T)
         ctx.save_for_backward(
-            None if lora_A is None else made.branch, zeros,
-            weight, bias, lora_A, lora_B, factor, inverse_norm, made.hidden,
-            None if magnitude is None else made.kept if keep else made.y,
+            None if lora_A is None else branch, zeros,
+            weight, bias, lora_A, lora_B, factor, inverse_norm, hidden,
+            None if magnitude is None else kept if keep else y,
         )  # fmt: skip
         ctx.scaling, ctx.keep, ctx.separate = scaling, keep, dropped is not None
-        return made.y
+        return y
 
     @staticmethod
     @once_differentiable
@@ -181,7 +141,7 @@ class _AdaptedLinear(torch.autograd.Function):
         acc = wide(g.dtype)
         dx = d_branch = dA = dB = dm = None
         db = g.sum(0, dtype=acc).to(bias.dtype) if wants_bias else None
-        with _as_written(weight.device.type):
+        with torch.autocast(weight.device.type, enabled=False):
             if factor is not None:
                 shift = None if bias is None or ctx.keep else bias.to(acc)
                 g, dm = scale_and_reduce(g, saved, factor, shift)
