@@ -40,7 +40,7 @@ gpu-test: $(VENV)/.installed-dev  ## On CUDA: train, kill, resume and merge in b
 PRETRAIN := runs/pretrain
 pretrain: $(VENV)/.installed  ## Make the bundled base anew in runs/pretrain (about an hour on 2 cores)
 	$(BIN)/mmdora prep scenes --out $(PRETRAIN)/scenes --rows 80000 --held-out 2000 --presence 0.6
-	$(BIN)/python -m mmdora.models.tiny $(PRETRAIN)/untrained
+	$(BIN)/python -m mmdora.pretrain.tiny_llava $(PRETRAIN)/untrained
 	$(BIN)/mmdora train configs/tiny/pretrain_1_projector.yaml
 	$(BIN)/mmdora export $(PRETRAIN)/stage1 $(PRETRAIN)/stage1_merged
 	$(BIN)/mmdora train configs/tiny/pretrain_2_all.yaml
@@ -57,10 +57,10 @@ pretrain-vlbart: $(VENV)/.installed  ## Make tiny-vlbart anew in runs/pretrain/v
 	$(BIN)/mmdora prep scenes --kind places --out $(VLBART)/2/places --rows 12000
 	$(BIN)/mmdora prep scenes --kind names --out $(VLBART)/2/names --rows 40000
 	$(BIN)/mmdora prep scenes --kind clip-features --out $(VLBART)/2/clip-features --rows 24000
-	$(BIN)/python -m mmdora.models.tiny_vlbart $(VLBART)/untrained
+	$(BIN)/python -m mmdora.pretrain.tiny_vlbart $(VLBART)/untrained
 	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_1.yaml
 	$(BIN)/mmdora export $(VLBART)/stage1 $(VLBART)/stage1_merged
-	$(BIN)/python -m mmdora.models.tiny_vlbart $(VLBART)/stage1_merged --louder-order
+	$(BIN)/python -m mmdora.pretrain.tiny_vlbart $(VLBART)/stage1_merged --louder-order
 	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_2.yaml
 	$(BIN)/mmdora export $(VLBART)/stage2 $(VLBART)/tiny-vlbart
 

@@ -33,12 +33,12 @@ from gradio_client import Client, handle_file
 from harness import memory_of, show, write
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from mmdora.adapters import save_adapter
+from mmdora.adapt.inject import inject, trainable_parameters
+from mmdora.adapter_files.adapters import save_adapter
+from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo.columns import load_columns
 from mmdora.demo.compare import Settings, answer, new_turn, read_image
-from mmdora.injectors import inject, trainable_parameters
 from mmdora.models.load import load, resolve
-from mmdora.samples import samples
 
 QUEUE = 32
 TOKENS = 16

@@ -27,13 +27,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from harness import show, write
 
-from mmdora.data.images import open_image
-from mmdora.data.record import Record
-from mmdora.data.records import read_records
-from mmdora.data.turns import prompt_messages
 from mmdora.data_prep import easy_vqa, scenes
 from mmdora.evaluate.run import evaluate
 from mmdora.models.load import load
+from mmdora.records.images import open_image
+from mmdora.records.reader import read_records
+from mmdora.records.record import Record
+from mmdora.records.turns import prompt_messages
 
 TOKENS = 32
 BATCHES = (1, 16, 64)

@@ -258,9 +258,9 @@ def _digest(path: Path) -> str:
 
 def draw_records(path: Path, numbers: range) -> Path:
     """Records of one question each, a drawn scene by its number."""
-    from mmdora.data.record import qa_record
-    from mmdora.data.records import write_records
     from mmdora.data_prep import scenes
+    from mmdora.records.reader import write_records
+    from mmdora.records.record import qa_record
 
     drawn = []
     for number in numbers:

@@ -30,16 +30,16 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BartTokenizer
 
 import mmdora
-from mmdora.data.record import qa_record
-from mmdora.data.records import read_records, write_records
-from mmdora.data.seq2seq import Seq2SeqCollator
+from mmdora.adapt.inject import trainable_parameters
+from mmdora.batches.seq2seq import Seq2SeqCollator
 from mmdora.data_prep import scenes
-from mmdora.injectors import trainable_parameters
-from mmdora.models.feature_cache import FeatureCache
-from mmdora.models.open_clip_tower import image_processor, tower_config
-from mmdora.models.vlbart import VLBartForConditionalGeneration
-from mmdora.models.vlbart_config import BART_BASE, VLBartConfig
-from mmdora.models.vlbart_processor import VLBartProcessor
+from mmdora.models.open_clip.tower import image_processor, tower_config
+from mmdora.models.vlbart.config import BART_BASE, VLBartConfig
+from mmdora.models.vlbart.feature_cache import FeatureCache
+from mmdora.models.vlbart.head import VLBartForConditionalGeneration
+from mmdora.models.vlbart.processor import VLBartProcessor
+from mmdora.records.reader import read_records, write_records
+from mmdora.records.record import qa_record
 
 BATCH, STEPS, GRID = 4, 2, 6
 SIZE = (640, 480)

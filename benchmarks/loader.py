@@ -37,14 +37,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 
-from mmdora.data.collate import Collator
-from mmdora.data.fit import Rows, fit
-from mmdora.data.images import open_image
-from mmdora.data.prompt import encode, render_with_answers
-from mmdora.data.record import qa_record
-from mmdora.data.records import read_records, write_records
-from mmdora.data.sampler import GroupedSampler
+from mmdora.batches.collate import Collator
+from mmdora.batches.fit import Rows, fit
+from mmdora.batches.prompt import encode, render_with_answers
+from mmdora.batches.sampler import GroupedSampler
 from mmdora.models.load import resolve
+from mmdora.records.images import open_image
+from mmdora.records.reader import read_records, write_records
+from mmdora.records.record import qa_record
 
 BATCH, BATCHES, MAX_LENGTH = 8, 50, 2048
 NOUNS = ("circle", "square", "triangle", "large blue star", "small red box", "picture", "edge", "green line")

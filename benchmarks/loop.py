@@ -30,14 +30,14 @@ from harness import show, write
 from transformers import get_constant_schedule
 from transformers.trainer_callback import TrainerCallback
 
+from mmdora.adapt.inject import inject
+from mmdora.batches.collate import Collator
+from mmdora.batches.fit import Rows, fit
 from mmdora.config import RunConfig, validate
-from mmdora.data.collate import Collator
-from mmdora.data.fit import Rows, fit
-from mmdora.data.record import qa_record
-from mmdora.data.records import read_records, write_records
 from mmdora.data_prep import scenes
-from mmdora.injectors import inject
 from mmdora.models.load import load
+from mmdora.records.reader import read_records, write_records
+from mmdora.records.record import qa_record
 from mmdora.train.arguments import arguments_of
 from mmdora.train.groups import parameter_groups
 from mmdora.train.loss import chunked_cross_entropy

@@ -27,8 +27,8 @@ import torch
 from harness import memory_of, show, write
 from variants import Case, batch_of, build
 
+from mmdora.adapt.inject import inject, make_plan, trainable_parameters
 from mmdora.config import RunConfig, validate
-from mmdora.injectors import inject, make_plan, trainable_parameters
 from mmdora.train.loss import ChunkedLoss
 from mmdora.train.memory import estimate
 

@@ -73,8 +73,8 @@ def measured(command: list[str]) -> Run:
 def do(way: str, base: Path, adapter: Path, out: Path) -> None:
     """What the process of one way does."""
     if way.startswith("mmdora"):
-        from mmdora.export import export
-        from mmdora.merge_disk import DiskMerge
+        from mmdora.export.merge_disk import DiskMerge
+        from mmdora.export.run import export
 
         if way == "mmdora: merge":
             out.mkdir()
@@ -96,8 +96,8 @@ def make_base(folder: Path, layers: int, small: bool) -> None:
     from safetensors.torch import save_file
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from mmdora.layout import config_dtype, hub_state
-    from mmdora.shards import SINGLE, read_shard, write_index
+    from mmdora.export.layout import config_dtype, hub_state
+    from mmdora.export.shards import SINGLE, read_shard, write_index
 
     hidden, wide, words = (512, 1376, 4096) if small else (4096, 11008, 32064)
     tower: dict[str, Any] = {"num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
@@ -144,8 +144,8 @@ def make_adapter(base: Path, folder: Path, rank: int) -> int:
     import torch
 
     import mmdora
-    from mmdora.injectors import trainable_parameters
-    from mmdora.mapped import MappedCheckpoint
+    from mmdora.adapt.inject import trainable_parameters
+    from mmdora.export.mapped import MappedCheckpoint
 
     model = MappedCheckpoint(base).model
     settings = {"method": "dora", "rank": rank, "targets": ["attention", "mlp"]}
@@ -164,7 +164,7 @@ def difference(mine: Path, theirs: Path) -> float:
     Raises:
         SystemExit: they have other tensors.
     """
-    from mmdora.mapped import MappedCheckpoint
+    from mmdora.export.mapped import MappedCheckpoint
 
     ours, other = MappedCheckpoint(mine), MappedCheckpoint(theirs)
     if ours.names.keys() != other.names.keys():
@@ -180,7 +180,7 @@ def difference(mine: Path, theirs: Path) -> float:
 
 def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> tuple[list[dict[str, Any]], str]:
     """The table, and a sentence on what was merged."""
-    from mmdora.shards import read_shards
+    from mmdora.export.shards import read_shards
 
     base, adapter = folder / "base", folder / "adapter"
     base.mkdir()

@@ -31,10 +31,10 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 import mmdora
-from mmdora.data.packing import PackedCollator, Packs
-from mmdora.data.prompt import IGNORE
-from mmdora.data.sampler import GroupedSampler
-from mmdora.data.survey import filling
+from mmdora.batches.packing import PackedCollator, Packs
+from mmdora.batches.prompt import IGNORE
+from mmdora.batches.sampler import GroupedSampler
+from mmdora.batches.survey import filling
 from mmdora.train.packing import check_packing
 
 SCALE = 1 if torch.cuda.is_available() else 4

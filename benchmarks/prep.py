@@ -26,7 +26,7 @@ from typing import Any
 from harness import memory_of, show, write
 from PIL import Image
 
-from mmdora.data.prepare.index import CACHE_KIB
+from mmdora.prepare.index import CACHE_KIB
 
 PICTURES = 2000
 WORDS = ("the", "image", "shows", "a", "large", "red", "bus", "on", "street", "with", "people", "waiting", "near", "it")

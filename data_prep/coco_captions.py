@@ -14,15 +14,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.prepare.joins import field, images_with_captions
-from mmdora.data.prepare.read import Reader, Row
-from mmdora.data.prepare.record import captioned
-from mmdora.data.prepare.results import answered, write_json
-from mmdora.data.prepare.run import run
-from mmdora.data.prepare.writer import split_of
-from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.joins import field, images_with_captions
+from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.record import captioned
+from mmdora.prepare.results import answered, write_json
+from mmdora.prepare.run import run
+from mmdora.prepare.writer import split_of
+from mmdora.records.record import Record
 
 NAME = "coco-captions"
 LICENCE = "CC BY 4.0 (captions); images: COCO's terms of use"

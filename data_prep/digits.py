@@ -15,10 +15,10 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from mmdora.data.prepare.held_out import held_out
-from mmdora.data.prepare.run import write_splits
-from mmdora.data.record import Record, qa_record
 from mmdora.errors import MmdoraError
+from mmdora.prepare.held_out import held_out
+from mmdora.prepare.run import write_splits
+from mmdora.records.record import Record, qa_record
 
 NAME = "digits"
 LICENCE = "CC BY 4.0"

@@ -3,7 +3,7 @@
 The PyPI package `easy-vqa` carries it whole: 4,000 pictures with 38,575 questions to train on and
 1,000 with 9,673 to test on, 64x64 RGB PNG. `questions.json` is a list of
 `[question, answer, image_id]` (checked against version 1.0). Pictures are synthetic; the questions
-are templates; the question alone gives 67.0% (see `mmdora.evaluate.metrics.majority_baseline`).
+are templates; the question alone gives 67.0% (see `mmdora.evaluate.scoring.metrics.majority_baseline`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import json
 import shutil
 import sys
 from collections import defaultdict
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from mmdora.data.prepare.run import write_splits
-from mmdora.data.record import qa_record
 from mmdora.errors import MmdoraError
+from mmdora.prepare.run import write_splits
+from mmdora.records.record import qa_record
 
 NAME = "easy-vqa"
 LICENCE = "MIT"
@@ -54,3 +55,13 @@ def _by_question(rows: list[list[Any]]) -> list[dict[str, Any]]:
         qa_record(f"test-{number}", f"images/test/{image}.png", [(question, answer)])
         for number, (question, answer, image) in enumerate(rows)
     ]
+
+
+def samples(count: int = 6) -> list[tuple[Path, str]]:
+    """Pictures and questions, none twice, the same at every call (at most 107 questions are different)."""
+    folder = Path(str(files("easy_vqa"))) / "data" / "test"
+    chosen: dict[int, str] = {}
+    for question, _, image in json.loads((folder / "questions.json").read_text(encoding="utf-8"))[::7]:
+        if len(chosen) < count and image not in chosen and question not in chosen.values():
+            chosen[image] = question
+    return [(folder / "images" / f"{image}.png", question) for image, question in chosen.items()]

@@ -13,12 +13,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.prepare.read import Reader, Row
-from mmdora.data.prepare.record import asked
-from mmdora.data.prepare.results import answered, write_json
-from mmdora.data.prepare.run import run
-from mmdora.data.record import Record
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.record import asked
+from mmdora.prepare.results import answered, write_json
+from mmdora.prepare.run import run
+from mmdora.records.record import Record
 
 NAME = "gqa"
 LICENCE = "CC BY 4.0"

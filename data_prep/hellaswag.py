@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mmdora.data.prepare.inputs import Inputs
-from mmdora.data.prepare.read import Reader, Row
-from mmdora.data.prepare.record import choice
-from mmdora.data.prepare.results import chosen_answers, write_csv
-from mmdora.data.prepare.run import run
-from mmdora.data.record import Record
+from mmdora.prepare.inputs import Inputs
+from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.record import choice
+from mmdora.prepare.results import chosen_answers, write_csv
+from mmdora.prepare.run import run
+from mmdora.records.record import Record
 
 NAME = "hellaswag"
 LICENCE = "MIT"

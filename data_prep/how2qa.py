@@ -12,14 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mmdora.data.prepare.features import names_of
-from mmdora.data.prepare.inputs import VideoInputs
-from mmdora.data.prepare.joins import with_subtitles
-from mmdora.data.prepare.read import Row
-from mmdora.data.prepare.record import choice
-from mmdora.data.prepare.results import chosen_answers, write_json_object
-from mmdora.data.prepare.run import run
-from mmdora.data.record import Record
+from mmdora.prepare.features import names_of
+from mmdora.prepare.inputs import VideoInputs
+from mmdora.prepare.joins import with_subtitles
+from mmdora.prepare.read import Row
+from mmdora.prepare.record import choice
+from mmdora.prepare.results import chosen_answers, write_json_object
+from mmdora.prepare.run import run
+from mmdora.records.record import Record
 
 NAME = "how2qa"
 LICENCE = "CC BY-NC-SA 4.0 (annotations)"

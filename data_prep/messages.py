@@ -15,14 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmdora.data.images import locate
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.prepare.read import Reader, Row
-from mmdora.data.prepare.record import Picture, conversation
-from mmdora.data.prepare.run import run
-from mmdora.data.prepare.writer import split_of
-from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.record import Picture, conversation
+from mmdora.prepare.run import run
+from mmdora.prepare.writer import split_of
+from mmdora.records.images import locate
+from mmdora.records.record import Record
 
 NAME = "messages"
 LICENCE = "that of the data at hand"

@@ -14,13 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.prepare.read import Reader, Row
-from mmdora.data.prepare.record import LETTERS, choice
-from mmdora.data.prepare.results import answered, write_xlsx
-from mmdora.data.prepare.run import run
-from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.record import LETTERS, choice
+from mmdora.prepare.results import answered, write_xlsx
+from mmdora.prepare.run import run
+from mmdora.records.record import Record
 
 NAME = "mmbench"
 LICENCE = "Apache-2.0; images of several sources"

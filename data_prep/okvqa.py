@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.prepare.joins import questions_with_annotations
-from mmdora.data.prepare.read import Reader, Row
-from mmdora.data.prepare.record import asked, most_common
-from mmdora.data.prepare.results import answered, write_json
-from mmdora.data.prepare.run import run
-from mmdora.data.record import Record
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.joins import questions_with_annotations
+from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.record import asked, most_common
+from mmdora.prepare.results import answered, write_json
+from mmdora.prepare.run import run
+from mmdora.records.record import Record
 
 NAME = "okvqa"
 LICENCE = "not stated by its owners; images: COCO's terms of use"

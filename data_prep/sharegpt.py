@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmdora.data.llava_json import to_record
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.prepare.read import Reader, Row
-from mmdora.data.prepare.run import run
-from mmdora.data.record import Record
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.run import run
+from mmdora.records.llava_json import to_record
+from mmdora.records.record import Record
 
 NAME = "sharegpt"
 LICENCE = "that of the data at hand"

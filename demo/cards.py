@@ -10,7 +10,7 @@ from pathlib import Path
 from mmdora.demo.compare import Answer, Settings, Turn
 from mmdora.demo.results import shown
 from mmdora.demo.words import Piece, marked
-from mmdora.evaluate.scores import Score
+from mmdora.evaluate.scoring.scores import Score
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 JS = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")

@@ -11,14 +11,14 @@ import torch
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from mmdora.data.prompt import render
+from mmdora.adapt.inject import plan_of
+from mmdora.batches.prompt import render
 from mmdora.demo.compare import MAX_COLUMNS, Column, Settings
 from mmdora.demo.shared_base import SharedBase
-from mmdora.endpoint import Endpoint
 from mmdora.errors import MmdoraError
-from mmdora.injectors import plan_of
 from mmdora.models.load import adapter_folder, base_of, bundled, load
-from mmdora.predict import Partial, Prompt, ask, stream
+from mmdora.predict.answers import Partial, Prompt, ask, stream
+from mmdora.predict.endpoint import Endpoint
 
 SERVED = "openai:"
 RESERVED = ("tie", "all bad")

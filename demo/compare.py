@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from PIL import Image
 
-from mmdora.data.images import decode, read_header
 from mmdora.errors import MmdoraError
-from mmdora.predict import Partial, Prompt
+from mmdora.predict.answers import Partial, Prompt
+from mmdora.records.images import decode, read_header
 
 MAX_COLUMNS = 4
 MAX_TURNS = 20

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import PREDICTIONS, read_predictions
-from mmdora.evaluate.significance import Paired, mcnemar
+from mmdora.evaluate.scoring.significance import Paired, mcnemar
 
 SHOWN = 5  # questions for each of the two that is better there
 

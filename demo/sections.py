@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 
-from mmdora.adapter_files import OURS
+from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.files import OURS
 from mmdora.config import load_config
 from mmdora.demo.columns import SERVED
 from mmdora.demo.differences import Differences
-from mmdora.evaluate.scoring import CIDER
-from mmdora.evaluate.significance import MCNEMAR
+from mmdora.evaluate.scoring.scorers import CIDER
+from mmdora.evaluate.scoring.significance import MCNEMAR
 from mmdora.evaluate.table import Row, kinds
 from mmdora.files import read_json
+from mmdora.html import draw_curves
 from mmdora.models.load import adapter_folder, base_of, resolve
-from mmdora.plan import Plan
-from mmdora.report import draw_curves
 
 CONFIG = "config.yaml"
 

@@ -17,6 +17,7 @@ from gradio import themes
 from gradio.utils import get_upload_folder
 from starlette.middleware import Middleware
 
+from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo.app import QUEUE, Page
 from mmdora.demo.cards import CSS, JS
 from mmdora.demo.columns import load_columns, parse_specs
@@ -25,7 +26,6 @@ from mmdora.demo.guard import Guard, read_logins
 from mmdora.demo.inside import Inside
 from mmdora.demo.votes import Votes
 from mmdora.errors import MmdoraError
-from mmdora.samples import samples
 
 THEME = themes.Default(
     primary_hue="indigo",

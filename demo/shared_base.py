@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mmdora.adapters import fingerprint, load_adapter, read_adapter
+from mmdora.adapt.inject import adapted_modules
+from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.adapters import fingerprint, load_adapter, read_adapter
 from mmdora.errors import MmdoraError
-from mmdora.injectors import adapted_modules
 from mmdora.models.load import image_tokens_of
-from mmdora.plan import Plan
 
 Place = tuple[nn.Module, str]
 """A module and the name of a parameter of its own."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmdora.demo.compare import Turn
 from mmdora.errors import MmdoraError
-from mmdora.evaluate.scores import Score
+from mmdora.evaluate.scoring.scores import Score
 
 TIE, ALL_BAD = "tie", "all bad"
 Z = 1.959964  # of the 95% interval

@@ -3,17 +3,16 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from mmdora.auto_classes import register as _register
-
-__version__ = "0.1.0"
+from mmdora.models.auto_classes import register as _register
+from mmdora.version import __version__
 
 _HOMES = {
     "load": "mmdora.models.load",
-    "find_parts": "mmdora.modality",
-    "inject": "mmdora.injectors",
-    "merge": "mmdora.injectors",
-    "save_adapter": "mmdora.adapters",
-    "load_adapter": "mmdora.adapters",
+    "find_parts": "mmdora.adapt.modality",
+    "inject": "mmdora.adapt.inject",
+    "merge": "mmdora.adapt.inject",
+    "save_adapter": "mmdora.adapter_files.adapters",
+    "load_adapter": "mmdora.adapter_files.adapters",
     "analyze": "mmdora.analysis.run",
     "MmdoraError": "mmdora.errors",
 }
@@ -30,11 +29,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mmdora.adapters import load_adapter, save_adapter
+    from mmdora.adapt.inject import inject, merge
+    from mmdora.adapt.modality import find_parts
+    from mmdora.adapter_files.adapters import load_adapter, save_adapter
     from mmdora.analysis.run import analyze
     from mmdora.errors import MmdoraError
-    from mmdora.injectors import inject, merge
-    from mmdora.modality import find_parts
     from mmdora.models.load import load
 
 

@@ -6,6 +6,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
+from mmdora.version import __version__
+
 PACKAGES = ("torch", "torchvision", "transformers", "accelerate", "peft", "datasets", "tokenizers", "safetensors",
             "huggingface_hub", "gradio", "Pillow", "numpy", "pyarrow")  # fmt: skip
 OPTIONAL = (
@@ -29,9 +31,7 @@ def collect() -> dict[str, str]:
     import psutil
     import torch
 
-    import mmdora
-
-    found = {"mmdora": mmdora.__version__, "python": platform.python_version(), "platform": platform.platform()}
+    found = {"mmdora": __version__, "python": platform.python_version(), "platform": platform.platform()}
     found |= {package: _version(package) or "not installed" for package in PACKAGES}
     found |= {package: installed for package in OPTIONAL if (installed := _version(package))}
     found["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"

@@ -19,9 +19,9 @@ from random import Random
 import pytest
 import torch
 
-from mmdora.data.record import qa_record
-from mmdora.data.records import write_records
 from mmdora.data_prep import scenes
+from mmdora.records.reader import write_records
+from mmdora.records.record import qa_record
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def llava_adapter(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """For tests that ask about an export's files: comparing on two rows is enough."""
-    from mmdora import parity
+    from mmdora.export import parity
 
     monkeypatch.setattr(parity, "ROWS", 2)
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import mmdora
-import mmdora.export as room
+import mmdora.export.run as room
+from mmdora.adapt.inject import trainable_parameters
 from mmdora.config import RunConfig, validate
-from mmdora.injectors import trainable_parameters
-from mmdora.shards import UnsureError
+from mmdora.export.shards import UnsureError
 
 DORA = {
     "vision": {"method": "dora", "rank": 2},

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmdora.adapter_files.tensors import _gather, file_rank, keys_of, to_file
 from mmdora.layers import AdaptedAttention, kind_of, wrapper
-from mmdora.layers.files import _gather, file_rank, keys_of, to_file
 from mmdora.ops import reference
 
 BASES: dict[str, Any] = {

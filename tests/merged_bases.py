@@ -13,10 +13,10 @@ from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import mmdora
-from mmdora.export import _MergedModel
-from mmdora.injectors import trainable_parameters
-from mmdora.layout import save_checkpoint
-from mmdora.merge_disk import DiskMerge
+from mmdora.adapt.inject import trainable_parameters
+from mmdora.export.layout import save_checkpoint
+from mmdora.export.merge_disk import DiskMerge
+from mmdora.export.run import _MergedModel
 
 MOE = {
     "vision_config": {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "image_size": 16},

@@ -9,9 +9,9 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 
-from mmdora.models.open_clip_config import OpenClipVisionConfig
-from mmdora.models.open_clip_tower import tower_config
-from mmdora.models.vlbart_compose import compose
+from mmdora.models.open_clip.config import OpenClipVisionConfig
+from mmdora.models.open_clip.tower import tower_config
+from mmdora.models.vlbart.compose import compose
 
 RESNET = {"embed_dim": 12, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 2, "head_width": 16}}
 VIT = {

@@ -11,9 +11,9 @@ from shrunken import shrunken, shrunken_llava
 from shrunken_vlbart import small_vlbart
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from mmdora.adapt.inject import inject, make_plan, trainable_parameters
 from mmdora.config import load_config
 from mmdora.evaluate.tasks import TASKS
-from mmdora.injectors import inject, make_plan, trainable_parameters
 
 ROOT = Path(__file__).parent.parent
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))  # for its launcher, not for mmdora
@@ -104,7 +104,7 @@ def test_the_papers_start_is_all_that_differs_from_a_tuned_llava(method):
     paper, tuned = (
         load_config(ROOT / f"configs/{name}_{method}.yaml").to_dict() for name in ("paper/llava", "llava_1.5_7b")
     )
-    assert paper["model"].pop("base") == "runs/paper/llava_start"  # of mmdora.models.llava_compose
+    assert paper["model"].pop("base") == "runs/paper/llava_start"  # of mmdora.models.llava.from_parts
     for tree in (paper, tuned):
         tree["model"].pop("base", None)
         del tree["training"]["output"]
@@ -136,7 +136,7 @@ def test_qwen_adapts_language_and_merger_but_not_the_tower():
 
 @pytest.mark.parametrize(("method", "magnitudes", "share"), [("lora", 0, 461), ("dora", 1_359_872, 463)])
 def test_llava_1_5_7b_has_the_papers_parameter_counts(method, magnitudes, share, monkeypatch):
-    monkeypatch.setattr("mmdora.injectors.fingerprint", lambda model: {})  # samples values, which meta has none of
+    monkeypatch.setattr("mmdora.adapt.inject.fingerprint", lambda model: {})  # samples values, which meta has none of
     config = load_config(ROOT / f"configs/llava_1.5_7b_{method}.yaml")
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(full_size_llava())

@@ -10,7 +10,7 @@ from PIL import Image
 from shrunken_vlbart import small_vlbart
 
 import mmdora
-from mmdora.injectors import trainable_parameters
+from mmdora.adapt.inject import trainable_parameters
 
 PLANS: dict[str, Any] = {
     "lora": {"language": {"method": "lora", "rank": 2}},

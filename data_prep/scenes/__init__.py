@@ -17,12 +17,12 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any, Literal
 
-from mmdora.data.prepare.run import write_splits
-from mmdora.data.record import qa_record
 from mmdora.data_prep.scenes import tasks
 from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, SIDE, Thing, scene
 from mmdora.data_prep.scenes.language import caption, conversation, existence
 from mmdora.errors import MmdoraError
+from mmdora.prepare.run import write_splits
+from mmdora.records.record import qa_record
 
 __all__ = ["COLOURS", "SHAPES", "SIDE", "Thing", "caption", "conversation", "existence", "prepare", "scene"]
 

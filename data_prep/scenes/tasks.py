@@ -13,11 +13,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mmdora.data.prepare.held_out import held_out
-from mmdora.data.prepare.record import asked
-from mmdora.data.record import Record
 from mmdora.data_prep.scenes import clips, one_picture, pair_questions, pairs, words
 from mmdora.data_prep.scenes.drawing import Draw
+from mmdora.prepare.held_out import held_out
+from mmdora.prepare.record import asked
+from mmdora.records.record import Record
 
 KINDS: Mapping[str, Callable[[Random, str], Draw]] = {
     "caption": one_picture.captions,

@@ -10,8 +10,8 @@ import numpy as np
 
 from mmdora.analysis.rows import Row
 from mmdora.config import MODALITIES
-from mmdora.evaluate.bootstrap import Part, measure, ratio
-from mmdora.evaluate.scores import Score
+from mmdora.evaluate.scoring.bootstrap import Part, measure, ratio
+from mmdora.evaluate.scoring.scores import Score
 
 PAPER = {"full": -0.62, "lora": 0.83, "dora": -0.31}
 """Correlation of dM and dD over layers and checkpoints of VL-BART's query weights (arXiv 2402.09353, section 3.2)."""

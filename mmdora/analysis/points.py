@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdora.adapter_files import CONFIG, OURS, WEIGHTS, refuse_pickle
+from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, refuse_pickle
 from mmdora.errors import MmdoraError
 from mmdora.train.checkpoint import MANIFEST, checkpoints, manifest_of, step_of
 

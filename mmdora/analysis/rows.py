@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdora.adapters import read_adapter
+from mmdora.adapt.plan import Entry, Plan
+from mmdora.adapter_files.adapters import read_adapter
 from mmdora.analysis.decomposition import (
     Change,
     changed_rows,
@@ -24,14 +25,13 @@ from mmdora.analysis.decomposition import (
 )
 from mmdora.analysis.points import Point
 from mmdora.errors import MmdoraError
-from mmdora.export import base_folder
+from mmdora.export.mapped import MappedCheckpoint
+from mmdora.export.merge_disk import factors
+from mmdora.export.run import base_folder
+from mmdora.export.shards import UnsureError
 from mmdora.layers import AdaptedEmbedding
 from mmdora.layers import kind_of as layer_of
-from mmdora.mapped import MappedCheckpoint
-from mmdora.merge_disk import factors
 from mmdora.ops.merge import pieces
-from mmdora.plan import Entry, Plan
-from mmdora.shards import UnsureError
 
 OTHER = "other"
 About = tuple[str, str, str, str, int]

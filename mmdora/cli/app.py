@@ -8,8 +8,8 @@ from typing import Annotated
 
 from cyclopts import App, Parameter, validators
 
-import mmdora
 from mmdora.errors import MmdoraError
+from mmdora.version import __version__
 
 Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 Flag = Parameter(negative=())
@@ -17,7 +17,7 @@ Count = Annotated[int, Parameter(validator=validators.Number(gte=1))]
 
 app = App(
     name="mmdora",
-    version=mmdora.__version__,
+    version=__version__,
     help="Adapt vision-language models with DoRA and LoRA, modality by modality.\n\nStart with `mmdora quickstart`.",
     default_parameter=Parameter(negative_iterable=()),
     suppress_keyboard_interrupt=False,

@@ -48,9 +48,9 @@ def export(
     public
         Make that repository public; one that is there already stays what it is.
     """
-    from mmdora.export import export as write
-    from mmdora.export import llama_cpp_commands
-    from mmdora.hub import check_repo, push
+    from mmdora.export.hub import check_repo, push
+    from mmdora.export.run import export as write
+    from mmdora.export.run import llama_cpp_commands
 
     if push_to_hub:
         check_repo(push_to_hub)

@@ -42,8 +42,8 @@ def inspect(
     trust_remote_code
         Run code that the checkpoint brings along.
     """
-    from mmdora import overview
     from mmdora.config import load_config
+    from mmdora.train import overview
 
     if config is None and overrides:
         raise MmdoraError(f"{overrides[0]}: config overrides need --config")

@@ -43,6 +43,6 @@ def quickstart(
     port
         Port of the page on 127.0.0.1.
     """
-    from mmdora.quickstart import quickstart as run
+    from mmdora.quickstart.run import quickstart as run
 
     run(out, family=family, overrides=overrides, limit=limit, port=port if demo else None)

@@ -55,7 +55,7 @@ def train(
 
     settings = load_config(config, overrides)
     if dry_run:
-        from mmdora import overview
+        from mmdora.train import overview
 
         return overview.show_batch(settings, trust_remote_code=trust_remote_code)
     from mmdora.train import train as run

@@ -41,7 +41,7 @@ def verify(
     dtype
         Of the weights here: the server's, for equal answers.
     """
-    from mmdora.verify import summary
-    from mmdora.verify import verify as run
+    from mmdora.export.verify import summary
+    from mmdora.export.verify import verify as run
 
     print(summary(run(model, server, data=data, images=images, limit=limit, max_new_tokens=max_tokens, dtype=dtype)))

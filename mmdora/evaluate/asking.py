@@ -12,16 +12,16 @@ from typing import Any
 
 from PIL import Image
 
-from mmdora.data.features import open_features
-from mmdora.data.images import open_image
-from mmdora.data.prompt import with_prompt, with_question
-from mmdora.data.record import Record
-from mmdora.data.records import Records
-from mmdora.data.turns import Messages, prompt_messages
+from mmdora.batches.prompt import with_prompt, with_question
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import Task
-from mmdora.models.vlbart_processor import VLBartProcessor
-from mmdora.predict import Prompt
+from mmdora.models.vlbart.processor import VLBartProcessor
+from mmdora.predict.answers import Prompt
+from mmdora.records.features import open_features
+from mmdora.records.images import open_image
+from mmdora.records.reader import Records
+from mmdora.records.record import Record
+from mmdora.records.turns import Messages, prompt_messages
 
 AHEAD = 16  # batches sorted by length together; an image they share is opened once
 LIKE = 32  # characters, about 8 tokens: more padding than that costs more than a shared picture saves

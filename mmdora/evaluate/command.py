@@ -16,7 +16,7 @@ from mmdora.evaluate.gallery import write_gallery
 from mmdora.evaluate.output import GALLERY, write_json
 from mmdora.evaluate.processes import processes
 from mmdora.evaluate.run import Evaluation, evaluate
-from mmdora.evaluate.significance import Comparison, compare
+from mmdora.evaluate.scoring.significance import Comparison, compare
 from mmdora.evaluate.source import Source, find, first
 from mmdora.evaluate.suites import ENTERED, LOCAL, SERVER, Cell, Suite, average, entered_scores, suite_of, suite_table
 from mmdora.evaluate.table import Row, scores_table

@@ -15,11 +15,11 @@ from random import Random
 
 from PIL import Image
 
-from mmdora.data.images import open_image
-from mmdora.data.record import Record
-from mmdora.data.records import Records
-from mmdora.evaluate.rows import Row
+from mmdora.evaluate.scoring.rows import Row
 from mmdora.evaluate.tasks import Task
+from mmdora.records.images import open_image
+from mmdora.records.reader import Records
+from mmdora.records.record import Record
 
 TEMPLATE = "gallery.html.j2"
 SHOWN = 60

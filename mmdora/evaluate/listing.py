@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmdora.evaluate.scoring import scorer_of
+from mmdora.evaluate.scoring.scorers import scorer_of
 from mmdora.evaluate.suites import SUITES
 from mmdora.evaluate.tasks import TASKS
 

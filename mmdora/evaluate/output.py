@@ -8,17 +8,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from mmdora.data.record import Record
-from mmdora.data.records import Records, write_records
-from mmdora.data.turns import answer_text
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.gallery import write_gallery
-from mmdora.evaluate.metrics import answer_type, question_text
 from mmdora.evaluate.resume import METRICS, PREDICTIONS
-from mmdora.evaluate.rows import Row
-from mmdora.evaluate.scores import Scores
-from mmdora.evaluate.scoring import submitted
+from mmdora.evaluate.scoring.metrics import answer_type, question_text
+from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.scorers import submitted
+from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task
+from mmdora.records.reader import Records, write_records
+from mmdora.records.record import Record
+from mmdora.records.turns import answer_text
 
 GALLERY = "errors.html"
 WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")  # meta stays in the records

@@ -17,19 +17,19 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
-from mmdora import __version__
-from mmdora.data.record import Record
-from mmdora.data.records import Records
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking, plan, survey
 from mmdora.evaluate.output import rows_of, write_complete, write_predictions
 from mmdora.evaluate.processes import processes
 from mmdora.evaluate.resume import Journal, finished, key_of
-from mmdora.evaluate.rows import Row
-from mmdora.evaluate.scores import Scores
-from mmdora.evaluate.scoring import ready, score_rows
+from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.scorers import ready, score_rows
+from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
-from mmdora.predict import generate
+from mmdora.predict.answers import generate
+from mmdora.records.reader import Records
+from mmdora.records.record import Record
+from mmdora.version import __version__
 
 
 @dataclass(frozen=True)

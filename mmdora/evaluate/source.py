@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
-from mmdora.data.prepare import card
-from mmdora.data.record import Record
-from mmdora.data.records import Records, read_records
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import TASKS, Task, task_of
+from mmdora.prepare import card
+from mmdora.records.reader import Records, read_records
+from mmdora.records.record import Record
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mmdora.errors import MmdoraError
-from mmdora.evaluate.scores import Score, Scores
+from mmdora.evaluate.scoring.scores import Score, Scores
 
 if TYPE_CHECKING:
     from rich.table import Table

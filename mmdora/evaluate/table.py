@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mmdora.evaluate.scoring import CIDER
-from mmdora.evaluate.significance import Comparison
+from mmdora.evaluate.scoring.scorers import CIDER
+from mmdora.evaluate.scoring.significance import Comparison
 
 if TYPE_CHECKING:
     from rich.table import Table

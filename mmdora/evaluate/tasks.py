@@ -14,8 +14,8 @@ import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from mmdora.data.record import Record
 from mmdora.errors import MmdoraError
+from mmdora.records.record import Record
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."

@@ -27,7 +27,7 @@ class Adapted(nn.Module):
     row norms of W0 at first; each is None where the method has none. So the output starts as the base's.
 
     Only calls are adapted: code that reads the weight itself gets the base's. An adapter on a module that is never
-    called would do nothing; `mmdora.targets` refuses where the source shows it.
+    called would do nothing; `mmdora.adapt.targets` refuses where the source shows it.
 
     c is computed once per optimizer step (see `scales`). Code that writes parameters through `.data` outside a
     `torch.optim` step must call `refresh`.

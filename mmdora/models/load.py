@@ -12,8 +12,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from mmdora.adapter_files import CONFIG, OURS, WEIGHTS, refuse_pickle
-from mmdora.adapters import load_adapter
+from mmdora.adapter_files.adapters import load_adapter
+from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, refuse_pickle
 from mmdora.config import Compose, ImageTokens, validate
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, read_json
@@ -121,7 +121,7 @@ def _composed(
     device: str | torch.device | None,
     budget: ImageTokens | None,
 ) -> tuple[Any, Any]:
-    from mmdora.models.compose import compose  # imports what only a composed base needs
+    from mmdora.models.llava.compose import compose  # imports what only a composed base needs
 
     if not isinstance(recipe, Compose):
         recipe = validate(Compose, dict(recipe), where=lambda key: "mmdora.load")

@@ -10,10 +10,10 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
 from transformers import Trainer
 
+from mmdora.adapt.inject import make_plan
+from mmdora.batches.order import spare_row
 from mmdora.config import RunConfig, Training
-from mmdora.data.batches import spare_row
 from mmdora.errors import OutOfMemory
-from mmdora.injectors import make_plan
 from mmdora.models.load import skeleton
 from mmdora.train.memory import estimate, typical_batch
 from mmdora.train.processes import Processes

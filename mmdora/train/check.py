@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow.compute
 import torch
 
+from mmdora.adapt.inject import make_plan
 from mmdora.config import RunConfig
-from mmdora.data.records import Records
 from mmdora.errors import MmdoraError
-from mmdora.injectors import make_plan
 from mmdora.models.load import skeleton
+from mmdora.records.reader import Records
 
 SHOWN_IDS = 3
 pc: Any = pyarrow.compute  # its functions are made when it is imported
@@ -58,7 +58,7 @@ def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     make_plan(model, config.adapt)
     if config.data.feature_cache is not None:
-        from mmdora.models.feature_cache import check_reads_features  # imports open_clip
+        from mmdora.models.vlbart.feature_cache import check_reads_features  # imports open_clip
 
         check_reads_features(model)
 

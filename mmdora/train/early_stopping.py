@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from transformers import TrainerCallback
 
-from mmdora.data.record import Record
 from mmdora.evaluate.run import evaluate
+from mmdora.records.record import Record
 
 LOSS, SCORE = "eval_loss", "eval_score"
 

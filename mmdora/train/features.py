@@ -24,7 +24,7 @@ def features_of(
     """
     if config.data.feature_cache is None:
         return None
-    from mmdora.models.feature_cache import FeatureCache  # imports open_clip
+    from mmdora.models.vlbart.feature_cache import FeatureCache  # imports open_clip
 
     cache = FeatureCache.of(model, processor, config.data.feature_cache)
     model.model.vision_tower.to(processes.device)

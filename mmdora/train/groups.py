@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
+from mmdora.adapt.inject import trainable_parameters
 from mmdora.config import Adapt, Modality, Training
 from mmdora.errors import MmdoraError
-from mmdora.injectors import trainable_parameters
 
 
 def parameter_groups(model: nn.Module, adapt: Adapt, training: Training) -> list[dict[str, Any]]:

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from mmdora.adapt.inject import Plan
 from mmdora.config import MODALITIES
-from mmdora.injectors import Plan
 
 aten = torch.ops.aten
 BACKWARD, OTHER = "backward", "other"

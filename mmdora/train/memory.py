@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdora.adapt.inject import Plan, apply, trainable_parameters
+from mmdora.batches.prompt import IGNORE, answers_apart, encode, render
 from mmdora.config import RunConfig
-from mmdora.data.prompt import IGNORE, answers_apart, encode, render
-from mmdora.injectors import Plan, apply, trainable_parameters
 from mmdora.ops import dropout
 from mmdora.train.ledger import BACKWARD, Ledger
 from mmdora.train.loss import ChunkedLoss

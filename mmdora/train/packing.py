@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmdora.data.packing import PackedCollator, Packs
-from mmdora.data.prompt import IGNORE
+from mmdora.batches.packing import PackedCollator, Packs
+from mmdora.batches.prompt import IGNORE
 from mmdora.errors import MmdoraError
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from mmdora.data.fit import Rows
-from mmdora.data.packing import Packs
-from mmdora.data.tasks import TaskRows
+from mmdora.batches.fit import Rows
+from mmdora.batches.packing import Packs
+from mmdora.batches.tasks import TaskRows
 
 
 def unreached(

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import mmdora
 from mmdora.config import RunConfig
+from mmdora.version import __version__
 
 FILES = {
     "config.yaml": "every setting, overrides included: `mmdora train config.yaml` repeats the run elsewhere",
@@ -33,7 +33,7 @@ def readme(config: RunConfig, plan: str, data: str, command: list[str], done: Ma
     base = config.base
     parts = [
         f"# {folder.name}",
-        f"`{Path(base).name if Path(base).exists() else base}` adapted by mmdora {mmdora.__version__}.",
+        f"`{Path(base).name if Path(base).exists() else base}` adapted by mmdora {__version__}.",
     ]
     parts.append(f"## Command\n\n```\n{shlex.join(command)}\n```")
     if done is None:

@@ -11,9 +11,9 @@ from typing import Any
 import yaml
 from transformers.trainer import TRAINER_STATE_NAME
 
+from mmdora.adapt.fingerprint import same_base
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
-from mmdora.fingerprint import same_base
 from mmdora.train.checkpoint import checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"

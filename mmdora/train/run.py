@@ -19,16 +19,16 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
 
-from mmdora.adapters import restore_adapter
+from mmdora.adapt.inject import inject, trainable_parameters
+from mmdora.adapter_files.adapters import restore_adapter
+from mmdora.batches.collate import Collator
+from mmdora.batches.fit import Rows
+from mmdora.batches.packing import PackedCollator, Packs
+from mmdora.batches.seq2seq import Seq2SeqCollator
+from mmdora.batches.stream import Stream
 from mmdora.config import RunConfig
-from mmdora.data.collate import Collator
-from mmdora.data.fit import Rows
-from mmdora.data.packing import PackedCollator, Packs
-from mmdora.data.seq2seq import Seq2SeqCollator
-from mmdora.data.stream import Stream
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
 from mmdora.evaluate.tasks import task_of
-from mmdora.injectors import inject, trainable_parameters
 from mmdora.models.load import load, load_processor
 from mmdora.train.arguments import arguments_of, metric
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
@@ -111,7 +111,7 @@ def _train(
         if config.data.stream and processes.sharded:
             raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
         if config.model.compose is not None:
-            from mmdora.models.compose import compose_into  # imports what only a composed base needs
+            from mmdora.models.llava.compose import compose_into  # imports what only a composed base needs
 
             compose_into(Path(config.base), config.model.compose, config.training.seed, say)
         check_plan(config, trust_remote_code=trust)

@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import set_seed
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 
-from mmdora.adapter_files import CONFIG, OURS, WEIGHTS
-from mmdora.adapters import restore_adapter, save_adapter
+from mmdora.adapter_files.adapters import restore_adapter, save_adapter
+from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS
 from mmdora.errors import MmdoraError
 from mmdora.train import checkpoint
 from mmdora.train.batch_size import FittingTrainer

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map
 
-from mmdora.injectors import adapted_modules, plan_of
+from mmdora.adapt.inject import adapted_modules, plan_of
 
 
 @contextmanager

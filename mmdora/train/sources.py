@@ -11,12 +11,12 @@ from typing import Any
 
 from torch.utils.data import Dataset, Subset
 
+from mmdora.batches.fit import Rows, fit
+from mmdora.batches.packing import Packs
+from mmdora.batches.stream import BUFFER, Shards, Stream, admit
+from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig, TaskData
-from mmdora.data.fit import Rows, fit
-from mmdora.data.packing import Packs
-from mmdora.data.records import Records, read_records
-from mmdora.data.stream import BUFFER, Shards, Stream, admit
-from mmdora.data.tasks import TaskRows
+from mmdora.records.reader import Records, read_records
 from mmdora.train.check import check_apart
 from mmdora.train.early_stopping import Answers
 from mmdora.train.processes import Processes

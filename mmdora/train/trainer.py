@@ -16,13 +16,13 @@ from tqdm.auto import tqdm
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import seed_worker
 
+from mmdora.batches.fit import Rows
+from mmdora.batches.order import Batches, spare_row
+from mmdora.batches.packing import Packs
+from mmdora.batches.sampler import GroupedSampler
+from mmdora.batches.stream import Stream, StreamBatches
+from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig
-from mmdora.data.batches import Batches, spare_row
-from mmdora.data.fit import Rows
-from mmdora.data.packing import Packs
-from mmdora.data.sampler import GroupedSampler
-from mmdora.data.stream import Stream, StreamBatches
-from mmdora.data.tasks import TaskRows
 from mmdora.errors import MmdoraError
 from mmdora.train.batch_size import Pieces
 from mmdora.train.early_stopping import LOSS, SCORE, Answers

@@ -14,10 +14,10 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
 
 import mmdora
+from mmdora.adapt.inject import trainable_parameters
 from mmdora.errors import MmdoraError
-from mmdora.injectors import trainable_parameters
+from mmdora.export.layout import save_checkpoint
 from mmdora.layers import Adapted
-from mmdora.layout import save_checkpoint
 
 ADAPT: dict[str, dict[str, Any]] = {
     "lora": {

@@ -16,11 +16,11 @@ from PIL import Image
 from shrunken import shrunken_llava
 
 import mmdora
+from mmdora.adapt.inject import trainable_parameters
 from mmdora.analysis.page import CSV, PAGE
 from mmdora.cli import main
 from mmdora.errors import MmdoraError
-from mmdora.injectors import trainable_parameters
-from mmdora.layout import save_checkpoint
+from mmdora.export.layout import save_checkpoint
 from mmdora.train.checkpoint import seal, staged
 
 ADAPT = {

@@ -9,7 +9,7 @@ from mmdora.demo import app, server
 from mmdora.demo.compare import Column
 from mmdora.demo.inside import Inside
 from mmdora.demo.votes import Votes
-from mmdora.predict import Partial
+from mmdora.predict.answers import Partial
 
 NAMES = ("base", "lora", "dora")
 

@@ -3,12 +3,12 @@
 import pytest
 from playwright.sync_api import expect
 
+from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import app, server
 from mmdora.demo.compare import Column
 from mmdora.demo.inside import Inside
 from mmdora.demo.votes import Votes
-from mmdora.predict import Partial
-from mmdora.samples import samples
+from mmdora.predict.answers import Partial
 
 PICTURE, QUESTION = samples(4)[3]
 NAMES = ("base", "lora", "dora")

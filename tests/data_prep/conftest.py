@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mmdora.data.record import Record
+from mmdora.records.record import Record
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def records_of() -> Callable[[Path], list[Record]]:
 @pytest.fixture
 def full_marks() -> Callable[[str, Iterable[Record]], bool]:
     """Whether a task's scorer finds in the records all it needs, and gives their own answers the full mark."""
-    from mmdora.evaluate.scoring import score_rows
+    from mmdora.evaluate.scoring.scorers import score_rows
 
     def score(task: str, records: Iterable[Record]) -> bool:
         rows = []

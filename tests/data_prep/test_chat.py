@@ -6,10 +6,10 @@ from pathlib import Path
 import datasets
 import pytest
 
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.records import read_records
 from mmdora.data_prep import llava, messages, sharegpt
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.records.reader import read_records
 
 IMAGE = {"type": "image"}
 

@@ -10,12 +10,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mmdora.data.images import open_image
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.prepare.record import chosen
-from mmdora.data.records import read_records
 from mmdora.data_prep import mmbench, pope, scienceqa
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.record import chosen
+from mmdora.records.images import open_image
+from mmdora.records.reader import read_records
 
 
 def problem(**fields) -> dict:

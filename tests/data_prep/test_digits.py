@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from mmdora.data.prepare.held_out import held_out
 from mmdora.data_prep import digits
 from mmdora.errors import MmdoraError
+from mmdora.prepare.held_out import held_out
 
 
 @pytest.fixture(scope="module")

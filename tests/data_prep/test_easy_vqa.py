@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from mmdora.data.records import read_records
 from mmdora.data_prep import easy_vqa
+from mmdora.records.reader import read_records
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from mmdora.data.images import open_image
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.records import read_records
 from mmdora.data_prep import coco_captions, nlvr2
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.records.images import open_image
+from mmdora.records.reader import read_records
 
 
 def nlvr2_row(identifier: str, label: str | None, **fields) -> dict:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdora.data.prepare.features import measure
 from mmdora.data_prep import nlvr2, pope, scenes
 from mmdora.data_prep.scenes import clips, language, one_picture, pair_questions, pairs, tasks, words
 from mmdora.data_prep.scenes.drawing import Draw, Thing, in_words
 from mmdora.errors import MmdoraError
+from mmdora.prepare.features import measure
 
 KINDS = get_args(scenes.Kind)
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmdora.data.records import read_records
 from mmdora.data_prep import scenes
 from mmdora.data_prep.scenes import tasks
+from mmdora.records.reader import read_records
 
 
 def easy_vqa_questions() -> set[str]:

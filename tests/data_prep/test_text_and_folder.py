@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mmdora.data.prepare.inputs import ImageInputs, Inputs
-from mmdora.data.records import read_records
 from mmdora.data_prep import boolq, folder, hellaswag, winogrande
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs, Inputs
+from mmdora.records.reader import read_records
 
 
 def test_boolq(official, tmp_path, question_of, answer_of, full_marks):

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmdora.data.prepare.inputs import VideoInputs
-from mmdora.data.records import read_records
 from mmdora.data_prep import how2qa, tvc, tvqa, yc2c
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import VideoInputs
+from mmdora.records.reader import read_records
 
 CLIP = "friends_s04e20_seg02_clip_07"
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from mmdora.data.prepare.inputs import ImageInputs
-from mmdora.data.records import read_records
 from mmdora.data_prep import gqa, okvqa, textvqa, vizwiz, vqav2
 from mmdora.errors import MmdoraError
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.records.reader import read_records
 
 
 def note(question: int, image: int, answers: list[str], kind: str = "other") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import app, cards, server
 from mmdora.demo.columns import local
 from mmdora.demo.compare import Answer, Column, Settings, Turn
@@ -21,8 +22,7 @@ from mmdora.demo.inside import Inside
 from mmdora.demo.session import Session
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
-from mmdora.predict import Prompt, ask, generate
-from mmdora.samples import samples
+from mmdora.predict.answers import Prompt, ask, generate
 
 QUESTION = "what color is the shape?"
 

@@ -22,7 +22,7 @@ from mmdora.demo.compare import (
     read_image,
 )
 from mmdora.errors import MmdoraError
-from mmdora.predict import Partial, ask, generate
+from mmdora.predict.answers import Partial, ask, generate
 
 PICTURE = Image.new("RGB", (64, 64), "teal")
 QUESTION = "what color is the shape?"

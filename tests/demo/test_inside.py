@@ -9,7 +9,7 @@ import mmdora
 from mmdora.demo.inside import Inside, curve
 from mmdora.demo.inside_tab import inside_tab, told
 from mmdora.errors import MmdoraError
-from mmdora.evaluate.significance import compare
+from mmdora.evaluate.scoring.significance import compare
 from mmdora.train import train
 
 

@@ -6,11 +6,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 import mmdora
+from mmdora.adapt.inject import trainable_parameters
 from mmdora.demo.columns import load_columns
 from mmdora.demo.compare import Settings, answer, new_turn
 from mmdora.demo.shared_base import SharedBase
 from mmdora.errors import MmdoraError
-from mmdora.injectors import trainable_parameters
 
 PICTURE = Image.effect_noise((64, 64), 90).convert("RGB")
 PLANS = {

@@ -10,11 +10,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmdora.data.prepare.record import asked
 from mmdora.evaluate.gallery import SHOWN, write_gallery
-from mmdora.evaluate.significance import Comparison
+from mmdora.evaluate.scoring.significance import Comparison
 from mmdora.evaluate.table import Row, scores_table
 from mmdora.evaluate.tasks import TASKS
+from mmdora.prepare.record import asked
 
 EVIL = "<script>alert('x')</script>"
 

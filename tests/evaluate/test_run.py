@@ -14,12 +14,12 @@ from accelerate import PartialState
 from tiny_run import contents, exit_code, forked
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmdora.data.records import read_records
 from mmdora.data_prep import easy_vqa
 from mmdora.errors import MmdoraError
 from mmdora.evaluate import asking, run
 from mmdora.evaluate.resume import PARTIAL, Journal, read_predictions
-from mmdora.evaluate.scores import Scores
+from mmdora.evaluate.scoring.scores import Scores
+from mmdora.records.reader import read_records
 
 
 @pytest.fixture(scope="module")

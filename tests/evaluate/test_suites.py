@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from mmdora.data.prepare.record import asked
-from mmdora.data.records import write_records
 from mmdora.errors import MmdoraError
 from mmdora.evaluate import command, run
-from mmdora.evaluate.scores import Score, Scores
+from mmdora.evaluate.scoring.scores import Score, Scores
 from mmdora.evaluate.suites import SUITES, Cell, Column, average, entered_scores, suite_of, suite_table
 from mmdora.evaluate.tasks import TASKS
+from mmdora.prepare.record import asked
+from mmdora.records.reader import write_records
 
 # DoRA, arXiv 2402.09353: rows of tables 2, 3 and 5 with the averages printed there
 PUBLISHED = [

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mmdora.data.prepare.record import asked, choice
-from mmdora.data.records import write_records
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.output import write_submission
-from mmdora.evaluate.scoring import SCORERS
+from mmdora.evaluate.scoring.scorers import SCORERS
 from mmdora.evaluate.source import find, first
 from mmdora.evaluate.tasks import TASKS, task_of
+from mmdora.prepare.record import asked, choice
+from mmdora.records.reader import write_records
 
 REPOSITORY = Path(__file__).parents[2]
 OCR = {"ocr_tokens": ["DAKOTA", "DIGITAL"]}

@@ -7,10 +7,10 @@ import pytest
 import torch
 from shrunken_vlbart import picture, small_vlbart
 
-from mmdora.data.prepare.record import asked
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.run import evaluate
 from mmdora.evaluate.tasks import TASKS
+from mmdora.prepare.record import asked
 
 BEAMS, TOKENS = 3, 6
 

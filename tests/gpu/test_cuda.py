@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import mmdora
-from mmdora.data.records import read_records
 from mmdora.data_prep import easy_vqa
 from mmdora.evaluate.run import evaluate
-from mmdora.export import export
+from mmdora.export.run import export
+from mmdora.records.reader import read_records
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,7 +87,7 @@ def test_merged_equals_adapted_and_answers(killed_and_resumed: Path, data: Path,
 
 
 def test_cuda_agrees_with_the_cpu(killed_and_resumed: Path, data: Path) -> None:
-    from mmdora.data.collate import Collator
+    from mmdora.batches.collate import Collator
 
     records = read_records(data / "test.jsonl")
     logits = []

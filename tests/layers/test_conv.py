@@ -7,7 +7,7 @@ import torch
 from layer_cases import Dense, Peft, adapted, max_rel, same_as_peft, shake
 from torch import nn
 
-from mmdora.layers.files import unlike_peft
+from mmdora.adapter_files.tensors import unlike_peft
 
 METHOD = pytest.mark.parametrize("method", ["lora", "dora"])
 

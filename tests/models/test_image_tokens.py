@@ -10,11 +10,11 @@ from PIL import Image
 from shrunken import ROPE, TEXT, shrunken
 from transformers import AutoProcessor
 
-from mmdora.adapters import save_adapter
+from mmdora.adapt.inject import inject, trainable_parameters
+from mmdora.adapter_files.adapters import save_adapter
 from mmdora.config import ImageTokens, RunConfig, validate
 from mmdora.errors import MmdoraError
-from mmdora.export import export
-from mmdora.injectors import inject, trainable_parameters
+from mmdora.export.run import export
 from mmdora.models import image_tokens as room
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor

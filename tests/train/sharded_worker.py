@@ -13,7 +13,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from mmdora import inject
-from mmdora.adapters import save_adapter
+from mmdora.adapter_files.adapters import save_adapter
 from mmdora.train.sharded import spread_state, whole, whole_state
 
 ADAPT = {

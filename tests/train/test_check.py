@@ -8,9 +8,9 @@ from typing import Any, cast
 import pyarrow as pa
 import pytest
 
-from mmdora.data.record import qa_record
-from mmdora.data.records import Records, read_records, write_records
 from mmdora.errors import MmdoraError
+from mmdora.records.reader import Records, read_records, write_records
+from mmdora.records.record import qa_record
 from mmdora.train.check import check_apart
 
 

@@ -8,10 +8,10 @@ from shrunken_vlbart import picture, small_vlbart
 from tiny_run import config_of, curve, silent
 
 from mmdora.cli import main
-from mmdora.data.mapped_rows import ROWS
-from mmdora.data.record import qa_record
-from mmdora.data.records import write_records
-from mmdora.models.open_clip_tower import OpenClipVisionModel
+from mmdora.models.open_clip.tower import OpenClipVisionModel
+from mmdora.models.vlbart.mapped_rows import ROWS
+from mmdora.records.reader import write_records
+from mmdora.records.record import qa_record
 from mmdora.train.run import train
 
 

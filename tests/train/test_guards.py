@@ -15,11 +15,11 @@ import yaml
 from safetensors.torch import load_file
 from tiny_run import config_for, curve, exit_code, first_turns, forked, same_run, same_tensors, silent, tree_for
 
+from mmdora.adapt.inject import inject
+from mmdora.batches.collate import Collator
 from mmdora.cli import main
 from mmdora.config import RunConfig
-from mmdora.data.collate import Collator
 from mmdora.errors import Interrupted, MmdoraError
-from mmdora.injectors import inject
 from mmdora.train import run as module_of_train
 from mmdora.train import train
 from mmdora.train.trainer import AdapterTrainer

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from shrunken import llava_inputs, shrunken_llava
 
-from mmdora.injectors import inject, trainable_parameters
+from mmdora.adapt.inject import inject, trainable_parameters
 from mmdora.train import loss as room
 from mmdora.train.loss import ChunkedLoss, chunked_cross_entropy
 

@@ -10,12 +10,12 @@ from shrunken import ROPE, TEXT, shrunken
 from tiny_run import config_of, curve, first_turns, same_run, silent, tree_for
 from transformers import AutoProcessor
 
-from mmdora.data.collate import Collator
-from mmdora.data.fit import fit
-from mmdora.data.packing import PackedCollator, Packs
-from mmdora.data.prompt import IGNORE
-from mmdora.data.records import read_records
+from mmdora.batches.collate import Collator
+from mmdora.batches.fit import fit
+from mmdora.batches.packing import PackedCollator, Packs
+from mmdora.batches.prompt import IGNORE
 from mmdora.errors import MmdoraError
+from mmdora.records.reader import read_records
 from mmdora.train import train
 from mmdora.train.loss import ChunkedLoss
 from mmdora.train.packing import check_packing

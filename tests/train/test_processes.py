@@ -22,9 +22,9 @@ from safetensors.torch import load_file
 from tiny_run import config_of, contents, curve, first_turns, same_run, silent, tree_for
 from transformers import TrainingArguments
 
+from mmdora.batches.order import Batches
+from mmdora.batches.sampler import GroupedSampler
 from mmdora.cli import main
-from mmdora.data.batches import Batches
-from mmdora.data.sampler import GroupedSampler
 from mmdora.errors import MmdoraError
 from mmdora.train import train
 from mmdora.train.trainer import AdapterTrainer

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parent))
 import sharded_worker as worker
 
-from mmdora.adapters import load_adapter, save_adapter
+from mmdora.adapter_files.adapters import load_adapter, save_adapter
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from processes import finished, launched
 from tiny_run import config_of, curve, first_turns, same_run, silent, tree_for
 
 from mmdora.errors import Interrupted, MmdoraError
-from mmdora.overview import show_batch
 from mmdora.train import train
+from mmdora.train.overview import show_batch
 from mmdora.train.trainer import AdapterTrainer
 
 ROWS = 17  # of an odd number two processes get shares that differ

@@ -66,7 +66,7 @@ def test_each_task_is_validated_and_their_mean_chooses(home: Path, run: Path) ->
         assert len(means) == 2 and [sum(pair) / 2 for pair in zip(*parts, strict=True)] == pytest.approx(means)
     assert "best_eval_score" in json.loads((run / "complete.json").read_text())
     model, processor = load(run)
-    from mmdora.data.records import read_records
+    from mmdora.records.reader import read_records
 
     records = read_records(home / "nlvr2/test.jsonl")
     scored = evaluate(model, processor, [records[0], records[1]], records.root, task="scenes-nlvr2")

@@ -1,0 +1,258 @@
+"""From the `adapt` section to an adapted model: plan, replace, freeze, report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmdora.adapt.fingerprint import fingerprint
+from mmdora.adapt.modality import Parts, find_parts
+from mmdora.adapt.plan import Entry, Plan
+from mmdora.adapt.targets import ROLES, candidates_of, resolve, unused_in_tower
+from mmdora.config import DEFAULT_RANK, LOW_RANK, Adapt, Modality, as_modalities, validate
+from mmdora.errors import MmdoraError
+from mmdora.layers import BIASES, Adapted, AdaptedEmbedding, Method, wrapper
+
+
+def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
+    """What `inject` would do; the model is not touched.
+
+    Raises:
+        MmdoraError: already adapted; parts not found; a target without a match; nothing to train.
+    """
+    if plan_of(model) is not None:
+        raise MmdoraError("this model is already adapted; merge or unload it first, or load the base again")
+    if not isinstance(adapt, Adapt):
+        adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")
+    parts = find_parts(model, adapt.parts)
+    entries: list[Entry] = []
+    full: list[str] = []
+    notes: list[str] = []
+    for modality, settings in as_modalities(adapt).items():
+        if settings.method == "full":
+            full += _full(model, parts, modality, settings)
+        elif settings.method != "none":
+            found, said = _entries(model, parts, modality, settings, settings.method)
+            entries += found
+            notes += said
+        full += _biases_and_norms(model, parts, modality, settings)
+    if not entries and not full:
+        raise MmdoraError("adapt: every modality has method none and no bias or norms, so nothing would be trained")
+    return build_plan(model, parts, entries, full, notes)
+
+
+def build_plan(
+    model: nn.Module, parts: Parts, entries: list[Entry], full: list[str], notes: list[str] | tuple[str, ...] = ()
+) -> Plan:
+    """Count and fingerprint; the model must be the untouched base.
+
+    Raises:
+        MmdoraError: a module is adapted that its attention reads, and the attention is not.
+    """
+    names = {entry.name for entry in entries}
+    for name in (entry.name for entry in entries):
+        owner = name.rpartition(".")[0]
+        if owner not in names and isinstance(model.get_submodule(owner), nn.MultiheadAttention):
+            raise MmdoraError(
+                f"{name}: is read, not called, by the nn.MultiheadAttention around it unless that is adapted too; "
+                f"name {owner.rpartition('.')[2]} beside it, or the role attention"
+            )
+    base_sizes, full_sizes, chosen = {}, {}, set(full)
+    for name, parameter in model.named_parameters():
+        modality = parts.of(name) or "other"
+        base_sizes[modality] = base_sizes.get(modality, 0) + parameter.numel()
+        if name in chosen:
+            full_sizes[modality] = full_sizes.get(modality, 0) + parameter.numel()
+    return Plan(parts, tuple(entries), tuple(full), base_sizes, full_sizes, tuple(notes), fingerprint(model))
+
+
+def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
+    """Adapt a model in place and freeze the rest. At this point its outputs are the base's.
+
+    Args:
+        model: an untouched vision-language model.
+        adapt: the `adapt` section: per modality a method, rank, targets and so on.
+
+    Raises:
+        MmdoraError: see `make_plan`.
+    """
+    return apply(model, make_plan(model, adapt))
+
+
+def apply(model: nn.Module, plan: Plan) -> Plan:
+    """Carry out a plan that was made for this model."""
+    model.requires_grad_(False)
+    for entry in plan.entries:
+        base = model.get_submodule(entry.name)
+        adapted = wrapper(base, entry.rank)(
+            base,
+            entry.method,
+            rank=entry.rank,
+            scaling=entry.scaling,
+            dropout=entry.dropout,
+            dropout_mode=entry.dropout_mode,
+        )
+        model.set_submodule(entry.name, adapted)
+    for name in plan.full:
+        model.get_parameter(name).requires_grad_(True)
+    model.mmdora_plan = plan  # type: ignore[assignment] (nn.Module types attributes as tensors)
+    return plan
+
+
+def plan_of(model: nn.Module) -> Plan | None:
+    """The plan a model was adapted by, or None."""
+    return getattr(model, "mmdora_plan", None)
+
+
+def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
+    """Name -> adapted module, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
+
+
+def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, str]]:
+    """(name, parameter, modality, kind) of everything that trains; kind is low_rank, magnitude or full."""
+    plan = _plan(model)
+    kinds = {"lora_A": "low_rank", "lora_B": "low_rank", "magnitude": "magnitude"}
+    modalities = {entry.name: entry.modality for entry in plan.entries}
+    full = set(plan.full)
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        if module in modalities and leaf in kinds:
+            yield name, parameter, modalities[module], kinds[leaf]
+        elif name in full:
+            yield name, parameter, plan.parts.of(name) or "other", "full"
+
+
+def merge(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+    """Write the adapters into the weights, in place: merged in fp32, rounded once; plain modules again.
+
+    Args:
+        model: an adapted model.
+        dtype: of every floating parameter afterwards; default: each keeps its own.
+    """
+    _plan(model)
+    with torch.no_grad():
+        for name, module in adapted_modules(model).items():
+            model.set_submodule(name, module.merge(dtype))
+        for parameter in model.parameters():
+            if dtype is not None and parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+    return _plain(model)
+
+
+def unload(model: nn.Module) -> nn.Module:
+    """Take the adapters off, in place; the base's weights are as they were.
+
+    Raises:
+        MmdoraError: parts were trained in full, so the base's weights are gone.
+    """
+    if _plan(model).full:
+        raise MmdoraError("unload: parts of this model were trained in full; load the base again instead")
+    for name, module in adapted_modules(model).items():
+        model.set_submodule(name, module.unload())
+    return _plain(model)
+
+
+def _plain(model: nn.Module) -> nn.Module:
+    del model.mmdora_plan
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model
+
+
+def _plan(model: nn.Module) -> Plan:
+    if (plan := plan_of(model)) is None:
+        raise MmdoraError("this model is not adapted; call mmdora.inject or mmdora.load_adapter first")
+    return plan
+
+
+def _full(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> list[str]:
+    if settings.targets != ("all",):
+        raise MmdoraError(f"adapt.{modality}.targets: method full trains the whole part; leave targets out")
+    parameters = {name: p for name, p in model.named_parameters() if parts.of(name) == modality}
+    if not parameters:
+        raise MmdoraError(f"adapt.{modality}: {type(model).__name__} has no {modality} parameters to train in full")
+    for name, parameter in parameters.items():
+        if not parameter.is_floating_point():
+            raise MmdoraError(f"adapt.{modality}: {name} is {parameter.dtype} (quantised); it cannot train in full")
+    return list(parameters)
+
+
+def _biases_and_norms(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> list[str]:
+    """Names of the biases and of the norms' weights of a modality, as far as they are to train."""
+    wanted = {"bias": settings.bias, "norms": settings.norms}
+    found: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
+    norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
+    unused = tuple(f"{name}." for name in (unused_in_tower(model, parts) if modality == "vision" else ()))
+    for name, _ in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        kind = "bias" if leaf in BIASES else "norms" if leaf == "weight" and module in norms else None
+        if kind in found and parts.of(name) == modality and not name.startswith(unused):
+            found[kind].append(name)
+    for key, names in found.items():
+        if not names:
+            what = "bias" if key == "bias" else "norm with a weight"
+            raise MmdoraError(f"adapt.{modality}.{key}: the {modality} part has no {what}; leave it out")
+    chosen = set().union(*found.values())
+    return [name for name, _ in model.named_parameters() if name in chosen]
+
+
+def _entries(
+    model: nn.Module, parts: Parts, modality: str, settings: Modality, method: Method
+) -> tuple[list[Entry], list[str]]:
+    candidates = candidates_of(model, parts, modality)
+    rank = (settings.rank or DEFAULT_RANK[modality]) if method in LOW_RANK else 0
+    alpha = (2.0 * rank if settings.alpha is None else settings.alpha) if rank else 0.0
+    scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
+    common = Entry("", modality, method, rank, alpha, scaling, settings.dropout, 0, "", settings.dropout_mode)
+    entries = [
+        fitted(replace(common, name=name), model.get_submodule(name))
+        for name in resolve(candidates, settings.targets, modality)
+    ]
+    notes = []
+    if method == "dora" and settings.dropout and settings.dropout_mode == "reference":
+        notes.append(f"{modality}: dropout_mode is reference, which takes a second base product in training")
+    if candidates.experts:
+        notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {_some(candidates.experts)}")
+    if candidates.bare and set(settings.targets) & {"attention", "all"}:
+        notes.append(f"{modality}: projections that are no linears are not adapted: {_some(candidates.bare)}")
+    if set(settings.targets) & set(ROLES):
+        left_out = {**candidates.unused, **candidates.refused}
+        roled = (nn.Linear, nn.MultiheadAttention)
+        meant = {name: why for name, why in left_out.items() if isinstance(model.get_submodule(name), roled)}
+        for reason, names in _by_reason(meant).items():
+            notes.append(f"{modality}: left out {_some(names)}: {reason}")
+    return entries, notes
+
+
+def fitted(entry: Entry, module: nn.Module) -> Entry:
+    """The entry with what follows from its module: kind, count of parameters, and no dropout where none acts.
+
+    Raises:
+        MmdoraError: the module cannot be adapted, or not at this rank.
+    """
+    try:
+        kind = wrapper(module, entry.rank)
+    except MmdoraError as error:
+        raise MmdoraError(f"{entry.name}: {error}") from None
+    shapes = kind.shapes(module, entry.rank)
+    if entry.method == "lora":
+        del shapes["magnitude"]
+    dropout = entry.dropout if entry.rank and kind is not AdaptedEmbedding else 0.0
+    return replace(entry, kind=kind.kind, dropout=dropout, parameters=sum(map(math.prod, shapes.values())))
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        grouped.setdefault(reason, []).append(name)
+    return grouped

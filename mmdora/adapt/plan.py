@@ -1,0 +1,160 @@
+"""What is adapted and trained, as plain values and as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mmdora.adapt.modality import Parts
+from mmdora.config import MAX_RANK, METHODS, MODALITIES
+from mmdora.layers import BY_NAME, DropoutMode, Method
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One adapted module; `parameters` counts what the adapter adds."""
+
+    name: str
+    modality: str
+    method: Method
+    rank: int
+    alpha: float
+    scaling: float
+    dropout: float
+    parameters: int
+    kind: str = "linear"
+    """linear, conv, embedding or attention."""
+    dropout_mode: DropoutMode = "branch"
+
+    @property
+    def weight(self) -> str:
+        """Name of the parameter that is adapted."""
+        return f"{self.name}.{BY_NAME[self.kind].weight_name}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One modality of a plan, for tables."""
+
+    modality: str
+    method: str
+    modules: int
+    rank: str
+    trainable: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters over the modality's, adapters included."""
+        return self.trainable / self.total if self.total else 0.0
+
+    def counts(self) -> tuple[str, str, str]:
+        """Trainable, all, and share, as text."""
+        return f"{self.trainable:,}", f"{self.total:,}", f"{self.share:.2%}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is adapted and trained: `entries` by adapters, `full` (names of parameters) as they are."""
+
+    parts: Parts
+    entries: tuple[Entry, ...]
+    full: tuple[str, ...]
+    base_sizes: Mapping[str, int]
+    """Parameters of the base per modality, and under "other"."""
+    full_sizes: Mapping[str, int]
+    """Those of them that train in full."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+    fingerprint: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def has_magnitudes(self) -> bool:
+        return any(entry.method != "lora" for entry in self.entries)
+
+    @property
+    def trainable(self) -> int:
+        return sum(row.trainable for row in self.by_modality())
+
+    @property
+    def total(self) -> int:
+        return sum(self.base_sizes.values()) + sum(entry.parameters for entry in self.entries)
+
+    def by_modality(self) -> tuple[Row, ...]:
+        rows = []
+        for modality in MODALITIES:
+            entries = [entry for entry in self.entries if entry.modality == modality]
+            full = [name for name in self.full if self.parts.of(name) == modality]
+            whole = self.full_sizes.get(modality, 0) == self.base_sizes.get(modality, 0)
+            methods = sorted({entry.method for entry in entries})
+            methods += ["full" if whole else f"{len(full)} tensors"] if full else []
+            ranks = sorted({entry.rank for entry in entries if entry.rank})
+            added = sum(entry.parameters for entry in entries)
+            rows.append(
+                Row(
+                    modality=modality,
+                    method="+".join(methods) or "none",
+                    modules=len(entries) + len({name.rpartition(".")[0] for name in full}),
+                    rank="-".join(str(rank) for rank in {ranks[0]: 0, ranks[-1]: 0}) if ranks else "",
+                    trainable=added + self.full_sizes.get(modality, 0),
+                    total=added + self.base_sizes.get(modality, 0),
+                )
+            )
+        return tuple(rows)
+
+    def __str__(self) -> str:
+        cells = [["modality", "method", "modules", "rank", "trainable", "parameters", "share"]]
+        for row in self.by_modality():
+            cells.append([row.modality, row.method, str(row.modules or ""), row.rank, *row.counts()])
+        if other := self.base_sizes.get("other"):
+            cells.append(["other", "none", "", "", *Row("other", "none", 0, "", 0, other).counts()])
+        cells.append(["total", "", "", "", *Row("total", "", 0, "", self.trainable, self.total).counts()])
+        widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if column < 2 else cell.rjust(width)
+                for column, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in cells
+        ]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        return cls(
+            parts=Parts(**{kind: tuple(names) for kind, names in values["parts"].items()}),
+            entries=tuple(map(_entry, values["entries"])),
+            full=tuple(values["full"]),
+            base_sizes=dict(values["base_sizes"]),
+            full_sizes=dict(values["full_sizes"]),
+            notes=tuple(values["notes"]),
+            fingerprint=dict(values["fingerprint"]),
+        )
+
+
+def _entry(values: Mapping[str, Any]) -> Entry:
+    """An entry from a file.
+
+    Raises:
+        ValueError, TypeError: a value of another kind, or out of range.
+    """
+    entry = Entry(**values)
+    kinds = {"name": str, "modality": str, "method": str, "rank": int, "parameters": int, "kind": str}
+    numbers = {"alpha": entry.alpha, "scaling": entry.scaling, "dropout": entry.dropout}
+    for key, kind in kinds.items():
+        if type(getattr(entry, key)) is not kind:
+            raise ValueError(f"{key} is {getattr(entry, key)!r:.80}, not of kind {kind.__name__}")
+    for key, number in numbers.items():
+        if type(number) not in (int, float) or not math.isfinite(number):
+            raise ValueError(f"{key} is {number!r:.80}, not a finite number")
+    if entry.kind not in BY_NAME:
+        raise ValueError(f"{entry.name}: kind {entry.kind!r:.80}")
+    if entry.method not in METHODS or not 0 <= entry.rank <= MAX_RANK or not 0 <= entry.dropout < 1:
+        raise ValueError(f"{entry.name}: method {entry.method}, rank {entry.rank}, dropout {entry.dropout}")
+    return entry

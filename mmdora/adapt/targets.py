@@ -1,0 +1,210 @@
+"""Which modules of a modality a list of targets means: roles, names, glob patterns.
+
+Roles are of linears, as `all-linear` in PEFT, and of `nn.MultiheadAttention`, whose name means its fused in-projection
+and whose `out_proj` is a linear; convolutions and embeddings are named (`patch_embedding`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from mmdora.adapt.modality import Parts
+from mmdora.errors import MmdoraError
+from mmdora.layers import WEIGHTS, AdaptedLinear, kind_of
+
+ROLES = ("attention", "mlp", "all")
+
+ATTENTION = re.compile(r"attn|attention", re.I)
+MLP = re.compile(r"mlp|feed_?forward|ffn|intermediate|relu_?dense|gated_?dense", re.I)
+"""Looked for in the name and class of each module around a linear, nearest first."""
+
+MLP_NAMES = re.compile(r"fc\d|lin\d|w[123]|wi(_\d)?|wo|linear_fc\d|(gate|up|down|gate_up)_proj|c_fc|c_proj")
+"""Linears of a feed-forward that lie directly in the block (OPT, BART, T5)."""
+
+ROUTERS = ("gate", "router", "shared_expert_gate")
+
+
+@dataclass
+class Candidates:
+    """What a modality offers: modules by name with their role, and what is left out, with the reason.
+
+    `experts` and `bare` are parameters outside of linears that no adapter knows: experts' 3-D ones, and an attention's
+    projections, as open_clip's own `Attention` keeps them. The role of a linear is attention, mlp, head or linear (none
+    of these); of others it is their kind, attention, conv or embedding.
+    """
+
+    roles: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, str] = field(default_factory=dict)
+    experts: list[str] = field(default_factory=list)
+    bare: list[str] = field(default_factory=list)
+
+
+def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
+    """Every module of a modality that there is an adapter for, in the model's order."""
+    modules = dict(model.named_modules())
+    tied = _tied(model)
+    get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = get_head()
+    unused = unused_in_tower(model, parts) if modality == "vision" else {}
+    found = Candidates()
+    for name, module in modules.items():
+        if parts.of(name) != modality:
+            continue
+        if "expert" in (name + type(module).__name__).lower() and any(
+            p.ndim == 3 for p in module.parameters(recurse=False)
+        ):
+            found.experts.append(name)
+        if (kind := kind_of(module)) is None:
+            own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
+            found.bare += [parameter for parameter in own if parameter.endswith("proj_weight")]
+            continue
+        path, _, leaf = name.rpartition(".")
+        reason = kind.problem(module) or _read_by_torch(modules[path], found.refused.get(path))
+        if name in tied:
+            reason = f"its weight is tied to {tied[name]}, which a merge would change too"
+        elif not reason and _only_read(type(modules[path]), leaf):
+            reason = (
+                f"{type(modules[path]).__name__} reads its weight and never calls it, so an adapter would do nothing"
+            )
+        skipped = next((why for prefix, why in unused.items() if name.startswith(prefix + ".")), None)
+        if skipped:
+            found.unused[name] = skipped
+        elif reason:
+            found.refused[name] = reason
+        else:
+            role = _role(name, modules, parts) if kind is AdaptedLinear else kind.kind
+            found.roles[name] = "head" if module is head else role
+    return found
+
+
+def resolve(candidates: Candidates, targets: Iterable[str], modality: str) -> list[str]:
+    """Names of the modules that the targets mean, in the model's order.
+
+    Raises:
+        MmdoraError: a target matches nothing, or names a module that cannot be adapted.
+    """
+    chosen: set[str] = set()
+    for target in targets:
+        if target in ROLES:
+            meant = ("attention", "mlp", "linear") if target == "all" else (target,)
+            matched = {name for name, role in candidates.roles.items() if role in meant}
+        else:
+            pattern = any(sign in target for sign in "*?[")
+            matched = {name for name in candidates.roles if _matches(name, target)}
+            barred = [name for name in candidates.refused if _matches(name, target)]
+            if barred and not (pattern and matched):
+                raise MmdoraError(f"adapt.{modality}.targets: {barred[0]}: {candidates.refused[barred[0]]}")
+        if not matched:
+            raise MmdoraError(f"adapt.{modality}.targets: {target!r} matches nothing there; {_offer(candidates)}")
+        chosen |= matched
+    return [name for name in candidates.roles if name in chosen]
+
+
+def _matches(name: str, target: str) -> bool:
+    return fnmatchcase(name, target) or fnmatchcase(name, "*." + target)
+
+
+def _offer(candidates: Candidates) -> str:
+    if not candidates.roles:
+        return "this part has no module that can be adapted (method full trains it whole)"
+    roles = sorted({role for role in candidates.roles.values() if role in ROLES})
+    said = []
+    if linears := _leaves(name for name, role in candidates.roles.items() if role not in ("conv", "embedding")):
+        said.append(f"roles there: {', '.join([*roles, 'all'])}; linears there: {linears}")
+    for kind, plural in (("conv", "convolutions"), ("embedding", "embeddings")):
+        if leaves := _leaves(name for name, role in candidates.roles.items() if role == kind):
+            said.append(f"{plural}, by name only: {leaves}")
+    return "; ".join(said)
+
+
+def _leaves(names: Iterable[str]) -> str:
+    leaves = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    return ", ".join(leaves[:12]) + (", ..." if len(leaves) > 12 else "")
+
+
+def _read_by_torch(parent: nn.Module, refused: str | None) -> str | None:
+    """Why a module is read by one of torch's own around it, whatever is adapted; `refused`: why that cannot be."""
+    if isinstance(parent, nn.TransformerEncoderLayer):
+        return "nn.TransformerEncoderLayer reads its weight in evaluation, so an adapter would do nothing there"
+    if isinstance(parent, nn.MultiheadAttention) and refused:
+        return f"the nn.MultiheadAttention around it reads its weight and cannot be adapted: {refused}"
+    return None
+
+
+@cache
+def _only_read(parent: type[nn.Module], leaf: str) -> bool:
+    """Whether the code of this class reads `self.leaf.weight` and uses `self.leaf` in no other way.
+
+    An adapter acts where its module is called. Nothing tells of a weight that is read elsewhere (as SigLIP and CLIP
+    do with `position_embedding` when they interpolate it, beside calling it), so only the sure case is told.
+    """
+    own = [kind for kind in parent.__mro__ if kind is not object and not kind.__module__.startswith("torch.")]
+    try:
+        lines = [line for kind in own for line in inspect.getsource(kind).splitlines() if "init" not in line]
+    except (OSError, TypeError):
+        return False
+    uses = [use for line in lines for use in re.findall(rf"\bself\.{re.escape(leaf)}\b(?!\s*=[^=])([\w.]*)", line)]
+    read = [use for use in uses if re.match(r"\.weight\b(?!\.(dtype|device|shape|size|ndim)\b)", use)]
+    return bool(read) and all(use.startswith(".") for use in uses)
+
+
+def _role(name: str, modules: dict[str, nn.Module], parts: Parts) -> str:
+    """attention or mlp, by what the linear lies in; linear for neither."""
+    path, _, leaf = name.rpartition(".")
+    parent = path.rpartition(".")[2]
+    roots = {prefix for prefixes in (parts.vision, parts.projector, parts.language) for prefix in prefixes}
+    while path and path not in roots:
+        label = f"{path.rpartition('.')[2]} {type(modules[path]).__name__}"
+        if ATTENTION.search(label) and not isinstance(modules[path], GradientCheckpointingLayer):
+            return "attention"
+        if MLP.search(label):
+            return "linear" if leaf in ROUTERS else "mlp"
+        path = path.rpartition(".")[0]
+    return "mlp" if MLP_NAMES.fullmatch(leaf) or parent == "output" else "linear"
+
+
+def _tied(model: nn.Module) -> dict[str, str]:
+    """Module name -> another parameter name that shares its weight."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return {
+        name.rpartition(".")[0]: next(other for other in shared if other != name)
+        for shared in names.values()
+        if len(shared) > 1
+        for name in shared
+        if name.rpartition(".")[2] in WEIGHTS
+    }
+
+
+def unused_in_tower(model: nn.Module, parts: Parts) -> dict[str, str]:
+    """Modules of the tower that never run: layers behind `vision_feature_layer`, pooling heads."""
+    config = getattr(model, "config", None)
+    layer = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
+    chosen = [layer] if isinstance(layer, int) else list(layer or [])
+    found = {}
+    for name, module in model.named_modules():
+        if parts.of(name) != "vision":
+            continue
+        if "PoolingHead" in type(module).__name__:
+            found[name] = "the pooling head does not reach the projector"
+        if not (chosen and isinstance(module, nn.ModuleList) and _blocks(module)):
+            continue
+        needed = max(index if index >= 0 else len(module) + 1 + index for index in chosen)
+        for index in range(needed, len(module)):
+            found[f"{name}.{index}"] = f"it does not run: vision_feature_layer is {layer}"
+    return found
+
+
+def _blocks(module: nn.ModuleList) -> bool:
+    return len(module) > 0 and all(isinstance(child, GradientCheckpointingLayer) for child in module)

@@ -1,0 +1,1 @@
+"""Adapter files in the format of PEFT, written and read; the only folder that knows how PEFT spells things."""

@@ -1,0 +1,1 @@
+"""Batches: how records become token ids and tensors, and in which order."""

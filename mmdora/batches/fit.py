@@ -1,0 +1,81 @@
+"""Rows against the length limit. An image is never cut: a row is shortened by whole turns, dropped, or refused."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from mmdora.batches.checked import check_rows
+from mmdora.batches.lengths import shortened, token_counts
+from mmdora.batches.prompt import answers_apart
+from mmdora.errors import MmdoraError
+from mmdora.records.reader import Records
+from mmdora.records.record import Record
+
+
+@dataclass(frozen=True)
+class Rows(Dataset[Record]):
+    """The rows of a training set that fit, in the order of the file."""
+
+    records: Records
+    index: np.ndarray  # [rows] int32 into records
+    messages: np.ndarray  # [rows] int32: how many messages are kept; 0 keeps all
+    lengths: np.ndarray  # [rows] int32: tokens, or characters when nothing had to be measured
+    has_image: np.ndarray  # [rows] bool
+    dropped: int = 0
+    shrunk: int = 0
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Record:
+        """A row; ~index gives it with nothing to learn (`Batches`)."""
+        if index < 0:
+            return self[~index] | {"masked": True}
+        record = self.records[self.index[index]]
+        kept = self.messages[index]
+        return record if not kept else record | {"messages": record["messages"][:kept]}
+
+
+def fit(records: Records, processor: Any, max_length: int | None, policy: str) -> Rows:
+    """Choose the rows to train on.
+
+    Args:
+        max_length: tokens per row, images included; None counts no tokens (characters serve for grouping).
+        policy: "error", "drop", or "shrink" (leave out turns from the end).
+
+    Raises:
+        MmdoraError: for a row over the limit under "error", a row whose first turn alone is over it
+            under "shrink", when nothing is left, or for a record without an answer to learn.
+    """
+    records.check_answered()
+    index = np.arange(len(records), dtype=np.int32)
+    messages = np.zeros(len(records), dtype=np.int32)
+    has_image = records.images > 0
+    if max_length is None:
+        check_rows(records, getattr(processor, "image_token", None), one_answer=answers_apart(processor))
+        return Rows(records, index, messages, records.characters, has_image)
+    lengths = token_counts(records, processor)
+    over = np.flatnonzero(lengths > max_length)
+    if policy == "error" and len(over):
+        raise MmdoraError(
+            f"{records.path}: record {records[over[0]]['id']} has {lengths[over[0]]} tokens, over data.max_length"
+            f" {max_length} ({len(over)} of {len(records)} are); raise it, or set data.too_long to drop or shrink"
+        )
+    if policy == "drop":
+        fits = lengths <= max_length
+        if not fits.any():
+            raise MmdoraError(f"{records.path}: no record fits data.max_length {max_length}")
+        return Rows(records, index[fits], messages[fits], lengths[fits], has_image[fits], dropped=len(over))
+    if len(over):
+        messages[over], lengths[over] = shortened(records, processor, over, max_length).T
+        if len(hopeless := over[messages[over] == 0]):
+            raise MmdoraError(
+                f"{records.path}: record {records[hopeless[0]]['id']} is over data.max_length {max_length} with its"
+                f" first turn alone ({len(hopeless)} of {len(records)} are; images are never cut); raise the limit or"
+                " set data.too_long: drop"
+            )
+    return Rows(records, index, messages, lengths, has_image, shrunk=len(over))

@@ -1,0 +1,207 @@
+"""Tokens per record: counted by every core, once, and kept beside the records' Arrow table."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from filelock import FileLock
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mmdora.batches.prompt import needs_start_token, render
+from mmdora.errors import MmdoraError
+from mmdora.records.images import image_size
+from mmdora.records.reader import Records
+from mmdora.records.record import Record
+
+CHUNK = 256  # records counted together
+FORMAT = 1  # of what is kept; raise it when counting changes
+
+Measure = Callable[[list[Record]], np.ndarray]
+
+
+def token_counts(records: Records, processor: Any) -> np.ndarray:
+    """[rows] int32: tokens of each record, images included.
+
+    Kept on disk until the records, their root, the processor or transformers change. An image whose
+    size changes later is not noticed: write the file of records anew (or touch it) then.
+
+    Raises:
+        MmdoraError: naming the record, for an image that cannot be read.
+    """
+    measure = partial(count_tokens, processor, root=records.root)
+    return kept(records, f"tokens-{_key(records, processor)}", np.arange(len(records)), measure)
+
+
+def shortened(records: Records, processor: Any, rows: np.ndarray, max_length: int) -> np.ndarray:
+    """[len(rows), 2] int32: messages kept and their tokens when turns are left out from the end.
+
+    Both are 0 for a record whose first turn alone is over `max_length`, or that would lose an image.
+
+    Args:
+        rows: [over] the records that are over `max_length`.
+    """
+    measure = partial(_shorten, processor, max_length, records.root)
+    return kept(records, f"shrunk-{max_length}-{_key(records, processor)}", rows, measure)
+
+
+def image_token_counts(records: Records, processor: Any) -> np.ndarray:
+    """[rows] int32: how many of a record's tokens are its images'; kept on disk as `token_counts`."""
+    measure = partial(count_image_tokens, processor, root=records.root)
+    return kept(records, f"image-tokens-{_key(records, processor)}", np.arange(len(records)), measure)
+
+
+def count_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarray:
+    """[records] int32: tokens of rendered conversations after their images are expanded; reads image headers only."""
+    texts: list[str] = []
+    for record in records:
+        try:
+            texts.append(render(processor, record["messages"]))
+        except MmdoraError as error:
+            raise MmdoraError(f"record {record['id']}: {error}") from None
+    special = needs_start_token(processor, texts)
+    ids = processor.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
+    counts = np.array([len(row) for row in ids["input_ids"]], dtype=np.int32)
+    counts += count_image_tokens(processor, records, root)
+    if getattr(processor, "image_token", None) is None:  # its images have no place in the text
+        return counts
+    return counts - np.array([len(record["images"]) for record in records], dtype=np.int32)  # one placeholder each
+
+
+def count_image_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarray:
+    """[records] int32: tokens that the images of each record become."""
+    sizes: dict[str, tuple[int, int]] = {}
+    for record in records:
+        try:
+            sizes |= {name: image_size(name, root) for name in record["images"] if name not in sizes}
+        except MmdoraError as error:
+            raise MmdoraError(f"record {record['id']}: {error}") from None
+    counts = np.zeros(len(records), dtype=np.int32)
+    if seen := [sizes[name] for record in records for name in record["images"]]:
+        expanded = processor._get_num_multimodal_tokens(image_sizes=seen).num_image_tokens
+        images = [len(record["images"]) for record in records]
+        np.add.at(counts, np.repeat(np.arange(len(records)), images), np.array(expanded, dtype=np.int32))
+    return counts
+
+
+def _shorten(processor: Any, max_length: int, root: Path, records: list[Record]) -> np.ndarray:
+    return np.array([shorten(processor, max_length, root, record) for record in records], dtype=np.int32)
+
+
+def shorten(processor: Any, max_length: int, root: Path, record: Record) -> tuple[int, int]:
+    """Messages kept of a record and their tokens, as in `shortened`."""
+    messages = record["messages"]
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    for last in reversed(answers[:-1]):
+        head = messages[: last + 1]
+        if sum(part["type"] == "image" for message in head for part in message["content"]) != len(record["images"]):
+            break
+        length = int(count_tokens(processor, [record | {"messages": head}], root)[0])
+        if length <= max_length:
+            return last + 1, length
+    return 0, 0
+
+
+def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.ndarray:
+    """The measure of `rows`, from disk where it is there and whole, else counted by every core and written.
+
+    Args:
+        name: of the file beside the records' table; tells apart everything that the measure depends on.
+    """
+    file = records.cache / f"{name}.npz"
+    with FileLock(f"{file}.lock"):  # of several processes on one machine the first counts, the others read
+        if file.exists():
+            try:
+                values = np.load(file)["values"]
+                if len(values) == len(rows):
+                    return values
+                reason = f"{len(values)} rows instead of {len(rows)}"
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                reason = error.__class__.__name__
+            warnings.warn(f"{file}: kept token counts cannot be read ({reason}); counting again", stacklevel=3)
+        values = _measured(records, rows, measure)
+        partial_file = file.with_suffix(".partial")
+        with partial_file.open("wb") as target:
+            np.savez_compressed(target, values=values)
+        partial_file.replace(file)
+    return values
+
+
+def _key(records: Records, processor: Any) -> str:
+    """What a count depends on, as a name."""
+    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    del tokenizer["padding"], tokenizer["truncation"]  # left over from the last call
+    parts = [
+        FORMAT,
+        transformers.__version__,
+        records.fingerprint,
+        str(records.root.resolve()),
+        type(processor).__name__,
+        processor.to_dict(),
+        processor.chat_template,
+        processor.tokenizer.bos_token,
+        tokenizer,
+    ]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+class _Chunks(Dataset[Any]):
+    """Measures of `CHUNK` rows at a time. An error is a value: a loader would wrap its line in a traceback."""
+
+    def __init__(self, records: Records, rows: np.ndarray, measure: Measure):
+        self.records, self.rows, self.measure = records, rows, measure
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // CHUNK)
+
+    def __getitem__(self, number: int) -> np.ndarray | MmdoraError:
+        rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
+        try:
+            return self.measure([self.records[row] for row in rows])
+        except MmdoraError as error:
+            return error
+
+
+def _measured(records: Records, rows: np.ndarray, measure: Measure) -> np.ndarray:
+    chunks = _Chunks(records, rows, measure)
+    workers = min(_cores(), len(chunks) // 8)  # a process is not worth less
+    loader = DataLoader(
+        chunks,
+        batch_size=None,
+        collate_fn=_as_it_is,
+        num_workers=workers if workers > 1 else 0,
+        worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # the global one stays where it is: whether counts were kept changes no run
+    )
+    parts = []
+    with tqdm(total=len(rows), desc="count tokens", unit="row", unit_scale=True, delay=1) as bar:
+        for part in loader:
+            if isinstance(part, MmdoraError):
+                raise MmdoraError(f"{records.path}: {part}")
+            parts.append(part)
+            bar.update(len(part))
+    return np.concatenate(parts)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_thread(worker: int) -> None:
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def _as_it_is(item: Any) -> Any:
+    return item

@@ -1,0 +1,168 @@
+"""Several rows in one: which rows share a packed row, and how they become a batch.
+
+Rows of one packed row do not see each other: positions begin anew with each, which is what the mask code of
+transformers takes for a border when there is no attention mask. Images stay in the order of their rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset
+
+from mmdora.batches.collate import Collator
+from mmdora.batches.fit import Rows
+from mmdora.batches.prompt import IGNORE
+from mmdora.errors import MmdoraError
+from mmdora.records.record import Record
+
+PER_TOKEN = {"input_ids": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}
+"""Tensors [rows, tokens] of a batch, and what stands where there is no token."""
+
+
+def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
+    """[rows] int32: the packed row of each row; best fit, for lengths that do not increase (best-fit decreasing).
+
+    Each row goes where the least room is left after it. Which bins come out depends on the lengths alone.
+
+    Args:
+        lengths: [rows] tokens, the longest first, none over `capacity`.
+    """
+    bins = np.empty(len(lengths), dtype=np.int32)
+    open_bins: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room that is left in them
+    rooms = 0  # bit n: a bin with n tokens of room is open
+    count = 0
+    for row, length in enumerate(lengths.tolist()):
+        fitting = rooms >> length
+        if fitting:
+            room = length + (fitting & -fitting).bit_length() - 1
+            chosen = open_bins[room].pop()
+            if not open_bins[room]:
+                rooms ^= 1 << room
+        else:
+            room, chosen, count = capacity, count, count + 1
+        bins[row] = chosen
+        if left := room - length:
+            open_bins[left].append(chosen)
+            rooms |= 1 << left
+    return bins
+
+
+@dataclass(frozen=True)
+class Packs(Dataset[list[Record]]):
+    """A training set read several rows at a time: `Rows` of packed rows.
+
+    Which rows share one is a function of the lengths and the seed, and the same in every epoch.
+
+    Args:
+        capacity: tokens of a packed row, images included.
+
+    Raises:
+        MmdoraError: if no two rows fit together.
+    """
+
+    rows: Rows
+    capacity: int
+    seed: int
+    members: np.ndarray = field(init=False)  # [rows] int64: the rows, one packed row after another
+    bounds: np.ndarray = field(init=False)  # [packed rows + 1] int64: where each begins in `members`
+    lengths: np.ndarray = field(init=False)  # [packed rows] int64: tokens
+    has_image: np.ndarray = field(init=False)  # [packed rows] bool
+
+    def __post_init__(self) -> None:
+        shuffled = np.random.default_rng(self.seed).permutation(len(self.rows))  # rows of one length meet by chance
+        longest_first = shuffled[np.argsort(-self.rows.lengths[shuffled], kind="stable")]
+        bins = best_fit(self.rows.lengths[longest_first], self.capacity)
+        members = longest_first[np.argsort(bins, kind="stable")]
+        bounds = np.concatenate([[0], np.cumsum(np.bincount(bins))])
+        if len(bounds) - 1 == len(members):
+            raise MmdoraError(
+                f"{self.rows.records.path}: no two rows fit into data.max_length {self.capacity} together; raise it, "
+                "or leave out data.packing"
+            )
+        found = {
+            "members": members,
+            "bounds": bounds,
+            "lengths": np.add.reduceat(self.rows.lengths[members].astype(np.int64), bounds[:-1]),
+            "has_image": np.logical_or.reduceat(self.rows.has_image[members], bounds[:-1]),
+        }
+        for name, value in found.items():
+            object.__setattr__(self, name, value)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> list[Record]:
+        """The rows of a packed row; ~index gives them with nothing to learn, as in `Rows`."""
+        pack = ~index if index < 0 else index
+        members = self.members[self.bounds[pack] : self.bounds[pack + 1]]
+        return [self.rows[~int(row) if index < 0 else int(row)] for row in members]
+
+
+class RopeIndex:
+    """A model's own positions of text and image tokens, without its weights: loader processes carry it."""
+
+    def __init__(self, inner: Any):
+        self.shell = object.__new__(type(inner))
+        self.shell.__dict__["config"] = inner.config  # the rule reads nothing else
+        self.wanted = set(inspect.signature(type(inner).get_rope_index).parameters) - {"self", "kwargs"}
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """[3, rows, tokens] int64."""
+        return self.shell.get_rope_index(**{key: batch[key] for key in self.wanted if key in batch})[0]
+
+
+class PackedCollator:
+    """Packed rows to a batch; rows that come one by one (evaluation) as `Collator` makes them.
+
+    Args:
+        model: gives its rule of positions (`get_rope_index`) where it has one; they are counted from 0 otherwise.
+    """
+
+    def __init__(self, collator: Collator, model: Any):
+        self.collator = collator
+        owner = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
+        self.rope = RopeIndex(owner) if owner is not None else None
+        # flash attention knows the borders in a batch of one row only
+        self.flat = "flash" in (model.config.get_text_config()._attn_implementation or "")
+
+    def __call__(self, items: list[Any]) -> dict[str, Any]:
+        """Packed rows to `input_ids`, `labels` [B, T], `position_ids` [B, T] or [4, B, T], and the images of all.
+
+        There is no attention mask: what fills the end of a packed row is one more row of its own, without labels.
+        `samples` is the number of rows. With flash attention B is 1 and nothing is filled up.
+
+        Raises:
+            MmdoraError: as `Collator`.
+        """
+        if isinstance(items[0], dict):
+            return dict(self.collator(items))
+        batch: dict[str, Any] = self.collator([row for pack in items for row in pack])
+        kept = batch["attention_mask"].bool()
+        batch["labels"][:, 0] = IGNORE  # no row's last token foretells the next row's first
+        positions = torch.arange(kept.shape[1]).expand(1, *kept.shape)
+        if self.rope is not None:
+            positions = torch.cat([positions, self.rope(batch)])
+        del batch["attention_mask"]
+        ends = np.cumsum([len(pack) for pack in items])
+        lengths = [int(part.sum()) for part in kept.tensor_split(ends[:-1].tolist())]
+        if self.flat:
+            lengths = [sum(lengths)]
+        for key, fill in PER_TOKEN.items():
+            if key in batch:
+                batch[key] = pad_sequence(batch[key][kept].split(lengths), batch_first=True, padding_value=fill)
+        width = max(lengths)
+        filled = [
+            torch.cat([part, torch.arange(width - part.shape[1]).expand(len(part), -1)], 1)
+            for part in positions[:, kept].split(lengths, 1)
+        ]
+        stacked = torch.stack(filled, 1)
+        batch["position_ids"] = stacked if self.rope is not None else stacked[0]
+        return batch | {"use_cache": False, "samples": int(ends[-1])}  # a cache would hide the borders

@@ -1,0 +1,175 @@
+"""The one place where conversations become token ids, for training, evaluation and the page.
+
+Training and generation render the same template through the same processor call, so that the ids
+up to an answer are equal in both (tests hold them so).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+
+from mmdora.errors import MmdoraError
+from mmdora.records.turns import Messages
+
+IGNORE = -100
+
+
+def render(processor: Any, messages: Messages, *, generation_prompt: bool = False) -> str:
+    """The conversation as the chat template writes it, images still as their placeholder."""
+    return _render_all(processor, [messages], generation_prompt)[0]
+
+
+def _render_all(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
+    check_texts(conversations[-1], getattr(processor, "image_token", None))
+    try:
+        return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
+    except Exception as error:  # a template is a program of the checkpoint's, run in jinja2's sandbox
+        reason = " ".join(str(error).split())[:200]
+        raise MmdoraError(f"the chat template of this base fails: {type(error).__name__}: {reason}") from None
+
+
+def check_texts(messages: Messages, mark: str | None) -> None:
+    """Raise if a text holds `mark`, the image placeholder, which would be taken for an image."""
+    for message in messages if mark else ():
+        for part in message["content"]:
+            if mark in part.get("text", ""):
+                raise MmdoraError(f"the text {part['text']!r:.60} holds the image placeholder {mark!r}; remove it")
+
+
+def check_one_answer(record: dict[str, Any]) -> None:
+    """Raise if an encoder-decoder, which learns one answer a row, cannot learn a record whole."""
+    if sum(message["role"] == "assistant" for message in record["messages"]) > 1:
+        raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
+
+
+def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
+    """The conversation, its last question as `word` puts it."""
+    *before, last = messages
+    content = [dict(part) for part in last["content"]]
+    texts = [part for part in content if part["type"] == "text"]
+    if not texts:
+        content.append({"type": "text", "text": ""})
+        texts = content[-1:]
+    texts[-1]["text"] = word(texts[-1]["text"])
+    return [*before, last | {"content": content}]
+
+
+def with_prompt(processor: Any, messages: Messages, task: str | None) -> Messages:
+    """The conversation, its last question as this model is asked for `task`; unchanged where it knows no tasks.
+
+    Raises:
+        MmdoraError: if the processor has prompts, but none for `task`.
+    """
+    if task is None or not hasattr(processor, "prompt"):
+        return messages
+    return with_question(messages, lambda question: processor.prompt(question, task))
+
+
+def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+    """The rendered conversation and the character spans [start, end) of its answers, end-of-turn token included.
+
+    The spans are found by rendering the conversation prefix by prefix, because most templates of the
+    hub have no `{% generation %}` block and the stock mask is then silently empty.
+
+    Raises:
+        MmdoraError: if the template does not write a conversation as a continuation of its prefix.
+    """
+    answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    before = _render_all(processor, [messages[:i] for i in answers], True)
+    ends = sorted({*(i + 1 for i in answers), len(messages)})
+    after = _render_all(processor, [messages[:end] for end in ends], False)
+    text, spans = after[-1], []
+    for head, tail in zip(before, after, strict=False):  # after the last answer there may be more
+        if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
+            raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
+        spans.append((len(head), _end_of_turn(processor, text, len(head), len(tail))))
+    return text, spans
+
+
+def _end_of_turn(processor: Any, text: str, start: int, end: int) -> int:
+    """Leave out the blank that ChatML-like templates write after the end-of-turn token."""
+    stop = processor.tokenizer.eos_token
+    body = text[start:end].rstrip()
+    return start + len(body) if stop and body.endswith(stop) else end
+
+
+def encode(
+    processor: Any, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False
+) -> Any:
+    """Rendered texts and their images as padded tensors (input_ids [B, L], pixel_values, …).
+
+    Args:
+        left: pad on the left (generation) or on the right (training).
+        offsets: add `offset_mapping` and `text_replacement_offsets`, the place of each expanded image, as lists.
+    """
+    tensors: dict[str, Any] = {"return_tensors": "pt"}
+    if offsets:
+        # ids become tensors below: the stock conversion walks through every offset twice
+        tensors = {"text_kwargs": {"return_tensors": None}, "images_kwargs": tensors}
+        tensors |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+    encoded = processor(
+        text=texts,
+        images=images if any(images) else None,
+        padding=True,
+        padding_side="left" if left else "right",
+        add_special_tokens=needs_start_token(processor, texts),
+        **tensors,
+    )
+    for key in encoded if offsets else ():
+        if isinstance(encoded[key], list) and "offset" not in key:
+            encoded[key] = torch.tensor(encoded[key])
+    return encoded
+
+
+def needs_start_token(processor: Any, texts: list[str]) -> bool:
+    """A template that writes the start token itself must not get a second one."""
+    start = processor.tokenizer.bos_token
+    return not (start and texts[0].startswith(start))
+
+
+def answers_apart(processor: Any) -> bool:
+    """Whether it serves an encoder-decoder, which reads questions and writes answers as texts of their own."""
+    return not getattr(processor, "pads_left", True)
+
+
+def encode_prompts(processor: Any, conversations: list[Messages], images: list[list[Image.Image]]) -> Any:
+    """Prompts ready for `generate`: left padded (an encoder's on the right), ending where the answer begins."""
+    texts = [render(processor, messages, generation_prompt=True) for messages in conversations]
+    return encode(processor, texts, images, left=not answers_apart(processor))
+
+
+def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]:
+    """Labels of one row: its ids inside the answer spans, `IGNORE` elsewhere.
+
+    Args:
+        encoded: what `encode(..., offsets=True)` gave.
+        spans: character spans before image placeholders were expanded.
+
+    Raises:
+        MmdoraError: if a token straddles the start of an answer, since generation would then see
+            other ids than training.
+    """
+    expanded = (encoded.get("text_replacement_offsets") or [[]] * (row + 1))[row]
+    ends = [item["span"][1] for item in expanded]
+    gained = [0] + [item["new_span"][1] - item["span"][1] for item in expanded]
+    ids = encoded["input_ids"][row].tolist()
+    offsets = encoded["offset_mapping"][row]
+    labels = [IGNORE] * len(ids)
+    position = 0
+    for span in spans:
+        start, end = (char + gained[bisect.bisect_right(ends, char)] for char in span)
+        while position < len(offsets) and (offsets[position][1] <= start or offsets[position][1] == 0):
+            position += 1
+        if position < len(offsets) and offsets[position][0] < start:
+            raise MmdoraError(
+                "a token spans the end of the prompt and the start of the answer; the template needs a break"
+            )
+        while position < len(offsets) and start <= offsets[position][0] < end:
+            labels[position] = ids[position]
+            position += 1
+    return labels

@@ -1,0 +1,265 @@
+"""Records read in turn from their files, for data that fit no disk: nothing is copied, and few rows are held.
+
+Which rows a process learns, and in which order, is a function of the files, the seed, the buffer, the number of
+processes and the version of `datasets`, which shuffles and splits. A stopped run goes on by reading what it has
+learned once more, without decoding its images: a buffer of rows would be too much to keep in each checkpoint.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import io
+import re
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from itertools import count, islice
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from torch.utils.data import Dataset
+
+from mmdora.batches.lengths import count_tokens, shorten
+from mmdora.batches.prompt import check_texts
+from mmdora.config import Data
+from mmdora.errors import MmdoraError
+from mmdora.files import ordinary
+from mmdora.records import packed
+from mmdora.records.images import PackedImage
+from mmdora.records.reader import numbered_lines, record_of
+from mmdora.records.record import Record, check_record
+from mmdora.records.turns import answer_text, split_turns
+
+KINDS = (".jsonl", packed.SUFFIX)
+REMOTE = ("hf", "https")
+BUFFER = 1000  # rows shuffled together
+
+Admit = Callable[[Record], Record | None]
+
+
+class Shards:
+    """The files of a stream, by name; `root` is where their image paths start.
+
+    Args:
+        place: a file, a folder, or a pattern; on disk, or at `hf://` or `https://`.
+        images: the root; by default the folder that all the files are in.
+
+    Raises:
+        MmdoraError: if there are none, one is no JSONL or packed Parquet, or the root is not known.
+    """
+
+    def __init__(self, place: Path | str, images: Path | None = None):
+        self.place = re.sub(rf"^({'|'.join(REMOTE)}):/+", r"\1://", str(place))  # a Path holds one slash of the two
+        remote = self.place.startswith(tuple(f"{protocol}://" for protocol in REMOTE))
+        self.files = _listed(self.place) if remote else [str(path) for path in _found(Path(self.place))]
+        if not self.files:
+            raise MmdoraError(f"{self.place}: no file of records for a stream ({' or '.join(KINDS)})")
+        for name in self.files:
+            if not name.endswith(KINDS):
+                raise MmdoraError(f"{name}: a stream reads {' and '.join(KINDS)} files; mmdora prep makes them")
+        folders = {Path(name).parent for name in self.files}
+        if images is None and (remote or len(folders) > 1) and any(name.endswith(KINDS[0]) for name in self.files):
+            raise MmdoraError(f"{self.place}: set data.images to the folder that the image paths start from")
+        self.root = images if images is not None else folders.pop()
+        if images is not None and not images.is_dir():
+            raise MmdoraError(f"{images}: the images root is not a folder")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the files' names and sizes, and of what is in those on disk."""
+        found = hashlib.sha256()
+        for name in self.files:
+            protocol, remote, _ = name.rpartition("://")
+            size = fsspec.filesystem(protocol).size(name) if remote else Path(name).stat().st_size
+            found.update(f"{Path(name).name}\0{size}\0".encode())
+            if not remote:
+                with open(name, "rb") as file:
+                    found.update(hashlib.file_digest(file, "sha256").digest())
+        return found.hexdigest()
+
+    def check(self, max_turns: int | None = None) -> None:
+        """Raise what is wrong with the first record of each file on disk, or of the first one elsewhere."""
+        local = [name for name in self.files if "://" not in name]
+        for name in local or self.files[:1]:
+            if next(rows_of([name], max_turns), None) is None:
+                raise MmdoraError(f"{name}: holds no records")
+
+
+class Stream(Dataset[Record]):
+    """The rows of one process, in turn, without end: after the last row of its share comes another shuffle.
+
+    In each pass every row comes once in one process: whole files where their number can be divided by that of the
+    processes, else one row in so many. The main process reads and shuffles; what it hands to loader processes are
+    the rows themselves, the "index" of this dataset, so that their number changes no order.
+
+    Args:
+        admit: what becomes of a row; None leaves it out.
+        buffer: rows that are shuffled together; the order of the files is shuffled too.
+    """
+
+    def __init__(
+        self,
+        shards: Shards,
+        admit: Admit,
+        *,
+        buffer: int,
+        seed: int,
+        process: int = 0,
+        processes: int = 1,
+        max_turns: int | None = None,
+    ):
+        from datasets import IterableDataset
+        from datasets.distributed import split_dataset_by_node
+
+        rows = IterableDataset.from_generator(rows_of, gen_kwargs={"files": shards.files, "max_turns": max_turns})
+        self.shards, self.admit, self.process, self.processes = shards, admit, process, processes
+        self._rows = split_dataset_by_node(rows.shuffle(seed=seed, buffer_size=buffer), process, processes)
+
+    def __getitem__(self, index: Any) -> Record:
+        """The row, which is its own index."""
+        return index
+
+    def __iter__(self) -> Iterator[Record]:
+        for number in count():
+            found = self.one_pass(number)
+            first = next(found, None)
+            if first is None:
+                who = f"process {self.process} of {self.processes} gets" if self.processes > 1 else "holds"
+                raise MmdoraError(f"{self.shards.place}: {who} no row to learn; give more, or raise data.max_length")
+            yield first
+            yield from found
+
+    def one_pass(self, number: int) -> Iterator[Record]:
+        """Every row of this process's share, once."""
+        self._rows.set_epoch(number)
+        yield from (row for row in map(self.admit, self._rows) if row is not None)
+
+
+class StreamBatches:
+    """Micro-batches of a stream, for the loader: lists of rows, as `Batches` are of indices.
+
+    As there, micro-batch 0 of process 0 comes first, then that of process 1; those of others are empty here, as
+    nobody reads them. The Trainer's one epoch is the run.
+
+    Args:
+        size: rows of a micro-batch.
+        rounds: micro-batches of each process in the run.
+        remembered: micro-batches whose ids are kept, those that loaders read ahead included.
+    """
+
+    def __init__(self, stream: Stream, size: int, rounds: int, remembered: int):
+        self.stream, self.size, self.rounds, self.remembered = stream, size, rounds, remembered
+        self.ids: dict[int, list[str]] = {}  # by micro-batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing: the stream counts its passes."""
+
+    def __len__(self) -> int:
+        return self.rounds * self.stream.processes
+
+    def __iter__(self) -> Iterator[list[Record]]:
+        rows = iter(self.stream)
+        for number in range(self.rounds):
+            batch = list(islice(rows, self.size))
+            self.ids[number] = [row["id"] for row in batch]
+            self.ids.pop(number - self.remembered, None)
+            yield from (batch if process == self.stream.process else [] for process in range(self.stream.processes))
+
+
+def admit(row: Record, *, processor: Any, root: Path, data: Data, apart: Collection[str]) -> Record | None:
+    """A row as it is learned, or None; what `fit` decides of all rows beforehand, as they come.
+
+    Args:
+        data: its limit, what is done with longer rows, and whether rows are pieces, whose ids end in # and a number.
+        apart: ids of records that are held out.
+
+    Raises:
+        MmdoraError: naming the record, if it is held out, holds the image placeholder, or is too long.
+    """
+    name = row["id"]
+    if name in apart or (data.max_turns is not None and re.sub(r"#\d+$", "", name) in apart):
+        raise MmdoraError(f"data.eval: the stream holds its record {name!r} too; hold out other records")
+    if data.max_length is None:
+        try:
+            check_texts(row["messages"], getattr(processor, "image_token", None))
+        except MmdoraError as error:
+            raise MmdoraError(f"record {name}: {error}") from None
+        return row
+    length = int(count_tokens(processor, [row], root)[0])
+    if length <= data.max_length:
+        return row
+    if data.too_long == "drop":
+        return None
+    shrinks = data.too_long == "shrink"
+    kept, _ = shorten(processor, data.max_length, root, row) if shrinks else (0, 0)
+    if not kept:
+        more = " with its first turn alone (images are never cut)" if shrinks else f" ({length} tokens)"
+        other = "drop" if shrinks else "drop or shrink"
+        raise MmdoraError(
+            f"record {name} is over data.max_length {data.max_length}{more}; raise it, or set data.too_long to {other}"
+        )
+    return row | {"messages": row["messages"][:kept]}
+
+
+def rows_of(files: list[str], max_turns: int | None) -> Iterator[Record]:
+    """The rows of files, one after another.
+
+    Raises:
+        MmdoraError: at the row that is no record or has no answer, or where a file cannot be read on.
+    """
+    for name in files:
+        try:
+            for record, where in _records(name):
+                for piece in split_turns(record, max_turns):
+                    if not answer_text(piece).strip():
+                        raise MmdoraError(f"{where}: an empty last answer, so nothing to learn; leave it out")
+                    yield piece
+        except MmdoraError:
+            raise
+        except Exception as error:  # each store raises its own
+            reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise MmdoraError(f"{name}: cannot be read ({reason}); when it can, go on with --resume") from None
+
+
+def _records(name: str) -> Iterator[tuple[Record, str]]:
+    with _opened(name) as file:
+        if name.endswith(packed.SUFFIX):
+            for number, (row, images) in enumerate(packed.read_packed(name, file)):
+                where = f"{name}: row {number}"
+                record = check_record(row, where)
+                yield record | {"images": list(map(PackedImage, record["images"], images))}, where
+        else:
+            for line, where in numbered_lines(file, name):
+                yield record_of(line, where), where
+
+
+def _opened(name: str) -> IO[bytes]:
+    protocol, remote, _ = name.partition("://")
+    if not remote:
+        return open(name, "rb")
+    return io.BufferedReader(fsspec.filesystem(protocol).open(name, "rb"))  # whose own readline knows no limit
+
+
+def _found(path: Path) -> list[Path]:
+    """Files on disk."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix in KINDS)
+    patterned = not path.exists() and glob.has_magic(str(path))
+    names = sorted(glob.glob(str(path), recursive=True)) if patterned else [path]
+    return [ordinary(Path(name), "file of records") for name in names]
+
+
+def _listed(address: str) -> list[str]:
+    """Files that a store lists."""
+    try:
+        store = fsspec.filesystem(address.partition("://")[0])
+        if address.endswith(KINDS) and not glob.has_magic(address):
+            return [address]
+        names = store.glob(address) if glob.has_magic(address) else store.ls(address, detail=False)
+        return sorted(store.unstrip_protocol(name) for name in names if name.endswith(KINDS))
+    except ImportError as error:
+        raise MmdoraError(f"{address}: {error}; pip install 'fsspec[http]'") from None
+    except Exception as error:  # each store raises its own
+        reason = " ".join(str(error).split())[:200]
+        raise MmdoraError(f"{address}: cannot be listed ({type(error).__name__}: {reason})") from None

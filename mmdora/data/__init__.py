@@ -1,1 +1,0 @@
-"""Records, images, prompts and batches."""

@@ -1,0 +1,107 @@
+"""GQA as its eval.py scores it (Hudson and Manning 2019, section 4.4).
+
+All numbers are over balanced questions; others serve consistency only. Grounding, which needs
+attention maps, is not computed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from mmdora.evaluate.scoring.bootstrap import Array
+from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
+from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.scores import Score
+
+COMMON = ("color", "material", "shape")  # what eval.py allows where the question is what two things share
+SEMANTIC = {"attr": "attribute", "cat": "category", "global": "scene", "obj": "object", "rel": "relation"}
+
+
+def submitted(text: str) -> str:
+    """LLaVA's convert_gqa_for_eval.py: lower case, no periods at the end."""
+    return text.strip().rstrip(".").lower()
+
+
+def right(row: Row) -> bool:
+    return row["prediction"] == row["answer"]
+
+
+def kinds(row: Row) -> Iterable[str]:
+    """Open or binary, structural type and semantic type, where `meta.types` has them."""
+    types = row["meta"].get("types")
+    if types:
+        yield "open" if types["structural"] == "query" else "binary"
+        yield f"structural: {types['structural']}"
+        yield f"semantic: {SEMANTIC.get(types['semantic'], types['semantic'])}"
+
+
+def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+    """Accuracy, and what the files allow of eval.py's other numbers.
+
+    Validity and plausibility need `meta.choices` (`{valid, plausible}`, from the choices file) and
+    `meta.types`; consistency needs `meta.entailed` and predictions on those questions too; the
+    distribution score, where lower is better, needs `meta.groups`. Rows without `meta.isBalanced`
+    count as balanced.
+    """
+    counted = np.array([bool(row["meta"].get("isBalanced", True)) for row in rows])
+    chosen = [row for row, kept in zip(rows, counted, strict=True) if kept]
+    parts = means(rows, each, kinds, counted)
+    if all("choices" in row["meta"] for row in chosen):
+        for name, key in (("validity", "valid"), ("plausibility", "plausible")):
+            fits = [kept and _belongs(row, key) for row, kept in zip(rows, counted, strict=True)]
+            parts.details[name] = mean(np.array(fits, float), counted)
+    else:
+        parts.left_out.update(dict.fromkeys(("validity", "plausibility"), "no meta.choices, from the choices file"))
+    _add_consistency(parts, rows, each, counted)
+    if all("groups" in row["meta"] for row in chosen):
+        parts.plain["distribution"] = Score(distribution(chosen), len(chosen))
+    else:
+        parts.left_out["distribution"] = "no meta.groups"
+    return parts
+
+
+def distribution(rows: Iterable[Row]) -> float:
+    """Chi-square of predicted against true answers in each global group, averaged by group size, over 100."""
+    truth: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    predicted: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for row in rows:
+        group = row["meta"]["groups"]["global"]
+        if group is not None:
+            truth[group][row["answer"]] += 1
+            predicted[group][row["prediction"]] += 1
+    chi = {
+        group: sum((predicted[group][answer] - count) ** 2 / count for answer, count in counts.items())
+        for group, counts in truth.items()
+    }
+    total = sum(counts.total() for counts in truth.values())
+    return sum(chi[group] * counts.total() for group, counts in truth.items()) / max(total, 1) / 100
+
+
+def _belongs(row: Row, key: str) -> bool:
+    common = "Common" in need(row, "types")["detailed"]
+    return row["prediction"] in (COMMON if common else row["meta"]["choices"][key])
+
+
+def _add_consistency(parts: Parts, rows: Sequence[Row], each: Array, counted: Array) -> None:
+    """The mean accuracy on the questions that a rightly answered one entails."""
+    scores = {_question(row): score for row, score in zip(rows, each, strict=True)}
+    entailed = [_entailed(row) if kept else [] for row, kept in zip(rows, counted, strict=True)]
+    missing = {name for names in entailed for name in names} - scores.keys()
+    if missing or not any(entailed):
+        reason = f"{len(missing):,} entailed questions have no prediction" if missing else "no meta.entailed"
+        parts.left_out["consistency"] = reason
+        return
+    shares = np.array([np.mean([scores[name] for name in names]) if names else 0.0 for names in entailed])
+    asked = np.array([bool(names) for names in entailed]) & (each == 1)
+    parts.details["consistency"] = mean(shares, asked)
+
+
+def _question(row: Row) -> str:
+    return str(row["meta"].get("question_id", row["id"]))
+
+
+def _entailed(row: Row) -> list[str]:
+    return [str(name) for name in row["meta"].get("entailed", ()) if str(name) != _question(row)]

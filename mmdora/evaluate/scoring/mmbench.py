@@ -1,0 +1,69 @@
+"""MMBench (Liu et al. 2023): plain accuracy, and CircularEval over the rotations of a question's options.
+
+In its files a rotated question is a row of its own, with the options and the answer rotated, whose
+index is that of the question plus a multiple of 1,000,000.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.scoring.bootstrap import Array
+from mmdora.evaluate.scoring.choice import UNPARSABLE, answer, match_option
+from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
+from mmdora.evaluate.scoring.rows import Row, need
+
+ROTATION = 1_000_000
+
+
+def option(row: Row) -> str | None:
+    """The letter that the prediction, handed in as it came, names."""
+    return match_option(row["prediction"], need(row, "choices"))
+
+
+def right(row: Row) -> bool:
+    return option(row) == answer(row)
+
+
+def question(row: Row) -> int:
+    """The index of the question that a row is, or is a rotation of."""
+    return int(need(row, "index")) % ROTATION
+
+
+def plain(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+    """The questions as they stand; rotations do not count."""
+    main = _unrotated(rows)
+    parts = means(rows, each, kinds, main)
+    parts.counts[UNPARSABLE] = sum(option(row) is None for row, kept in zip(rows, main, strict=True) if kept)
+    return parts
+
+
+def circular(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+    """A question is right if it is under every rotation.
+
+    Raises:
+        MmdoraError: if a question has not as many rows as options, or not itself among them.
+    """
+    rounds: dict[int, list[int]] = {}
+    for number, row in enumerate(rows):
+        rounds.setdefault(question(row), []).append(number)
+    main, hits = _unrotated(rows), np.zeros(len(rows))
+    for index, numbers in rounds.items():
+        wanted = len(need(rows[numbers[0]], "choices"))
+        if len(numbers) != wanted or main[numbers].sum() != 1:
+            raise MmdoraError(
+                f"MMBench question {index}: CircularEval needs it and its rotations, {wanted} rows; found "
+                f"{len(numbers)} (a file without rotations is scored by mmbench-plain)"
+            )
+        hits[numbers] = each[numbers].min()
+    parts = means(rows, hits, kinds, main)
+    parts.details["plain"] = mean(each, main)
+    parts.counts[UNPARSABLE] = sum(option(row) is None for row in rows)
+    return parts
+
+
+def _unrotated(rows: Sequence[Row]) -> Array:
+    return np.array([int(row["meta"]["index"]) == question(row) for row in rows])

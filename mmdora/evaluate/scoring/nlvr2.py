@@ -1,0 +1,50 @@
+"""NLVR2 (Suhr et al. 2019): accuracy, and consistency over the image pairs of a sentence (its metrics.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import numpy as np
+
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.scoring.bootstrap import Array
+from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
+from mmdora.evaluate.scoring.rows import Row, need
+
+SAID = {"yes": "true", "no": "false"}
+
+
+def submitted(text: str) -> str:
+    """Lower case (metrics.py compares without case), no periods at the end; yes is true and no is false."""
+    text = text.strip().rstrip(".").lower()
+    return SAID.get(text, text)
+
+
+def right(row: Row) -> bool:
+    return row["prediction"] == row["answer"].lower()
+
+
+def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+    """Consistency is the share of sentences that are judged right on all their pairs."""
+    sentences: dict[Hashable, list[int]] = {}
+    for number, row in enumerate(rows):
+        split, group, _, sentence = _identifier(row)
+        sentences.setdefault((split, group, sentence), []).append(number)
+    all_right, first = np.zeros(len(rows)), np.zeros(len(rows), bool)
+    for numbers in sentences.values():
+        all_right[numbers[0]], first[numbers[0]] = each[numbers].min(), True
+    parts = means(rows, each, kinds)
+    parts.details["consistency"] = mean(all_right, first)
+    return parts
+
+
+def picture_set(row: Row) -> Hashable:
+    """Split and set: the sentences of a set are about the same pictures."""
+    return tuple(_identifier(row)[:2])
+
+
+def _identifier(row: Row) -> list[str]:
+    names = need(row, "identifier").split("-")
+    if len(names) != 4:
+        raise MmdoraError(f"row {row['id']}: an NLVR2 identifier is split-set-pair-sentence, not {'-'.join(names)!r}")
+    return names

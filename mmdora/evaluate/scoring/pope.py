@@ -1,0 +1,54 @@
+"""POPE (Li et al. 2023): does the model see objects that are not there. Yes is the positive class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.scoring.bootstrap import Array, Part
+from mmdora.evaluate.scoring.confusion import accuracy, confusion, f1, positive_ratio, precision, recall
+from mmdora.evaluate.scoring.parts import Kinds, Parts
+from mmdora.evaluate.scoring.rows import Row, need
+
+NUMBERS = {"accuracy": accuracy, "precision": precision, "recall": recall, "F1": f1, "yes ratio": positive_ratio}
+
+
+def says_yes(text: str) -> bool:
+    """The official reading (evaluate.py): no, if the first sentence holds the word no, No or not; else yes."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return not {"No", "not", "no"} & set(words)
+
+
+def right(row: Row) -> bool:
+    return says_yes(row["prediction"]) == _label(row)
+
+
+def _label(row: Row) -> bool:
+    if row["answer"] not in ("yes", "no"):
+        raise MmdoraError(f"row {row['id']}: a POPE label is yes or no, not {row['answer']!r}")
+    return row["answer"] == "yes"
+
+
+def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+    """The mean of the splits' F1, which papers print as POPE; F1 and all five numbers of each split.
+
+    A number that the official scorer cannot divide is 0.
+    """
+    columns = confusion((says_yes(row["prediction"]) for row in rows), map(_label, rows))
+    split = np.array([need(row, "type") for row in rows])  # random, popular, adversarial
+    splits = {str(name): columns * (split == name)[:, None] for name in np.unique(split)}
+
+    def mean_f1(sums: Array) -> Array:
+        return f1(sums.reshape(*sums.shape[:-1], len(splits), 4)).mean(-1)
+
+    return Parts(
+        Part(np.concatenate(list(splits.values()), 1), mean_f1, len(rows)),
+        {name: Part(own, f1, int(own.sum())) for name, own in splits.items()},
+        {
+            f"{name} {number}": Part(own, estimate, int(own.sum()))
+            for name, own in splits.items()
+            for number, estimate in NUMBERS.items()
+        },
+    )

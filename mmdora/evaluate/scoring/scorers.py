@@ -1,0 +1,174 @@
+"""Task name -> how a prediction is submitted, scored and summed up: `score_rows(task, rows)`. No torch.
+
+Every scorer follows a published one, named in its module.
+
+| task | the number | what it needs in `meta` |
+|---|---|---|
+| exact | exact match after `exact.normalize`; kinds by the row's `type` | |
+| vqav2, okvqa, textvqa | soft accuracy | answers (ten strings) |
+| vizwiz | soft accuracy | answers; answerable (0 or 1) |
+| gqa | exact match | see `gqa.sum_up` |
+| nlvr2 | accuracy | identifier |
+| scienceqa | accuracy | choices, subject, grade, hint |
+| pope | mean of the splits' F1 | type: the split |
+| mmbench | CircularEval accuracy | choices, index |
+| mmbench-plain | accuracy | choices, index |
+| choice | accuracy | choices |
+| caption | CIDEr | references |
+
+Kinds come from `meta.type`, where nothing else is said.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.scoring import choice, gqa, mmbench, nlvr2, pope, scienceqa, vizwiz, vqa
+from mmdora.evaluate.scoring.bootstrap import Array, measure
+from mmdora.evaluate.scoring.caption import cider, needs
+from mmdora.evaluate.scoring.exact import exact_match
+from mmdora.evaluate.scoring.parts import Kinds, Parts, means, meta_kinds, picture
+from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.scores import Scores
+
+EMPTY = {"images": (), "meta": {}}
+
+
+CIDER = "CIDEr"  # no percentage
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """How a task is scored.
+
+    Attributes:
+        metric: what the number is.
+        score: rows with submitted predictions -> the score of each.
+        submit: a row -> the text that is scored, and handed in to a server.
+        kinds: the kinds a row counts under.
+        sum_up: rows, their scores and `kinds` -> the numbers.
+        unit: rows of one unit are resampled together.
+        ready: raises if the scorer cannot run here.
+    """
+
+    metric: str
+    score: Callable[[Sequence[Row]], Iterable[float]]
+    submit: Callable[[Row], str] = lambda row: row["prediction"].strip()
+    kinds: Kinds = meta_kinds
+    sum_up: Callable[[Sequence[Row], Array, Kinds], Parts] = means
+    unit: Callable[[Row], Hashable] = picture
+    ready: Callable[[], None] = lambda: None
+
+
+def _each(score: Callable[[Row], float]) -> Callable[[Sequence[Row]], Iterable[float]]:
+    return lambda rows: map(score, rows)
+
+
+def _soft(score: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Row]], Iterable[float]]:
+    return _each(lambda row: score(row["prediction"], need(row, "answers")))
+
+
+def _captions(rows: Sequence[Row]) -> Iterable[float]:
+    return cider([row["prediction"] for row in rows], [need(row, "references") for row in rows])
+
+
+def _text(change: Callable[[str], str]) -> Callable[[Row], str]:
+    return lambda row: change(row["prediction"])
+
+
+SCORERS: Mapping[str, Scorer] = {
+    "exact": Scorer(
+        "exact match",
+        _each(lambda row: exact_match(row["prediction"], row["answer"])),
+        kinds=lambda row: [row["type"]] if row.get("type") else [],
+    ),
+    "vqav2": Scorer("soft accuracy", _soft(vqa.vqa_accuracy), _text(vqa.evalai)),
+    "okvqa": Scorer("soft accuracy", _soft(vqa.vqa_accuracy), _text(vqa.evalai)),
+    "textvqa": Scorer("soft accuracy", _soft(vqa.textvqa_accuracy)),
+    "vizwiz": Scorer("soft accuracy", _soft(vqa.vizwiz_accuracy), _text(vqa.evalai), sum_up=vizwiz.sum_up),
+    "gqa": Scorer("exact match", _each(gqa.right), _text(gqa.submitted), gqa.kinds, gqa.sum_up),
+    "nlvr2": Scorer(
+        "accuracy", _each(nlvr2.right), _text(nlvr2.submitted), sum_up=nlvr2.sum_up, unit=nlvr2.picture_set
+    ),
+    "scienceqa": Scorer("accuracy", _each(choice.right), choice.letter, scienceqa.kinds, choice.sum_up),
+    "pope": Scorer("mean F1", _each(pope.right), sum_up=pope.sum_up),
+    "mmbench": Scorer("CircularEval accuracy", _each(mmbench.right), sum_up=mmbench.circular, unit=mmbench.question),
+    "mmbench-plain": Scorer("accuracy", _each(mmbench.right), sum_up=mmbench.plain, unit=mmbench.question),
+    "choice": Scorer("accuracy", _each(choice.right), choice.letter, sum_up=choice.sum_up),
+    "caption": Scorer(CIDER, _captions, ready=needs),
+}
+
+
+def scorer_of(task: str) -> Scorer:
+    """The scorer of a task.
+
+    Raises:
+        MmdoraError: with the nearest name, if there is none.
+    """
+    if task not in SCORERS:
+        near = difflib.get_close_matches(task, SCORERS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise MmdoraError(f"no task {task!r}{hint} (there are {', '.join(SCORERS)})")
+    return SCORERS[task]
+
+
+def ready(task: str) -> None:
+    """Raise now what scoring would raise after hours of generation: a program that is not there."""
+    scorer_of(task).ready()
+
+
+def submitted(task: str, row: Row) -> str:
+    """The text of a row's prediction that is scored, and belongs into the file for the task's server."""
+    return scorer_of(task).submit(EMPTY | dict(row))
+
+
+def sum_up(task: str, rows: Sequence[Row]) -> tuple[Array, Parts, list[Hashable]]:
+    """The score of every row [rows], the task's numbers before measuring, and the unit of every row.
+
+    Raises:
+        MmdoraError: for an unknown task, no rows, or a row that lacks what the task is scored by.
+    """
+    scorer = scorer_of(task)
+    if not rows:
+        raise MmdoraError(f"task {task}: there are no rows to score")
+    given = [EMPTY | dict(row) for row in rows]
+    given = [row | {"prediction": scorer.submit(row)} for row in given]
+    each = np.fromiter(scorer.score(given), float, len(given))
+    return each, scorer.sum_up(given, each, scorer.kinds), [scorer.unit(row) for row in given]
+
+
+def score_rows(task: str, rows: Sequence[Row], *, seed: int = 0) -> Scores:
+    """Score predictions as the task's published scorer does.
+
+    Args:
+        rows: see `rows`; `prediction` is the generated text as it came.
+        seed: of the bootstrap, whose percentiles 2.5 and 97.5 are the intervals.
+
+    Raises:
+        MmdoraError: as `sum_up`.
+    """
+    each, parts, units = sum_up(task, rows)
+    groups = {"overall": {"": parts.overall}, "by_type": parts.by_type, "details": parts.details}
+    asked = {(group, name): part for group, own in groups.items() for name, part in own.items()}
+    found = measure(asked, units, seed)
+    if ("overall", "") not in found:
+        raise MmdoraError(f"task {task}: none of the {len(rows)} rows counts")
+    by_type, details = (
+        {name: found[group, name] for name in groups[group] if (group, name) in found}
+        for group in ("by_type", "details")
+    )
+    unknown = dict.fromkeys((name for _, name in asked.keys() - found.keys()), "these rows do not determine it")
+    return Scores(
+        found["overall", ""],
+        by_type,
+        details | parts.plain,
+        parts.counts,
+        parts.left_out | unknown,
+        scorer_of(task).metric,
+        tuple(each.tolist()),
+    )

@@ -1,0 +1,28 @@
+"""VizWiz beside its soft accuracy: how well a model tells that a question cannot be answered."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmdora.evaluate.scoring.bootstrap import Array, Part
+from mmdora.evaluate.scoring.confusion import accuracy, average_precision, confusion, f1
+from mmdora.evaluate.scoring.parts import Kinds, Parts, means
+from mmdora.evaluate.scoring.rows import Row
+
+UNANSWERABLE = "unanswerable"  # what LLaVA's prompt asks for, and what the people wrote
+
+
+def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+    """Average precision and F1 of the class "unanswerable", as VizWiz's evaluate_unanswerability, and accuracy.
+
+    That scorer takes a confidence; a generated text gives 0 or 1: it is `unanswerable` or is not.
+    """
+    parts = means(rows, each, kinds)
+    if any("answerable" not in row["meta"] for row in rows):
+        parts.left_out[UNANSWERABLE] = "no meta.answerable"
+        return parts
+    predicted = (row["prediction"] == UNANSWERABLE for row in rows)
+    columns = confusion(predicted, (not row["meta"]["answerable"] for row in rows))
+    for name, number in (("average precision", average_precision), ("F1", f1), ("accuracy", accuracy)):
+        parts.details[f"{UNANSWERABLE} {name}"] = Part(columns, number, len(rows))
+    return parts

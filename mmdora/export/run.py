@@ -1,0 +1,272 @@
+"""From a run to an ordinary checkpoint: merge, write in the hub's layout, read back, compare.
+
+The adapter is merged from disk, tensor by tensor (`merge_disk`), where the files of the base allow it, and else in
+memory. Nothing appears at OUT before the written files were read back and hold what was trained (`parity`).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+from huggingface_hub import snapshot_download
+from safetensors import SafetensorError
+from transformers import GenerationConfig
+
+from mmdora.adapt.inject import merge, plan_of
+from mmdora.config import ImageTokens, RunConfig, load_config
+from mmdora.errors import MmdoraError
+from mmdora.export.card import card
+from mmdora.export.layout import llama_cpp_commands, no_bars, save_checkpoint
+from mmdora.export.merge_disk import DiskMerge
+from mmdora.export.parity import LogitCheck, Parity, TensorParity, prompts, tensor_parity
+from mmdora.export.shards import UnsureError
+from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
+from mmdora.models.load import (
+    DTYPES,
+    adapter_folder,
+    base_of,
+    check_folder,
+    image_tokens_of,
+    load,
+    load_processor,
+    resolve,
+)
+
+__all__ = ["Parity", "TensorParity", "export", "llama_cpp_commands"]
+
+Dtype = Literal["fp32", "bf16", "fp16"]
+SHARE = 8
+"""A model fits, and its logits are compared, if it takes at most one part in this many of the available memory."""
+
+COPIED = (
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "added_tokens.json", "special_tokens_map.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    *("chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*"),
+)
+"""Files that no run changes: copied from the base byte for byte, since re-serialising breaks other loaders."""
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+
+
+def export(
+    source: Path | str,
+    out: Path | str,
+    *,
+    dtype: Dtype | None = None,
+    rows: Sequence[Mapping[str, Any]] | None = None,
+    images_root: Path | str | None = None,
+    scores: Mapping[str, Any] | None = None,
+    parity: Literal["logits", "tensors"] | None = None,
+    say: Callable[[str], Any] = print,
+) -> Parity | TensorParity:
+    """Write `source`, adapters merged, as an ordinary checkpoint to `out`.
+
+    Merging from disk needs memory for some rows of one tensor. It wants safetensors of which transformers takes every
+    tensor as it is; otherwise the model is loaded in fp32 and merged, and `say` gets the reason. Both ways write the
+    same tensors, bit for bit; from disk they stay in as many files as the base has.
+
+    Args:
+        source: run folder, adapter folder, or a plain checkpoint (folder, hub id, bundled name).
+        out: a new or empty folder; written beside its final place and renamed when all holds.
+        dtype: of the written weights; default that of the base. Merged in fp32, rounded once.
+        rows: records to compare logits on, images below `images_root`; default some of the run's data, or
+            drawn pictures.
+        scores: name -> number (or text) for the model card.
+        parity: "logits" loads the unmerged and then the written model, in fp32, and compares what they say;
+            "tensors" loads no model and compares rows of every written tensor with the equations in float64.
+            Default: logits if `rows` are given or the model fits, that is, takes in fp32 at most an eighth of the
+            available memory; else tensors. What was merged in memory is always compared by logits.
+        say: receives the lines meant for a person: how it is merged and compared, and why.
+
+    Raises:
+        MmdoraError: if `out` is not empty, the disk is full, or the parity bounds do not hold.
+    """
+    out = Path(out)
+    _check_free(out)
+    adapter = adapter_folder(source)
+    name = base_of(adapter) if adapter else str(source)
+    base, config = base_folder(name), _run_config(source)
+    dtype = dtype or _dtype_of(base)
+    disk, model = _from_disk(base, adapter, dtype, say), None
+    if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
+        asked = prompts(config, rows, images_root)
+        model, processor = load(source)
+        measure = LogitCheck(model, processor, *asked, dtype).compare
+    else:
+        measure = partial(tensor_parity, disk)
+    merged = disk or _MergedModel(model, base, dtype)
+    del model
+    with _beside(out, merged.size) as folder:
+        begun = time.monotonic()
+        merged.write(folder)
+        say(f"wrote {_bytes(merged.size)} in {time.monotonic() - begun:.1f} s")
+        for path in _copied(base):
+            (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / path.relative_to(base))
+        if (budget := image_tokens_of(adapter)) != ImageTokens():
+            write_image_tokens(folder, set_image_tokens(load_processor(name), budget))
+        found = measure(folder)
+        found.check()
+        text = card(
+            base,
+            base_name=name,
+            plan=merged.plan,
+            config=config,
+            parity=found,
+            scores=scores,
+            dtype=dtype,
+            name=out.name,
+        )
+        (folder / "README.md").write_text(text, encoding="utf-8")
+        _readable(folder)
+    return found
+
+
+class _MergedModel:
+    """The merge in memory, with the face of a `DiskMerge`."""
+
+    def __init__(self, model: Any, base: Path, dtype: Dtype):
+        self.plan = plan_of(model)
+        self._base = base
+        self._model: Any = (merge(model) if self.plan else model).to(DTYPES[dtype])
+        self.size = sum(parameter.numel() * parameter.element_size() for parameter in self._model.parameters())
+
+    def write(self, folder: Path) -> None:
+        """Write config and weights, and let go of the model."""
+        if (self._base / "generation_config.json").is_file():
+            # The base's own file is copied; transformers refuses to write some that it reads (vicuna's).
+            self._model.generation_config = GenerationConfig()
+        with no_bars():
+            save_checkpoint(self._model, folder)
+        self._model = None
+        gc.collect()
+
+
+def _from_disk(base: Path, adapter: Path | None, dtype: Dtype, say: Callable[[str], Any]) -> DiskMerge | None:
+    try:
+        disk = DiskMerge(base, adapter, dtype)
+    except UnsureError as reason:
+        say(f"merging in memory, not from disk: {reason}")
+        return None
+    say(f"merging from disk: {disk}")
+    return disk
+
+
+def _by_logits(disk: DiskMerge, asked: str | None, say: Callable[[str], Any]) -> bool:
+    need, free = 4 * disk.elements, _free_memory()
+    fits = need <= free / SHARE
+    logits = fits if asked is None else asked == "logits"
+    share = f"{'at most' if fits else 'more than'} 1/{SHARE} of the {_bytes(free)} of memory available"
+    what = "logits" if logits else "tensors, not logits"
+    say(f"comparing {what}{', as asked' if asked else ''}: the model in fp32 takes {_bytes(need)}, {share}")
+    return logits
+
+
+def _free_memory() -> int:
+    """Bytes that this process may still take: of the machine's memory, or of its container's."""
+    free = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = int((group / "memory.max").read_text())
+        used = int((group / "memory.current").read_text())
+        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
+    except (OSError, ValueError, KeyError):  # no limit ("max"), or no such thing on this system
+        return free
+    return min(free, max(0, limit - used + int(cache)))
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1000:.1f} kB"
+
+
+def _check_free(out: Path) -> None:
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise MmdoraError(f"{out}: is not a folder; export to a new or empty one")
+    if out.is_dir() and any(out.iterdir()):
+        raise MmdoraError(f"{out}: is not empty; export to a new or empty folder")
+
+
+@contextmanager
+def _beside(out: Path, size: int) -> Iterator[Path]:
+    """A temporary folder beside `out` that becomes `out` on success and disappears otherwise."""
+    folder = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < size:
+            raise MmdoraError(f"{out}: the checkpoint needs {size:,} bytes, its disk has {free:,} left")
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        yield folder
+        _check_free(out)
+        if out.is_dir():
+            out.rmdir()
+        folder.rename(out)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MmdoraError(f"{out}: cannot write the checkpoint of {size:,} bytes: {reason}") from None
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _readable(folder: Path) -> None:
+    """Ordinary permissions: temporary folders and safetensors files are made for their owner alone."""
+    os.umask(mask := os.umask(0o077))
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def base_folder(base: str) -> Path:
+    """The files of a base: a folder, a bundled name, or a hub id, which is fetched.
+
+    Raises:
+        MmdoraError: it is none of these.
+    """
+    folder = Path(resolve(base))
+    if folder.is_dir():
+        check_folder(folder)
+        return folder
+    try:
+        return Path(snapshot_download(base, allow_patterns=[*COPIED, *WEIGHTS, "*.json", "README.md"]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise MmdoraError(f"{base}: no folder, no bundled model, and not to be had from the hub: {reason}") from None
+
+
+def _copied(base: Path) -> list[Path]:
+    found = sorted({path for pattern in COPIED for path in base.glob(pattern) if path.is_file()})
+    # the hub's cache links a snapshot's files to blobs beside it; a link to anywhere else would carry that file out
+    home = base.resolve()
+    home = home.parents[1] if home.parent.name == "snapshots" else home
+    if strangers := [path for path in found if not path.resolve().is_relative_to(home)]:
+        raise MmdoraError(f"{strangers[0]}: a link that leads outside {base}; put the file itself there")
+    return found
+
+
+def _dtype_of(base: Path) -> Dtype:
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise MmdoraError(f"{base}: no readable config.json; give a run, an adapter or a checkpoint") from None
+    names: dict[str, Dtype] = {"bfloat16": "bf16", "float16": "fp16"}
+    return names.get(config.get("dtype") or config.get("torch_dtype") or "", "fp32")
+
+
+def _run_config(source: Path | str) -> RunConfig | None:
+    """The config of a run, also when its adapter folder is given."""
+    adapter = adapter_folder(source)
+    path = adapter.parent / "config.yaml" if adapter else Path(source) / "config.yaml"
+    return load_config(path) if path.is_file() else None

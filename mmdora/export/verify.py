@@ -1,0 +1,136 @@
+"""Whether a server says what the checkpoint says: the same questions to both, answered greedily."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmdora.batches.prompt import encode_prompts
+from mmdora.data_prep.easy_vqa import samples
+from mmdora.errors import MmdoraError
+from mmdora.models.load import load
+from mmdora.predict.answers import Prompt, ask, stream
+from mmdora.predict.endpoint import Endpoint, Usage
+from mmdora.records.images import open_image
+from mmdora.records.reader import read_records
+from mmdora.records.turns import prompt_messages
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one of the two answered; token counts are None where the server does not tell them."""
+
+    text: str
+    prompt_tokens: int | None
+    answer_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One question and both answers."""
+
+    name: str
+    local: Side
+    served: Side
+
+    @property
+    def difference(self) -> str | None:
+        """What differs, or None. A server may count the end-of-turn token or leave it out."""
+        here, there = self.local, self.served
+        if here.prompt_tokens != there.prompt_tokens and there.prompt_tokens is not None:
+            counts = f"{here.prompt_tokens} tokens here, {there.prompt_tokens} there"
+            return f"the prompt has {counts} (another chat template or number of image tokens)"
+        if here.text != there.text:
+            start = next((i for i, (a, b) in enumerate(zip(here.text, there.text, strict=False)) if a != b), None)
+            at = min(len(here.text), len(there.text)) if start is None else start
+            return f"from character {at} on: {here.text[at : at + 60]!r} here, {there.text[at : at + 60]!r} there"
+        if there.answer_tokens is not None and here.answer_tokens not in (there.answer_tokens, there.answer_tokens + 1):
+            return f"the answer has {here.answer_tokens} tokens here, {there.answer_tokens} there"
+        return None
+
+
+def verify(
+    model: str,
+    server: str,
+    *,
+    data: Path | None = None,
+    images: Path | None = None,
+    limit: int = 16,
+    max_new_tokens: int = 64,
+    dtype: str = "fp32",
+    say: Callable[[str], Any] = print,
+) -> list[Pair]:
+    """Ask a checkpoint and the server that should serve it the same questions, greedily, one after the other.
+
+    Args:
+        model: folder, hub id or bundled name, opened here.
+        server: http://HOST:PORT/v1, or with #NAME.
+        data: records whose first questions are asked; default: pictures of the easy-VQA test split.
+        images: root of the records' images; default: as `read_records`.
+        limit: questions at most.
+        dtype: of the weights here; the server's own, for equal answers.
+        say: receives a line for each difference.
+
+    Returns:
+        A pair for each question.
+
+    Raises:
+        MmdoraError: the model cannot be loaded, the server cannot be asked, or there are no questions.
+    """
+    endpoint = Endpoint.parse(server)
+    questions = list(_questions(data, images, limit))
+    if not questions:
+        raise MmdoraError(f"{data}: holds no questions")
+    opened, processor = load(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else None)
+    pairs = []
+    for name, prompt in questions:
+        pair = Pair(name, _here(opened, processor, prompt, max_new_tokens), _there(endpoint, prompt, max_new_tokens))
+        if pair.difference:
+            say(f"{name}: {pair.difference}")
+        pairs.append(pair)
+    return pairs
+
+
+def summary(pairs: Sequence[Pair]) -> str:
+    """How many are equal, and in what.
+
+    Raises:
+        MmdoraError: some differ; naming the first.
+    """
+    different = [pair for pair in pairs if pair.difference]
+    if different:
+        raise MmdoraError(
+            f"verify: {len(different)} of {len(pairs)} answers differ; the first: {different[0].name}: "
+            f"{different[0].difference}"
+        )
+    told = all(pair.served.answer_tokens is not None for pair in pairs)
+    counts = "prompts and answers of as many tokens" if told else "the server does not tell its token counts"
+    return f"{len(pairs)} answers equal, word for word; {counts}"
+
+
+def _questions(data: Path | None, images: Path | None, limit: int) -> Iterator[tuple[str, Prompt]]:
+    if data is None:
+        for path, question in samples(limit):
+            yield path.name, ask(question, open_image(path.name, path.parent))
+        return
+    records = read_records(data, images)
+    root = images or data.parent
+    for number in range(min(limit, len(records))):
+        record = records[number]
+        yield record["id"], Prompt(prompt_messages(record), [open_image(name, root) for name in record["images"]])
+
+
+def _here(model: Any, processor: Any, prompt: Prompt, max_new_tokens: int) -> Side:
+    *_, last = stream(model, processor, prompt, max_new_tokens=max_new_tokens)
+    encoded = encode_prompts(processor, [prompt.messages], [prompt.images])
+    return Side(last.text, encoded["input_ids"].shape[1], last.tokens)
+
+
+def _there(endpoint: Endpoint, prompt: Prompt, max_new_tokens: int) -> Side:
+    usage: list[Usage] = []
+    *_, last = endpoint.stream(prompt, max_new_tokens=max_new_tokens, usage=usage)
+    return Side(last.text, usage[0].prompt if usage else None, usage[0].answer if usage else None)

@@ -1,0 +1,95 @@
+"""VL-BART in the Auto classes of `transformers`, without importing `transformers`.
+
+`import mmdora` must stay quick, so a finder waits for the modules of the Auto classes and registers once they
+are there. What it registers for models are stand-ins that import the real class when they are asked for one:
+`transformers` may still be in the middle of its own imports at that time.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+from typing import Any
+
+HOMES = {
+    "VLBartConfig": "mmdora.models.vlbart.config",
+    "VLBartForConditionalGeneration": "mmdora.models.vlbart.head",
+    "VLBartProcessor": "mmdora.models.vlbart.processor",
+    "OpenClipVisionConfig": "mmdora.models.open_clip.config",
+    "OpenClipVisionModel": "mmdora.models.open_clip.tower",
+}
+
+
+def register() -> None:
+    """Register with the Auto classes: those already imported at once, the others when they are."""
+    for name, hook in HOOKS.items():
+        if name in sys.modules:
+            hook(sys.modules[name])
+    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _AfterImport())
+
+
+def _get(name: str) -> Any:
+    return getattr(import_module(HOMES[name]), name)
+
+
+def _configs(auto: ModuleType) -> None:
+    for config in (_get("VLBartConfig"), _get("OpenClipVisionConfig")):
+        auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+
+
+def _models(auto: ModuleType) -> None:
+    for kind, config, model in (
+        (auto.AutoModelForImageTextToText, "VLBartConfig", "VLBartForConditionalGeneration"),
+        (auto.AutoModel, "OpenClipVisionConfig", "OpenClipVisionModel"),
+    ):
+        kind.register(_get(config), _stand_in(model, config_class=_get(config)), exist_ok=True)
+
+
+def _processors(auto: ModuleType) -> None:
+    auto.AutoProcessor.register(_get("VLBartConfig"), _stand_in("VLBartProcessor"), exist_ok=True)
+
+
+HOOKS = {
+    "transformers.models.auto.configuration_auto": _configs,
+    "transformers.models.auto.modeling_auto": _models,
+    "transformers.models.auto.processing_auto": _processors,
+}
+
+
+def _stand_in(name: str, **attributes: Any) -> type:
+    """A class that hands its constructors on to the class `name`, imported then."""
+
+    def hand_on(method: str) -> Any:
+        def call(cls: type, *args: Any, **kwargs: Any) -> Any:
+            return getattr(_get(name), method)(*args, **kwargs)
+
+        return classmethod(call)
+
+    made = {method: hand_on(method) for method in ("from_pretrained", "_from_config")}
+    return type(name, (), {"__module__": HOMES[name], **made, **attributes})
+
+
+class _AfterImport(MetaPathFinder):
+    """Finds the modules of `HOOKS` as usual and calls their hook after they have run."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname not in HOOKS:
+            return None
+        spec = PathFinder.find_spec(fullname, path, target)
+        if spec is None or spec.loader is None:
+            return None
+        run = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            run(module)
+            HOOKS[fullname](module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign] (of this one spec)
+        return spec

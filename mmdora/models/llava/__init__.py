@@ -1,0 +1,1 @@
+"""LLaVA: composing one of a vision tower, a new projector and a language model."""

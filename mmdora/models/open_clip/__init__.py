@@ -1,0 +1,1 @@
+"""Vision towers of open_clip as modules of transformers."""

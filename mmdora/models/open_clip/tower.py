@@ -1,0 +1,247 @@
+"""An image tower of open_clip as a `PreTrainedModel` that gives tokens: ModifiedResNet, ViT, timm.
+
+Its modules keep open_clip's names below `visual.`; the head that the tokens do not pass is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+from open_clip.factory import load_state_dict
+from open_clip.modified_resnet import ModifiedResNet
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool2d
+from torch.nn.modules.batchnorm import _BatchNorm
+from transformers import CLIPImageProcessor, PreTrainedModel
+from transformers.image_utils import PILImageResampling
+from transformers.modeling_outputs import BaseModelOutput
+
+from mmdora.errors import MmdoraError
+from mmdora.models.open_clip.config import OpenClipVisionConfig
+from mmdora.models.open_clip.pool import AttentionPool
+
+NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
+"""open_clip builds a tower only together with a text side, which is thrown away."""
+
+
+class OpenClipVisionModel(PreTrainedModel):
+    """Pixels to tokens. Batch norms keep their statistics, whatever the mode: the tower is meant to be frozen.
+
+    Raises:
+        MmdoraError: for a tower with buffers that a checkpoint does not hold.
+    """
+
+    config_class = OpenClipVisionConfig
+    config: OpenClipVisionConfig
+    main_input_name = "pixel_values"
+    # attention is open_clip's own business
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: OpenClipVisionConfig):
+        super().__init__(config)
+        self.visual: Any = _build(config) if config.vision_cfg else None
+        self._as_referred: str | None = None
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        pass  # open_clip has done it
+
+    def train(self, mode: bool = True) -> OpenClipVisionModel:
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
+        """Tokens of images, row by row of the map, without a class token.
+
+        Args:
+            pixel_values: [B, 3, S, S], preprocessed as `image_processor` does.
+
+        Returns:
+            last_hidden_state: [B, T, hidden_size]; T is 1 for `feature: pooled`. Asked for hidden_states, they are
+            these alone.
+
+        Raises:
+            MmdoraError: if the model has no tower.
+        """
+        if self.visual is None:
+            raise MmdoraError(
+                "this model has no image tower (vision_config.vision_cfg is empty); give it precomputed features"
+            )
+        if self.config.feature == "pooled":
+            tokens = self.visual(pixel_values)[:, None]
+        else:
+            grid = self.map(pixel_values)
+            if self.config.grid is not None:
+                grid = adaptive_max_pool2d(grid, self.config.grid)
+            tokens = grid.flatten(2).transpose(1, 2)
+        asked = kwargs.get("output_hidden_states")  # LLaVA selects among them
+        return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,) if asked else None)
+
+    def map(self, pixel_values: Tensor) -> Tensor:
+        """The last map before any pooling [B, hidden_size, h, w]: `layer4`, or the patches after the last norm."""
+        found = self.visual.forward_intermediates(
+            pixel_values, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NCHW"
+        )
+        return cast(Tensor, found["image_intermediates"][-1])
+
+    def frames(self, pixel_values: Tensor) -> Tensor:
+        """One feature per frame [B, hidden_size]: the pooled embedding, or the maximum over the map."""
+        return self(pixel_values).last_hidden_state.amax(1)
+
+    # --- weights by reference
+
+    def refer(self) -> None:
+        """Load the weights that `config.pretrained` names.
+
+        Raises:
+            MmdoraError: if there are no such weights, they do not fit, or they are not those the checkpoint was
+                written with.
+        """
+        weights = reference(self.config, self.visual)
+        found = digest(weights)
+        if self.config.sha256 not in (None, found):
+            raise MmdoraError(
+                f"{self.config.pretrained}: these are not the tower's weights that the checkpoint was written with"
+            )
+        self.config.sha256 = found
+        self.visual.load_state_dict(weights)
+        self._as_referred = digest(self.visual.state_dict())
+
+    @property
+    def is_as_referred(self) -> bool:
+        """Whether the weights still are, bit for bit, what `refer` loaded."""
+        return self._as_referred is not None and self._as_referred == digest(self.visual.state_dict())
+
+
+def tower_config(
+    name: str | Mapping[str, Any],
+    pretrained: str | None = None,
+    *,
+    feature: str = "grid",
+    grid: int | None = None,
+) -> OpenClipVisionConfig:
+    """The config of a tower by its name in open_clip ("RN101", "local-dir:FOLDER"), or by a model config.
+
+    Args:
+        name: of open_clip, or a mapping with `embed_dim` and `vision_cfg` as in open_clip's model configs.
+        pretrained: a tag of open_clip or a file with weights. None: random weights, but those of the folder or
+            repository for a name that is one ("local-dir:...", "hf-hub:...").
+        feature, grid: see `OpenClipVisionConfig`.
+
+    Raises:
+        MmdoraError: if open_clip knows no such tower, or its tokens cannot be had.
+    """
+    found = open_clip.get_model_config(name) if isinstance(name, str) else dict(name)
+    if found is None:
+        raise MmdoraError(f"open_clip has no model {name!r}; `open_clip.list_models()` lists them")
+    tag = open_clip.get_pretrained_cfg(name, pretrained) if isinstance(name, str) and pretrained else {}
+    if pretrained is None and isinstance(name, str) and ":" in name:
+        pretrained = name
+    config = OpenClipVisionConfig(
+        open_clip_name=name if isinstance(name, str) else None,
+        pretrained=str(Path(pretrained).resolve()) if pretrained and Path(pretrained).is_file() else pretrained,
+        embed_dim=found["embed_dim"],
+        vision_cfg=found["vision_cfg"],
+        quick_gelu=bool(tag.get("quick_gelu", found.get("quick_gelu", False))),
+        feature=feature,
+        grid=grid,
+    )
+    with torch.device("meta"):
+        tower = OpenClipVisionModel(config).eval()
+        side = int(found["vision_cfg"].get("image_size", 224))
+        try:
+            _, config.image_tokens, config.hidden_size = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise MmdoraError(f"open_clip tower {name!r}: gives no map of tokens: {error}") from None
+    return config
+
+
+def token_shape(config: OpenClipVisionConfig) -> tuple[int, int]:
+    """T and width of the tokens of one image."""
+    side = config.image_size or 224
+    with torch.device("meta"):
+        tokens = OpenClipVisionModel(config).eval()(torch.zeros(1, 3, side, side)).last_hidden_state
+    return tokens.shape[1], tokens.shape[2]
+
+
+def image_processor(config: OpenClipVisionConfig) -> CLIPImageProcessor:
+    """Squash to the tower's square, bicubic; CLIP's mean and deviation unless the weights' tag has its own."""
+    tag = {}
+    if config.open_clip_name and config.pretrained:
+        tag = open_clip.get_pretrained_cfg(config.open_clip_name, config.pretrained) or {}
+    side = config.image_size or 224
+    return CLIPImageProcessor(
+        size={"height": side, "width": side},
+        resample=PILImageResampling.BICUBIC,
+        do_center_crop=False,
+        image_mean=list(tag.get("mean", open_clip.OPENAI_DATASET_MEAN)),
+        image_std=list(tag.get("std", open_clip.OPENAI_DATASET_STD)),
+    )
+
+
+def reference(config: OpenClipVisionConfig, visual: nn.Module) -> dict[str, Tensor]:
+    """The tensors of `visual`, in fp32, from what `config.pretrained` names: a file, or a tag of open_clip.
+
+    A file holds a tower, or a whole CLIP with the tower below `visual.`; safetensors, or `torch.save` (read
+    with `weights_only`).
+    """
+    name, source = config.open_clip_name, str(config.pretrained)
+    found: Any
+    try:
+        if Path(source).is_file():
+            found = load_state_dict(source)
+        else:
+            tag = None if source == name else source
+            found = open_clip.create_model(
+                name or "", tag, require_pretrained=True, force_quick_gelu=config.quick_gelu
+            ).state_dict()
+    except Exception as error:  # whatever a broken file or an unknown tag makes open_clip raise
+        reason = " ".join(str(error).split())[:300]
+        raise MmdoraError(f"open_clip tower {name}, weights {source!r}: cannot be loaded: {reason}") from None
+    below = {key.removeprefix("visual."): value for key, value in found.items() if key.startswith("visual.")}
+    found = below or found
+    wanted = visual.state_dict()
+    wrong = [key for key, tensor in wanted.items() if key not in found or found[key].shape != tensor.shape]
+    if wrong:
+        raise MmdoraError(
+            f"open_clip weights {source!r}: do not fit the tower {name or ''}: {len(wrong)} tensors are missing or of "
+            f"another shape, the first is {wrong[0]}"
+        )
+    return {key: found[key].float() if found[key].is_floating_point() else found[key] for key in wanted}
+
+
+def digest(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of names and bytes."""
+    made = hashlib.sha256()
+    for name in sorted(state):
+        made.update(name.encode())
+        made.update(state[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return made.hexdigest()
+
+
+def _build(config: OpenClipVisionConfig) -> nn.Module:
+    settings = {**(config.vision_cfg or {}), "patch_dropout": 0.0, "output_tokens": False}
+    text: Any = NO_TEXT
+    visual: Any = open_clip.CLIP(config.embed_dim, cast(Any, settings), text, quick_gelu=config.quick_gelu).visual
+    if config.feature == "grid":  # without what makes the pooled embedding
+        if isinstance(visual, ModifiedResNet):
+            visual.attnpool = cast(Any, None)
+        else:
+            visual.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
+    elif isinstance(visual, ModifiedResNet):
+        visual.attnpool.__class__ = AttentionPool  # the same parameters, drawn as open_clip draws them
+    kept = set(visual.state_dict())
+    lost = [name for name, _ in visual.named_buffers() if name not in kept]
+    if lost:
+        raise MmdoraError(f"open_clip tower {config.open_clip_name}: no checkpoint holds its buffer {lost[0]}")
+    return visual

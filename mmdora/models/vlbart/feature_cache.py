@@ -1,0 +1,203 @@
+"""What a frozen tower gives for each image, on disk, so that it runs once per image and not once per step.
+
+For VL-BART, whose forward takes features in place of pixels. Other models read their tower inside of
+`get_image_features`, together with a projector that trains, and take no features from before it: they are refused.
+
+Features are computed in the dtype of the tower's weights, without autocast, and belong to the content of the image,
+the tower's weights and config, the settings of the image processor and the versions of the libraries that run both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import transformers
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from mmdora.errors import MmdoraError
+from mmdora.models.open_clip.tower import OpenClipVisionModel, digest, token_shape
+from mmdora.models.vlbart.mapped_rows import MappedRows
+from mmdora.records.images import PackedImage, decode, image_bytes
+from mmdora.records.record import Record
+
+FORMAT = 1
+"""Of what is kept; raise it when features are computed otherwise."""
+ABOUT = "about.json"
+
+
+class FeatureCache:
+    """Features of images by their content. What loader processes get of it is without the tower.
+
+    Args:
+        folder: of all caches; this one has a folder below it, named after what its features depend on.
+        tower: frozen.
+        image_processor: of the model's processor.
+
+    Raises:
+        MmdoraError: if the folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, tower: OpenClipVisionModel, image_processor: Any):
+        self.tower, self.image_processor = tower, image_processor
+        about = _about(tower, image_processor)
+        name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        self.rows = MappedRows(folder / name, token_shape(tower.config), tower.dtype)
+        if not (folder / name / ABOUT).exists():  # for a person
+            (folder / name / ABOUT).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
+
+    @classmethod
+    def of(cls, model: Any, processor: Any, folder: Path) -> FeatureCache:
+        """The cache of a model's tower.
+
+        Raises:
+            MmdoraError: if the model reads no features, has no tower, or its tower trains.
+        """
+        check_reads_features(model)
+        tower = model.model.vision_tower
+        if name := next((name for name, parameter in tower.named_parameters() if parameter.requires_grad), None):
+            raise MmdoraError(f"data.feature_cache: the tower trains ({name}, see adapt.vision); leave one out")
+        return cls(folder, tower, processor.image_processor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "tower": None}
+
+    def features(self, name: str, root: Path) -> Tensor:
+        """[T, F] of an image, in the tower's dtype, on the CPU.
+
+        Args:
+            name: of a file below `root`, or a packed image.
+
+        Raises:
+            MmdoraError: if `fill` has not seen the image as it is now, or its row was damaged since.
+        """
+        data, where = image_bytes(name, root)
+        found = self.rows.get(_key(data))
+        if found is None:
+            raise MmdoraError(
+                f"image {where}: its features in {self.rows.folder} are missing or damaged since the run began; start "
+                "it again, and they are computed anew"
+            )
+        return found
+
+    @torch.no_grad()
+    def fill(self, rows: Sequence[Record], root: Path, *, batch_size: int = 16, workers: int = 0) -> int:
+        """Compute what is not there yet, or damaged, for every image of some rows; several processes may at once.
+
+        Args:
+            rows: records; one with a `root` of its own has its images there.
+            batch_size: rows that are read together, and images the tower gets together.
+            workers: loader processes that read and preprocess.
+
+        Returns:
+            How many images went through the tower.
+
+        Raises:
+            MmdoraError: naming the record of an image that cannot be read; or if the disk is full.
+        """
+        assert self.tower is not None
+        training, damaged, count = self.tower.training, 0, 0
+        device = next(self.tower.parameters()).device
+        loader = DataLoader(
+            _Missing(self, rows, root),
+            batch_size=batch_size,
+            collate_fn=list,
+            num_workers=workers,
+            generator=torch.Generator(),  # the global one stays where it is: a cache changes no run
+        )
+        self.tower.eval()
+        try:
+            with (
+                tqdm(total=len(rows), desc="image features", unit="row", unit_scale=True, delay=1) as bar,
+                torch.autocast(device.type, enabled=False),
+            ):
+                for found in loader:
+                    wanted: dict[bytes, Tensor] = {}
+                    for images in found:
+                        if isinstance(images, MmdoraError):
+                            raise images
+                        wanted |= images
+                    missing = [key for key in wanted if self.rows.get(key) is None]
+                    damaged += sum(key in self.rows for key in missing)
+                    for start in range(0, len(missing), batch_size):
+                        keys = missing[start : start + batch_size]
+                        pixels = torch.stack([wanted[key] for key in keys]).to(device, self.tower.dtype)
+                        tokens = self.tower(pixels).last_hidden_state
+                        self.rows.put(dict(zip(keys, tokens, strict=True)))
+                    count += len(missing)
+                    bar.update(len(found))
+        finally:
+            self.tower.train(training)
+        if damaged:
+            warnings.warn(f"{self.rows.folder}: {damaged} damaged features were computed anew", stacklevel=2)
+        return count
+
+
+class _Missing(Dataset[Any]):
+    """Key and pixels of each image of a row that has no whole features. An error is a value: a loader would wrap its
+    line in a traceback."""
+
+    def __init__(self, cache: FeatureCache, rows: Sequence[Record], root: Path):
+        self.cache, self.rows, self.root = cache, rows, root
+        self.seen: set[tuple[Path, str]] = set()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[bytes, Tensor] | MmdoraError:
+        row, found = self.rows[index], {}
+        root = row.get("root", self.root)
+        try:
+            for name in row["images"]:
+                if (root, name) in self.seen:  # many questions about one picture
+                    continue
+                data, where = image_bytes(name, root)
+                key = _key(data)
+                if self.cache.rows.get(key) is None:
+                    made = self.cache.image_processor([decode(data, where)], return_tensors="pt")
+                    found[key] = made["pixel_values"][0]
+                if not isinstance(name, PackedImage):  # of which two may have one name
+                    self.seen.add((root, name))
+        except MmdoraError as error:
+            return MmdoraError(f"record {row['id']}: {error}")
+        return found
+
+
+def check_reads_features(model: Any) -> None:
+    """Raise if a model (or the skeleton of one) cannot be given features in place of pixels."""
+    tower = getattr(getattr(model, "model", None), "vision_tower", None)
+    if getattr(model.config, "model_type", None) != "vl-bart" or not isinstance(tower, OpenClipVisionModel):
+        raise MmdoraError(
+            f"data.feature_cache: {type(model).__name__} takes no features in place of pixels, only VL-BART does; "
+            "leave it out"
+        )
+    if tower.visual is None:
+        raise MmdoraError(
+            "data.feature_cache: this model has no image tower, its features are in the records; leave it out"
+        )
+
+
+def _key(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
+
+
+def _about(tower: OpenClipVisionModel, image_processor: Any) -> dict[str, Any]:
+    """What features depend on, besides the image."""
+    config = tower.config
+    return {
+        "format": FORMAT,
+        "weights": digest(tower.visual.state_dict()),
+        "tower": {name: getattr(config, name) for name in ("embed_dim", "vision_cfg", "quick_gelu", "feature", "grid")},
+        "images": {"class": type(image_processor).__name__, **image_processor.to_dict()},
+        "dtype": str(tower.dtype),
+        "open_clip": open_clip.__version__,
+        "transformers": transformers.__version__,
+    }

@@ -1,0 +1,161 @@
+"""VL-BART without its head: tower, visual embedding, BART."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import Seq2SeqModelOutput
+from transformers.utils.generic import can_return_tuple
+
+from mmdora.errors import MmdoraError
+from mmdora.models.open_clip.tower import OpenClipVisionModel
+from mmdora.models.vlbart.config import VLBartConfig
+from mmdora.models.vlbart.encoder import VLBartEncoderOutput, VLBartLanguageModel
+from mmdora.models.vlbart.visual import VisualEmbedding, as_clip
+
+VISUAL = ("pixel_values", "image_mask", "pixel_values_videos", "frame_mask", "visual_features", "visual_boxes")
+
+
+class VLBartPreTrainedModel(PreTrainedModel):
+    config_class = VLBartConfig
+    config: VLBartConfig
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["BartEncoderLayer", "BartDecoderLayer", "OpenClipVisionModel"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+
+
+class _Encode:
+    """What `generate` takes for the encoder: something to call with a `forward` whose arguments it can read."""
+
+    def __init__(self, model: VLBartModel):
+        self.forward = model.encode
+
+    def __call__(self, **inputs: Any) -> VLBartEncoderOutput:
+        return self.forward(**inputs)
+
+
+class VLBartModel(VLBartPreTrainedModel):
+    """Tower, visual embedding and BART without its head."""
+
+    def __init__(self, config: VLBartConfig):
+        super().__init__(config)
+        text: Any = config.text_config
+        vision: Any = config.vision_config
+        self.vision_tower = OpenClipVisionModel(vision)
+        self.visual_embedding = VisualEmbedding(vision.hidden_size, text.d_model, config.max_images)
+        self.language_model = VLBartLanguageModel(text)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    def get_encoder(self, modality: str | None = None) -> Any:
+        """The tower for "image" and "video"; else what `generate` runs once: `encode`."""
+        return _Encode(self) if modality is None else self.vision_tower
+
+    def get_decoder(self) -> nn.Module:
+        return self.language_model.decoder
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Features [B, N, T, F] of images [B, N, 3, S, S]."""
+        tokens = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
+        return tokens.unflatten(0, pixel_values.shape[:2])
+
+    def get_video_features(self, pixel_values_videos: Tensor, frame_mask: Tensor | None = None) -> Tensor:
+        """Features [B, 1, config.frames, F] of clips [B, n, 3, S, S]; frames masked out and missing ones are zero."""
+        count = pixel_values_videos.shape[1]
+        if count > self.config.frames:
+            raise MmdoraError(f"a clip has {count} frames; this model takes {self.config.frames}: choose some of them")
+        found = self.vision_tower.frames(pixel_values_videos.flatten(0, 1)).unflatten(0, (-1, count))
+        if frame_mask is not None:
+            found = found * frame_mask[..., None].to(found)
+        return as_clip(found, self.config.frames)[:, None]
+
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        image_mask: Tensor | None = None,
+        pixel_values_videos: Tensor | None = None,
+        frame_mask: Tensor | None = None,
+        visual_features: Tensor | None = None,
+        visual_boxes: Tensor | None = None,
+        **kwargs: Any,
+    ) -> VLBartEncoderOutput:
+        """Encoder states of [text; visual tokens]; the arguments are those of `VLBartForConditionalGeneration`."""
+        given = [part for part in (pixel_values, pixel_values_videos, visual_features) if part is not None]
+        if len(given) > 1:
+            raise MmdoraError("give one of pixel_values, pixel_values_videos and visual_features, not several")
+        if pixel_values is not None:
+            visual_features = self.get_image_features(pixel_values)
+        elif pixel_values_videos is not None:
+            visual_features = self.get_video_features(pixel_values_videos, frame_mask)
+        visual = None
+        if visual_features is not None:
+            visual = self._embed(visual_features, visual_boxes)
+            text: Any = input_ids if input_ids is not None else inputs_embeds
+            if attention_mask is None:
+                attention_mask = torch.ones(text.shape[:2], dtype=torch.long, device=text.device)
+            if image_mask is None:
+                image_mask = attention_mask.new_ones(visual_features.shape[:2])
+            seen = image_mask.to(attention_mask).repeat_interleave(visual_features.shape[2], 1)
+            attention_mask = torch.cat([attention_mask, seen], 1)
+        states = self.language_model.encoder(
+            input_ids, attention_mask, inputs_embeds, visual, **{**kwargs, "return_dict": True}
+        )
+        return VLBartEncoderOutput(**states, attention_mask=attention_mask)
+
+    def _embed(self, features: Tensor, boxes: Tensor | None) -> Tensor:
+        config: Any = self.config
+        _, images, length, width = features.shape
+        if images > config.max_images or length > config.order_tokens or width != config.vision_config.hidden_size:
+            raise MmdoraError(
+                f"visual features of {images} images of {length} tokens of width {width}; this model takes at most "
+                f"{config.max_images} of {config.order_tokens}, of width {config.vision_config.hidden_size} "
+                "(max_images, order_tokens and vision_config.grid of its config)"
+            )
+        dtype = self.visual_embedding.image.weight.dtype
+        rows = config.text_config.vocab_size
+        return self.visual_embedding(features.to(dtype), self.language_model.shared, rows, boxes)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqModelOutput:
+        visual = {name: kwargs.pop(name, None) for name in VISUAL}
+        if encoder_outputs is None:
+            encoder_outputs = self.encode(input_ids, attention_mask, inputs_embeds, **visual, **kwargs)
+        return self.language_model(
+            input_ids=input_ids,
+            attention_mask=getattr(encoder_outputs, "attention_mask", attention_mask),
+            decoder_input_ids=decoder_input_ids,
+            decoder_attention_mask=decoder_attention_mask,
+            encoder_outputs=encoder_outputs,
+            past_key_values=past_key_values,
+            decoder_inputs_embeds=decoder_inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )

@@ -1,0 +1,50 @@
+"""Feature files of videos: found and measured without reading the features."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from mmdora.errors import MmdoraError
+from mmdora.records.images import locate
+
+
+def names_of(video: str) -> tuple[str, ...]:
+    """The files that may hold a video's features."""
+    return f"{video}.npz", f"{video}.npy"
+
+
+def measure(names: tuple[str, ...], root: Path | None) -> tuple[str, tuple[int, ...]]:
+    """The first of the names that is there, and the shape of its features, [frames, width].
+
+    An .npz holds them as `features`, or as its only array (HERO's extractor, VALUE's release).
+
+    Raises:
+        MmdoraError: if there is no such file below `root`, or it holds no array of numbers.
+    """
+    if root is None:
+        raise MmdoraError("give the root of the feature files with --features")
+    name = next((name for name in names if (root / name).exists()), names[0])
+    path = locate(name, root)
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return name, _shape(file)
+        with zipfile.ZipFile(path) as archive:
+            arrays = archive.namelist()
+            wanted = "features.npy" if "features.npy" in arrays or len(arrays) != 1 else arrays[0]
+            with archive.open(wanted) as file:
+                return name, _shape(file)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise MmdoraError(f"features {path}: no readable array ({error.__class__.__name__})") from None
+
+
+def _shape(file) -> tuple[int, ...]:
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject or not shape or not shape[0]:
+        raise ValueError("objects, or no frame")
+    return shape

@@ -1,0 +1,172 @@
+"""Files of records while they are written, and what is counted meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+import zlib
+from bisect import bisect_left
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmdora.prepare.convert import Made, Shape
+
+SAMPLES = 24
+EDGES = (0, 1, 2, 3, *(round(2 ** (half / 2)) for half in range(4, 41)))  # of the length histograms
+MOST_TURNS = 20  # records of more count as having these
+MOST_KINDS = 40  # values of `meta.type` told apart; more are counted together
+GROUP_BYTES = 1 << 25  # of images in a Parquet row group
+GROUP_ROWS = 1000
+
+
+@dataclass
+class Counts:
+    """Statistics of a split; all of bounded size."""
+
+    records: int = 0
+    unanswered: int = 0
+    images: int = 0
+    text_only: int = 0
+    turns: Counter[int] = field(default_factory=Counter)  # turns of a record -> records
+    question_characters: Counter[int] = field(default_factory=Counter)  # by `bin_of`
+    answer_characters: Counter[int] = field(default_factory=Counter)
+    types: Counter[str] = field(default_factory=Counter)
+    _sampled: list[tuple[int, int]] = field(default_factory=list)  # (-hash, number) heap of the smallest hashes
+
+    def add(self, name: str, shape: Shape) -> None:
+        mark = -zlib.crc32(f"{name}:{self.records}".encode())
+        if len(self._sampled) < SAMPLES:
+            heapq.heappush(self._sampled, (mark, self.records))
+        elif mark > self._sampled[0][0]:
+            heapq.heapreplace(self._sampled, (mark, self.records))
+        self.records += 1
+        self.unanswered += not shape.answered
+        self.images += shape.images
+        self.text_only += not shape.images
+        self.turns[min(shape.turns, MOST_TURNS)] += 1
+        self.question_characters[bin_of(shape.question)] += 1
+        self.answer_characters[bin_of(shape.answer)] += 1
+        if shape.type:
+            known = shape.type in self.types or len(self.types) < MOST_KINDS
+            self.types[shape.type if known else "(others)"] += 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the card; `samples` are numbers of records in the file, chosen by a hash."""
+        plain = {name: getattr(self, name) for name in ("records", "unanswered", "images", "text_only")}
+        binned = {
+            name: {str(edge): count for edge, count in sorted(getattr(self, name).items())}
+            for name in ("turns", "question_characters", "answer_characters")
+        }
+        samples = sorted(number for _, number in self._sampled)
+        return plain | binned | {"types": dict(self.types.most_common()), "samples": samples}
+
+
+def bin_of(characters: int) -> int:
+    """The first edge that is not below `characters`; more than the last counts as the last."""
+    return EDGES[min(bisect_left(EDGES, characters), len(EDGES) - 1)]
+
+
+class JsonlFile:
+    """A file of records as JSON Lines; it has its name only once it is complete."""
+
+    suffix = ".jsonl"
+
+    def __init__(self, path: Path):
+        self.path, self.counts = path, Counts()
+        self._partial = path.with_name(path.name + ".partial")
+        self._file = self._partial.open("wb")
+        self._digest = hashlib.sha256()
+
+    def add(self, made: Made) -> None:
+        self._file.write(made.line)
+        self._digest.update(made.line)
+        self.counts.add(made.id, made.shape)
+
+    def commit(self) -> str:
+        """Give the file its name; return its sha256."""
+        self._file.close()
+        self._partial.replace(self.path)
+        return self._digest.hexdigest()
+
+    def discard(self) -> None:
+        self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+class ParquetFile:
+    """Records with their images inside, as the hub's image datasets store them.
+
+    Columns: `id` text, `messages` and `meta` JSON, `images` a list of {bytes, path}. `datasets` reads
+    them as `Json` and `Image`. Images of equal bytes in one row group are stored once.
+    """
+
+    suffix = ".parquet"
+
+    def __init__(self, path: Path):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path, self.counts = path, Counts()
+        self._partial = path.with_name(path.name + ".partial")
+        features = {
+            "id": {"dtype": "string", "_type": "Value"},
+            "messages": {"_type": "Json"},
+            "images": {"feature": {"_type": "Image"}, "_type": "List"},
+            "meta": {"_type": "Json"},
+        }
+        picture = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        self._schema = pa.schema(
+            [("id", pa.string()), ("messages", pa.json_()), ("images", pa.list_(picture)), ("meta", pa.json_())],
+            metadata={"huggingface": json.dumps({"info": {"features": features}})},
+        )
+        once: dict[str, Any] = {"use_dictionary": ["images.list.element.bytes"], "dictionary_pagesize_limit": 1 << 30}
+        self._writer = pq.ParquetWriter(self._partial, self._schema, **once)
+        self._rows: list[dict[str, Any]] = []
+        self._waiting = 0
+
+    def add(self, made: Made) -> None:
+        record = json.loads(made.line)
+        pictures = zip(record["images"], made.files, strict=True)
+        self._rows.append(
+            {
+                "id": record["id"],
+                "messages": json.dumps(record["messages"], ensure_ascii=False),
+                "images": [{"bytes": data, "path": name} for name, data in pictures],
+                "meta": json.dumps(record["meta"], ensure_ascii=False),
+            }
+        )
+        self._waiting += sum(map(len, made.files))
+        if self._waiting > GROUP_BYTES or len(self._rows) == GROUP_ROWS:
+            self._flush()
+        self.counts.add(made.id, made.shape)
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        columns = []
+        for column in self._schema:
+            values = [row[column.name] for row in self._rows]
+            json_text = isinstance(column.type, pa.JsonType)
+            array = pa.array(values, column.type.storage_type if json_text else column.type)
+            columns.append(pa.ExtensionArray.from_storage(column.type, array) if json_text else array)
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        self._rows, self._waiting = [], 0
+
+    def commit(self) -> str:
+        """Give the file its name; return its sha256."""
+        self._flush()
+        self._writer.close()
+        self._partial.replace(self.path)
+        return sha256(self.path)
+
+    def discard(self) -> None:
+        self._writer.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

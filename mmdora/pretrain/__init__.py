@@ -1,0 +1,1 @@
+"""What made the bundled bases: their architecture and the first training of their towers."""

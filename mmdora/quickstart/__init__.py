@@ -1,0 +1,5 @@
+"""The whole path on a bundled base: adapt, evaluate, export, compare, report."""
+
+from mmdora.quickstart.run import quickstart
+
+__all__ = ["quickstart"]

@@ -1,0 +1,110 @@
+"""What the quickstart found, in words and pictures: from scores and predictions to a `Report`."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmdora.evaluate.scoring.significance import compare, mcnemar
+from mmdora.evaluate.tasks import TASKS
+from mmdora.quickstart.report import Example
+
+BASELINE = "question only"
+GOAL, GOAL_BY_TYPE = 0.95, 0.90
+PICTURES = 6
+
+Predictions = Mapping[str, Sequence[Mapping[str, Any]]]  # model -> rows of predictions.jsonl, same questions
+
+
+def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -> list[str]:
+    """Which method is better and by how much, as far as this test can tell.
+
+    Args:
+        scores: model -> `Scores.to_dict()`.
+    """
+    lora, dora = (predictions[name] for name in ("LoRA", "DoRA"))
+    accuracy = {name: score["overall"]["score"] for name, score in scores.items()}
+    found = compare("exact", lora, dora)
+    low, high = found.interval
+    pair = mcnemar([_right(row) for row in lora], [_right(row) for row in dora])
+    points = round(100 * found.difference, 1) + 0.0  # never minus nothing
+    difference = f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+    both = f"DoRA {accuracy['DoRA']:.1%}, LoRA {accuracy['LoRA']:.1%}: {difference}"
+    if low > 0 or high < 0:
+        first = f"{'DoRA' if low > 0 else 'LoRA'} is better here. {both}."
+    else:
+        first = f"LoRA and DoRA cannot be told apart here. {both}."
+    reached = [f"{name} {'reaches' if _reaches(scores[name]) else 'misses'} it" for name in ("LoRA", "DoRA")]
+    return [
+        first,
+        f"The base answers {accuracy['base']:.1%}; the question without its picture is worth {accuracy[BASELINE]:.1%}.",
+        f"Goal of {GOAL:.0%} over all and {GOAL_BY_TYPE:.0%} for each answer type: {', '.join(reached)}.",
+        f"Only LoRA is right on {pair.only_first:,} questions, only DoRA on {pair.only_second:,} (McNemar p = "
+        f"{pair.p:.2g}; the interval resamples pictures).",
+    ]
+
+
+def task_verdict(heading: str, task: str, scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -> str:
+    """What the two methods gained over the base on a task without a goal of its own, in a line."""
+    scorer, parts = TASKS[task].scorer, []
+    for name in ("LoRA", "DoRA"):
+        found = compare(scorer, predictions["base"], predictions[name])
+        low, high = found.interval
+        gain = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        parts.append(f"{name} {100 * scores[name]['overall']['score']:.1f}, over the base {gain}")
+    both = compare(scorer, predictions["LoRA"], predictions["DoRA"])
+    low, high = both.interval
+    metric = scores["base"]["metric"]
+    return (
+        f"{heading[0].upper()}{heading[1:]}, {metric} × 100: base {100 * scores['base']['overall']['score']:.1f}; "
+        f"{'; '.join(parts)}; DoRA minus LoRA {100 * both.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})."
+    )
+
+
+def _right(row: Mapping[str, Any]) -> bool:
+    return row["score"] == 1
+
+
+def _reaches(score: Mapping[str, Any]) -> bool:
+    return score["overall"]["score"] >= GOAL and all(
+        part["score"] >= GOAL_BY_TYPE for part in score["by_type"].values()
+    )
+
+
+def galleries(
+    predictions: Predictions, pictures: Sequence[Sequence[str]], root: Path, *, graded: bool = True
+) -> dict[str, list[Example]]:
+    """Questions drawn at random, and questions that an adapted model gets wrong (those they differ on first).
+
+    Args:
+        pictures: of each question, below `root`.
+        graded: whether an answer is right or wrong; captions are neither, and then there is no second part.
+    """
+    order = list(range(len(pictures)))
+    random.Random(0).shuffle(order)
+
+    def wrong(i: int) -> tuple[bool, bool]:
+        return not _right(predictions["LoRA"][i]), not _right(predictions["DoRA"][i])
+
+    def example(i: int) -> Example:
+        row = predictions["base"][i]
+        answers = {
+            name: (rows[i]["prediction"], _right(rows[i]) if graded else None) for name, rows in predictions.items()
+        }
+        return Example([(root / name).read_bytes() for name in pictures[i]], row["question"], row["answer"], answers)
+
+    found = {"drawn at random": [example(i) for i in order[:PICTURES]]}
+    if graded:
+        missed = sorted((i for i in order[PICTURES:] if any(wrong(i))), key=lambda i: all(wrong(i)))
+        found["where LoRA or DoRA is wrong (chosen, not typical)"] = [example(i) for i in missed[:PICTURES]]
+    return found
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """(step, loss) of a run folder's log."""
+    with (run / "log.jsonl").open(encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    return [(row["step"], row["loss"]) for row in rows if "loss" in row]

@@ -1,0 +1,82 @@
+"""One self-contained HTML page from plain data: scores, curves, pictures with answers.
+
+Nothing here knows torch or a model, and the page asks for nothing outside itself.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mmdora.evaluate.table import Row, kinds
+from mmdora.html import SERIES, draw_curves
+
+TEMPLATE = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class Example:
+    """Pictures, a question about them, and what each model said: name -> (text, right, wrong or neither)."""
+
+    images: Sequence[bytes]  # PNG
+    question: str
+    answer: str
+    answers: Mapping[str, tuple[str, bool | None]]
+
+    @property
+    def graded(self) -> bool:
+        return all(right is not None for _, right in self.answers.values())
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything the page shows; empty parts are left out."""
+
+    title: str
+    lead: str
+    verdict: Sequence[str]
+    tables: Mapping[str, Sequence[Row]]  # heading -> scores of the models
+    curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)  # name -> (step, loss)
+    galleries: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # heading -> examples
+    parity: Mapping[str, str] = field(default_factory=dict)  # export -> what was measured
+    plans: Mapping[str, str] = field(default_factory=dict)  # run -> plan as text
+    timing: Sequence[tuple[str, str]] = ()  # step, duration
+    facts: Mapping[str, str] = field(default_factory=dict)
+    commands: Sequence[str] = ()
+
+
+def write_report(report: Report, path: Path) -> None:
+    """Render to `path` through a temporary file."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(render(report), encoding="utf-8")
+    partial.replace(path)
+
+
+def render(report: Report) -> str:
+    """The page as HTML; every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["hundredfold"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
+    environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    trained = list(report.curves)
+    return environment.get_template(TEMPLATE).render(
+        report=report,
+        kinds=kinds,
+        scale=_scale,
+        curves=draw_curves(report.curves) if report.curves else "",
+        colour=lambda name: (trained.index(name) + 1) % len(SERIES) if name in trained else 0,
+    )
+
+
+def _scale(rows: Sequence[Row]) -> float:
+    """What a full bar stands for: 1, or the best number where that is more (CIDEr has no end)."""
+    return max(1.0, *(row.accuracy(kind) or 0.0 for row in rows for kind in [None, *kinds(rows)]))

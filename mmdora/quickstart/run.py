@@ -1,0 +1,312 @@
+"""`mmdora quickstart`: the whole path on real data, one method per step."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterable
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+
+from mmdora.adapt.inject import merge
+from mmdora.config import RunConfig, load_config
+from mmdora.env import collect
+from mmdora.errors import MmdoraError
+from mmdora.evaluate.resume import read_predictions
+from mmdora.evaluate.run import evaluate
+from mmdora.evaluate.scoring.metrics import majority_baseline
+from mmdora.evaluate.table import Row, scores_table
+from mmdora.evaluate.tasks import TASKS
+from mmdora.export.run import export
+from mmdora.models.load import load
+from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
+from mmdora.quickstart.findings import BASELINE, curve, galleries, task_verdict, verdict
+from mmdora.quickstart.report import Report, write_report
+from mmdora.quickstart.steps import Steps, duration, sha256
+from mmdora.records.reader import read_records
+from mmdora.records.record import Record
+from mmdora.train import train
+from mmdora.version import __version__
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
+HOST = "127.0.0.1"
+
+
+def quickstart(
+    out: Path | None = None,
+    *,
+    family: str = "llava",
+    overrides: Iterable[str] = (),
+    limit: int | None = None,
+    port: int | None = 7860,
+) -> Path:
+    """Prepare, train, evaluate, export, report, and open the page. What is complete is reused.
+
+    Args:
+        out: folder for everything that is made; default runs/quickstart, or runs/quickstart-vl-bart.
+        family: one of `FAMILIES`.
+        overrides: config overrides for both runs, as for `mmdora train`.
+        limit: evaluate on the first questions of each task only.
+        port: of the page; None leaves the page out.
+
+    Returns:
+        The report, `out/report.html`.
+    """
+    begun = time.monotonic()
+    if port is not None:
+        _check_port(port)
+    disable_progress_bar()  # of loading 113 tensors, between our own bars
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # a process trains on one GPU, and would refuse several
+    chosen = FAMILIES[family]
+    run = Quickstart(chosen, out or chosen.out, list(overrides), limit)
+    run.base()
+    run.data()
+    run.train()
+    run.evaluate()
+    run.export()
+    page = run.report(begun)
+    run.console.print(f"\nfinished in {duration(time.monotonic() - begun)}: {page}", highlight=False)
+    if port is not None:
+        run.page(port)
+    return page
+
+
+class Quickstart:
+    """The steps in their order; each needs those before it. What is by task has "" for a family's only one."""
+
+    def __init__(self, family: Family, out: Path, overrides: list[str], limit: int | None):
+        self.family, self.out, self.limit, self.console = family, out, limit, Console()
+        self.steps = Steps(out / "steps", 7, self.console)
+        self.configs = {name: _config(family, family.configs[name], out, overrides) for name in METHODS}
+        self.runs = {name: config.training.output for name, config in self.configs.items()}
+        self.exports = {name: out / "export" / name.lower() for name in METHODS}
+        self.base_name = self.configs["LoRA"].model.base
+        self.roots = {task: out / "data" / task for task in family.tasks}
+        self.scores: dict[str, dict[str, Any]] = {task: {} for task in family.tasks}
+        self.size, self.parity = 0, dict[str, str]()
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """Of the weights that the base and the runs consist of."""
+        return {name: sha256(_adapter(run)) for name, run in self.runs.items()} | self._base_digest
+
+    @cached_property
+    def made_from(self) -> dict[str, dict[str, str]]:
+        """Digests of the data, by task."""
+        splits = ("train", "test")
+        return {task: {split: sha256(root / f"{split}.jsonl") for split in splits} for task, root in self.roots.items()}
+
+    @cached_property
+    def questions(self) -> dict[str, list[Record]]:
+        found = {task: read_records(root / "test.jsonl") for task, root in self.roots.items()}
+        return {
+            task: [records[i] for i in range(min(self.limit or len(records), len(records)))]
+            for task, records in found.items()
+        }
+
+    def base(self) -> None:
+        model, _ = load(self.base_name)
+        weights = b"".join(parameter.detach().float().cpu().numpy().tobytes() for parameter in model.parameters())
+        self._base_digest = {"base": sha256(weights)}
+        self.size = sum(parameter.numel() for parameter in model.parameters())
+        self.console.print(
+            f"[bold cyan]1/7[/] [bold]base[/] {self.base_name}, {self.size:,} parameters", highlight=False
+        )
+
+    def data(self) -> None:
+        made_from = {"easy-vqa": version("easy-vqa"), "mmdora": __version__}
+        for name, task in self.family.tasks.items():
+            root = self.roots[name]
+            leaves = (root / "train.jsonl", root / "test.jsonl")
+            self.steps.run(2, f"data {name}".strip(), made_from, leaves, lambda t=task, r=root: _prepare(t, r))
+
+    def train(self) -> None:
+        for name, config in self.configs.items():
+            trained_on = {task: made["train"] for task, made in self.made_from.items()}
+            made_from = {"config": config.to_dict(), "train": trained_on} | self._base_digest
+            run = self.runs[name]
+            leaves = (run / "complete.json", _adapter(run))
+            self.steps.run(3, f"train {name}", made_from, leaves, lambda c=config: self._train(c))
+
+    def evaluate(self) -> None:
+        for name, task in self.family.tasks.items():
+            split = self.made_from[name] | {"questions": len(self.questions[name]), "task": task.task}
+            if task.heading == EASY_VQA:
+                self.scores[name][BASELINE] = self.steps.run(
+                    4, f"evaluate {BASELINE}", split, (), lambda n=name: self._majority(n)
+                )
+            for model, source in ({"base": self.base_name} | self.runs).items():
+                folder = self.out / "eval" / name / model
+                self.scores[name][model] = self.steps.run(
+                    4,
+                    f"evaluate {model} {name}".strip(),
+                    split | {"weights": self.digests[model], "base": self.digests["base"]},
+                    (folder / "predictions.jsonl", folder / "metrics.json"),
+                    lambda s=source, n=name, f=folder: self._evaluate(s, n, f),
+                )
+
+    def export(self) -> None:
+        for name, folder in self.exports.items():
+            shown = {
+                f"{task.heading}, {len(self.questions[key]):,} questions": self.scores[key][name]["overall"]["score"]
+                for key, task in self.family.tasks.items()
+            }
+            self.parity[name] = self.steps.run(
+                5,
+                f"export {name}",
+                {"weights": self.digests[name], "base": self.digests["base"], "scores": shown},
+                (folder / "config.json", folder / "model.safetensors"),
+                lambda r=self.runs[name], f=folder, s=shown: self._export(r, f, s),
+            )
+            self.console.print(f"    {self.parity[name]}", highlight=False)
+
+    def report(self, begun: float) -> Path:
+        self.console.print("[bold cyan]6/7[/] [bold]report[/]")
+        tables: dict[str, list[Row]] = {}
+        shown, lines = {}, []
+        for name, task in self.family.tasks.items():
+            predictions = {model: self._predictions(model, name) for model in ("base", *METHODS)}
+            notes = {BASELINE: "majority answer of each question"}
+            tables[task.heading] = [Row(model, row, notes.get(model, "")) for model, row in self.scores[name].items()]
+            if task.heading == EASY_VQA:
+                lines += verdict(self.scores[name], predictions)
+            else:
+                lines.append(task_verdict(task.heading, task.task, self.scores[name], predictions))
+            pictures = [record["images"] for record in self.questions[name]]
+            found = galleries(predictions, pictures, self.roots[name], graded=TASKS[task.task].scorer != "caption")
+            shown |= {f"{task.heading}: {heading}": examples for heading, examples in found.items()}
+        lines.append("One seed and one setting: another seed may turn a small difference round.")
+        sizes = {task.heading: len(self.questions[name]) for name, task in self.family.tasks.items()}
+        counts = ", ".join(f"{size:,} of {heading}" for heading, size in sizes.items())
+        extent = "the whole test splits" if self.limit is None else f"a rehearsal on the first {self.limit:,} questions"
+        report = Report(
+            title=self.family.title,
+            lead=f"Questions: {counts} ({extent}), answered by greedy generation. "
+            "The two runs differ in the method only: same targets, ranks, steps, seed and data.",
+            verdict=lines,
+            tables=tables,
+            curves={name: curve(run) for name, run in self.runs.items()},
+            galleries=shown,
+            parity=self.parity,
+            plans={name: (run / "plan.txt").read_text(encoding="utf-8") for name, run in self.runs.items()},
+            timing=[*self.steps.timing, ("this time, in all", duration(time.monotonic() - begun))],
+            facts=self._facts(),
+            commands=[
+                f"mmdora demo {' '.join(self._columns)}",
+                *(
+                    f"mmdora eval {' '.join(self._columns)} --task {task.task} --data {self.roots[name] / 'test.jsonl'}"
+                    for name, task in self.family.tasks.items()
+                ),
+            ],
+        )
+        page = self.out / "report.html"
+        write_report(report, page)
+        for heading, rows in tables.items():
+            self.console.print(scores_table(rows, f"{heading}: {rows[0].scores['metric']}"))
+        for line in lines:
+            self.console.print(line, highlight=False)
+        return page
+
+    def page(self, port: int) -> None:
+        from mmdora.demo.server import serve  # gradio takes seconds to import
+
+        self.console.print("[bold cyan]7/7[/] [bold]page[/]")
+        serve(self._columns, host=HOST, port=port, results=self.out)
+
+    @property
+    def _columns(self) -> list[str]:
+        return [f"base={self.base_name}", *(f"{name}={folder}" for name, folder in self.exports.items())]
+
+    def _train(self, config: RunConfig) -> dict[str, Any]:
+        run = config.training.output
+        begun = (run / "config.yaml").is_file()
+        if (begun and load_config(run / "config.yaml") != config) or (run / "complete.json").is_file():
+            self.console.print(f"    {run} was made with other settings or data and is made anew", highlight=False)
+            shutil.rmtree(run)
+            begun = False
+        train(config, resume=begun, say=lambda line: self.console.print(line, markup=False, highlight=False))
+        return json.loads((run / "complete.json").read_text(encoding="utf-8"))
+
+    def _predictions(self, model: str, task: str) -> list[dict[str, Any]]:
+        """What a model answered, with what the scorers need."""
+        kept = read_predictions(self.out / "eval" / task / model)
+        return [row | {"meta": record["meta"]} for row, record in zip(kept, self.questions[task], strict=True)]
+
+    def _majority(self, task: str) -> dict[str, Any]:
+        return majority_baseline(read_records(self.roots[task] / "train.jsonl"), self.questions[task]).to_dict()
+
+    def _evaluate(self, source: str | Path, name: str, folder: Path) -> dict[str, Any]:
+        model, processor = load(source, device="cuda" if torch.cuda.is_available() else None)
+        if source != self.base_name:
+            merge(model)  # what the export holds; and it answers faster
+        task, root = self.family.tasks[name].task, self.roots[name]
+        found = evaluate(model, processor, self.questions[name], root, task=task, out=folder, progress=True)
+        del model
+        gc.collect()
+        assert found.scores is not None  # every question has its answer
+        return found.scores.to_dict()
+
+    def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
+        if (folder / "config.json").is_file():  # of another run; export writes to an empty folder only
+            shutil.rmtree(folder)
+        return str(export(run, folder, scores=scores, say=self._indented))
+
+    def _indented(self, line: str) -> None:
+        self.console.print(f"    {line}", markup=False, highlight=False)
+
+    def _facts(self) -> dict[str, str]:
+        training = self.configs["LoRA"].training
+        done = json.loads((self.runs["LoRA"] / "complete.json").read_text(encoding="utf-8"))
+        versions = collect()
+        return {
+            "base": f"{self.base_name}, {self.size:,} parameters",
+            "training": f"{training.steps} steps of {training.batch_size * training.accumulation} rows, "
+            f"lr {training.lr:g}, seed {training.seed}",
+            "trained on": f"{done['device']}, {done['threads']} threads",
+            "data": f"easy-VQA {version('easy-vqa')}; licences: {', '.join(self.family.licences)}",
+        } | {name: versions[name] for name in ("mmdora", "python", "torch", "transformers")}
+
+
+def _config(family: Family, name: str, out: Path, overrides: list[str]) -> RunConfig:
+    data = out / "data"
+    paths = {"training.output": out / name.removeprefix("vlbart_")}
+    for task in family.tasks:
+        key = f"data.tasks.{task}." if task else "data."
+        paths |= {f"{key}train": data / task / "train.jsonl", f"{key}images": data / task}
+    # paths as JSON, which YAML reads back unchanged whatever they hold
+    ours = [f"--{key}={json.dumps(str(path))}" for key, path in paths.items()]
+    config = load_config(CONFIGS / f"{name}.yaml", [*ours, *overrides])
+    taken = [config.training.output, *(source.train for source in config.data.sources.values())]
+    if taken != [path for key, path in paths.items() if not key.endswith("images")]:
+        raise MmdoraError("command line: the quickstart has its own data and run folders; move them with --out")
+    return config
+
+
+def _prepare(task: QuickTask, root: Path) -> None:
+    task.prepare(root)
+
+
+def _adapter(run: Path) -> Path:
+    return run / "adapter" / "adapter_model.safetensors"
+
+
+def _check_port(port: int) -> None:
+    """Say now, not minutes later, that the page cannot be opened."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise MmdoraError(
+                f"port {port} of {HOST} cannot be opened ({error}); end what uses it, or give --port N or --no-demo"
+            ) from None

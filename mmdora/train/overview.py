@@ -1,0 +1,226 @@
+"""What a config would do to a model, before it does: parts, plan, memory, and one batch with its loss mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+from torch import nn
+
+from mmdora.adapt.inject import Plan, make_plan
+from mmdora.adapt.modality import Parts, find_parts
+from mmdora.batches.fit import fit
+from mmdora.batches.prompt import IGNORE, answers_apart
+from mmdora.batches.stream import Shards, admit, rows_of
+from mmdora.batches.survey import drawing, survey
+from mmdora.config import MODALITIES, RunConfig
+from mmdora.errors import MmdoraError
+from mmdora.models.load import load_processor, skeleton
+from mmdora.records.reader import read_records
+from mmdora.train.memory import Estimate, estimate, typical_batch
+from mmdora.train.run import collator_of
+
+SHOWN_ROWS = 3
+
+
+def show_model(
+    name: str, config: RunConfig | None = None, console: Console | None = None, *, trust_remote_code: bool = False
+) -> None:
+    """Print the module tree by modality; with a config also its plan and the memory it takes.
+
+    Raises:
+        MmdoraError: no such model, no parts found, or a config that does not fit it.
+    """
+    console = console or Console()
+    model = skeleton(name, trust_remote_code=trust_remote_code)
+    plan = make_plan(model, config.adapt) if config else None
+    console.print(module_tree(model, plan.parts if plan else find_parts(model), plan))
+    if config is None or plan is None:
+        console.print("\nWhat would be trained: give a config, as in --config configs/tiny/dora.yaml")
+        return
+    console.print(f"\n{plan}\n", markup=False, highlight=False)
+    processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    console.print(memory_table(estimate(model, plan, config, typical_batch(processor, config)), config))
+
+
+def show_data(
+    name: str,
+    data: Path,
+    images: Path | None = None,
+    config: RunConfig | None = None,
+    console: Console | None = None,
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Print lengths, image tokens and padding of records in the tokens of a model; loads no weights.
+
+    Raises:
+        MmdoraError: no such model or file, or an image that cannot be read.
+    """
+    config, console = config or RunConfig(), console or Console()
+    records = read_records(data, images or config.data.images, max_turns=config.data.max_turns)
+    processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    console.print(drawing(survey(records, processor, config)), highlight=False)
+
+
+def module_tree(model: nn.Module, parts: Parts, plan: Plan | None = None) -> Tree:
+    """The model's parts as a tree; repeated blocks are drawn once, planned modules carry their method."""
+    marks: dict[str, str] = {}
+    if plan is not None:
+        marks |= {
+            entry.name: f"{entry.method} r {entry.rank}" if entry.rank else entry.method for entry in plan.entries
+        }
+        marks |= dict.fromkeys(plan.full, "full")
+    root = Tree(f"[bold]{type(model).__name__}[/]  {_count(model)}")
+    for modality in MODALITIES:
+        branch = root.add(f"[bold cyan]{modality}[/]")
+        for prefix in getattr(parts, modality):
+            part = _find(model, prefix)
+            if isinstance(part, nn.Module):
+                _draw(branch, prefix, prefix, part, parts, modality, marks)
+            else:
+                branch.add(f"{prefix}  [dim]parameter[/]  {part.numel():,}{_mark(marks.get(prefix))}")
+    return root
+
+
+def _draw(
+    branch: Tree, label: str, path: str, module: nn.Module, parts: Parts, modality: str, marks: dict[str, str]
+) -> None:
+    direct = {
+        marks[f"{path}.{leaf}"] for leaf, _ in module.named_parameters(recurse=False) if f"{path}.{leaf}" in marks
+    }
+    mark = marks.get(path) or next(iter(direct), None)
+    node = branch.add(f"{escape(label)}  [dim]{type(module).__name__}[/]  {_count(module)}{_mark(mark)}")
+    children = [
+        (f"{path}.{leaf}", child) for leaf, child in module.named_children() if any(True for _ in child.parameters())
+    ]
+    mine = [(name, child) for name, child in children if parts.of(name) == modality]
+    for _, same in groupby(mine, key=lambda pair: _signature(*pair, marks)):
+        run = list(same)
+        first, last = (name.rpartition(".")[2] for name in (run[0][0], run[-1][0]))
+        repeated = len(run) > 1 and first.isdigit()
+        for name, child in run[:1] if repeated else run:
+            title = f"{first} … {last}  ({len(run)} alike, one shown)" if repeated else name.rpartition(".")[2]
+            _draw(node, title, name, child, parts, modality, marks)
+
+
+def _signature(path: str, module: nn.Module, marks: dict[str, str]) -> tuple[Any, ...]:
+    shapes = tuple((name, tuple(parameter.shape)) for name, parameter in module.named_parameters())
+    inside = tuple((name.removeprefix(path), mark) for name, mark in marks.items() if name.startswith(f"{path}."))
+    return type(module), shapes, inside
+
+
+def _find(model: nn.Module, name: str) -> nn.Module | torch.Tensor:
+    modules = dict(model.named_modules())
+    return modules[name] if name in modules else model.get_parameter(name)
+
+
+def _count(module: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+
+
+def _mark(mark: str | None) -> str:
+    return f"  [bold green]← {mark}[/]" if mark else ""
+
+
+def memory_table(found: Estimate, config: RunConfig) -> Table:
+    """Memory at the peak of a training step on one device, by modality."""
+    rows = [
+        (f"frozen weights, {config.model.dtype}", found.frozen),
+        ("trained weights", found.trained),
+        ("gradients", found.gradients),
+        ("moments of the optimizer", found.moments),
+        ("activations", found.activations),
+        ("buffers of backward", {"other": found.buffers}),
+    ]
+    title = f"Memory at the peak of a training step, MiB: {found.rows} rows of {found.tokens:,} tokens"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for heading in ("", *MODALITIES, "other", "sum"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, sizes in rows:
+        table.add_row(name, *(_mib(sizes.get(m, 0)) for m in (*MODALITIES, "other")), _mib(sum(sizes.values())))
+    table.add_row("sum", *[""] * (len(MODALITIES) + 1), _mib(found.peak), style="bold")
+    return table
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.1f}" if size else ""
+
+
+def show_batch(config: RunConfig, console: Console | None = None, *, trust_remote_code: bool = False) -> None:
+    """Print the plan and the first batch, decoded, with the tokens that get loss marked; nothing is trained."""
+    console = console or Console()
+    data = config.data
+    if not data.sources:
+        raise MmdoraError("data.train: give the file of records to train on")
+    if config.model.compose is not None:
+        from mmdora.models.llava.compose import compose_into  # imports what only a composed base needs
+
+        compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
+    model = skeleton(config.base, trust_remote_code=trust_remote_code)
+    plan = make_plan(model, config.adapt)
+    processor = load_processor(config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    console.print(f"{plan}\n", markup=False, highlight=False)
+    for task, source in data.sources.items():
+        if data.stream:
+            shards = Shards(source.train, source.images)
+            admitted = partial(admit, processor=processor, root=shards.root, data=data, apart=())
+            found, whole = filter(None, map(admitted, rows_of(shards.files, data.max_turns))), "a stream's"
+            root = Path(shards.root)
+        else:
+            records = read_records(source.train, source.images, max_turns=data.max_turns)
+            rows, root = fit(records, processor, data.max_length, data.too_long), records.root
+            found, whole = (rows[i] | {"task": task or None} for i in range(len(rows))), f"{len(rows):,}"
+        chosen = list(islice(found, config.training.batch_size))
+        console.print(f"{task}: " if task else "", end="")
+        _show(chosen, whole, collator_of(model, processor, root)(chosen), processor, console)
+    console.print(f"nothing was trained; run folder would be {Path(config.training.output)}")
+
+
+def _show(
+    chosen: list[dict[str, Any]], whole: str, batch: dict[str, torch.Tensor], processor: Any, console: Console
+) -> None:
+    apart = batch["labels"].shape != batch["input_ids"].shape or answers_apart(processor)
+    counted, scored = int(batch["attention_mask"].sum()), int((batch["labels"] != IGNORE).sum())
+    counted += scored if apart else 0
+    shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items())
+    console.print(f"first {len(chosen)} of {whole} rows: {shapes}", markup=False, highlight=False)
+    console.print(f"{scored:,} of {counted:,} tokens get loss, marked ⟦so⟧\n", markup=False, highlight=False)
+    for index, row in enumerate(chosen[:SHOWN_ROWS]):
+        spans = _question_and_answer(processor, batch, index) if apart else _spans(processor, batch, index)
+        console.print(Text.assemble((f"{row['id']}: ", "dim"), *spans), "")
+
+
+def _question_and_answer(processor: Any, batch: dict[str, torch.Tensor], row: int) -> Iterator[tuple[str, str]]:
+    """(text, style) of what an encoder reads and its decoder learns."""
+    labels = batch["labels"][row]
+    yield processor.tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row] == 1]), ""
+    yield f" ⟦{processor.tokenizer.decode(labels[labels != IGNORE])}⟧", "bold green"
+
+
+def _spans(processor: Any, batch: dict[str, torch.Tensor], row: int) -> Iterator[tuple[str, str]]:
+    """(text, style) of runs of tokens: image tokens counted, tokens with loss marked."""
+    image = getattr(processor, "image_token_id", None)
+    tokens = [
+        (int(token), int(label) != IGNORE, int(token) == image)
+        for token, label, seen in zip(
+            batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True
+        )
+        if seen
+    ]
+    for (loss, is_image), run in groupby(tokens, key=lambda token: token[1:]):
+        ids = [token[0] for token in run]
+        if is_image:
+            yield f"{processor.image_token} × {len(ids)}", "cyan"
+        else:
+            text = processor.tokenizer.decode(ids)
+            yield (f"⟦{text}⟧", "bold green") if loss else (text, "")

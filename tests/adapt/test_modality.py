@@ -1,0 +1,71 @@
+"""The parts of each architecture, exactly."""
+
+import copy
+
+import pytest
+from shrunken import CONFIGS, shrunken
+from torch import nn
+
+from mmdora.adapt.inject import inject
+from mmdora.adapt.modality import Parts, find_parts
+from mmdora.errors import MmdoraError
+
+TOWER, PROJECTOR, TEXT = "model.vision_tower", "model.multi_modal_projector", ("model.language_model", "lm_head")
+USUAL = Parts((TOWER,), (PROJECTOR,), TEXT)
+WITH_NEWLINE = Parts((TOWER,), (PROJECTOR, "model.image_newline"), TEXT)
+QWEN = Parts(("model.visual",), ("model.visual.merger",), TEXT)
+IDEFICS = Parts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
+
+EXPECTED = {
+    "llava": USUAL,
+    "llava_next": WITH_NEWLINE,
+    "llava_onevision": WITH_NEWLINE,
+    "qwen2_vl": QWEN,
+    "qwen2_5_vl": QWEN,
+    "qwen3_vl": Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), TEXT),
+    "paligemma": USUAL,
+    "gemma3": USUAL,
+    "idefics3": IDEFICS,
+    "smolvlm": IDEFICS,
+    "internvl": USUAL,
+    "blip-2": Parts(("vision_model",), ("qformer", "language_projection", "query_tokens"), ("language_model",)),
+    "mistral3": USUAL,
+    "mllama": Parts(("model.vision_model",), (PROJECTOR,), TEXT, ("model.language_model.layers.1",)),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parts(name):
+    model = shrunken(name)
+    parts = find_parts(model)
+    assert parts == EXPECTED[name]
+    assert find_parts(copy.deepcopy(model)) == parts
+    inject(model, {"language": {"method": "lora"}, "projector": {"method": "full"}})
+    assert find_parts(model) == parts
+
+
+def test_equal_widths_keep_the_merger_apart():
+    wide = {**CONFIGS["qwen2_5_vl"]["vision_config"], "hidden_size": 24}
+    assert find_parts(shrunken("qwen2_5_vl", vision_config=wide)) == QWEN
+
+
+def test_names_belong_to_the_longest_prefix():
+    parts = EXPECTED["qwen2_5_vl"]
+    assert parts.of("model.visual.merger.mlp.0.weight") == "projector"
+    assert parts.of("model.visual.blocks.0.attn.qkv") == "vision"
+    assert parts.of("model.visual_other") is None
+    assert EXPECTED["mllama"].of("model.language_model.layers.1.cross_attn.q_proj") is None
+
+
+def test_no_parts_is_an_error_with_the_tree_and_the_way_out():
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.eye = nn.Linear(2, 2)
+
+    with pytest.raises(MmdoraError, match=r"adapt\.parts.*eye \(Linear\)"):
+        find_parts(Odd())
+    given = find_parts(Odd(), {"vision": ("eye",)})
+    assert given == Parts(vision=("eye",))
+    with pytest.raises(MmdoraError, match=r"adapt\.parts\.vision.*'nose'"):
+        find_parts(Odd(), {"vision": ("nose",)})

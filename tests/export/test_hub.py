@@ -1,0 +1,132 @@
+"""Pushing a folder, against a server on the loopback that speaks the hub's protocol as far as an upload goes."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mmdora.errors import MmdoraError
+from mmdora.export.hub import check_repo, push
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Takes a repository, says that every file goes into the commit itself, keeps the commit."""
+
+    asked: list[tuple[str, str, Any]]
+    allowed = "Bearer hf_test"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parsed = [json.loads(line) for line in body.splitlines() if line.strip()]
+        self.asked.append(("POST", self.path, parsed))
+        if self.headers.get("Authorization") != self.allowed:
+            return self._answer(401, {"error": "Invalid credentials"})
+        if self.path == "/api/repos/create":
+            return self._answer(200, {"url": f"http://{self.headers['Host']}/someone/model", "id": "someone/model"})
+        if "/preupload/" in self.path:
+            files = [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in parsed[0]["files"]]
+            return self._answer(200, {"files": files})
+        commit = {
+            "commitUrl": f"http://{self.headers['Host']}/someone/model/commit/abc",
+            "commitOid": "abc",
+            "success": True,
+        }
+        return self._answer(200, commit)
+
+    def do_GET(self) -> None:
+        self.asked.append(("GET", self.path, None))
+        self._answer(
+            200, {"id": "someone/model", "sha": "0" * 40, "siblings": [], "private": True, "xetEnabled": False}
+        )
+
+    def _answer(self, code: int, values: dict[str, Any]) -> None:
+        data = json.dumps(values).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def hub() -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
+    handler = type("Handler", (Hub,), {"asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.asked
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "exported"
+    made.mkdir()
+    save_file({"weight": torch.ones(2)}, made / "model.safetensors")
+    (made / "README.md").write_text("# a card\n")
+    (made / "optimizer.pt").write_bytes(b"never sent")
+    (made / ".hidden").write_text("never sent")
+    return made
+
+
+def pushed(folder: Path, endpoint: str, token: str | None = "hf_test") -> subprocess.CompletedProcess[str]:
+    """`push` in a process of its own: the hub's client reads its settings when it is imported."""
+    code = "import sys; from pathlib import Path; from mmdora.export.hub import push; "
+    code += "print(push(Path(sys.argv[1]), 'someone/model'))"
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HOME": str(folder.parent / "home"),
+        "HF_HUB_DISABLE_XET": "1",
+    }
+    env = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "http_proxy", "https_proxy")} | settings
+    env |= {"HF_TOKEN": token} if token else {}
+    return subprocess.run(
+        [sys.executable, "-c", code, str(folder)], env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_folder_is_one_commit_without_pickles(folder: Path, hub: tuple[str, list[Any]]) -> None:
+    done = pushed(folder, hub[0])
+    assert done.returncode == 0, done.stderr
+    assert "/someone/model/commit/abc" in done.stdout
+    created = next(body for method, path, body in hub[1] if path == "/api/repos/create")
+    assert created[0].get("visibility") == "private" or created[0].get("private") is True, created
+    commit = next(body for method, path, body in hub[1] if "/commit/" in path)
+    files = {
+        line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
+    }
+    assert files == {name: (folder / name).read_bytes() for name in ("model.safetensors", "README.md")}
+
+
+def test_a_wrong_token_is_one_line(folder: Path, hub: tuple[str, list[Any]]) -> None:
+    done = pushed(folder, hub[0], token="hf_wrong")
+    assert done.returncode and "MmdoraError" in done.stderr.splitlines()[-1]
+    assert "401" in done.stderr and "hf auth login" in done.stderr and "hf_wrong" not in done.stderr
+
+
+def test_what_is_refused_before_anything_is_sent(folder: Path, tmp_path: Path) -> None:
+    for name in ("model", "a/b/c", "../x", "someone/", "https://huggingface.co/someone/model"):
+        with pytest.raises(MmdoraError, match="expected USER/NAME"):
+            check_repo(name)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(MmdoraError, match="holds no safetensors"):
+        push(tmp_path / "empty", "someone/model")
+    with pytest.raises(MmdoraError, match="cannot reach the hub"):
+        push(folder, "someone/model")  # the tests run in offline mode

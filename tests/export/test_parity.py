@@ -1,0 +1,169 @@
+"""An export is compared with what was trained: each mistake is caught, and nothing is left of it."""
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+import torch
+from exports import DORA, moved_adapter, refuse_disk, run_folder
+from huggingface_hub import ModelCard
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+import mmdora
+import mmdora.export.run as room
+from mmdora.adapt.inject import adapted_modules
+from mmdora.errors import MmdoraError
+from mmdora.export import merge_disk, parity
+from mmdora.export.merge_disk import DiskMerge
+from mmdora.export.run import Parity, TensorParity, export
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_llava, tmp_path_factory):
+    return moved_adapter(tiny_llava, DORA, tmp_path_factory.mktemp("adapter"))
+
+
+def test_a_merge_that_forgets_the_magnitudes_is_caught(adapter, tmp_path, monkeypatch, few_rows):
+    def forgetful(model):
+        with torch.no_grad():
+            for module in adapted_modules(model).values():
+                if module.magnitude is not None:
+                    module.magnitude.copy_(module.row_norm())
+                    module.refresh()
+        return mmdora.merge(model)
+
+    refuse_disk(monkeypatch)
+    monkeypatch.setattr(room, "merge", forgetful)
+    with pytest.raises(MmdoraError, match=r"not the trained one.*max-rel"):
+        export(adapter, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["logits", "tensors"])
+def test_a_merge_from_disk_that_forgets_the_magnitudes_is_caught(adapter, tmp_path, monkeypatch, few_rows, way):
+    whole = merge_disk.merged_rows
+    monkeypatch.setattr(merge_disk, "merged_rows", lambda w, a, b, m, s: whole(w, a, b, None, s))
+    with pytest.raises(MmdoraError, match=r"not the trained ones?; nothing was exported.*max-rel"):
+        export(adapter, tmp_path / "out", parity=way)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_lost_a_tensor_is_caught(adapter, tmp_path, monkeypatch, few_rows):
+    whole = room.save_checkpoint
+
+    def lossy(model, folder):
+        del model.model.multi_modal_projector.linear_2.bias
+        model.model.multi_modal_projector.linear_2.bias = None
+        whole(model, folder)
+
+    refuse_disk(monkeypatch)
+    monkeypatch.setattr(room, "save_checkpoint", lossy)
+    with pytest.raises(MmdoraError, match=r"does not load: missing keys .*linear_2\.bias"):
+        export(adapter, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("way", ["logits", "tensors"])
+def test_a_file_from_disk_that_lost_a_tensor_is_caught(adapter, tmp_path, monkeypatch, few_rows, way):
+    whole = DiskMerge.write
+
+    def lossy(self, folder):
+        whole(self, folder)
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
+        del tensors["multi_modal_projector.linear_2.bias"]
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+    monkeypatch.setattr(DiskMerge, "write", lossy)
+    with pytest.raises(MmdoraError, match=r"does not load: .*linear_2\.bias"):
+        export(adapter, tmp_path / "out", parity=way)
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_rows(folder):
+    folder.mkdir()
+    Image.new("RGB", (64, 64), "blue").save(folder / "a.png")
+    rows = [
+        {
+            "id": str(i),
+            "images": ["a.png"],
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": f"How many boxes? {i}"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "two"}]},
+            ],
+        }
+        for i in range(11)
+    ]
+    del rows[1]["messages"][0]["content"][0], rows[1]["images"][0]  # a row of text only
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return rows
+
+
+def test_parity_is_of_logits_where_the_model_fits(adapter, tmp_path, monkeypatch, few_rows):
+    need = 4 * sum(tensor.numel() for tensor in load_file(room.resolve("tiny-llava") + "/model.safetensors").values())
+    lines: list[str] = []
+    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need)
+    assert isinstance(export(adapter, tmp_path / "a", say=lines.append), Parity)
+    assert lines[0].startswith("merging from disk: 1 file, 113 tensors: ")
+    assert lines[1] == (
+        f"comparing logits: the model in fp32 takes {need / 1e6:.1f} MB, "
+        f"at most 1/8 of the {8 * need / 1e6:.1f} MB of memory available"
+    )
+    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need - 1)
+    monkeypatch.setattr(room, "load", None)  # no model is built
+    lines.clear()
+    found = export(adapter, tmp_path / "b", say=lines.append)
+    assert isinstance(found, TensorParity) and found.beyond <= 1e-6
+    assert lines[1].startswith("comparing tensors, not logits: the model in fp32 takes") and "more than 1/8" in lines[1]
+    assert "equations in float64" in ModelCard.load(tmp_path / "b/README.md").text
+    assert "stock transformers" not in ModelCard.load(tmp_path / "b/README.md").text
+
+
+def test_rows_ask_for_logits(adapter, tmp_path, monkeypatch):
+    rows = write_rows(tmp_path / "data")
+    monkeypatch.setattr(room, "_free_memory", lambda: 0)
+    found = export(adapter, tmp_path / "out", rows=rows[:2], images_root=tmp_path / "data", say=lambda line: None)
+    assert isinstance(found, Parity) and found.rows == 2
+
+
+def test_a_run_is_compared_on_its_own_data(adapter, tiny_llava, tmp_path, few_rows):
+    rows = write_rows(tmp_path / "data")
+    run = run_folder(tmp_path / "run", adapter, tiny_llava, train=tmp_path / "data/rows.jsonl")
+    found: Any = export(run, tmp_path / "out")
+    assert found.rows == 2 and found.source == f"of {tmp_path}/data/rows.jsonl"
+    given: Any = export(run, tmp_path / "out2", rows=rows[:3], images_root=tmp_path / "data")
+    assert given.rows == 3
+    with pytest.raises(MmdoraError, match="no such file"):
+        export(run, tmp_path / "out3", rows=rows[:1], images_root=tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"max_rel": 1.1e-5}, {"max_rel": float("nan")}, {"top1": 0.96}, {"same_text": False}],
+    ids=lambda change: next(iter(change)),
+)
+def test_each_bound_can_fail(change):
+    good = Parity(1e-6, 1.0, 8, "fp32", True)
+    good.check()
+    with pytest.raises(MmdoraError, match="nothing was exported"):
+        dataclasses.replace(good, **change).check()
+
+
+def test_top1_counts_every_position_that_is_no_tie_in_the_written_precision():
+    want = torch.tensor([[4.0, 3.99, 0.0], [4.0, 3.0, 0.0], [0.0, 4.0, 3.0], [0.0, 1.0, 4.0]])
+    got = want.clone()
+    got[0, 1], got[1, 1] = 4.01, 4.5  # the best token changes in both
+    ids = [torch.tensor([1])]
+
+    def top1(dtype):
+        return parity._compare(parity._Outputs([want], ids, None), parity._Outputs([got], ids, None), dtype, "").top1
+
+    assert top1("fp32") == 2 / 4
+    assert top1("bf16") == pytest.approx(2 / 3)  # 4.00 and 3.99 are one number in bf16
+
+
+def test_other_token_ids_are_an_error():
+    one, other = (parity._Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
+    with pytest.raises(MmdoraError, match="other token ids"):
+        parity._compare(one, other, "fp32", "")

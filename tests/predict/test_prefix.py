@@ -1,0 +1,113 @@
+"""The common part of prompts about one picture: read once, and nothing else changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from shrunken import shrunken
+from transformers import AutoModelForImageTextToText, AutoProcessor, MistralConfig
+
+from mmdora.batches.prompt import encode_prompts
+from mmdora.predict.answers import Prompt, ask, generate
+from mmdora.predict.prefix import read_once, shares
+
+RED, NOISE, BLUE = (Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(3))
+QUESTIONS = ["a", "What shape is in the middle of the picture?", "Is it there, or is it not there?", "How many?"]
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llava) -> tuple[Any, Any]:
+    """The base with random weights large enough that every token before it tells in an answer."""
+    model = AutoModelForImageTextToText.from_pretrained(tiny_llava).eval()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model, AutoProcessor.from_pretrained(tiny_llava)
+
+
+def pair(first: Image.Image, second: Image.Image, text: str, system: str = "") -> Prompt:
+    """A question about two pictures, the second one behind words of its own."""
+    content = [
+        {"type": "image"},
+        {"type": "text", "text": "and also"},
+        {"type": "image"},
+        {"type": "text", "text": text},
+    ]
+    head = [{"role": "system", "content": [{"type": "text", "text": system}]}] if system else []
+    return Prompt([*head, {"role": "user", "content": content}], [first, second])
+
+
+SETS = {
+    "one picture": [ask(text, RED) for text in QUESTIONS],
+    "pictures by turns": [ask(text, picture) for text in QUESTIONS for picture in (RED, NOISE, BLUE)],
+    "two pictures": [pair(*two, text) for text in QUESTIONS for two in ((RED, NOISE), (NOISE, RED))],
+    "heads of two lengths": [
+        *(pair(RED, NOISE, text, "Look at it well.") for text in QUESTIONS),
+        *(ask(text, RED) for text in QUESTIONS),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_the_next_token_has_the_logits_of_the_whole_prompt(loaded, name):
+    model, processor = loaded
+    prompts = SETS[name]
+    inputs = encode_prompts(processor, [p.messages for p in prompts], [p.images for p in prompts])
+    shared = read_once(model, inputs, [p.images for p in prompts])
+    assert "past_key_values" in shared
+    options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    options |= {"eos_token_id": None, "pad_token_id": 0}
+    ours = model.generate(**shared, **options)
+    torch.testing.assert_close(ours.sequences[:, -3:], model.generate(**inputs, **options).sequences[:, -3:])
+    for row, prompt in enumerate(prompts):  # alone, without padding
+        alone = encode_prompts(processor, [prompt.messages], [prompt.images])
+        for step, logits in enumerate(model.generate(**alone, **options).logits):
+            torch.testing.assert_close(ours.logits[step][row], logits[0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_picture_goes_through_the_tower_once(loaded, monkeypatch):
+    model, processor = loaded
+    seen, real = [], model.model.vision_tower.forward
+    monkeypatch.setattr(
+        model.model.vision_tower, "forward", lambda pixels, **rest: seen.append(len(pixels)) or real(pixels, **rest)
+    )
+    prompts = SETS["pictures by turns"]
+    answers = generate(model, processor, prompts, max_new_tokens=4, batch_size=len(prompts))
+    assert seen == [3]
+    assert answers == [generate(model, processor, [prompt], max_new_tokens=4)[0] for prompt in prompts]
+    assert len(set(answers)) > 3
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [ask(text, picture) for text, picture in zip(QUESTIONS, (RED, RED, NOISE, BLUE), strict=True)],
+        [*SETS["one picture"], ask("No picture?")],
+        [ask(text, RED.copy()) for text in QUESTIONS],
+    ],
+    ids=["little in common", "one without", "equal but not the same"],
+)
+def test_as_it_came_where_that_gains_nothing(loaded, prompts):
+    model, processor = loaded
+    inputs = encode_prompts(processor, [p.messages for p in prompts], [p.images for p in prompts])
+    assert read_once(model, inputs, [p.images for p in prompts]) is inputs
+
+
+def test_beams_are_searched_as_before(loaded):
+    model, processor = loaded
+    prompts = SETS["one picture"]
+    together = generate(model, processor, prompts, max_new_tokens=4, beams=2)
+    assert together == [generate(model, processor, [prompt], max_new_tokens=4, beams=2)[0] for prompt in prompts]
+
+
+def test_only_where_it_is_exact(loaded):
+    inputs = dict.fromkeys(("input_ids", "attention_mask", "pixel_values"))
+    model = shrunken("llava")
+    assert shares(loaded[0], inputs) and shares(model, inputs)
+    assert not shares(model, inputs | {"image_sizes": None})
+    for other in ("paligemma", "gemma3", "qwen2_vl", "llava_next"):
+        assert not shares(shrunken(other), inputs)
+    model.config.text_config = MistralConfig(sliding_window=8)
+    assert not shares(model, inputs)

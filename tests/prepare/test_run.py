@@ -1,0 +1,278 @@
+"""What all datasets share, by `folder` and `llava`: bad rows, processes, memory, packing, card, report, roots."""
+
+import hashlib
+import json
+import re
+import sqlite3
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmdora.data_prep import folder, llava, messages
+from mmdora.errors import MmdoraError
+from mmdora.prepare.convert import Job, Made
+from mmdora.prepare.index import Seen
+from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.read import Row
+from mmdora.prepare.run import CHUNK_ROWS, _converted, write_splits
+from mmdora.prepare.writer import Writer, split_of
+from mmdora.records.packed import read_packed
+from mmdora.records.reader import read_records
+from mmdora.records.record import qa_record
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    path = tmp_path / "images"
+    path.mkdir()
+    for number in range(3):
+        Image.new("RGB", (40 + number, 30), (80 * number, 90, 120)).save(path / f"{number}.png")
+    return path
+
+
+def table(path: Path, rows: int, change: Callable[[int, dict], dict] = lambda number, row: row) -> Path:
+    """JSONL of questions about three pictures."""
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(rows):
+            row = {
+                "id": f"q{number}",
+                "image": f"{number % 3}.png",
+                "question": f"What is {number}?",
+                "answer": "x" * (number % 40),
+            }
+            file.write(json.dumps(change(number, row)) + "\n")
+    return path
+
+
+def card_of(out: Path, split: str = "train") -> dict:
+    return json.loads((out / "dataset_card.json").read_text(encoding="utf-8"))["splits"][split]
+
+
+def test_several_processes_give_what_one_gives(tmp_path, root):
+    file = table(
+        tmp_path / "train.jsonl", 3 * CHUNK_ROWS, lambda n, row: row | {"image": "gone.png"} if n % 100 == 7 else row
+    )
+    for workers in (1, 2):
+        inputs = ImageInputs(files=[file], images=root, skip_bad=True, workers=workers)
+        assert folder.prepare(tmp_path / f"out{workers}", inputs=inputs) == {"train": 3 * CHUNK_ROWS - 8}
+    for name in ("train.jsonl", "bad_rows.jsonl", "dataset_card.json", "report.html"):
+        assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "out2").iterdir()) == [
+        "bad_rows.jsonl", "dataset_card.json", "report.html", "train.jsonl",
+    ]  # fmt: skip
+
+
+def test_the_processes_are_never_far_behind_the_file(tmp_path):
+    read = 0
+
+    def chunks() -> Iterator[list[Row]]:
+        nonlocal read
+        for read in range(1, 41):
+            yield [Row({"question": "q", "answer": str(read)}, tmp_path / "f.csv", read, read)]
+
+    job = Job(folder.records, None, tmp_path, False)
+    for taken, (chunk, (made,)) in enumerate(_converted(job, chunks(), 2), 1):
+        assert isinstance(made, Made) and made.id == f"f-{chunk[0].number}" == f"f-{taken}"
+        assert read - taken <= 5
+    assert taken == 40
+
+
+def test_a_bad_row_far_in_stops_everything(tmp_path, root):
+    file = table(tmp_path / "train.jsonl", 3 * CHUNK_ROWS, lambda n, row: {} if n == 2 * CHUNK_ROWS + 5 else row)
+    with pytest.raises(MmdoraError, match=rf"train\.jsonl:{2 * CHUNK_ROWS + 6}: no field 'question'; --skip-bad"):
+        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, workers=2))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_an_earlier_result_stays_when_a_run_fails(tmp_path, root):
+    out, inputs = tmp_path / "out", ImageInputs(files=[table(tmp_path / "train.jsonl", 5)], images=root)
+    folder.prepare(out, inputs=inputs)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    table(tmp_path / "train.jsonl", 5, lambda n, row: {} if n == 4 else row)
+    with pytest.raises(MmdoraError):
+        folder.prepare(out, inputs=inputs)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_full_disk_is_one_line(tmp_path, root, monkeypatch):
+    def full(self: Seen, name: str) -> bool:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(Seen, "add", full)
+    with pytest.raises(MmdoraError, match="disk is full; nothing was written"):
+        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[table(tmp_path / "train.jsonl", 5)], images=root))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_splits_gather_in_one_folder(tmp_path, root):
+    out = tmp_path / "out"
+    files = {
+        split: table(tmp_path / f"{split}.jsonl", 4, lambda n, row: {} if n == 3 else row) for split in ("train", "val")
+    }
+    for file in files.values():
+        folder.prepare(out, inputs=ImageInputs(files=[file], images=root, skip_bad=True))
+    assert list(json.loads((out / "dataset_card.json").read_text())["splits"]) == ["train", "val"]
+    page = (out / "report.html").read_text()
+    assert page.count("<article") == 6 and ">val <" in page
+    places = [json.loads(line)["file"] for line in (out / "bad_rows.jsonl").read_text().splitlines()]
+    assert sorted(places) == sorted(map(str, files.values()))
+    table(files["val"], 4)
+    folder.prepare(out, inputs=ImageInputs(files=[files["val"]], images=root))
+    assert card_of(out, "val")["records"] == 4 and card_of(out, "train")["bad_rows"] == 1
+    assert len((out / "bad_rows.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(MmdoraError, match="holds records of folder; choose another folder for messages"):
+        messages.prepare(out, inputs=ImageInputs(files=[files["val"]], images=root))
+
+
+def test_ids_that_come_twice(tmp_path, root):
+    file = table(tmp_path / "train.jsonl", 6, lambda n, row: row | {"id": f"q{n % 4}"})
+    with pytest.raises(MmdoraError, match=r"train\.jsonl:5: the id 'q0' comes twice in train \(2 bad rows"):
+        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, skip_bad=True))
+    assert len(read_records(tmp_path / "out/train.jsonl", root)) == 4
+
+
+def test_the_card(tmp_path, root):
+    def change(number: int, row: dict) -> dict:
+        return row | {"image": ""} if number == 2 else row
+
+    file = table(tmp_path / "train.jsonl", 5, change)
+    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+    card = json.loads((tmp_path / "out/dataset_card.json").read_text())
+    assert card["name"] == "folder" and card["licence"] and card["source"] and card["unverified"] == []
+    split = card["splits"]["train"]
+    assert (split["records"], split["images"], split["text_only"], split["unanswered"]) == (5, 4, 1, 1)
+    assert split["question_characters"] == {"11": 5} and split["answer_characters"] == {
+        "0": 1,
+        "1": 1,
+        "2": 1,
+        "3": 1,
+        "4": 1,
+    }
+    written = tmp_path / "out" / split["file"]
+    assert split["sha256"] == hashlib.sha256(written.read_bytes()).hexdigest()
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert split["inputs"] == [{"file": str(file), "bytes": file.stat().st_size, "sha256": digest}]
+    assert split["images_root"] == str(root) and split["samples"] == [0, 1, 2, 3, 4]
+
+
+def test_the_report_escapes_and_asks_for_nothing(tmp_path, root):
+    evil = "<script>alert(1)</script>"
+    file = table(tmp_path / "train.jsonl", 30, lambda n, row: row | {"question": f"{evil} {n}"})
+    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    assert "&lt;script&gt;" in page and "<script" not in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:image/jpeg;base64,)""", page) and "@import" not in page
+    assert page.count("data:image/jpeg") == page.count("<article") == 24
+    assert len(re.findall(r'<i style="height', page)) >= 10
+
+
+def test_packed_records_round_trip_and_load_with_datasets(tmp_path, root):
+    import datasets
+
+    file = table(tmp_path / "train.jsonl", 30, lambda n, row: row | {"image": ""} if n == 4 else row)
+    out = tmp_path / "out"
+    assert folder.prepare(out, inputs=ImageInputs(files=[file], images=root, pack=True)) == {"train": 30}
+    folder.prepare(tmp_path / "plain", inputs=ImageInputs(files=[file], images=root))
+    plain = list(read_records(tmp_path / "plain/train.jsonl", root))
+    packed = list(read_packed(out / "train.parquet"))
+    assert [record for record, _ in packed] == plain
+    for record, files in packed:
+        assert files == [(root / name).read_bytes() for name in record["images"]]
+    loaded = datasets.Dataset.from_parquet(str(out / "train.parquet"), cache_dir=str(tmp_path / "cache"))
+    assert loaded[0]["messages"] == plain[0]["messages"] and loaded[0]["images"][0].size == (40, 30)
+    assert card_of(out)["packed"] and "data:image/jpeg" in (out / "report.html").read_text()
+    again = tmp_path / "again"  # the packed file is one of the hub's layouts itself
+    assert messages.prepare(again, inputs=ImageInputs(files=[out / "train.parquet"])) == {"train": 30}
+    assert read_records(again / "train.jsonl")[29]["messages"] == plain[29]["messages"]
+
+
+def test_equal_pictures_are_packed_once_per_group(tmp_path, root):
+    noise = Random(0).randbytes(90_000)
+    Image.frombytes("RGB", (200, 150), noise).save(root / "0.png")
+    size = (root / "0.png").stat().st_size
+    file = table(tmp_path / "train.jsonl", 200, lambda n, row: row | {"image": "0.png"})
+    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, pack=True))
+    assert (tmp_path / "out/train.parquet").stat().st_size < 5 * size
+
+
+ESCAPES = ["/etc/hostname", "../secret.png", "images/../../secret.png", "link.png", "linked/secret.png", "file:///etc/hostname",
+           "http://127.0.0.1:9/x.png", "a\0.png", "", ".", "C:/x.png", "~/x.png", "..\\secret.png"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ESCAPES)
+@pytest.mark.parametrize("pack", [False, True])
+def test_nothing_outside_the_root_is_read(name, pack, tmp_path, root):
+    Image.new("RGB", (2, 2)).save(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "linked").symlink_to(tmp_path)
+    row = {
+        "id": "x",
+        "image": name,
+        "conversations": [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "y"}],
+    }
+    file = tmp_path / "l.json"
+    file.write_text(json.dumps([row]))
+    with pytest.raises(MmdoraError, match=r"l\.json:1: "):
+        llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, pack=pack))
+
+
+def test_memory_is_flat_over_50_000_rows(tmp_path, monkeypatch):
+    """The peak of all Python objects, measured chunk by chunk of a JSON list, is that of a few chunks throughout."""
+    row = '{"id": %d, "conversations": [{"from": "human", "value": "Q%d?"}, {"from": "gpt", "value": "A%d."}]}'
+    file = tmp_path / "llava.json"
+    file.write_text("[" + ",\n".join(row % (n, n, n) for n in range(50_000)) + "]")
+    peaks = []
+
+    def take(self: Writer, *chunk: Any, **options: Any) -> None:
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.reset_peak()
+        original(self, *chunk, **options)
+
+    original = Writer.take
+    monkeypatch.setattr(Writer, "take", take)
+    tracemalloc.start()
+    try:
+        assert llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], workers=1)) == {"train": 50_000}
+    finally:
+        tracemalloc.stop()
+    half = len(peaks) // 2
+    assert half > 90 and max(peaks[half:]) < 1.05 * max(peaks[:half]) and max(peaks) < 12 << 20
+
+
+def test_made_records_are_written_whole_or_not_at_all(tmp_path):
+    def failing() -> Iterator[dict]:
+        yield qa_record("a", "a.png", [("q", "a")])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_splits(tmp_path / "out", folder, {"train": failing()})
+    assert not list((tmp_path / "out").iterdir())
+    twice = [qa_record("a", "a.png", [("q", "a")])] * 2
+    with pytest.raises(MmdoraError, match="two records of the id 'a'"):
+        write_splits(tmp_path / "out", folder, {"train": twice})
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("v2_OpenEnded_mscoco_test-dev2015_questions.json", "test-dev"), ("testdev_balanced_questions.json", "testdev"),
+        ("captions_val2017.json", "val"), ("train-00000-of-00002.parquet", "train"), ("validation.jsonl", "val"),
+        ("tvqa_test_public.jsonl", "test"), ("MMBench_DEV_EN.tsv", "dev"), ("problems.json", None),
+        ("latest_evaluation.json", None), ("test1.json", "test"),
+    ],
+)  # fmt: skip
+def test_the_split_in_a_name(name: str, split: str | None):
+    assert split_of(Path("train") / name) == split
+
+
+def test_a_split_needs_a_name(tmp_path, root):
+    file = table(tmp_path / "rows.jsonl", 2, lambda n, row: row | {"split": "../../evil"})
+    with pytest.raises(MmdoraError, match="a split needs a name"):
+        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+    assert split_of(file) is None

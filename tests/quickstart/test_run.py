@@ -1,0 +1,162 @@
+"""The quickstart end to end in a few steps on the bundled base, then again: reuse, resume, change."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from rich.console import Console
+
+from mmdora import cli
+from mmdora.errors import MmdoraError
+from mmdora.models.load import load
+from mmdora.quickstart.families import FAMILIES, METHODS
+from mmdora.quickstart.findings import BASELINE, verdict
+from mmdora.quickstart.run import quickstart
+from mmdora.quickstart.steps import Steps, duration
+
+OVERRIDES = ("--training.steps=2", "--training.batch_size=4", "--training.log_every=1", "--training.save_every=1")
+TITLES = 1 + 2 + 4 + 2  # data, trainings, evaluations, exports
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished rehearsal."""
+    folder = tmp_path_factory.mktemp("quickstart") / "with: blank"
+    quickstart(folder, overrides=OVERRIDES, limit=16, port=None)
+    return folder
+
+
+def test_it_leaves_runs_scores_exports_and_a_report(out: Path) -> None:
+    for name in METHODS:
+        folder = name.lower()
+        assert (out / folder / "adapter" / "adapter_model.safetensors").is_file()
+        assert (out / "export" / folder / "model.safetensors").is_file()
+        assert len((out / "eval" / name / "predictions.jsonl").read_text().splitlines()) == 16
+    page = (out / "report.html").read_text(encoding="utf-8")
+    for text in (
+        "LoRA",
+        "DoRA",
+        BASELINE,
+        "a rehearsal on the first 16 questions",
+        "max-rel",
+        "data:image/png",
+        "<svg",
+    ):
+        assert text in page
+    assert len(list((out / "steps").iterdir())) == TITLES
+
+
+def test_again_reuses_everything_and_says_so(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    adapter = out / "dora" / "adapter" / "adapter_model.safetensors"
+    before = adapter.stat().st_mtime_ns
+    quickstart(out, overrides=OVERRIDES, limit=16, port=None)
+    assert capsys.readouterr().out.count("reused, took") == TITLES
+    assert adapter.stat().st_mtime_ns == before
+
+
+def test_only_what_a_change_touches_is_made_again(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    quickstart(out, overrides=OVERRIDES, limit=12, port=None)
+    shown = capsys.readouterr().out
+    for title in ("data", "train LoRA", "train DoRA"):
+        assert f"{title} reused" in shown
+    for title in ("evaluate base", "evaluate DoRA", "export LoRA"):
+        assert f"{title} …" in shown
+
+
+def test_a_half_finished_training_resumes(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "steps" / "train-DoRA.json").unlink()
+    (out / "dora" / "complete.json").unlink()
+    shutil.rmtree(out / "dora" / "checkpoint-2")
+    (out / "dora" / "adapter" / "adapter_model.safetensors").unlink()
+    quickstart(out, overrides=OVERRIDES, limit=12, port=None)
+    shown = capsys.readouterr().out
+    assert "train LoRA reused" in shown and "train DoRA …" in shown
+    assert json.loads((out / "dora" / "complete.json").read_text())["resumed"] is True
+
+
+def test_vlbart_learns_three_tasks_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = FAMILIES["vl-bart"]
+    fewer = {
+        name: replace(task, prepare=partial(task.prepare.func, kind=kind, rows=6, held_out=2))  # type: ignore
+        for name, kind in (("caption", "caption"), ("nlvr", "nlvr2"))
+        for task in [family.tasks[name]]
+    }
+    monkeypatch.setitem(FAMILIES, "vl-bart", replace(family, tasks={**family.tasks, **fewer}))  # type: ignore
+    few = ("--data.feature_cache=null", *OVERRIDES)  # which would run the tower on all pictures
+    quickstart(tmp_path / "out", family="vl-bart", overrides=few, limit=8, port=None)
+    for name in ("base", *METHODS):
+        for task, rows in (("vqa", 8), ("caption", 2), ("nlvr", 8)):
+            assert len((tmp_path / "out/eval" / task / name / "predictions.jsonl").read_text().splitlines()) == rows
+    page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
+    for task in family.tasks.values():
+        assert f"<h2>{task.heading}: " in page
+    assert "Captions of drawn scenes, word for word, exact match × 100: base" in page
+    model, processor = load(str(tmp_path / "out/export/dora"))
+    assert type(model).__name__ == "VLBartForConditionalGeneration" and processor.default_task == "vqa"
+    assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_the_command_knows_every_family() -> None:
+    assert set(get_args(get_type_hints(cli.quickstart.quickstart)["family"])) == set(FAMILIES)
+
+
+def test_a_taken_port_is_said_before_the_work(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(MmdoraError, match=r"--port N or --no-demo"):
+            quickstart(tmp_path / "new", port=taken.getsockname()[1])
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_failed_step_leaves_no_marker(tmp_path: Path) -> None:
+    steps = Steps(tmp_path, 7, Console(quiet=True))
+    with pytest.raises(KeyboardInterrupt):
+        steps.run(1, "one", {"a": 1}, (), _interrupted)
+    assert steps.run(1, "one", {"a": 1}, (), lambda: 5) == 5
+    assert steps.run(1, "one", {"a": 1}, (), _interrupted) == 5, "complete: not done again"
+    assert steps.run(1, "one", {"a": 2}, (), lambda: 6) == 6, "made from something else"
+    (tmp_path / "left").touch()
+    assert steps.run(1, "two", {}, (tmp_path / "left",), lambda: 7) == 7
+    (tmp_path / "left").unlink()
+    assert steps.run(1, "two", {}, (tmp_path / "left",), lambda: 8) == 8, "what it left is gone"
+
+
+def _interrupted() -> int:
+    raise KeyboardInterrupt
+
+
+def _verdict(lora: list[bool], dora: list[bool]) -> list[str]:
+    def scores(right: list[bool]) -> dict:
+        part = {"score": sum(right) / len(right), "n": len(right)}
+        return {"overall": part, "by_type": {"yes/no": part}}
+
+    def rows(right: list[bool]) -> list[dict]:
+        return [
+            {"id": str(i), "images": [f"{i}.png"], "answer": "yes", "prediction": "yes" if r else "no", "score": r}
+            for i, r in enumerate(right)
+        ]
+
+    table = {"LoRA": scores(lora), "DoRA": scores(dora), "base": scores([False]), BASELINE: scores([True, False])}
+    return verdict(table, {"LoRA": rows(lora), "DoRA": rows(dora)})
+
+
+def test_verdict_is_honest() -> None:
+    all_right, some = [True] * 200, [i % 5 > 0 for i in range(200)]
+    assert _verdict(some, all_right)[0].startswith("DoRA is better here. DoRA 100.0%, LoRA 80.0%: +20.0 points")
+    assert _verdict(all_right, some)[0].startswith("LoRA is better here.")
+    assert "cannot be told apart" in _verdict(all_right, all_right)[0]
+    assert "cannot be told apart" in _verdict(some, [*some[:-1], not some[-1]])[0]
+    assert "LoRA misses it, DoRA reaches it" in _verdict(some, all_right)[2]
+    assert "only DoRA on 40" in _verdict(some, all_right)[3]
+
+
+def test_duration() -> None:
+    assert [duration(s) for s in (0.44, 12.4, 242.2, 59.8)] == ["0.4 s", "12 s", "4 min 2 s", "1 min 0 s"]
