@@ -31,10 +31,10 @@ from transformers import get_constant_schedule
 from transformers.trainer_callback import TrainerCallback
 
 from mmdora.adapt.inject import inject
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import Rows, fit
 from mmdora.config import RunConfig, validate
 from mmdora.data_prep import scenes
+from mmdora.families import family_of
 from mmdora.models.load import load
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
@@ -72,7 +72,7 @@ def config_of(records: Path, output: Path, steps: int) -> RunConfig:
 class Ready:
     """A collator that makes each batch once."""
 
-    def __init__(self, collate: Collator):
+    def __init__(self, collate: Any):
         self.collate, self.made = collate, {}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -107,8 +107,8 @@ class Case:
         self.model, processor = load("tiny-llava")
         inject(self.model, self.config.adapt)
         self.records = read_records(folder / "records.jsonl")
-        self.rows: Rows = fit(self.records, processor, None, "error")
-        self.collate = Ready(Collator(processor, folder))
+        self.rows: Rows = fit(self.records, family_of(processor), None, "error")
+        self.collate = Ready(family_of(processor).batch)
         self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
         self.trainer()  # every batch is made
 

@@ -12,12 +12,12 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from mmdora.adapt.inject import plan_of
-from mmdora.batches.prompt import render
 from mmdora.demo.compare import MAX_COLUMNS, Column, Settings
 from mmdora.demo.shared_base import SharedBase
 from mmdora.errors import MmdoraError
+from mmdora.families import Prompt, ask, family_of
 from mmdora.models.load import adapter_folder, base_of, bundled, load
-from mmdora.predict.answers import Partial, Prompt, ask, stream
+from mmdora.predict.answers import Partial, stream
 from mmdora.predict.endpoint import Endpoint
 
 SERVED = "openai:"
@@ -113,7 +113,7 @@ def local(model: Any, processor: Any) -> Callable[[Prompt, Settings, threading.E
 
     def speak(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
         system = settings.system_prompt
-        if system and system not in render(processor, prompt.messages, generation_prompt=True):
+        if system and system not in family_of(processor).render(prompt.messages, generation_prompt=True):
             raise MmdoraError("the chat template of this model has no place for a system prompt")
         return stream(
             model,

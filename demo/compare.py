@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Partial, Prompt
+from mmdora.families import Prompt
+from mmdora.predict.answers import Partial
 from mmdora.records.images import decode, read_header
 
 MAX_COLUMNS = 4

@@ -126,7 +126,6 @@ def _evaluate(
         model,
         processor,
         first(source.records, settings.limit),
-        source.root,
         task=source.task,
         batch_size=settings.batch_size,
         beams=suite.beams if suite else 1,
@@ -176,7 +175,6 @@ def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -
             source.task,
             {name: evaluation.rows for name, evaluation in found.items()},
             first(source.records, settings.limit),
-            source.root,
         )
     console.print(f"files: {folder}", highlight=False, markup=False)
 

@@ -19,7 +19,7 @@ from mmdora.evaluate.scoring.rows import Row
 from mmdora.evaluate.tasks import Task
 from mmdora.records.images import open_image
 from mmdora.records.reader import Records
-from mmdora.records.record import Record
+from mmdora.records.row import Row as RecordRow
 
 TEMPLATE = "gallery.html.j2"
 SHOWN = 60
@@ -49,7 +49,7 @@ class Kind:
 
 
 def write_gallery(
-    path: Path, task: Task, answers: Mapping[str, Sequence[Row]], records: Sequence[Record] | Records, root: Path
+    path: Path, task: Task, answers: Mapping[str, Sequence[Row]], records: Sequence[RecordRow] | Records
 ) -> None:
     """Write the page of at most `SHOWN` questions, chosen at random by a fixed seed.
 
@@ -57,7 +57,7 @@ def write_gallery(
 
     Args:
         answers: model -> scored rows, of the same records.
-        records: what the pictures are opened from, below `root`.
+        records: what the pictures are opened from.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -76,7 +76,7 @@ def write_gallery(
         total=len(scores[0]),
         missed=len(wrong),
         kinds=_kinds(answers),
-        cards=[_card(answers, i, records[i], root) for i in wrong[:SHOWN]],
+        cards=[_card(answers, i, records[i]) for i in wrong[:SHOWN]],
     )
     partial = path.with_suffix(".partial")
     partial.write_text(page, encoding="utf-8")
@@ -110,11 +110,11 @@ def _kinds(answers: Mapping[str, Sequence[Row]]) -> list[Kind]:
     ]
 
 
-def _card(answers: Mapping[str, Sequence[Row]], number: int, record: Record, root: Path) -> Card:
+def _card(answers: Mapping[str, Sequence[Row]], number: int, record: RecordRow) -> Card:
     rows = {name: rows[number] for name, rows in answers.items()}
     row = next(iter(rows.values()))
     return Card(
-        [_data_uri(open_image(name, root)) for name in record["images"]],
+        [_data_uri(open_image(image)) for image in record["images"]],
         row.get("type") or "",
         row["question"],
         _references(row),

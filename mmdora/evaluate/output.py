@@ -17,14 +17,14 @@ from mmdora.evaluate.scoring.scorers import submitted
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task
 from mmdora.records.reader import Records, write_records
-from mmdora.records.record import Record
+from mmdora.records.row import Row as RecordRow
 from mmdora.records.turns import answer_text
 
 GALLERY = "errors.html"
 WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")  # meta stays in the records
 
 
-def rows_of(records: Iterable[Record], texts: Sequence[str]) -> list[Row]:
+def rows_of(records: Iterable[RecordRow], texts: Sequence[str]) -> list[Row]:
     """Records with the texts generated for them, as `rows` describes."""
     return [
         {
@@ -48,22 +48,21 @@ def write_predictions(out: Path, rows: Iterable[Row]) -> None:
 def write_complete(
     out: Path,
     task: Task,
-    records: Sequence[Record] | Records,
+    records: Sequence[RecordRow] | Records,
     rows: Sequence[Row],
     scores: Scores | None,
-    root: Path,
     facts: Mapping[str, Any],
 ) -> None:
     """Write predictions with their scores, the official result file, the gallery and, last, `metrics.json`."""
     write_predictions(out, rows)
     file = write_submission(out, task, records, rows)
     if scores is not None:
-        write_gallery(out / GALLERY, task, {"answer": rows}, records, root)
+        write_gallery(out / GALLERY, task, {"answer": rows}, records)
     numbers = {"n": len(rows), "server": True} if scores is None else {"n": len(rows)} | scores.to_dict()
     write_json(out / METRICS, numbers | {"submission": file.name if file else None} | dict(facts))
 
 
-def write_submission(out: Path, task: Task, records: Iterable[Record], rows: Iterable[Row]) -> Path | None:
+def write_submission(out: Path, task: Task, records: Iterable[RecordRow], rows: Iterable[Row]) -> Path | None:
     """The file that the task's official scorer or server reads; None where a task has none.
 
     Raises:

@@ -28,7 +28,7 @@ from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
 from mmdora.predict.answers import generate
 from mmdora.records.reader import Records
-from mmdora.records.record import Record
+from mmdora.records.row import Row as RecordRow
 from mmdora.version import __version__
 
 
@@ -51,8 +51,7 @@ class Evaluation:
 def evaluate(
     model: Any,
     processor: Any,
-    records: Records | Sequence[Record],
-    images_root: Path | str,
+    records: Records | Sequence[RecordRow],
     *,
     task: str | Task = "exact",
     batch_size: int = 64,
@@ -78,10 +77,10 @@ def evaluate(
             scorer lacks, before anything is generated.
     """
     task = task if isinstance(task, Task) else task_of(task)
-    out, root, main = None if out is None else Path(out), Path(images_root), processes().is_main_process
+    out, main = None if out is None else Path(out), processes().is_main_process
     if not len(records):
         raise MmdoraError("nothing to evaluate: there are no records")
-    asking = Asking(processor, task, root)
+    asking = Asking(processor, task)
     found = survey(records, asking)
     if found.answered:
         ready(task.scorer)
@@ -108,7 +107,7 @@ def evaluate(
         facts = made_from | {"key": journal.key, "reused": reused}
         if reused < len(rows):
             facts |= {"seconds": round(seconds, 2), "questions_per_s": round((len(rows) - reused) / seconds, 1)}
-        write_complete(out, task, records, rows, scores, root, facts)
+        write_complete(out, task, records, rows, scores, facts)
         journal.remove()
     return Evaluation(task, rows, scores, reused)
 
@@ -116,7 +115,7 @@ def evaluate(
 def _answer(
     model: Any,
     processor: Any,
-    records: Records | Sequence[Record],
+    records: Records | Sequence[RecordRow],
     asking: Asking,
     batches: list[list[int]],
     journal: Journal,

@@ -42,6 +42,7 @@ from mmdora.models.load import (
     load_processor,
     resolve,
 )
+from mmdora.records.row import Row
 
 __all__ = ["Parity", "TensorParity", "export", "llama_cpp_commands"]
 
@@ -63,8 +64,7 @@ def export(
     out: Path | str,
     *,
     dtype: Dtype | None = None,
-    rows: Sequence[Mapping[str, Any]] | None = None,
-    images_root: Path | str | None = None,
+    rows: Sequence[Row] | None = None,
     scores: Mapping[str, Any] | None = None,
     parity: Literal["logits", "tensors"] | None = None,
     say: Callable[[str], Any] = print,
@@ -79,8 +79,7 @@ def export(
         source: run folder, adapter folder, or a plain checkpoint (folder, hub id, bundled name).
         out: a new or empty folder; written beside its final place and renamed when all holds.
         dtype: of the written weights; default that of the base. Merged in fp32, rounded once.
-        rows: records to compare logits on, images below `images_root`; default some of the run's data, or
-            drawn pictures.
+        rows: what to compare logits on (`read_records`); default some of the run's data, or drawn pictures.
         scores: name -> number (or text) for the model card.
         parity: "logits" loads the unmerged and then the written model, in fp32, and compares what they say;
             "tensors" loads no model and compares rows of every written tensor with the equations in float64.
@@ -99,7 +98,7 @@ def export(
     dtype = dtype or _dtype_of(base)
     disk, model = _from_disk(base, adapter, dtype, say), None
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
-        asked = prompts(config, rows, images_root)
+        asked = prompts(config, rows)
         model, processor = load(source)
         measure = LogitCheck(model, processor, *asked, dtype).compare
     else:

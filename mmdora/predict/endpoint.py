@@ -18,7 +18,8 @@ import httpx
 from PIL import Image
 
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Partial, Prompt
+from mmdora.families import Prompt
+from mmdora.predict.answers import Partial
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # seconds; to the first byte, and from one piece to the next
 POLL = 0.1  # seconds between two looks at `stop`

@@ -12,33 +12,20 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import DynamicCache, LlavaForConditionalGeneration
-from transformers.cache_utils import DynamicLayer
 
-INPUTS = {"input_ids", "attention_mask", "pixel_values"}  # Pixtral's images have sizes too, and are no equal rows
-
-
-def shares(model: Any, inputs: Any) -> bool:
-    """Whether that is exact: images are rows of `pixel_values`, and every token sees all before it but padding.
-
-    A window of so many places (Mistral's first versions) would be shortened by padding within it.
-    """
-    if not isinstance(model, LlavaForConditionalGeneration) or set(inputs) != INPUTS:
-        return False
-    config: Any = model.config.get_text_config()
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+from mmdora.families import Family
 
 
 @torch.no_grad()
-def read_once(model: Any, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
+def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
     """What `generate` takes, with the common parts in `past_key_values`; as it came where that gains nothing.
 
     Args:
-        inputs: of `encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
+        inputs: of `Family.encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
         images: of each prompt; one that several prompts ask about is one object.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    if not all(images) or not shares(model, inputs):
+    if not all(images) or not family.shares_prefix(model, inputs):
         return inputs
     behind = ids.shape[1] - (ids == model.config.image_token_id).flip(1).int().argmax(1)  # the last image token
     cuts = zip(ids.tolist(), mask.sum(1).tolist(), behind.tolist(), strict=True)

@@ -11,6 +11,7 @@ from typing import Any
 from mmdora.evaluate.scoring.significance import compare, mcnemar
 from mmdora.evaluate.tasks import TASKS
 from mmdora.quickstart.report import Example
+from mmdora.records.images import FileRef, image_bytes
 
 BASELINE = "question only"
 GOAL, GOAL_BY_TYPE = 0.95, 0.90
@@ -75,12 +76,12 @@ def _reaches(score: Mapping[str, Any]) -> bool:
 
 
 def galleries(
-    predictions: Predictions, pictures: Sequence[Sequence[str]], root: Path, *, graded: bool = True
+    predictions: Predictions, pictures: Sequence[Sequence[FileRef]], *, graded: bool = True
 ) -> dict[str, list[Example]]:
     """Questions drawn at random, and questions that an adapted model gets wrong (those they differ on first).
 
     Args:
-        pictures: of each question, below `root`.
+        pictures: of each question.
         graded: whether an answer is right or wrong; captions are neither, and then there is no second part.
     """
     order = list(range(len(pictures)))
@@ -94,7 +95,7 @@ def galleries(
         answers = {
             name: (rows[i]["prediction"], _right(rows[i]) if graded else None) for name, rows in predictions.items()
         }
-        return Example([(root / name).read_bytes() for name in pictures[i]], row["question"], row["answer"], answers)
+        return Example([image_bytes(image)[0] for image in pictures[i]], row["question"], row["answer"], answers)
 
     found = {"drawn at random": [example(i) for i in order[:PICTURES]]}
     if graded:

@@ -34,7 +34,7 @@ from mmdora.quickstart.findings import BASELINE, curve, galleries, task_verdict,
 from mmdora.quickstart.report import Report, write_report
 from mmdora.quickstart.steps import Steps, duration, sha256
 from mmdora.records.reader import read_records
-from mmdora.records.record import Record
+from mmdora.records.row import Row as RecordRow
 from mmdora.train import train
 from mmdora.version import __version__
 
@@ -107,7 +107,7 @@ class Quickstart:
         return {task: {split: sha256(root / f"{split}.jsonl") for split in splits} for task, root in self.roots.items()}
 
     @cached_property
-    def questions(self) -> dict[str, list[Record]]:
+    def questions(self) -> dict[str, list[RecordRow]]:
         found = {task: read_records(root / "test.jsonl") for task, root in self.roots.items()}
         return {
             task: [records[i] for i in range(min(self.limit or len(records), len(records)))]
@@ -183,7 +183,7 @@ class Quickstart:
             else:
                 lines.append(task_verdict(task.heading, task.task, self.scores[name], predictions))
             pictures = [record["images"] for record in self.questions[name]]
-            found = galleries(predictions, pictures, self.roots[name], graded=TASKS[task.task].scorer != "caption")
+            found = galleries(predictions, pictures, graded=TASKS[task.task].scorer != "caption")
             shown |= {f"{task.heading}: {heading}": examples for heading, examples in found.items()}
         lines.append("One seed and one setting: another seed may turn a small difference round.")
         sizes = {task.heading: len(self.questions[name]) for name, task in self.family.tasks.items()}
@@ -249,8 +249,8 @@ class Quickstart:
         model, processor = load(source, device="cuda" if torch.cuda.is_available() else None)
         if source != self.base_name:
             merge(model)  # what the export holds; and it answers faster
-        task, root = self.family.tasks[name].task, self.roots[name]
-        found = evaluate(model, processor, self.questions[name], root, task=task, out=folder, progress=True)
+        task = self.family.tasks[name].task
+        found = evaluate(model, processor, self.questions[name], task=task, out=folder, progress=True)
         del model
         gc.collect()
         assert found.scores is not None  # every question has its answer

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,14 +22,13 @@ from transformers.trainer_callback import TrainerState
 
 from mmdora.adapt.inject import inject, trainable_parameters
 from mmdora.adapter_files.adapters import restore_adapter
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import Rows
 from mmdora.batches.packing import PackedCollator, Packs
-from mmdora.batches.seq2seq import Seq2SeqCollator
 from mmdora.batches.stream import Stream
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
 from mmdora.evaluate.tasks import task_of
+from mmdora.families import family_of
 from mmdora.models.load import load, load_processor
 from mmdora.train.arguments import arguments_of, metric
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
@@ -51,7 +51,6 @@ from mmdora.train.sources import (
     facts_of,
     held_out_of,
     read_sources,
-    root_of,
     rows_of,
 )
 from mmdora.train.trainer import AdapterTrainer
@@ -126,8 +125,9 @@ def _train(
         sources = read[0] if read else read_sources(config)
         budget = config.data.image_tokens
         processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget)
-        rows = rows_of(sources, processor, config, processes)
-        evaluation = held_out_of(sources, processor, config)
+        family = family_of(processor)
+        rows = rows_of(sources, family, config, processes)
+        evaluation = held_out_of(sources, family, config)
         set_seed(config.training.seed)
         model, _ = load(config.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
         plan = inject(model, config.adapt)
@@ -135,12 +135,12 @@ def _train(
             for _, parameter, _, _ in trainable_parameters(model):
                 parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
         held_out = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation] if evaluation else []
-        features = features_of(config, model, processor, [rows, *held_out], root_of(sources), processes)
+        features = features_of(config, model, family, [rows, *held_out], processes)
     with processes.together():  # now that each has put its share of the features
-        collate: Any = collator_of(model, processor, root_of(sources), features)
+        collate: Any = partial(family.batch, features=features) if features else family.batch
         if config.data.packing:
             assert config.data.max_length is not None and isinstance(rows, Rows)
-            packs, collate = Packs(rows, config.data.max_length, config.training.seed), PackedCollator(collate, model)
+            packs, collate = Packs(rows, config.data.max_length, config.training.seed), PackedCollator(family, model)
             check_packing(model.to(arguments.device), collate, packs, bf16=config.training.precision == "bf16")
         if processes.count > 1 and not processes.sharded:
             if isinstance(rows, Stream):
@@ -245,15 +245,6 @@ def _train(
 
     processes.main_makes(end)
     return output
-
-
-def collator_of(
-    model: Any, processor: Any, root: Path, features: Callable[[str, Path], torch.Tensor] | None = None
-) -> Collator | Seq2SeqCollator:
-    """What makes batches of rows for this model's family; `features` are read in place of images."""
-    if model.config.is_encoder_decoder:
-        return Seq2SeqCollator(processor, root, features)
-    return Collator(processor, root)
 
 
 def _tell_ddp(arguments: TrainingArguments, missing: dict[str, list[str]], say: Callable[[str], None]) -> None:

@@ -22,7 +22,8 @@ from mmdora.demo.inside import Inside
 from mmdora.demo.session import Session
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Prompt, ask, generate
+from mmdora.families import Prompt, ask
+from mmdora.predict.answers import generate
 
 QUESTION = "what color is the shape?"
 

@@ -8,7 +8,7 @@ import mmdora
 from mmdora.demo.columns import describe, load_columns, parse_specs
 from mmdora.demo.compare import Settings, answer, new_turn
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import ask
+from mmdora.families import ask
 
 
 @pytest.mark.parametrize(

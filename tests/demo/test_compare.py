@@ -22,7 +22,8 @@ from mmdora.demo.compare import (
     read_image,
 )
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Partial, ask, generate
+from mmdora.families import ask
+from mmdora.predict.answers import Partial, generate
 
 PICTURE = Image.new("RGB", (64, 64), "teal")
 QUESTION = "what color is the shape?"

@@ -28,9 +28,9 @@ from transformers import (
     set_seed,
 )
 
-from mmdora.batches.prompt import render_with_answers
 from mmdora.config import Compose
 from mmdora.errors import MmdoraError
+from mmdora.families.template import render_with_answers
 from mmdora.models.llava.tower import Tower, open_tower
 
 IMAGE = "<image>"
