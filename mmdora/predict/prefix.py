@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import DynamicCache, LlavaForConditionalGeneration
 from transformers.cache_utils import DynamicLayer
 
+from mmdora.models.cache import CACHE
+
 INPUTS = {"input_ids", "attention_mask", "pixel_values"}  # Pixtral's images have sizes too, and are no equal rows
 
 
@@ -31,7 +33,7 @@ def shares(model: Any, inputs: Any) -> bool:
 
 @torch.no_grad()
 def read_once(model: Any, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
-    """What `generate` takes, with the common parts in `past_key_values`; as it came where that gains nothing.
+    """What `generate` takes, with the common parts in its cache; as it came where that gains nothing.
 
     Args:
         inputs: of `encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
@@ -59,14 +61,14 @@ def read_once(model: Any, inputs: Any, images: Sequence[Sequence[Image.Image]]) 
         pixel_values=inputs["pixel_values"][pictures],
         use_cache=True,
         logits_to_keep=1,
-    ).past_key_values
+    )[CACHE]
     rows = torch.tensor([number[row] for row in owners], device=ids.device)
     cache.batch_select_indices(rows)
     tail, tail_mask = _left_padded([tail for _, tail in parts], ids)
     return {
         "input_ids": torch.cat([head[rows], tail], 1),
         "attention_mask": torch.cat([head_mask[rows], tail_mask], 1),
-        "past_key_values": cache,
+        CACHE: cache,
     }
 
 
