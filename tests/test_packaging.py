@@ -55,7 +55,7 @@ def test_wheel_carries_every_file_of_the_package(wheel: Path) -> None:
     for path in (ROOT / "mmdora").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(ROOT).as_posix() in names
-    assert {"mmdora/report.html.j2", "mmdora/assets/tiny-llava/model.safetensors"} <= names
+    assert {"mmdora/quickstart/report.html.j2", "mmdora/assets/tiny-llava/model.safetensors"} <= names
     assert not [name for name in names if name.startswith(("tests/", "demo/", "benchmarks/")) or name.endswith(".pyc")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert zipfile.ZipFile(wheel).read("mmdora/constraints.txt") == (ROOT / "constraints.txt").read_bytes()
@@ -78,7 +78,7 @@ def test_an_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: 
     code = (
         "import mmdora, sys; from pathlib import Path;"
         "assert Path(mmdora.__file__).is_relative_to(sys.argv[1]), mmdora;"
-        "from mmdora import quickstart as q, report; from mmdora.cli import main;"
+        "from mmdora.quickstart import report, run as q; from mmdora.cli import main;"
         "from mmdora.config import load_config; from mmdora.models.load import bundled;"
         "assert {'tiny-llava', 'tiny-vlbart'} <= {*bundled()}; model, processor = mmdora.load('tiny-llava');"
         "[load_config(q.CONFIGS / f'{name}.yaml') for f in q.FAMILIES.values() for name in f.configs.values()];"
