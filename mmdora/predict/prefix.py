@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 
 from mmdora.families import Family
+from mmdora.models.cache import CACHE
 
 
 @torch.no_grad()
 def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
-    """What `generate` takes, with the common parts in `past_key_values`; as it came where that gains nothing.
+    """What `generate` takes, with the common parts in its cache; as it came where that gains nothing.
 
     Args:
         inputs: of `Family.encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
@@ -46,14 +47,14 @@ def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence
         pixel_values=inputs["pixel_values"][pictures],
         use_cache=True,
         logits_to_keep=1,
-    ).past_key_values
+    )[CACHE]
     rows = torch.tensor([number[row] for row in owners], device=ids.device)
     cache.batch_select_indices(rows)
     tail, tail_mask = _left_padded([tail for _, tail in parts], ids)
     return {
         "input_ids": torch.cat([head[rows], tail], 1),
         "attention_mask": torch.cat([head_mask[rows], tail_mask], 1),
-        "past_key_values": cache,
+        CACHE: cache,
     }
 
 

@@ -10,6 +10,7 @@ from shrunken import shrunken
 from transformers import AutoModelForImageTextToText, AutoProcessor, MistralConfig
 
 from mmdora.families import Prompt, ask, family_of
+from mmdora.models.cache import CACHE
 from mmdora.predict.answers import generate
 from mmdora.predict.prefix import read_once
 
@@ -57,7 +58,7 @@ def test_the_next_token_has_the_logits_of_the_whole_prompt(loaded, name):
     prompts = SETS[name]
     inputs = encode_prompts(processor, [p.messages for p in prompts], [p.images for p in prompts])
     shared = read_once(model, family_of(processor), inputs, [p.images for p in prompts])
-    assert "past_key_values" in shared
+    assert CACHE in shared
     options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     options |= {"eos_token_id": None, "pad_token_id": 0}
     ours = model.generate(**shared, **options)
