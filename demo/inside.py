@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from html import escape
@@ -22,9 +20,9 @@ from mmdora.evaluate.output import GALLERY
 from mmdora.evaluate.resume import METRICS
 from mmdora.evaluate.table import Row
 from mmdora.files import read_json, read_text
+from mmdora.html import LOG, curve, data_uri
 from mmdora.models.load import adapter_folder
 
-LOG = "log.jsonl"
 DEPTH = 3  # folders below the results, in which runs and evaluations are looked for
 PICTURES = {
     "layers": "Mean change of magnitude (dM) and direction (dD) of each layer's matrices, by modality and run",
@@ -121,7 +119,7 @@ class Inside:
             (s.run, s.modality, s.method, f"{s.share:.1%}", *map(number, (s.delta_m, s.delta_d, s.effective_rank)))
             for s in summaries(rows)
         ]
-        uris = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in drawn.items()}
+        uris = {name: data_uri(png) for name, png in drawn.items()}
         pictures = "".join(
             f'<section><img alt="{told}" src="{uris[name]}"><p>{told}.</p></section>' for name, told in PICTURES.items()
         )
@@ -152,16 +150,6 @@ class Inside:
         found = [own for own in self.models if own.casefold() == name]
         found = found or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
         return found[0] if len(found) == 1 else folder.name
-
-
-def curve(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run folder's log."""
-    lines = read_text(run / LOG, "log", 256 * 2**20).split("\n")[:-1]  # a run may be writing the last one
-    try:
-        entries = [json.loads(line) for line in lines if line]
-        return [(int(entry["step"]), float(entry["loss"])) for entry in entries if entry.get("loss")]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise MmdoraError(f"{run / LOG}: not the log of a run ({error!r})") from None
 
 
 def _found(results: Path | None, file: str) -> Iterator[Path]:

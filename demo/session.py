@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -14,6 +13,7 @@ from mmdora.demo import compare
 from mmdora.demo.compare import MAX_TURNS, Answer, Column, Settings, Turn
 from mmdora.demo.line import Line
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 
 KEPT = 1_000  # tabs; those unused for longest are forgotten
 
@@ -101,7 +101,7 @@ async def ask(
     question = compare.check_question(question, settings)
     for picture in pictures:
         compare.check_upload(picture)
-    digests = tuple(map(digest, pictures))
+    digests = tuple(map(sha256, pictures))
     if session.busy:
         raise MmdoraError("The last question of this tab is still being answered; stop it first.")
     earlier = session.turns if pictures == session.pictures else []
@@ -132,11 +132,6 @@ def answers(
 ) -> Generator[tuple[Answer, ...], None, None]:
     """As `compare.answer`; pictures are decoded only now, when it is the question's turn."""
     yield from compare.answer(columns, turns, list(map(compare.read_image, pictures)), stop)
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _ended(answer: Answer) -> Answer:

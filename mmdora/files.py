@@ -129,6 +129,11 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, 
         raise
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON (UTF-8), whole or not at all; errors as for `write_whole`."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
 def sha256(content: Path | bytes) -> str:
     """The SHA-256 of a file's content, or of bytes, as 64 hexadecimal digits."""
     if isinstance(content, bytes):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
@@ -12,6 +11,7 @@ from pathlib import Path
 from mmdora.analysis import plots
 from mmdora.analysis.findings import SHOWN, Correlation, correlations, last_rows, number, summaries, verdicts
 from mmdora.analysis.rows import Row
+from mmdora.html import data_uri, environment
 
 CSV, PAGE, TEMPLATE = "decomposition.csv", "analysis.html", "page.html.j2"
 
@@ -36,24 +36,16 @@ def render(rows: Sequence[Row], found: Sequence[Correlation], pictures: Mapping[
     Args:
         pictures: scatter, layers and shares, as PNG.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = number
+    pages = environment(Path(__file__).parent)
+    pages.filters["number"] = number
     runs = list(dict.fromkeys(row.run for row in rows))
-    return environment.get_template(TEMPLATE).render(
+    return pages.get_template(TEMPLATE).render(
         runs={run: last_rows(rows, run) for run in runs},
         steps={run: [step for step, _ in groupby(row.step for row in rows if row.run == run)] for run in runs},
         verdicts=verdicts(found),
         summaries=summaries(rows),
         correlations=[list(group) for _, group in groupby(found, lambda c: (c.run, c.method, c.modality))],
-        pictures={name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in pictures.items()},
+        pictures={name: data_uri(png) for name, png in pictures.items()},
         shown=SHOWN,
         csv=CSV,
     )

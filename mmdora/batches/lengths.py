@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from mmdora.batches.prompt import needs_start_token, render
 from mmdora.errors import MmdoraError
+from mmdora.files import write_whole
 from mmdora.records.images import image_size
 from mmdora.records.reader import Records
 from mmdora.records.record import Record
@@ -132,10 +133,12 @@ def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.
                 reason = error.__class__.__name__
             warnings.warn(f"{file}: kept token counts cannot be read ({reason}); counting again", stacklevel=3)
         values = _measured(records, rows, measure)
-        partial_file = file.with_suffix(".partial")
-        with partial_file.open("wb") as target:
-            np.savez_compressed(target, values=values)
-        partial_file.replace(file)
+
+        def write(partial_file: Path) -> None:
+            with partial_file.open("wb") as target:  # numpy would add .npz to a name
+                np.savez_compressed(target, values=values)
+
+        write_whole(file, write)
     return values
 
 

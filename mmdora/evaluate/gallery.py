@@ -5,7 +5,6 @@ One file that asks for nothing outside itself; every text is escaped, every pict
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,8 @@ from PIL import Image
 
 from mmdora.evaluate.scoring.rows import Row
 from mmdora.evaluate.tasks import Task
+from mmdora.files import write_whole
+from mmdora.html import data_uri, environment
 from mmdora.records.images import open_image
 from mmdora.records.reader import Records
 from mmdora.records.record import Record
@@ -59,28 +60,21 @@ def write_gallery(
         answers: model -> scored rows, of the same records.
         records: what the pictures are opened from, below `root`.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scores = [[row["score"] for row in rows] for rows in answers.values()]
     wrong = _wrong(scores)
-    page = environment.get_template(TEMPLATE).render(
-        task=task,
-        models=list(answers),
-        total=len(scores[0]),
-        missed=len(wrong),
-        kinds=_kinds(answers),
-        cards=[_card(answers, i, records[i], root) for i in wrong[:SHOWN]],
+    page = (
+        environment(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            task=task,
+            models=list(answers),
+            total=len(scores[0]),
+            missed=len(wrong),
+            kinds=_kinds(answers),
+            cards=[_card(answers, i, records[i], root) for i in wrong[:SHOWN]],
+        )
     )
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page)
 
 
 def _wrong(scores: Sequence[Sequence[float]]) -> list[int]:
@@ -138,5 +132,4 @@ def _data_uri(picture: Image.Image) -> str:
         picture.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
     picture.save(data, "PNG" if small else "JPEG", quality=80)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data_uri(data.getvalue(), "image/png" if small else "image/jpeg")

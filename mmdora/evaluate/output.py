@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +15,7 @@ from mmdora.evaluate.scoring.rows import Row
 from mmdora.evaluate.scoring.scorers import submitted
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task
+from mmdora.files import write_json
 from mmdora.records.reader import Records, write_records
 from mmdora.records.record import Record
 from mmdora.records.turns import answer_text
@@ -80,11 +80,3 @@ def write_submission(out: Path, task: Task, records: Iterable[Record], rows: Ite
             f"task {task.name}: the records have no 'meta.{error.args[0]}', which its result file needs; prepare them "
             f"with `mmdora prep {task.dataset.replace('_', '-')}`"
         ) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

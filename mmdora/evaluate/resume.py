@@ -6,11 +6,12 @@ size alone, so they are the same ones for the run that goes on, on however many 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mmdora.files import sha256, write_whole
 
 PARTIAL = "partial-{}.jsonl"  # by process
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
@@ -18,7 +19,7 @@ PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 
 def key_of(facts: Mapping[str, Any]) -> str:
     """Of everything that decides the answers; the same facts have the same key."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return sha256(json.dumps(facts, sort_keys=True).encode())
 
 
 class Journal:
@@ -48,9 +49,7 @@ class Journal:
         lines = _whole_lines(path) if path.exists() else []
         if not lines or lines[0] != {"key": self.key}:
             lines = [{"key": self.key}]
-        partial = path.with_suffix(".new")
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, batch: int, answers: list[str]) -> None:

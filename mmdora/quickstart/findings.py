@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,10 +100,3 @@ def galleries(
         missed = sorted((i for i in order[PICTURES:] if any(wrong(i))), key=lambda i: all(wrong(i)))
         found["where LoRA or DoRA is wrong (chosen, not typical)"] = [example(i) for i in missed[:PICTURES]]
     return found
-
-
-def curve(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run folder's log."""
-    with (run / "log.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]

@@ -5,13 +5,13 @@ Nothing here knows torch or a model, and the page asks for nothing outside itsel
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmdora.evaluate.table import Row, kinds
-from mmdora.html import SERIES, draw_curves
+from mmdora.files import write_whole
+from mmdora.html import SERIES, data_uri, draw_curves, environment
 
 TEMPLATE = "report.html.j2"
 
@@ -48,27 +48,17 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Render to `path` through a temporary file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(render(report), encoding="utf-8")
-    partial.replace(path)
+    """Render to `path`, whole or not at all."""
+    write_whole(path, render(report))
 
 
 def render(report: Report) -> str:
     """The page as HTML; every text is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["hundredfold"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
-    environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    pages = environment(Path(__file__).parent)
+    pages.filters["hundredfold"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
+    pages.filters["data_uri"] = data_uri
     trained = list(report.curves)
-    return environment.get_template(TEMPLATE).render(
+    return pages.get_template(TEMPLATE).render(
         report=report,
         kinds=kinds,
         scale=_scale,

@@ -28,11 +28,13 @@ from mmdora.evaluate.scoring.metrics import majority_baseline
 from mmdora.evaluate.table import Row, scores_table
 from mmdora.evaluate.tasks import TASKS
 from mmdora.export.run import export
+from mmdora.files import sha256
+from mmdora.html import curve
 from mmdora.models.load import load
 from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
-from mmdora.quickstart.findings import BASELINE, curve, galleries, task_verdict, verdict
+from mmdora.quickstart.findings import BASELINE, galleries, task_verdict, verdict
 from mmdora.quickstart.report import Report, write_report
-from mmdora.quickstart.steps import Steps, duration, sha256
+from mmdora.quickstart.steps import Steps, duration
 from mmdora.records.reader import read_records
 from mmdora.records.record import Record
 from mmdora.train import train

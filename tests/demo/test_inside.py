@@ -6,10 +6,11 @@ from evaluation_files import evaluation, graded
 from tiny_run import config_for, silent
 
 import mmdora
-from mmdora.demo.inside import Inside, curve
+from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab, told
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.significance import compare
+from mmdora.html import curve
 from mmdora.train import train
 
 
@@ -151,17 +152,6 @@ def test_a_visitor_is_not_told_where_files_are(tmp_path):
 
     with pytest.raises(gr.Error, match=r"^'?errors\.html: larger than 32 MiB"):
         told(show)()
-
-
-def test_a_log_that_is_being_written_and_one_that_is_none(tmp_path):
-    log = tmp_path / "run" / "log.jsonl"
-    log.parent.mkdir()
-    log.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    assert curve(log.parent) == [(1, 2.5)]
-    for text in ("[1]\n", '{"loss": 1}\n', "x\n"):
-        log.write_text(text)
-        with pytest.raises(MmdoraError, match=r"log\.jsonl: not the log of a run"):
-            curve(log.parent)
 
 
 @pytest.mark.parametrize("damage", [{"overall": 3}, {"overall": None}, {"by_type": None}, {"by_type": {"x": {}}}])
