@@ -61,7 +61,7 @@ def curve(run: Path) -> list[tuple[int, float]]:
     lines = read_text(run / LOG, "log", LOG_BYTES).split("\n")[:-1]
     try:
         entries = [json.loads(line) for line in lines if line]
-        return [(int(entry["step"]), float(entry["loss"])) for entry in entries if "loss" in entry]
+        return [(int(entry["step"]), float(entry["loss"])) for entry in entries if entry.get("loss") is not None]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise MmdoraError(f"{run / LOG}: not the log of a run ({error!r})") from None
 
