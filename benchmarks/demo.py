@@ -38,7 +38,8 @@ from mmdora.adapter_files.adapters import save_adapter
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo.columns import load_columns
 from mmdora.demo.compare import Settings, answer, new_turn, read_image
-from mmdora.models.load import load, resolve
+from mmdora.models.load import load
+from mmdora.models.locate import resolve
 
 QUEUE = 32
 TOKENS = 16

@@ -116,7 +116,7 @@ def test_the_two_ways_give_the_same_files(adapter, exported, tmp_path, monkeypat
 
 def test_what_cannot_be_merged_from_disk_is_merged_in_memory_and_said(adapter, exported, tmp_path, few_rows):
     """A base with a tensor that transformers does not know: the reason is in the lines, the result is the same."""
-    base, run = shutil.copytree(mmdora.models.load.resolve("tiny-llava"), tmp_path / "base"), tmp_path / "run"
+    base, run = shutil.copytree(resolve("tiny-llava"), tmp_path / "base"), tmp_path / "run"
     tensors = load_file(base / "model.safetensors")
     save_file({**tensors, "stray": torch.ones(3)}, base / "model.safetensors", {"format": "pt"})
     shutil.copytree(adapter, run)
