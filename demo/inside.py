@@ -12,7 +12,7 @@ from typing import Any
 from mmdora.analysis import plots
 from mmdora.analysis.findings import correlations, number, summaries, verdicts
 from mmdora.analysis.run import analyze
-from mmdora.demo.columns import SERVED
+from mmdora.demo.columns import locate_models
 from mmdora.demo.differences import differences
 from mmdora.demo.sections import curves_section, differences_section, model_card, scores_section, table, wide
 from mmdora.errors import MmdoraError
@@ -21,7 +21,7 @@ from mmdora.evaluate.resume import METRICS
 from mmdora.evaluate.table import Row
 from mmdora.files import read_json, read_text
 from mmdora.html import LOG, curve, data_uri
-from mmdora.models.load import adapter_folder
+from mmdora.models.locate import adapter_folder
 
 DEPTH = 3  # folders below the results, in which runs and evaluations are looked for
 PICTURES = {
@@ -55,9 +55,9 @@ class Inside:
             for folder in (folder for folder, own in scored.items() if own == name):
                 task = str(read_json(folder / METRICS, "evaluation's file").get("task", ""))
                 self.scores.setdefault(task, {})[name] = folder
-        columns = {name: Path(path) for name, path in models.items() if not path.startswith(SERVED)}
-        sources = [*self.runs.items(), *columns.items()]
-        self.adapters = {name: path for name, path in sources if adapter_folder(str(path))}
+        self.locations = locate_models(models)
+        self.adapters = {name: run for name, run in self.runs.items() if adapter_folder(run)}
+        self.adapters |= {name: Path(models[name]) for name, own in self.locations.items() if own.adapter}
 
     def pairs(self) -> list[tuple[str, Inside]]:
         """Two models of the page at a time, each pair with what is theirs of this."""
@@ -76,7 +76,7 @@ class Inside:
 
     def html(self) -> str:
         """Models, training curves and scores."""
-        cards = "".join(model_card(name, path) for name, path in self.models.items())
+        cards = "".join(model_card(name, path, self.locations.get(name)) for name, path in self.models.items())
         parts = [f'<section><h2>The models</h2><div class="models">{cards}</div></section>']
         if curves := {name: points for name, run in self.runs.items() if (points := curve(run))}:
             parts.append(curves_section(curves))

@@ -25,9 +25,9 @@ from mmdora.analysis.decomposition import (
 )
 from mmdora.analysis.points import Point
 from mmdora.errors import MmdoraError
+from mmdora.export.base import base_folder
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import factors
-from mmdora.export.run import base_folder
 from mmdora.export.shards import UnsureError
 from mmdora.layers import AdaptedEmbedding
 from mmdora.layers import kind_of as layer_of
@@ -102,7 +102,7 @@ class Base:
 
     def weight(self, name: str) -> Tensor:
         """The parameter `name` as it lies in the file; not to be written to."""
-        if self.mapped.name_of(name) is None:
+        if self.mapped.file_name(name) is None:
             raise MmdoraError(f"base {self.name}: {name} is computed from other tensors of its files; not analyzed yet")
         return self.model.get_parameter(name).detach()
 

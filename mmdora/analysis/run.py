@@ -12,7 +12,7 @@ from mmdora.analysis.page import write
 from mmdora.analysis.points import points_of
 from mmdora.analysis.rows import Adapter, Base, Row, shared
 from mmdora.errors import MmdoraError
-from mmdora.models.load import base_of
+from mmdora.models.locate import locate
 
 
 def analyze(
@@ -51,7 +51,7 @@ def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any
     with tqdm(desc=f"analyzing {name}", unit="weight", leave=False, delay=1, disable=None) as bar:
         for index, point in enumerate(points):
             try:
-                base_name = base_of(point.folder)
+                base_name = locate(point.folder).base
                 if base_name not in bases:
                     bases[base_name] = Base(base_name)
                 adapter = Adapter(name, point, bases[base_name])

@@ -19,6 +19,7 @@ from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
 from mmdora.adapt.inject import merge
+from mmdora.adapter_files.files import OURS
 from mmdora.config import RunConfig, load_config
 from mmdora.env import collect
 from mmdora.errors import MmdoraError
@@ -167,7 +168,7 @@ class Quickstart:
                 5,
                 f"export {name}",
                 {"weights": self.digests[name], "base": self.digests["base"], "scores": shown},
-                (folder / "config.json", folder / "model.safetensors"),
+                (folder / "config.json", folder / "model.safetensors", folder / OURS),
                 lambda r=self.runs[name], f=folder, s=shown: self._export(r, f, s),
             )
             self.console.print(f"    {self.parity[name]}", highlight=False)

@@ -8,6 +8,8 @@ import mmdora
 from mmdora.demo.columns import describe, load_columns, parse_specs
 from mmdora.demo.compare import Settings, answer, new_turn
 from mmdora.errors import MmdoraError
+from mmdora.export.run import export
+from mmdora.models.locate import locate
 from mmdora.predict.answers import ask
 
 
@@ -56,10 +58,13 @@ def test_load_columns_describes_base_and_adapter(tiny_llava, tmp_path):
 
 def test_a_merged_export_says_what_was_merged(tmp_path):
     model, _ = mmdora.load("tiny-llava")
-    (tmp_path / "README.md").write_text("---\ntags:\n- mmdora\n- dora\n---\n# x\n")
-    assert describe(model, str(tmp_path)) == "DoRA, merged, 2.2 M parameters"
-    (tmp_path / "README.md").write_text("no front matter")
-    assert describe(model, str(tmp_path)) == "checkpoint, 2.2 M parameters"
+    mmdora.inject(model, {"language": {"method": "dora", "rank": 2}})
+    mmdora.save_adapter(model, tmp_path / "adapter", base="tiny-llava")
+    export(tmp_path / "adapter", tmp_path / "out", parity="tensors", say=lambda _: None)
+    mmdora.merge(model)
+    assert describe(model, locate(tmp_path / "out")) == "DoRA, merged, 2.2 M parameters"
+    (tmp_path / "out" / "mmdora.json").unlink()
+    assert describe(model, locate(tmp_path / "out")) == "checkpoint, 2.2 M parameters"
 
 
 def test_a_column_that_cannot_be_loaded_is_named(tmp_path):

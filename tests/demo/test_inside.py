@@ -10,6 +10,7 @@ from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab, told
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.significance import compare
+from mmdora.export.run import export
 from mmdora.html import curve
 from mmdora.train import train
 
@@ -31,10 +32,25 @@ def results(scene_records, tmp_path_factory):
 def test_it_shows_models_curves_and_scores(results):
     inside = Inside({"base": "tiny-llava", "dora": str(results / "runs" / "dora")}, results)
     page = inside.html()
-    assert "A LLaVA small enough" in page and "<dd>records.jsonl</dd>" in page and "2 steps of" in page
+    assert "a base that mmdora carries" in page and "<dd>records.jsonl</dd>" in page and "2 steps of" in page
     assert "vision     dora" in page and page.count("<svg") == 1 and len(curve(results / "runs" / "dora")) == 2
     assert "75.0%" in page and "40.0 – 90.0" in page and "&lt;i&gt;kind&lt;/i&gt;" in page and "<i>kind" not in page
     assert str(results) not in page, "tells where the server keeps its files"
+
+
+def test_an_export_is_told_from_its_facts_and_another_checkpoint_as_unknown(results, tiny_llava, tmp_path):
+    out = tmp_path / "dora-merged"
+    export(results / "runs" / "dora", out, scores={"easy-VQA": 0.953, "<b>": 7}, parity="tensors", say=silent)
+    page = Inside({"merged": str(out)}).html()
+    for told in ("<dt>base</dt><dd>tiny-llava</dd>", "adapted with dora", "<dt>data</dt><dd>records.jsonl</dd>"):
+        assert told in page
+    assert "<dt>easy-VQA</dt><dd>95.3%</dd>" in page and "<dt>&lt;b&gt;</dt><dd>7</dd>" in page
+    assert "vision     dora" in page and str(tmp_path) not in page and str(results) not in page
+    (out / "README.md").write_text("# Lies\n\nOf nothing.\n\n## Scores\n\n| | |\n|---|---|\n| lies | 1 |\n")
+    assert "lies" not in Inside({"merged": str(out)}).html()
+    (out / "mmdora.json").unlink()
+    page = Inside({"merged": str(out)}).html()
+    assert "nothing more is known, as it has no mmdora.json" in page and "95.3%" not in page and "lies" not in page
 
 
 def test_the_gallery_is_shut_in(results):
