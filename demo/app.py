@@ -11,15 +11,16 @@ import gradio as gr
 
 from mmdora.demo import results, session
 from mmdora.demo.cards import TITLE, conversation_html, tally_html
-from mmdora.demo.compare import Answer, Column, Settings, check_question, check_upload, new_turn
+from mmdora.demo.compare import Answer, AnswerSettings, ModelColumn, check_question, check_upload, new_turn
 from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab
 from mmdora.demo.line import Line
-from mmdora.demo.session import Session, Sessions, ask, digest
+from mmdora.demo.session import Session, Sessions, ask
 from mmdora.demo.uploads import Examples, upload_paths, within_reach
 from mmdora.demo.votes import ALL_BAD, TIE, Votes
 from mmdora.demo.widgets import Compare
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 
 QUEUE = 64  # questions waiting or running; one more is told so at once
 
@@ -35,12 +36,12 @@ class Page:
     """
 
     def __init__(
-        self, columns: Sequence[Column], examples: Examples, votes: Votes, inside: Inside, *, queue: int = QUEUE
+        self, columns: Sequence[ModelColumn], examples: Examples, votes: Votes, inside: Inside, *, queue: int = QUEUE
     ):
         self.columns, self.votes = columns, votes
         self.kinds = {column.name: column.kind for column in columns}
         self.examples = within_reach(examples)
-        self.digests = {digest(path): number for number, (path, _) in enumerate(self.examples)}
+        self.digests = {sha256(path): number for number, (path, _) in enumerate(self.examples)}
         self.sessions, self.line = Sessions(), Line(queue)
         with gr.Blocks(title="mmdora", analytics_enabled=False) as self.blocks:
             gr.HTML(TITLE, js_on_load=None, elem_classes="page-html")
@@ -122,7 +123,15 @@ class Page:
         problem = None
         try:
             async with aclosing(
-                ask(tab, self.columns, self.line, upload_paths(*pictures), question, Settings(*values), blind is True)
+                ask(
+                    tab,
+                    self.columns,
+                    self.line,
+                    upload_paths(*pictures),
+                    question,
+                    AnswerSettings(*values),
+                    blind is True,
+                )
             ) as steps:
                 rest: list[Any] = []  # shown once: what only the newest turn's growth does not change
                 async for _ in steps:
@@ -162,7 +171,7 @@ class Page:
         error, and while the question is queued its position. The last list has the whole answers.
         """
         try:
-            settings = Settings(max_tokens, temperature, top_p, seed, system_prompt)
+            settings = AnswerSettings(max_tokens, temperature, top_p, seed, system_prompt)
             pictures = upload_paths(image, second_image)
             turns = [new_turn(self.columns, check_question(question, settings), settings)]
             for picture in pictures:
@@ -209,7 +218,7 @@ class Page:
         tab, (*values, blind) = self._of(request), given
         asked = tab.turns[0].question if tab.turns else str(question)
         try:
-            return results.link(asked, Settings(*values), self._example(tab), blind=blind is True)
+            return results.link(asked, AnswerSettings(*values), self._example(tab), blind=blind is True)
         except MmdoraError as error:
             raise gr.Error(str(error), print_exception=False) from None
 

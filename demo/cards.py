@@ -7,7 +7,7 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from mmdora.demo.compare import Answer, Settings, Turn
+from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.demo.results import shown
 from mmdora.demo.words import Piece, marked
 from mmdora.evaluate.scoring.scores import Score
@@ -107,7 +107,7 @@ def _marked(texts: tuple[str, ...]) -> list[list[Piece]]:
     return marked(texts)
 
 
-def _settings(settings: Settings) -> str:
+def _settings(settings: AnswerSettings) -> str:
     """What is not as by default."""
     told = []
     if settings.temperature:

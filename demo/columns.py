@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmdora.adapt.inject import plan_of
 from mmdora.batches.prompt import render
-from mmdora.demo.compare import MAX_COLUMNS, Column, Settings
+from mmdora.demo.compare import MAX_COLUMNS, AnswerSettings, ModelColumn
 from mmdora.demo.shared_base import SharedBase
 from mmdora.errors import MmdoraError
 from mmdora.export.facts import methods_of, read_facts
@@ -56,7 +56,7 @@ def load_columns(
     device: str | None = None,
     shared_base: bool = False,
     say: Callable[[str], Any] = print,
-) -> list[Column]:
+) -> list[ModelColumn]:
     """Open every `NAME=MODEL` and let each answer once, so that the first answer is warm.
 
     Args:
@@ -83,27 +83,29 @@ def load_columns(
     def open_model(location: Location) -> tuple[Any, Any]:
         return load(location, dtype=dtype, device=None if place == "cpu" else place)
 
-    def column(name: str, path: str) -> Column:
+    def column(name: str, path: str) -> ModelColumn:
         if name not in locations:
             endpoint = Endpoint.parse(path.removeprefix(SERVED))
-            return Column(name, f"{endpoint.model}, served by {endpoint.host}", endpoint.url, served(endpoint))
+            return ModelColumn(name, f"{endpoint.model}, served by {endpoint.host}", endpoint.url, served(endpoint))
         location = locations[name]
         if location.base not in bases:
             model, processor = open_model(location)
-            return Column(name, describe(model, location), place, local(model, processor))
+            return ModelColumn(name, describe(model, location), place, local(model, processor))
         if location.base not in shared:
             shared[location.base] = SharedBase(*open_model(locate(location.base)))
         base = shared[location.base]
         adapter = base.add(location) if location.adapter else None
         base.wear(adapter)
         kind = describe(base.model, location) + (", switched onto a shared base" if adapter else "")
-        return Column(name, kind, place, switched(base, adapter))
+        return ModelColumn(name, kind, place, switched(base, adapter))
 
     columns = []
     for number, (name, path) in enumerate(named.items(), 1):
         try:
             columns.append(column(name, path))
-            list(columns[-1].speak(ask("?", Image.new("RGB", (64, 64))), Settings(max_tokens=2), threading.Event()))
+            list(
+                columns[-1].speak(ask("?", Image.new("RGB", (64, 64))), AnswerSettings(max_tokens=2), threading.Event())
+            )
         except MmdoraError as error:
             raise MmdoraError(f"column {name}: {error}") from None
         say(f"{number}/{len(named)} {name}: {columns[-1].kind}")
@@ -126,10 +128,10 @@ def locate_models(named: Mapping[str, str]) -> dict[str, Location]:
     return locations
 
 
-def local(model: Any, processor: Any) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+def local(model: Any, processor: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
     """How a model in this process answers."""
 
-    def speak(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+    def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         system = settings.system_prompt
         if system and system not in render(processor, prompt.messages, generation_prompt=True):
             raise MmdoraError("the chat template of this model has no place for a system prompt")
@@ -147,21 +149,21 @@ def local(model: Any, processor: Any) -> Callable[[Prompt, Settings, threading.E
     return speak
 
 
-def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
     """How an adapter on a shared base answers; the device's lock is held meanwhile."""
     speak = local(base.model, base.processor)
 
-    def switch(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+    def switch(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         base.wear(adapter)
         return speak(prompt, settings, stop)
 
     return switch
 
 
-def served(endpoint: Endpoint) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+def served(endpoint: Endpoint) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
     """How a server answers."""
 
-    def speak(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+    def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         return endpoint.stream(
             prompt,
             max_new_tokens=settings.max_tokens,

@@ -16,7 +16,7 @@ SHOWN = 5  # questions for each of the two that is better there
 
 
 @dataclass(frozen=True)
-class Example:
+class Disagreement:
     """A question that one of them answered better; scores as the task's scorer gives them."""
 
     question: str
@@ -38,8 +38,8 @@ class Differences:
     both: int | None
     neither: int | None
     paired: Paired | None
-    first: list[Example]
-    second: list[Example]
+    first: list[Disagreement]
+    second: list[Disagreement]
 
 
 @lru_cache(maxsize=32)  # for every visitor
@@ -61,7 +61,7 @@ def differences(first: Path, second: Path) -> Differences | None:
         both = sum(a and b for a, b in zip(right, right_too, strict=True))
         neither = len(pairs) - both - paired.only_first - paired.only_second
     examples = [
-        Example(one.question, one.expected, (one.answer, two.answer), own)
+        Disagreement(one.question, one.expected, (one.answer, two.answer), own)
         for (one, two), own in zip(pairs, scores, strict=True)
         if own[0] != own[1]
     ]

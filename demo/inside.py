@@ -18,7 +18,7 @@ from mmdora.demo.sections import curves_section, differences_section, model_card
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.output import GALLERY
 from mmdora.evaluate.resume import METRICS
-from mmdora.evaluate.table import Row
+from mmdora.evaluate.table import ScoreRow
 from mmdora.files import read_json, read_text
 from mmdora.html import LOG, curve, data_uri
 from mmdora.models.locate import adapter_folder
@@ -81,7 +81,7 @@ class Inside:
         if curves := {name: points for name, run in self.runs.items() if (points := curve(run))}:
             parts.append(curves_section(curves))
         for task, found in self.scores.items():
-            if scored := [Row(name, values) for name, folder in found.items() if (values := _scores(folder))]:
+            if scored := [ScoreRow(name, values) for name, folder in found.items() if (values := _scores(folder))]:
                 parts.append(scores_section(_titled("Evaluation", task), scored))
         return _page(parts)
 

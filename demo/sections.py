@@ -13,7 +13,7 @@ from mmdora.demo.columns import SERVED
 from mmdora.demo.differences import Differences
 from mmdora.evaluate.scoring.scorers import CIDER
 from mmdora.evaluate.scoring.significance import MCNEMAR
-from mmdora.evaluate.table import Row, kinds
+from mmdora.evaluate.table import ScoreRow, kinds
 from mmdora.export.facts import read_facts
 from mmdora.html import draw_curves
 from mmdora.models.locate import RUN_CONFIG, Location, bundled
@@ -87,7 +87,7 @@ def curves_section(curves: Mapping[str, list[tuple[int, float]]]) -> str:
     return f'<section><h2>Training</h2><div class="curves"><ul class="legend">{keys}</ul>{drawing}</div></section>'
 
 
-def scores_section(title: str, rows: list[Row]) -> str:
+def scores_section(title: str, rows: list[ScoreRow]) -> str:
     """A model per line, in percent; CIDEr times 100, as papers print it."""
     types = kinds(rows)
     heads = ("model", "overall", "95% interval", *types, "questions")

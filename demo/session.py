@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.demo import compare
-from mmdora.demo.compare import MAX_TURNS, Answer, Column, Settings, Turn
+from mmdora.demo.compare import MAX_TURNS, Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.line import Line
 from mmdora.errors import MmdoraError
 from mmdora.files import sha256
@@ -84,11 +84,11 @@ class Sessions:
 
 async def ask(
     session: Session,
-    columns: Sequence[Column],
+    columns: Sequence[ModelColumn],
     line: Line,
     pictures: tuple[Path, ...],
     question: Any,
-    settings: Settings,
+    settings: AnswerSettings,
     blind: bool,
 ) -> AsyncGenerator[None, None]:
     """Put a question into the queue; the session's last turn is the newest state after each step.
@@ -128,7 +128,7 @@ async def ask(
 
 
 def answers(
-    columns: Sequence[Column], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
+    columns: Sequence[ModelColumn], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
 ) -> Generator[tuple[Answer, ...], None, None]:
     """As `compare.answer`; pictures are decoded only now, when it is the question's turn."""
     yield from compare.answer(columns, turns, list(map(compare.read_image, pictures)), stop)

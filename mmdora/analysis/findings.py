@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from mmdora.analysis.rows import Row
+from mmdora.analysis.rows import WeightRow
 from mmdora.config import MODALITIES
 from mmdora.evaluate.scoring.bootstrap import Part, measure, ratio
 from mmdora.evaluate.scoring.scores import Score
@@ -88,7 +88,7 @@ class Summary:
     stable_rank: float | None
 
 
-def correlations(rows: Sequence[Row]) -> list[Correlation]:
+def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
     """By run, method and modality, over all matrices and over the query matrices; those that are determined."""
     found = []
     for run, method in _pairs(rows):
@@ -103,7 +103,7 @@ def correlations(rows: Sequence[Row]) -> list[Correlation]:
     return found
 
 
-def correlation(rows: Sequence[Row]) -> Score | None:
+def correlation(rows: Sequence[WeightRow]) -> Score | None:
     """Pearson's r of dM and dD with its 95% interval by bootstrap over matrices; None where either does not vary."""
     points = np.array([(row.delta_m, row.delta_d) for row in rows], float).reshape(-1, 2)
     if len(points) < 3 or not ((spread := points.std(0)) > 1e-12 * np.abs(points).max(0)).all():
@@ -121,7 +121,7 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
     return ratio(xy / n - x * y / n**2, np.sqrt(np.where(variances > 1e-18, variances, 0)))
 
 
-def summaries(rows: Sequence[Row]) -> list[Summary]:
+def summaries(rows: Sequence[WeightRow]) -> list[Summary]:
     """By run, modality and method, of the last checkpoint."""
     found = []
     for row_run in dict.fromkeys(row.run for row in rows):
@@ -133,7 +133,7 @@ def summaries(rows: Sequence[Row]) -> list[Summary]:
     return found
 
 
-def _summary(rows: Sequence[Row]) -> Summary:
+def _summary(rows: Sequence[WeightRow]) -> Summary:
     first, matrices = rows[0], [row for row in rows if row.delta_m is not None]
     base = sum(row.base_norm**2 for row in rows)
     return Summary(
@@ -151,7 +151,7 @@ def _summary(rows: Sequence[Row]) -> Summary:
     )
 
 
-def last_rows(rows: Sequence[Row], run: str) -> list[Row]:
+def last_rows(rows: Sequence[WeightRow], run: str) -> list[WeightRow]:
     """The rows of a run's last checkpoint."""
     own = [row for row in rows if row.run == run]
     return [row for row in own if row.step == own[-1].step]
@@ -186,7 +186,7 @@ def _over(statistic, values: Iterable[float | None]) -> float | None:
     return statistic(known) if known else None
 
 
-def _pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
+def _pairs(rows: Iterable[WeightRow]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.run, row.method) for row in rows))
 
 

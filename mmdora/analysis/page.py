@@ -10,27 +10,27 @@ from pathlib import Path
 
 from mmdora.analysis import plots
 from mmdora.analysis.findings import SHOWN, Correlation, correlations, last_rows, number, summaries, verdicts
-from mmdora.analysis.rows import Row
+from mmdora.analysis.rows import WeightRow
 from mmdora.html import data_uri, environment
 
 CSV, PAGE, TEMPLATE = "decomposition.csv", "analysis.html", "page.html.j2"
 
 
-def write(rows: Sequence[Row], folder: Path) -> None:
+def write(rows: Sequence[WeightRow], folder: Path) -> None:
     """Write decomposition.csv, scatter.png, layers.png, shares.png and analysis.html."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / CSV).open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(field.name for field in fields(Row))
+        table.writerow(field.name for field in fields(WeightRow))
         table.writerows(astuple(row) for row in rows)
     found = correlations(rows)
     pictures = {"scatter": plots.scatter(rows, found), "layers": plots.layers(rows), "shares": plots.shares(rows)}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    (folder / PAGE).write_text(render(rows, found, pictures), encoding="utf-8")
+    (folder / PAGE).write_text(page_html(rows, found, pictures), encoding="utf-8")
 
 
-def render(rows: Sequence[Row], found: Sequence[Correlation], pictures: Mapping[str, bytes]) -> str:
+def page_html(rows: Sequence[WeightRow], found: Sequence[Correlation], pictures: Mapping[str, bytes]) -> str:
     """The page as HTML; every text is escaped, and it asks for nothing outside itself.
 
     Args:

@@ -39,7 +39,7 @@ About = tuple[str, str, str, str, int]
 
 
 @dataclass(frozen=True)
-class Row:
+class WeightRow:
     """What one checkpoint did to one weight; one line of the CSV.
 
     A bias, a norm or another parameter that is none of the adaptable weights ("other", trained in full) has norms and
@@ -107,7 +107,7 @@ class Base:
         return self.model.get_parameter(name).detach()
 
 
-class Adapter:
+class MappedAdapter:
     """The plan and the tensors of one adapter, mapped; iterating gives its rows, in the order of the plan.
 
     Raises:
@@ -122,13 +122,13 @@ class Adapter:
     def __len__(self) -> int:
         return len(self.plan.entries) + len(self.plan.full)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[WeightRow]:
         for entry in self.plan.entries:
             yield self._adapted(entry)
         for name in self.plan.full:
             yield self._full(name)
 
-    def _adapted(self, entry: Entry) -> Row:
+    def _adapted(self, entry: Entry) -> WeightRow:
         weight = as_matrix(entry.kind, self.base.weight(entry.weight))
         a, b, magnitude = factors(self.base.model, self._tensors, entry)
         changed = changed_rows(weight, a, b, magnitude, entry.scaling)
@@ -137,7 +137,7 @@ class Adapter:
             return self._decomposed(about, weight, changed)
         return self._row(about, weight, decompose(weight, changed), singular_values_of_product(b, a))
 
-    def _full(self, name: str) -> Row:
+    def _full(self, name: str) -> WeightRow:
         owner, _, leaf = name.rpartition(".")
         layer = layer_of(self.base.model.get_submodule(owner))
         layer = layer if layer and leaf == layer.weight_name else None
@@ -149,15 +149,15 @@ class Adapter:
             return self._decomposed(about, weight, changed)
         return self._row(about, weight, decompose(weight, changed), None)
 
-    def _decomposed(self, about: About, weight: Tensor, changed: Iterable[Tensor]) -> Row:
+    def _decomposed(self, about: About, weight: Tensor, changed: Iterable[Tensor]) -> WeightRow:
         delta = torch.empty(weight.shape, dtype=torch.float32)
         return self._row(about, weight, decompose(weight, changed, delta), singular_values(delta))
 
-    def _row(self, about: About, weight: Tensor, change: Change, values: Tensor | None) -> Row:
+    def _row(self, about: About, weight: Tensor, change: Change, values: Tensor | None) -> WeightRow:
         name, modality, kind, method, rank = about
         number = re.search(r"\.(\d+)(\.|$)", name)
         matrix = values is not None
-        return Row(
+        return WeightRow(
             run=self.run,
             step=self.step,
             name=name,
@@ -178,7 +178,7 @@ class Adapter:
         )
 
 
-def shared(rows: Sequence[Row]) -> list[Row]:
+def shared(rows: Sequence[WeightRow]) -> list[WeightRow]:
     """The rows of one checkpoint with their shares of its change."""
     total = sum(row.delta_norm**2 for row in rows)
     return [replace(row, share=row.delta_norm**2 / total if total else 0.0) for row in rows]

@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from mmdora.analysis.page import write
 from mmdora.analysis.points import points_of
-from mmdora.analysis.rows import Adapter, Base, Row, shared
+from mmdora.analysis.rows import Base, MappedAdapter, WeightRow, shared
 from mmdora.errors import MmdoraError
 from mmdora.models.locate import locate
 
 
 def analyze(
     runs: Path | str | Mapping[str, Path | str], *, out: Path | str | None = None, say: Callable[[str], Any] = print
-) -> list[Row]:
+) -> list[WeightRow]:
     """How far each checkpoint of each run moved every weight of its base, in magnitude and in direction.
 
     Nothing is loaded as a model: base and adapters are read from their safetensors a tensor at a time, in the memory
@@ -46,7 +46,7 @@ def analyze(
     return rows
 
 
-def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any]) -> list[Row]:
+def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any]) -> list[WeightRow]:
     points, rows, problem = points_of(run, say), [], None
     with tqdm(desc=f"analyzing {name}", unit="weight", leave=False, delay=1, disable=None) as bar:
         for index, point in enumerate(points):
@@ -54,7 +54,7 @@ def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any
                 base_name = locate(point.folder).base
                 if base_name not in bases:
                     bases[base_name] = Base(base_name)
-                adapter = Adapter(name, point, bases[base_name])
+                adapter = MappedAdapter(name, point, bases[base_name])
             except MmdoraError as error:
                 if len(points) == 1:
                     raise

@@ -19,7 +19,7 @@ from mmdora.evaluate.run import Evaluation, evaluate
 from mmdora.evaluate.scoring.significance import Comparison, compare
 from mmdora.evaluate.source import Source, find, first
 from mmdora.evaluate.suites import ENTERED, LOCAL, SERVER, Cell, Suite, average, entered_scores, suite_of, suite_table
-from mmdora.evaluate.table import Row, scores_table
+from mmdora.evaluate.table import ScoreRow, scores_table
 from mmdora.files import write_json
 from mmdora.models.load import load
 
@@ -154,7 +154,7 @@ def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -
             highlight=False,
         )
         return
-    rows = [Row(name, scores.to_dict()) for name, scores in scored.items()]
+    rows = [ScoreRow(name, scores.to_dict()) for name, scores in scored.items()]
     versus = {name: _versus(found, name) for name in list(scored)[1:]}
     asked = "" if settings.limit is None else f", a rehearsal on the first {len(next(iter(found.values())).rows):,}"
     title = f"{escape(source.task.name)} ({escape(source.split)}{asked}): {rows[0].scores['metric']}"

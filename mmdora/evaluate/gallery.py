@@ -14,7 +14,7 @@ from random import Random
 
 from PIL import Image
 
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.tasks import Task
 from mmdora.files import write_whole
 from mmdora.html import data_uri, environment
@@ -50,7 +50,7 @@ class Kind:
 
 
 def write_gallery(
-    path: Path, task: Task, answers: Mapping[str, Sequence[Row]], records: Sequence[Record] | Records, root: Path
+    path: Path, task: Task, answers: Mapping[str, Sequence[Prediction]], records: Sequence[Record] | Records, root: Path
 ) -> None:
     """Write the page of at most `SHOWN` questions, chosen at random by a fixed seed.
 
@@ -89,7 +89,7 @@ def _wrong(scores: Sequence[Sequence[float]]) -> list[int]:
     return sorted(rows, key=order)
 
 
-def _kinds(answers: Mapping[str, Sequence[Row]]) -> list[Kind]:
+def _kinds(answers: Mapping[str, Sequence[Prediction]]) -> list[Kind]:
     scores: defaultdict[str, list[list[float]]] = defaultdict(list)
     for rows in zip(*answers.values(), strict=True):
         scores[rows[0].get("type") or ""].append([row["score"] for row in rows])
@@ -104,7 +104,7 @@ def _kinds(answers: Mapping[str, Sequence[Row]]) -> list[Kind]:
     ]
 
 
-def _card(answers: Mapping[str, Sequence[Row]], number: int, record: Record, root: Path) -> Card:
+def _card(answers: Mapping[str, Sequence[Prediction]], number: int, record: Record, root: Path) -> Card:
     rows = {name: rows[number] for name, rows in answers.items()}
     row = next(iter(rows.values()))
     return Card(
@@ -116,7 +116,7 @@ def _card(answers: Mapping[str, Sequence[Row]], number: int, record: Record, roo
     )
 
 
-def _references(row: Row) -> list[str]:
+def _references(row: Prediction) -> list[str]:
     """What people answered, with how many did where several were asked."""
     meta = row["meta"]
     if meta.get("answers"):

@@ -11,7 +11,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.gallery import write_gallery
 from mmdora.evaluate.resume import METRICS, PREDICTIONS
 from mmdora.evaluate.scoring.metrics import answer_type, question_text
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import submitted
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task
@@ -24,7 +24,7 @@ GALLERY = "errors.html"
 WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")  # meta stays in the records
 
 
-def rows_of(records: Iterable[Record], texts: Sequence[str]) -> list[Row]:
+def prediction_rows(records: Iterable[Record], texts: Sequence[str]) -> list[Prediction]:
     """Records with the texts generated for them, as `rows` describes."""
     return [
         {
@@ -40,7 +40,7 @@ def rows_of(records: Iterable[Record], texts: Sequence[str]) -> list[Row]:
     ]
 
 
-def write_predictions(out: Path, rows: Iterable[Row]) -> None:
+def write_predictions(out: Path, rows: Iterable[Prediction]) -> None:
     """Write `predictions.jsonl`, a row for each record."""
     write_records(out / PREDICTIONS, ({name: row[name] for name in WRITTEN if name in row} for row in rows))
 
@@ -49,7 +49,7 @@ def write_complete(
     out: Path,
     task: Task,
     records: Sequence[Record] | Records,
-    rows: Sequence[Row],
+    rows: Sequence[Prediction],
     scores: Scores | None,
     root: Path,
     facts: Mapping[str, Any],
@@ -63,7 +63,7 @@ def write_complete(
     write_json(out / METRICS, numbers | {"submission": file.name if file else None} | dict(facts))
 
 
-def write_submission(out: Path, task: Task, records: Iterable[Record], rows: Iterable[Row]) -> Path | None:
+def write_submission(out: Path, task: Task, records: Iterable[Record], rows: Iterable[Prediction]) -> Path | None:
     """The file that the task's official scorer or server reads; None where a task has none.
 
     Raises:

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking, plan, survey
-from mmdora.evaluate.output import rows_of, write_complete, write_predictions
+from mmdora.evaluate.output import prediction_rows, write_complete, write_predictions
 from mmdora.evaluate.processes import processes
 from mmdora.evaluate.resume import Journal, finished, key_of
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import ready, score_rows
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
@@ -43,7 +43,7 @@ class Evaluation:
     """
 
     task: Task
-    rows: list[Row]
+    rows: list[Prediction]
     scores: Scores | None
     reused: int = 0
 
@@ -95,7 +95,7 @@ def evaluate(
                             max_new_tokens=settings["max_new_tokens"], beams=beams, progress=progress)  # fmt: skip
     seconds = time.perf_counter() - begun
 
-    rows: list[Row] = rows_of(records, texts)
+    rows: list[Prediction] = prediction_rows(records, texts)
     scored: list[Any] = [None]
     if main:
         if out is not None:

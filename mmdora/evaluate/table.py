@@ -16,7 +16,7 @@ MOST_KINDS = 6  # more columns than that are in metrics.json
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """A line of the score table; `scores` is what `Scores.to_dict` gives."""
 
     name: str
@@ -29,13 +29,13 @@ class Row:
         return part["score"] if part else None
 
 
-def kinds(rows: Sequence[Row]) -> list[str]:
+def kinds(rows: Sequence[ScoreRow]) -> list[str]:
     """Answer types of the table, in the order of the scores."""
     return list(dict.fromkeys(kind for row in rows for kind in row.scores["by_type"]))
 
 
 def scores_table(
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     title: str = "Accuracy, exact match of generated answers",
     comparisons: Mapping[str, Comparison] | None = None,
 ) -> Table:

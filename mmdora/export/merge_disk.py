@@ -84,9 +84,9 @@ class DiskMerge:
         return f"{files} file{'s' if files > 1 else ''}, {count} tensors: {parts}"
 
     @property
-    def merged(self) -> list[TensorRow]:
-        """The tensors that an adapter is merged into."""
-        return [row for row in self.rows.values() if isinstance(row.change, Entry)]
+    def merged(self) -> dict[str, Entry]:
+        """File name -> the entry of the plan that is merged into the tensor."""
+        return {name: row.change for name, row in self.rows.items() if isinstance(row.change, Entry)}
 
     @property
     def size(self) -> int:

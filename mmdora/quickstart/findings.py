@@ -9,7 +9,7 @@ from typing import Any
 
 from mmdora.evaluate.scoring.significance import compare, mcnemar
 from mmdora.evaluate.tasks import TASKS
-from mmdora.quickstart.report import Example
+from mmdora.quickstart.report import GalleryExample
 
 BASELINE = "question only"
 GOAL, GOAL_BY_TYPE = 0.95, 0.90
@@ -75,7 +75,7 @@ def _reaches(score: Mapping[str, Any]) -> bool:
 
 def galleries(
     predictions: Predictions, pictures: Sequence[Sequence[str]], root: Path, *, graded: bool = True
-) -> dict[str, list[Example]]:
+) -> dict[str, list[GalleryExample]]:
     """Questions drawn at random, and questions that an adapted model gets wrong (those they differ on first).
 
     Args:
@@ -88,12 +88,14 @@ def galleries(
     def wrong(i: int) -> tuple[bool, bool]:
         return not _right(predictions["LoRA"][i]), not _right(predictions["DoRA"][i])
 
-    def example(i: int) -> Example:
+    def example(i: int) -> GalleryExample:
         row = predictions["base"][i]
         answers = {
             name: (rows[i]["prediction"], _right(rows[i]) if graded else None) for name, rows in predictions.items()
         }
-        return Example([(root / name).read_bytes() for name in pictures[i]], row["question"], row["answer"], answers)
+        return GalleryExample(
+            [(root / name).read_bytes() for name in pictures[i]], row["question"], row["answer"], answers
+        )
 
     found = {"drawn at random": [example(i) for i in order[:PICTURES]]}
     if graded:

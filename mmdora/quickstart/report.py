@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmdora.evaluate.table import Row, kinds
+from mmdora.evaluate.table import ScoreRow, kinds
 from mmdora.files import write_whole
 from mmdora.html import SERIES, data_uri, draw_curves, environment
 
@@ -17,7 +17,7 @@ TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
-class Example:
+class GalleryExample:
     """Pictures, a question about them, and what each model said: name -> (text, right, wrong or neither)."""
 
     images: Sequence[bytes]  # PNG
@@ -37,9 +37,9 @@ class Report:
     title: str
     lead: str
     verdict: Sequence[str]
-    tables: Mapping[str, Sequence[Row]]  # heading -> scores of the models
+    tables: Mapping[str, Sequence[ScoreRow]]  # heading -> scores of the models
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)  # name -> (step, loss)
-    galleries: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # heading -> examples
+    galleries: Mapping[str, Sequence[GalleryExample]] = field(default_factory=dict)  # heading -> examples
     parity: Mapping[str, str] = field(default_factory=dict)  # export -> what was measured
     plans: Mapping[str, str] = field(default_factory=dict)  # run -> plan as text
     timing: Sequence[tuple[str, str]] = ()  # step, duration
@@ -49,10 +49,10 @@ class Report:
 
 def write_report(report: Report, path: Path) -> None:
     """Render to `path`, whole or not at all."""
-    write_whole(path, render(report))
+    write_whole(path, report_html(report))
 
 
-def render(report: Report) -> str:
+def report_html(report: Report) -> str:
     """The page as HTML; every text is escaped."""
     pages = environment(Path(__file__).parent)
     pages.filters["hundredfold"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
@@ -67,6 +67,6 @@ def render(report: Report) -> str:
     )
 
 
-def _scale(rows: Sequence[Row]) -> float:
+def _scale(rows: Sequence[ScoreRow]) -> float:
     """What a full bar stands for: 1, or the best number where that is more (CIDEr has no end)."""
     return max(1.0, *(row.accuracy(kind) or 0.0 for row in rows for kind in [None, *kinds(rows)]))

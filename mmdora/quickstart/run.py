@@ -26,7 +26,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import read_predictions
 from mmdora.evaluate.run import evaluate
 from mmdora.evaluate.scoring.metrics import majority_baseline
-from mmdora.evaluate.table import Row, scores_table
+from mmdora.evaluate.table import ScoreRow, scores_table
 from mmdora.evaluate.tasks import TASKS
 from mmdora.export.run import export
 from mmdora.files import sha256
@@ -175,12 +175,14 @@ class Quickstart:
 
     def report(self, begun: float) -> Path:
         self.console.print("[bold cyan]6/7[/] [bold]report[/]")
-        tables: dict[str, list[Row]] = {}
+        tables: dict[str, list[ScoreRow]] = {}
         shown, lines = {}, []
         for name, task in self.family.tasks.items():
             predictions = {model: self._predictions(model, name) for model in ("base", *METHODS)}
             notes = {BASELINE: "majority answer of each question"}
-            tables[task.heading] = [Row(model, row, notes.get(model, "")) for model, row in self.scores[name].items()]
+            tables[task.heading] = [
+                ScoreRow(model, row, notes.get(model, "")) for model, row in self.scores[name].items()
+            ]
             if task.heading == EASY_VQA:
                 lines += verdict(self.scores[name], predictions)
             else:

@@ -6,7 +6,7 @@ from PIL import Image
 
 import mmdora
 from mmdora.demo.columns import describe, load_columns, parse_specs
-from mmdora.demo.compare import Settings, answer, new_turn
+from mmdora.demo.compare import AnswerSettings, answer, new_turn
 from mmdora.errors import MmdoraError
 from mmdora.export.run import export
 from mmdora.models.locate import locate
@@ -76,7 +76,7 @@ def test_a_server_is_a_column_like_any_other(tiny_llava):
     with serving(lambda body: (["red ", "circle"], 5, 3)) as stub:
         columns = load_columns(["here=tiny-llava", f"there=openai:{stub.url}#mine"], say=lambda _: None)
         assert columns[1].kind == f"mine, served by {stub.url.split('/')[2]}" and columns[0].place != columns[1].place
-        settings = Settings(max_tokens=7, temperature=0.5, top_p=0.8, seed=3, system_prompt="be brief")
+        settings = AnswerSettings(max_tokens=7, temperature=0.5, top_p=0.8, seed=3, system_prompt="be brief")
         *_, last = answer(columns, [new_turn(columns, "what?", settings)], [Image.new("RGB", (8, 8))])
     assert [state.status for state in last] == ["done", "done"]
     assert last[1].text == "red circle" and last[1].tokens == 3 and last[1].first_token_s
@@ -94,7 +94,7 @@ def test_a_template_without_a_place_for_the_system_prompt_is_told(monkeypatch):
     (column,) = load_columns(["base=tiny-llava"], say=lambda _: None)
     prompt = ask("what?")
     prompt.messages.insert(0, {"role": "system", "content": [{"type": "text", "text": "be brief"}]})
-    assert list(column.speak(prompt, Settings(max_tokens=1, system_prompt="be brief"), threading.Event()))
+    assert list(column.speak(prompt, AnswerSettings(max_tokens=1, system_prompt="be brief"), threading.Event()))
     monkeypatch.setattr("mmdora.demo.columns.render", lambda *_, **__: "USER: what? ASSISTANT:")
     with pytest.raises(MmdoraError, match="no place for a system prompt"):
-        list(column.speak(prompt, Settings(max_tokens=1, system_prompt="be brief"), threading.Event()))
+        list(column.speak(prompt, AnswerSettings(max_tokens=1, system_prompt="be brief"), threading.Event()))

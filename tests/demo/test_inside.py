@@ -42,8 +42,8 @@ def test_an_export_is_told_from_its_facts_and_another_checkpoint_as_unknown(resu
     out = tmp_path / "dora-merged"
     export(results / "runs" / "dora", out, scores={"easy-VQA": 0.953, "<b>": 7}, parity="tensors", say=silent)
     page = Inside({"merged": str(out)}).html()
-    for told in ("<dt>base</dt><dd>tiny-llava</dd>", "adapted with dora", "<dt>data</dt><dd>records.jsonl</dd>"):
-        assert told in page
+    for fact in ("<dt>base</dt><dd>tiny-llava</dd>", "adapted with dora", "<dt>data</dt><dd>records.jsonl</dd>"):
+        assert fact in page
     assert "<dt>easy-VQA</dt><dd>95.3%</dd>" in page and "<dt>&lt;b&gt;</dt><dd>7</dd>" in page
     assert "vision     dora" in page and str(tmp_path) not in page and str(results) not in page
     (out / "README.md").write_text("# Lies\n\nOf nothing.\n\n## Scores\n\n| | |\n|---|---|\n| lies | 1 |\n")

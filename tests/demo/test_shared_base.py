@@ -8,7 +8,7 @@ from transformers import AutoModelForImageTextToText
 import mmdora
 from mmdora.adapt.inject import trainable_parameters
 from mmdora.demo.columns import load_columns
-from mmdora.demo.compare import Settings, answer, new_turn
+from mmdora.demo.compare import AnswerSettings, answer, new_turn
 from mmdora.demo.shared_base import SharedBase
 from mmdora.errors import MmdoraError
 from mmdora.models.locate import locate
@@ -92,7 +92,7 @@ def test_columns_answer_as_merged_ones_do(adapters, tmp_path):
     apart = load_columns(merged, say=lambda _: None)
     texts = []
     for columns in (shared, apart):
-        for settings in (Settings(max_tokens=16), Settings(max_tokens=16, temperature=1.0, seed=3)):
+        for settings in (AnswerSettings(max_tokens=16), AnswerSettings(max_tokens=16, temperature=1.0, seed=3)):
             *_, last = answer(columns, [new_turn(columns, "what is it?", settings)], [PICTURE])
             texts.append([state.text for state in last])
     assert texts[:2] == texts[2:] and texts[0][0] != texts[0][2]
