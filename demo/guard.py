@@ -88,18 +88,18 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove the oldest files over the cap."""
-        found = []
+        uploads = []
         for path in _files(self.folder):
             try:
                 stat = path.stat()
             except FileNotFoundError:
                 continue
             if path not in self.kept:
-                found.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in found)
-        found.sort()
-        for number, (_, size, path) in enumerate(found):
-            if len(found) - number <= self.files and total <= self.size:
+                uploads.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in uploads)
+        uploads.sort()
+        for number, (_, size, path) in enumerate(uploads):
+            if len(uploads) - number <= self.files and total <= self.size:
                 break
             path.unlink(missing_ok=True)
             total -= size

@@ -67,11 +67,11 @@ class Inside:
     def galleries(self) -> dict[str, Path]:
         """Folders with a page of errors, by the name that chooses it: each model's, and that of all side by side."""
         pages: dict[str, Path] = {}
-        for task, found in self.scores.items():
-            together = {folder.parent for folder in found.values()}
-            if len(found) > 1 and len(together) == 1:
+        for task, folders in self.scores.items():
+            together = {folder.parent for folder in folders.values()}
+            if len(folders) > 1 and len(together) == 1:
                 pages[_titled("side by side", task)] = together.pop()
-            pages |= {_titled(name, task): folder for name, folder in found.items()}
+            pages |= {_titled(name, task): folder for name, folder in folders.items()}
         return {name: folder for name, folder in pages.items() if (folder / GALLERY).is_file()}
 
     def html(self) -> str:
@@ -80,8 +80,8 @@ class Inside:
         parts = [f'<section><h2>The models</h2><div class="models">{cards}</div></section>']
         if curves := {name: points for name, run in self.runs.items() if (points := curve(run))}:
             parts.append(curves_section(curves))
-        for task, found in self.scores.items():
-            if scored := [ScoreRow(name, values) for name, folder in found.items() if (values := _scores(folder))]:
+        for task, folders in self.scores.items():
+            if scored := [ScoreRow(name, values) for name, folder in folders.items() if (values := _scores(folder))]:
                 parts.append(scores_section(_titled("Evaluation", task), scored))
         return _page(parts)
 
@@ -96,8 +96,8 @@ class Inside:
         first, second = self.models
         parts = [
             differences_section(_titled("Where they differ", task), (first, second), told)
-            for task, found in self.scores.items()
-            if first in found and second in found and (told := differences(found[first], found[second]))
+            for task, folders in self.scores.items()
+            if first in folders and second in folders and (told := differences(folders[first], folders[second]))
         ]
         return _page(parts) if parts else ""
 
@@ -112,8 +112,8 @@ class Inside:
     def moved(self) -> str:
         """By modality and layer, how far each adapter moved magnitude and direction (`mmdora analyze`)."""
         rows = analyze(self.adapters, say=lambda _: None)
-        found = correlations(rows)
-        drawn = {"layers": plots.layers(rows), "shares": plots.shares(rows), "scatter": plots.scatter(rows, found)}
+        measured = correlations(rows)
+        drawn = {"layers": plots.layers(rows), "shares": plots.shares(rows), "scatter": plots.scatter(rows, measured)}
         heads = ("run", "modality", "method", "share", "dM", "dD", "rank of the change")
         body = [
             (s.run, s.modality, s.method, f"{s.share:.1%}", *map(number, (s.delta_m, s.delta_d, s.effective_rank)))
@@ -123,7 +123,7 @@ class Inside:
         pictures = "".join(
             f'<section><img alt="{told}" src="{uris[name]}"><p>{told}.</p></section>' for name, told in PICTURES.items()
         )
-        lines = "".join(f"<p>{escape(line)}</p>" for line in verdicts(found))
+        lines = "".join(f"<p>{escape(line)}</p>" for line in verdicts(measured))
         told = f"<h2>What the adapters did</h2>{wide(table(heads, body))}{lines}"
         return _page([f"<section>{told}</section>", pictures])
 
@@ -133,8 +133,8 @@ class Inside:
         part.runs = {name: run for name, run in self.runs.items() if name in names}
         part.scores = {
             task: own
-            for task, found in self.scores.items()
-            if (own := {name: folder for name, folder in found.items() if name in names})
+            for task, folders in self.scores.items()
+            if (own := {name: folder for name, folder in folders.items() if name in names})
         }
         part.adapters = {name: folder for name, folder in self.adapters.items() if name in names}
         return part
@@ -147,9 +147,9 @@ class Inside:
     def _model_of(self, folder: Path) -> str:
         """The page's model that a run or an evaluation is of, by its name or its folder's; else the folder's name."""
         name = folder.name.casefold()
-        found = [own for own in self.models if own.casefold() == name]
-        found = found or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
-        return found[0] if len(found) == 1 else folder.name
+        fitting = [own for own in self.models if own.casefold() == name]
+        fitting = fitting or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
+        return fitting[0] if len(fitting) == 1 else folder.name
 
 
 def _found(results: Path | None, file: str) -> Iterator[Path]:

@@ -32,7 +32,7 @@ def inside_tab(inside: Inside) -> None:
 def _view(inside: Inside, tab: gr.Tab | None) -> None:
     """What is there, at once; where two differ, when their tab is opened; the rest when asked for."""
     _html(inside.html())
-    if tab is not None and any(len(found) > 1 for found in inside.scores.values()):
+    if tab is not None and any(len(folders) > 1 for folders in inside.scores.values()):
         tab.select(told(inside.differences), None, _html(), **QUIET)
     if inside.galleries:
         names = list(inside.galleries)

@@ -101,27 +101,27 @@ def scores_section(title: str, rows: list[ScoreRow]) -> str:
     return f"<section><h2>{escape(title)}</h2>{wide(table(heads, body))}</section>"
 
 
-def differences_section(title: str, names: tuple[str, str], found: Differences) -> str:
+def differences_section(title: str, names: tuple[str, str], compared: Differences) -> str:
     """How often each of two was right alone, and questions on which they are furthest apart."""
     first, second = names
     parts = []
-    if found.paired:
+    if compared.paired:
         counts = (
-            (f"{first} right", f"{found.both:,}", f"{found.paired.only_first:,}"),
-            (f"{first} wrong", f"{found.paired.only_second:,}", f"{found.neither:,}"),
+            (f"{first} right", f"{compared.both:,}", f"{compared.paired.only_first:,}"),
+            (f"{first} wrong", f"{compared.paired.only_second:,}", f"{compared.neither:,}"),
         )
         parts.append(wide(table(("", f"{second} right", f"{second} wrong"), list(counts))))
         parts.append(
-            f"<p>Both were asked {found.n:,} questions; right means the full score. A difference this large by chance: "
-            f"p = {found.paired.p:.2g} ({MCNEMAR}).</p>"
+            f"<p>Both were asked {compared.n:,} questions; right means the full score. A difference this large by "
+            f"chance: p = {compared.paired.p:.2g} ({MCNEMAR}).</p>"
         )
-    for better, examples in zip(names, (found.first, found.second), strict=True):
+    for better, examples in zip(names, (compared.first, compared.second), strict=True):
         if examples:
             lines = [(e.question, e.expected, *map(_answered, e.answers, e.scores)) for e in examples]
             parts.append(f"<h3>{escape(better)} scores more</h3>")
             parts.append(wide(table(("question", "expected", first, second), lines, words=True)))
-    if not (found.first or found.second):
-        parts.append(f"<p>They score the same on every one of {found.n:,} questions.</p>")
+    if not (compared.first or compared.second):
+        parts.append(f"<p>They score the same on every one of {compared.n:,} questions.</p>")
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
 
 

@@ -58,13 +58,13 @@ class Correlation:
         """A sentence on the paper's sign, for a method that the paper has a number for."""
         which = {ALL: ""}.get(self.modality, f"{self.modality} ")
         kind = "query matrices" if self.over == QUERY else "matrices"
-        found = f"{self.run} ({SHOWN[self.method]}): over {self.matrices} {which}{kind} r(dM, dD) = {self}"
+        measured = f"{self.run} ({SHOWN[self.method]}): over {self.matrices} {which}{kind} r(dM, dD) = {self}"
         paper = f"the paper's {_signed(PAPER[self.method])}"
         if self.score.interval is None:
-            return f"{found}: too few matrices for an interval, so nothing is said of {paper}."
+            return f"{measured}: too few matrices for an interval, so nothing is said of {paper}."
         if self.outcome == "undecided":
-            return f"{found}: the interval includes zero, so {paper} is neither reproduced nor refuted here."
-        return f"{found}: the interval excludes zero, and the sign of {paper} is {self.outcome} here."
+            return f"{measured}: the interval includes zero, so {paper} is neither reproduced nor refuted here."
+        return f"{measured}: the interval excludes zero, and the sign of {paper} is {self.outcome} here."
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Summary:
 
 def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
     """By run, method and modality, over all matrices and over the query matrices; those that are determined."""
-    found = []
+    determined = []
     for run, method in _pairs(rows):
         own = [row for row in rows if (row.run, row.method) == (run, method) and row.delta_d is not None]
         for modality in (*MODALITIES, ALL):
@@ -99,8 +99,8 @@ def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
                 chosen = [row for row in there if over == EVERY or row.name.rpartition(".")[2] in QUERIES]
                 if score := correlation(chosen):
                     matrices = len({row.name for row in chosen})
-                    found.append(Correlation(run, method, modality, over, matrices, score))
-    return found
+                    determined.append(Correlation(run, method, modality, over, matrices, score))
+    return determined
 
 
 def correlation(rows: Sequence[WeightRow]) -> Score | None:
@@ -123,14 +123,14 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
 
 def summaries(rows: Sequence[WeightRow]) -> list[Summary]:
     """By run, modality and method, of the last checkpoint."""
-    found = []
+    last_ones = []
     for row_run in dict.fromkeys(row.run for row in rows):
         last = last_rows(rows, row_run)
         for modality in (*MODALITIES, "other"):
             there = [row for row in last if row.modality == modality]
             for method in dict.fromkeys(row.method for row in there):
-                found.append(_summary([row for row in there if row.method == method]))
-    return found
+                last_ones.append(_summary([row for row in there if row.method == method]))
+    return last_ones
 
 
 def _summary(rows: Sequence[WeightRow]) -> Summary:
@@ -157,12 +157,12 @@ def last_rows(rows: Sequence[WeightRow], run: str) -> list[WeightRow]:
     return [row for row in own if row.step == own[-1].step]
 
 
-def verdicts(found: Iterable[Correlation]) -> list[str]:
+def verdicts(measured: Iterable[Correlation]) -> list[str]:
     """Sentences on each run and method that the paper has a number for.
 
     Over the query matrices, as in the paper; over the language model's, since the paper's is one; over all.
     """
-    known = {(c.run, c.method, c.modality, c.over): c for c in found if c.method in PAPER}
+    known = {(c.run, c.method, c.modality, c.over): c for c in measured if c.method in PAPER}
     chosen: list[Correlation] = []
     for run, method in dict.fromkeys(key[:2] for key in known):
         language, every = (known.get((run, method, part, EVERY)) for part in ("language", ALL))

@@ -23,14 +23,14 @@ def write(rows: Sequence[WeightRow], folder: Path) -> None:
         table = csv.writer(file)
         table.writerow(field.name for field in fields(WeightRow))
         table.writerows(astuple(row) for row in rows)
-    found = correlations(rows)
-    pictures = {"scatter": plots.scatter(rows, found), "layers": plots.layers(rows), "shares": plots.shares(rows)}
+    measured = correlations(rows)
+    pictures = {"scatter": plots.scatter(rows, measured), "layers": plots.layers(rows), "shares": plots.shares(rows)}
     for name, png in pictures.items():
         (folder / f"{name}.png").write_bytes(png)
-    (folder / PAGE).write_text(page_html(rows, found, pictures), encoding="utf-8")
+    (folder / PAGE).write_text(page_html(rows, measured, pictures), encoding="utf-8")
 
 
-def page_html(rows: Sequence[WeightRow], found: Sequence[Correlation], pictures: Mapping[str, bytes]) -> str:
+def page_html(rows: Sequence[WeightRow], measured: Sequence[Correlation], pictures: Mapping[str, bytes]) -> str:
     """The page as HTML; every text is escaped, and it asks for nothing outside itself.
 
     Args:
@@ -42,9 +42,9 @@ def page_html(rows: Sequence[WeightRow], found: Sequence[Correlation], pictures:
     return pages.get_template(TEMPLATE).render(
         runs={run: last_rows(rows, run) for run in runs},
         steps={run: [step for step, _ in groupby(row.step for row in rows if row.run == run)] for run in runs},
-        verdicts=verdicts(found),
+        verdicts=verdicts(measured),
         summaries=summaries(rows),
-        correlations=[list(group) for _, group in groupby(found, lambda c: (c.run, c.method, c.modality))],
+        correlations=[list(group) for _, group in groupby(measured, lambda c: (c.run, c.method, c.modality))],
         pictures={name: data_uri(png) for name, png in pictures.items()},
         shown=SHOWN,
         csv=CSV,

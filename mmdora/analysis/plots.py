@@ -48,7 +48,7 @@ SOME = 8
 
 
 @rc_context(STYLE)
-def scatter(rows: Sequence[WeightRow], found: Sequence[Correlation]) -> bytes:
+def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes:
     """dM over dD, a row of panels a run and a panel a modality: the paper's figure 2."""
     runs, parts = _runs(rows), _modalities(rows)
     figure, axes = _figure(len(runs), len(parts), width=3.5, height=3.0, extra=1.5)
@@ -60,7 +60,7 @@ def scatter(rows: Sequence[WeightRow], found: Sequence[Correlation]) -> bytes:
             for row in own:
                 if row.step in steps:
                     _dot(panel, row, palettes[part][place(row)], MARKERS[steps.index(row.step)])
-            panel.set_title(_headline(run, part, own, found), y=1, pad=18)  # above the power of ten
+            panel.set_title(_headline(run, part, own, measured), y=1, pad=18)  # above the power of ten
             panel.set_xlabel("dD, change of direction")
             panel.margins(0.07)
         line[0].set_ylabel("dM, change of magnitude")
@@ -143,8 +143,8 @@ def _name_places(panel: Any, spots: Sequence[Place], *, names: bool) -> None:
 
 
 def place(row: WeightRow) -> Place:
-    found = re.match(r"(.*?)\.(\d+)(\.|$)", row.name)
-    return (found[1], int(found[2])) if found else (row.name, None)
+    numbered = re.match(r"(.*?)\.(\d+)(\.|$)", row.name)
+    return (numbered[1], int(numbered[2])) if numbered else (row.name, None)
 
 
 def places(rows: Sequence[WeightRow], modality: str) -> list[Place]:
@@ -167,10 +167,10 @@ def labelled(spots: Sequence[Place]) -> dict[Place, str]:
     return {spot: label(*spot) for spot in spots}
 
 
-def _headline(run: str, part: str, own: Sequence[WeightRow], found: Sequence[Correlation]) -> str:
+def _headline(run: str, part: str, own: Sequence[WeightRow], measured: Sequence[Correlation]) -> str:
     methods = {row.method for row in own}
-    r = [c for c in found if (c.run, c.modality, c.over) == (run, part, EVERY) and methods == {c.method}]
-    return f"{run} · {part}" + (f"\nr = {r[0]}" if r else "\n" if any(c.modality != ALL for c in found) else "")
+    r = [c for c in measured if (c.run, c.modality, c.over) == (run, part, EVERY) and methods == {c.method}]
+    return f"{run} · {part}" + (f"\nr = {r[0]}" if r else "\n" if any(c.modality != ALL for c in measured) else "")
 
 
 def _dot(panel: Any, row: WeightRow, colour: Any, marker: str) -> None:

@@ -29,7 +29,7 @@ def points_of(run: Path, say: Callable[[str], Any]) -> list[Point]:
     Raises:
         MmdoraError: there is none.
     """
-    found: list[Point] = []
+    points: list[Point] = []
     for folder in reversed(checkpoints(run)):
         try:
             if (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
@@ -37,12 +37,12 @@ def points_of(run: Path, say: Callable[[str], Any]) -> list[Point]:
         except MmdoraError as error:
             say(f"warning: {error}; passed over")
         else:
-            found.append(Point(step_of(folder), folder))
+            points.append(Point(step_of(folder), folder))
     for folder in (run, run / "adapter"):
         refuse_pickle(folder)
         weights = folder / WEIGHTS
-        if weights.is_file() and not any(filecmp.cmp(weights, p.folder / WEIGHTS, shallow=False) for p in found):
-            found.append(Point(None, folder))
-    if not found:
+        if weights.is_file() and not any(filecmp.cmp(weights, p.folder / WEIGHTS, shallow=False) for p in points):
+            points.append(Point(None, folder))
+    if not points:
         raise MmdoraError(f"{run}: nothing to analyze here; name a run folder (checkpoint-N/, adapter/) or an adapter")
-    return found
+    return points

@@ -62,11 +62,11 @@ def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any
                 say(f"warning: {error}; passed over")
                 continue
             bar.total = bar.n + len(adapter) * (len(points) - index)
-            found = []
+            weights = []
             for row in adapter:
-                found.append(row)
+                weights.append(row)
                 bar.update()
-            rows += shared(found)
+            rows += shared(weights)
     if not rows:
         raise problem or MmdoraError(f"{run}: its plan changes nothing")
     return rows

@@ -28,7 +28,7 @@ class Journal:
     def __init__(self, out: Path | None, key: str, process: int):
         self.out, self.key, self.process, self._file = out, key, process, None
 
-    def found(self) -> dict[int, list[str]]:
+    def kept(self) -> dict[int, list[str]]:
         """Answers by batch that earlier runs of the same key left, whichever process wrote them.
 
         A line that was cut short by the kill, and files of another key, count for nothing.

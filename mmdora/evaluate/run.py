@@ -131,7 +131,7 @@ def _answer(
     kept = dict(gather_object(list(enumerate(complete)) if complete else []))
     if kept:
         return [kept[row] for row in range(len(records))], len(records)
-    answers = dict(gather_object(list(journal.found().items())))
+    answers = dict(gather_object(list(journal.kept().items())))
     left = [number for number in range(len(batches)) if number not in answers]
     mine = left[together.process_index :: together.num_processes]
     new: dict[int, list[str]] = {}

@@ -64,8 +64,12 @@ def scores_table(
         shown = ["–" if cell is None else f"{100 * cell:.1f}{sign}" for cell in cells]
         shown += [f"{100 * low:.1f} – {100 * high:.1f}", f"{overall['n']:,}"]
         if comparisons and row.name in comparisons:
-            found = comparisons[row.name]
-            low, high = found.interval
-            shown += [f"{100 * found.difference:+.1f}", f"{100 * low:+.1f} – {100 * high:+.1f}", f"{found.p:.2g}"]
+            comparison = comparisons[row.name]
+            low, high = comparison.interval
+            shown += [
+                f"{100 * comparison.difference:+.1f}",
+                f"{100 * low:+.1f} – {100 * high:+.1f}",
+                f"{comparison.p:.2g}",
+            ]
         table.add_row(row.name, *shown)
     return table

@@ -26,10 +26,10 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -
     """
     lora, dora = (predictions[name] for name in ("LoRA", "DoRA"))
     accuracy = {name: score["overall"]["score"] for name, score in scores.items()}
-    found = compare("exact", lora, dora)
-    low, high = found.interval
+    gain = compare("exact", lora, dora)
+    low, high = gain.interval
     pair = mcnemar([_right(row) for row in lora], [_right(row) for row in dora])
-    points = round(100 * found.difference, 1) + 0.0  # never minus nothing
+    points = round(100 * gain.difference, 1) + 0.0  # never minus nothing
     difference = f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
     both = f"DoRA {accuracy['DoRA']:.1%}, LoRA {accuracy['LoRA']:.1%}: {difference}"
     if low > 0 or high < 0:
@@ -50,9 +50,9 @@ def task_verdict(heading: str, task: str, scores: Mapping[str, Mapping[str, Any]
     """What the two methods gained over the base on a task without a goal of its own, in a line."""
     scorer, parts = TASKS[task].scorer, []
     for name in ("LoRA", "DoRA"):
-        found = compare(scorer, predictions["base"], predictions[name])
-        low, high = found.interval
-        gain = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        over_base = compare(scorer, predictions["base"], predictions[name])
+        low, high = over_base.interval
+        gain = f"{100 * over_base.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         parts.append(f"{name} {100 * scores[name]['overall']['score']:.1f}, over the base {gain}")
     both = compare(scorer, predictions["LoRA"], predictions["DoRA"])
     low, high = both.interval
@@ -97,8 +97,8 @@ def galleries(
             [(root / name).read_bytes() for name in pictures[i]], row["question"], row["answer"], answers
         )
 
-    found = {"drawn at random": [example(i) for i in order[:PICTURES]]}
+    chosen = {"drawn at random": [example(i) for i in order[:PICTURES]]}
     if graded:
         missed = sorted((i for i in order[PICTURES:] if any(wrong(i))), key=lambda i: all(wrong(i)))
-        found["where LoRA or DoRA is wrong (chosen, not typical)"] = [example(i) for i in missed[:PICTURES]]
-    return found
+        chosen["where LoRA or DoRA is wrong (chosen, not typical)"] = [example(i) for i in missed[:PICTURES]]
+    return chosen

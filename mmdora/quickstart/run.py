@@ -111,10 +111,10 @@ class Quickstart:
 
     @cached_property
     def questions(self) -> dict[str, list[Record]]:
-        found = {task: read_records(root / "test.jsonl") for task, root in self.roots.items()}
+        held_out = {task: read_records(root / "test.jsonl") for task, root in self.roots.items()}
         return {
             task: [records[i] for i in range(min(self.limit or len(records), len(records)))]
-            for task, records in found.items()
+            for task, records in held_out.items()
         }
 
     def base(self) -> None:
@@ -188,8 +188,8 @@ class Quickstart:
             else:
                 lines.append(task_verdict(task.heading, task.task, self.scores[name], predictions))
             pictures = [record["images"] for record in self.questions[name]]
-            found = galleries(predictions, pictures, self.roots[name], graded=TASKS[task.task].scorer != "caption")
-            shown |= {f"{task.heading}: {heading}": examples for heading, examples in found.items()}
+            sections = galleries(predictions, pictures, self.roots[name], graded=TASKS[task.task].scorer != "caption")
+            shown |= {f"{task.heading}: {heading}": examples for heading, examples in sections.items()}
         lines.append("One seed and one setting: another seed may turn a small difference round.")
         sizes = {task.heading: len(self.questions[name]) for name, task in self.family.tasks.items()}
         counts = ", ".join(f"{size:,} of {heading}" for heading, size in sizes.items())
@@ -255,11 +255,11 @@ class Quickstart:
         if source != self.base_name:
             merge(model)  # what the export holds; and it answers faster
         task, root = self.family.tasks[name].task, self.roots[name]
-        found = evaluate(model, processor, self.questions[name], root, task=task, out=folder, progress=True)
+        evaluation = evaluate(model, processor, self.questions[name], root, task=task, out=folder, progress=True)
         del model
         gc.collect()
-        assert found.scores is not None  # every question has its answer
-        return found.scores.to_dict()
+        assert evaluation.scores is not None  # every question has its answer
+        return evaluation.scores.to_dict()
 
     def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
         if (folder / "config.json").is_file():  # of another run; export writes to an empty folder only

@@ -182,13 +182,13 @@ def test_a_torn_line_and_other_keys_count_for_nothing(tmp_path):
     with file.open("ab") as torn:
         torn.write(b'{"batch": 2, "answers": ["x"')
     (tmp_path / PARTIAL.format(1)).write_text('{"key": "other"}\n{"batch": 5, "answers": ["z"]}\n')
-    assert Journal(tmp_path, "key", 1).found() == {0: ["a", "b\n"], 1: ["é"]}
+    assert Journal(tmp_path, "key", 1).kept() == {0: ["a", "b\n"], 1: ["é"]}
     again = Journal(tmp_path, "key", 0)
     again.begin()
     again.add(2, ["new"])
     again.close()
-    assert again.found() == {0: ["a", "b\n"], 1: ["é"], 2: ["new"]}
-    assert Journal(tmp_path, "another", 0).found() == {}
+    assert again.kept() == {0: ["a", "b\n"], 1: ["é"], 2: ["new"]}
+    assert Journal(tmp_path, "another", 0).kept() == {}
     again.remove()
     assert not list(tmp_path.iterdir())
 
