@@ -5,7 +5,7 @@ it was *loaded* from; a CLIP LLaVA built from its config then lacks the `vision_
 level that vLLM, llama.cpp and mlx-vlm expect. So for the architectures in `HUB` the names are
 written from this table, wherever the base came from; others keep the layout of their base.
 Sources: transformers' `conversion_mapping` (read backwards), vLLM's `hf_to_vllm_mapper`; the
-resulting lists are in tests/layouts.
+resulting lists are in tests/export/layouts.
 """
 
 from __future__ import annotations
