@@ -102,13 +102,13 @@ def _turn(turn: Turn, number: int, kinds: Mapping[str, str]) -> str:
     )
 
 
-@lru_cache(maxsize=128)  # earlier turns are drawn again with every question
+@lru_cache(maxsize=128)  # Every question draws the earlier turns again.
 def _marked(texts: tuple[str, ...]) -> list[list[Piece]]:
     return marked(texts)
 
 
 def _settings(settings: AnswerSettings) -> str:
-    """What is not as by default."""
+    """The settings that differ from the defaults, as text."""
     told = []
     if settings.temperature:
         told += [f"temperature {settings.temperature:g}", f"top-p {settings.top_p:g}", f"seed {settings.seed}"]

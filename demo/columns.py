@@ -69,11 +69,7 @@ def load_columns(
         MmdoraError: for specs that `parse_specs` refuses, and models that cannot be loaded.
     """
     named = parse_specs(specs)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise MmdoraError(f"--device {place}: {str(error).partition(chr(10))[0]}") from None
+    place = _device(device)
     locations = locate_models(named)
     shared: dict[str, SharedBase] = {}
     bases = {own.base for own in locations.values() if own.adapter} if shared_base else set()
@@ -110,6 +106,15 @@ def load_columns(
             raise MmdoraError(f"column {name}: {error}") from None
         say(f"{number}/{len(named)} {name}: {columns[-1].kind}")
     return columns
+
+
+def _device(asked: str | None) -> str:
+    place = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # A torch built without CUDA raises AssertionError.
+        raise MmdoraError(f"--device {place}: {str(error).partition(chr(10))[0]}") from None
+    return place
 
 
 def locate_models(named: Mapping[str, str]) -> dict[str, Location]:
@@ -195,7 +200,7 @@ def describe(model: Any, location: Location) -> str:
 
 
 def _is_hub_id(path: str) -> bool:
-    """NAME or OWNER/NAME; whatever cannot be one must be there."""
+    """Whether the text can be NAME or OWNER/NAME of the hub; any other text has to be a folder that is there."""
     return (
         path.count("/") < 2
         and not path.startswith((".", "/", "~"))

@@ -21,13 +21,14 @@ from mmdora.records.images import decode, read_header
 
 MAX_COLUMNS = 4
 MAX_TURNS = 20
-MAX_QUESTION = 8_000  # characters, the system prompt included
+MAX_QUESTION = 8_000  # Characters, those of the system prompt included.
 MAX_TOKENS = 1_024
-MAX_UPLOAD = 10 * 10**6  # bytes
-REFRESH = 0.05  # seconds between two states of a growing answer
-HEARTBEAT = 0.5  # seconds after which the same state comes again, so that whoever has left is noticed
+MAX_UPLOAD = 10 * 10**6  # Bytes of a file.
+REFRESH = 0.05  # Seconds between two states of a growing answer; the eye sees no more.
+HEARTBEAT = 0.5  # Seconds until the same state is sent again: sending shows whether the visitor has left.
 
-_devices: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one question at a time on each
+_devices: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""Device or server -> its lock: each answers one question at a time, so that timings are fair."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import PREDICTIONS, read_predictions
 from mmdora.evaluate.scoring.significance import Paired, mcnemar
 
-SHOWN = 5  # questions for each of the two that is better there
+SHOWN = 5  # Questions that are shown for each model, of those that it answered better.
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Differences:
     second: list[Disagreement]
 
 
-@lru_cache(maxsize=32)  # for every visitor
+@lru_cache(maxsize=32)  # Every visitor asks for the same comparisons.
 def differences(first: Path, second: Path) -> Differences | None:
     """Compare two folders of one task's evaluation; None where they share no scored question.
 

@@ -23,7 +23,7 @@ from mmdora.files import read_json, read_text
 from mmdora.html import LOG, curve, data_uri
 from mmdora.models.locate import adapter_folder
 
-DEPTH = 3  # folders below the results, in which runs and evaluations are looked for
+DEPTH = 3  # Runs and evaluations are looked for in folders at most this many levels below the results.
 PICTURES = {
     "layers": "Mean change of magnitude (dM) and direction (dD) of each layer's matrices, by modality and run",
     "shares": "Share of each modality in the squared norm of the whole change, by run",
@@ -60,12 +60,12 @@ class Inside:
         self.adapters |= {name: Path(models[name]) for name, own in self.locations.items() if own.adapter}
 
     def pairs(self) -> list[tuple[str, Inside]]:
-        """Two models of the page at a time, each pair with what is theirs of this."""
+        """Every two models of the page, each pair with the runs, scores and adapters that are theirs."""
         return [(f"{one} and {two}", self._of(one, two)) for one, two in combinations(self.models, 2)]
 
     @property
     def galleries(self) -> dict[str, Path]:
-        """Folders with a page of errors, by the name that chooses it: each model's, and that of all side by side."""
+        """Name to choose from -> folder with a page of errors: one of each model, and one of all side by side."""
         pages: dict[str, Path] = {}
         for task, folders in self.scores.items():
             together = {folder.parent for folder in folders.values()}
@@ -86,7 +86,7 @@ class Inside:
         return _page(parts)
 
     def differences(self) -> str:
-        """Of two models, the questions that only one of them answers well; nothing of more or fewer.
+        """The questions that only one of two models answers well; empty unless there are exactly two models.
 
         Raises:
             MmdoraError: predictions that cannot be read.
@@ -140,12 +140,12 @@ class Inside:
         return part
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
-        """The page's models first."""
+        """The names, those of the page's models first."""
         rest = list(names)
         return [name for name in self.models if name in rest] + [name for name in rest if name not in self.models]
 
     def _model_of(self, folder: Path) -> str:
-        """The page's model that a run or an evaluation is of, by its name or its folder's; else the folder's name."""
+        """Whose run or evaluation a folder is: a model of the page, by its name or folder; else the folder's name."""
         name = folder.name.casefold()
         fitting = [own for own in self.models if own.casefold() == name]
         fitting = fitting or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
@@ -158,7 +158,11 @@ def _found(results: Path | None, file: str) -> Iterator[Path]:
 
 
 def _scores(folder: Path) -> dict[str, Any] | None:
-    """None where a server scores."""
+    """The numbers of an evaluation; None where a server gives them.
+
+    Raises:
+        MmdoraError: the file holds other things.
+    """
     values = read_json(folder / METRICS, "evaluation's file")
     if "overall" not in values:
         return None

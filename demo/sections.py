@@ -1,4 +1,4 @@
-"""What "Look inside" shows, as HTML: everything from files escaped, no folder of the server told."""
+"""The sections of "Look inside" as HTML. Text from files is escaped, and no folder of the server is told."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def model_card(name: str, path: str, location: Location | None) -> str:
 
 
 def _adapter_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
-    """Of an adapter, and of its run if that is the last adapter of one."""
+    """Facts and plan of an adapter; facts of its run too, if it is the last adapter of one."""
     assert location.adapter is not None
     facts = {"base": Path(location.base).name}
     plan = own_plan(location.adapter) if (location.adapter / OURS).is_file() else None
@@ -60,7 +60,7 @@ def _adapter_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
 
 
 def _checkpoint_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
-    """Of a base, or of what `mmdora export` wrote."""
+    """Facts and plan of a base, or of what `mmdora export` wrote."""
     if location.base in bundled():
         return {"is": "a base that mmdora carries"}, None
     if not Path(location.source).is_dir():
@@ -130,12 +130,12 @@ def _answered(text: str, score: float) -> str:
 
 
 def wide(table: str) -> str:
-    """What may be wider than the page scrolls by itself, by keyboard too."""
+    """A frame in which a table that is wider than the page scrolls, by keyboard too."""
     return f'<div class="wide" tabindex="0">{table}</div>'
 
 
 def table(heads: tuple[str, ...], body: list[tuple[str, ...]], *, words: bool = False) -> str:
-    """A column that begins with a letter stands to the left, as every column does of `words`."""
+    """A table. Columns whose first cell begins with a letter are aligned left, and with `words` all columns are."""
     sides = [' class="word"' if words or cell[:1].isalpha() else "" for cell in next(iter(body), heads)]
     head = "".join(f'<th scope="col"{side}>{escape(cell)}</th>' for side, cell in zip(sides, heads, strict=True))
     lines = "".join(

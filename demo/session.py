@@ -15,7 +15,7 @@ from mmdora.demo.line import Line
 from mmdora.errors import MmdoraError
 from mmdora.files import sha256
 
-KEPT = 1_000  # tabs; those unused for longest are forgotten
+KEPT = 1_000  # Tabs. The tab that was unused for longest is forgotten when one more comes.
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Sessions:
             return session
 
     def now(self, key: str) -> Session:
-        """As it is; an empty one that is not kept if the tab was left."""
+        """The session without marking it as used; an empty one, which is not kept, if the tab was left."""
         with self._lock:
             return self._open.get(key, Session())
 
@@ -130,12 +130,12 @@ async def ask(
 def answers(
     columns: Sequence[ModelColumn], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
 ) -> Generator[tuple[Answer, ...], None, None]:
-    """As `compare.answer`; pictures are decoded only now, when it is the question's turn."""
+    """As `compare.answer`. The pictures are decoded here, because the question's turn has come."""
     yield from compare.answer(columns, turns, list(map(compare.read_image, pictures)), stop)
 
 
 def _ended(answer: Answer) -> Answer:
-    """Of a question that was stopped while it waited."""
+    """The answer as it is when its question has ended: one that had not ended by itself was stopped."""
     if answer.status in ("queued", "waiting", "running"):
         return replace(answer, status="stopped", position=None)
     return answer

@@ -25,14 +25,14 @@ class WornAdapter:
 
     @property
     def nbytes(self) -> int:
-        """Memory beyond the base's."""
+        """Bytes of memory that the adapter needs beside the base."""
         own = [getattr(module, name) for module in self.modules.values() for name in ("lora_A", "lora_B", "magnitude")]
         tensors: dict[int, Tensor] = {id(t): t for t in [*own, *self.full.values()] if t is not None}
         return sum(tensor.nbytes for tensor in tensors.values())
 
 
 class SharedBase:
-    """A base that wears one of its adapters at a time; `wear` takes no copy, so it costs microseconds a module.
+    """A base that wears one of its adapters at a time; `wear` copies nothing, so it costs microseconds a module.
 
     Adapted modules share the base's weights. Parameters trained in full (and everything tied to them) are exchanged.
     Not to be called by two threads at once.

@@ -1,4 +1,4 @@
-"""What there is on the tab "Compare", and where; what it does is `app`'s."""
+"""The widgets of the tab "Compare" and their places; `app` says what they do."""
 
 from __future__ import annotations
 

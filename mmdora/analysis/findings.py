@@ -30,7 +30,7 @@ class Correlation:
     run: str
     method: str
     modality: str
-    """Or "all"."""
+    """A modality, or "all"."""
     over: str
     """All matrices, or the query matrices, which the paper looked at."""
     matrices: int
@@ -77,7 +77,7 @@ class Summary:
     method: str
     matrices: int
     share: float
-    """Of the squared norm of all that was changed; other parameters (biases, norms) counted too."""
+    """Share of the squared norm of all that was changed, other parameters (biases, norms) included."""
     relative: float
     """Norm of the change over the norm of the base, of these weights together."""
     delta_m: float | None
@@ -89,7 +89,7 @@ class Summary:
 
 
 def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
-    """By run, method and modality, over all matrices and over the query matrices; those that are determined."""
+    """r by run, method and modality, over all matrices and over the query matrices, wherever dM and dD both vary."""
     determined = []
     for run, method in _pairs(rows):
         own = [row for row in rows if (row.run, row.method) == (run, method) and row.delta_d is not None]
@@ -108,7 +108,7 @@ def correlation(rows: Sequence[WeightRow]) -> Score | None:
     points = np.array([(row.delta_m, row.delta_d) for row in rows], float).reshape(-1, 2)
     if len(points) < 3 or not ((spread := points.std(0)) > 1e-12 * np.abs(points).max(0)).all():
         return None
-    x, y = ((points - points.mean(0)) / spread).T  # so that the sums of squares below lose nothing
+    x, y = ((points - points.mean(0)) / spread).T  # Standardised, so that the sums of squares below lose no digits.
     columns = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
     names = [row.name for row in rows]
     score = measure({"r": Part(columns, _pearson, len(points))}, names)["r"]
@@ -122,7 +122,7 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
 
 
 def summaries(rows: Sequence[WeightRow]) -> list[Summary]:
-    """By run, modality and method, of the last checkpoint."""
+    """A summary for each run, modality and method, of the last checkpoint."""
     last_ones = []
     for row_run in dict.fromkeys(row.run for row in rows):
         last = last_rows(rows, row_run)

@@ -16,7 +16,7 @@ class Point(NamedTuple):
     """One adapter of a run."""
 
     step: int | None
-    """None for an adapter that is none of the checkpoints."""
+    """The step of a checkpoint; None for an adapter that is no checkpoint."""
     folder: Path
 
 
@@ -33,7 +33,8 @@ def points_of(run: Path, say: Callable[[str], Any]) -> list[Point]:
     for folder in reversed(checkpoints(run)):
         try:
             if (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
-                manifest_of(folder, (WEIGHTS, CONFIG, OURS))  # its optimizer may be gone
+                # Only these files are read, so those of the optimizer may be gone.
+                manifest_of(folder, (WEIGHTS, CONFIG, OURS))
         except MmdoraError as error:
             say(f"warning: {error}; passed over")
         else:

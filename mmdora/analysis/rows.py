@@ -48,9 +48,9 @@ class WeightRow:
 
     run: str
     step: int | None
-    """None for an adapter that is none of the run's checkpoints."""
+    """The step of a checkpoint; None for an adapter that is no checkpoint of the run."""
     name: str
-    """Of the module, or of the parameter of kind "other"."""
+    """The name of the module, or of the parameter if its kind is "other"."""
     modality: str
     layer: int | None
     """First number in the name: the block."""
@@ -59,7 +59,7 @@ class WeightRow:
     method: str
     """lora, dora, magnitude, full."""
     rank: int
-    """Of the adapter; 0 without one."""
+    """The rank of the adapter; 0 without an adapter."""
     rows: int
     """Magnitudes: output features, channels, embedding dimensions."""
     columns: int
@@ -68,9 +68,9 @@ class WeightRow:
     delta_d: float | None
     """dD: mean of 1 - cos between a row and the base's."""
     effective_rank: float | None
-    """Of the change: exp of the entropy of its singular values."""
+    """Effective rank of the change: exp of the entropy of its singular values."""
     stable_rank: float | None
-    """Of the change: squared Frobenius over squared spectral norm."""
+    """Stable rank of the change: squared Frobenius norm over squared spectral norm."""
     base_norm: float
     """Frobenius norm of the base's weight."""
     delta_norm: float
@@ -78,7 +78,7 @@ class WeightRow:
     relative: float | None
     """delta_norm / base_norm; None for a base of zeros."""
     share: float = 0.0
-    """Of the squared norm of all that this checkpoint changed; sums to 1 over a checkpoint."""
+    """Share of the squared norm of all that this checkpoint changed; the shares of a checkpoint sum to 1."""
 
 
 class Base:

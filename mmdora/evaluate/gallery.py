@@ -24,8 +24,8 @@ from mmdora.records.record import Record
 
 TEMPLATE = "gallery.html.j2"
 SHOWN = 60
-SIDE = 256  # pixels, the longer side of a picture
-SMALL = 128  # up to here a picture is kept without loss
+SIDE = 256  # Pixels of the longer side to which a picture is made smaller.
+SMALL = 128  # Pixels of the longer side up to which a picture is kept as PNG, without loss.
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Kind:
-    """Of the questions of a kind: how many, and of each model how many are right and the mean score."""
+    """One kind of questions: how many there are, and for each model how many are right and the mean score."""
 
     name: str
     n: int
@@ -78,7 +78,7 @@ def write_gallery(
 
 
 def _wrong(scores: Sequence[Sequence[float]]) -> list[int]:
-    """Numbers of the rows that a model got less than the full score for, in the order they are shown."""
+    """Numbers of the rows for which some model got less than the full score, in the order they are shown."""
     rows = [number for number, own in enumerate(zip(*scores, strict=True)) if min(own) < 1]
     Random(0).shuffle(rows)
 
@@ -117,7 +117,7 @@ def _card(answers: Mapping[str, Sequence[Prediction]], number: int, record: Reco
 
 
 def _references(row: Prediction) -> list[str]:
-    """What people answered, with how many did where several were asked."""
+    """The reference answers; where several people were asked, with the count of each answer."""
     meta = row["meta"]
     if meta.get("answers"):
         return [f"{text} ×{count}" for text, count in Counter(meta["answers"]).most_common()]
@@ -128,7 +128,7 @@ def _data_uri(picture: Image.Image) -> str:
     """The picture inside the page: PNG if it is small, else a JPEG of at most `SIDE` pixels."""
     small = max(picture.size) <= SMALL
     if not small:
-        picture = picture.copy()  # several questions share it
+        picture = picture.copy()  # Several questions may share the opened picture.
         picture.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
     picture.save(data, "PNG" if small else "JPEG", quality=80)

@@ -21,7 +21,8 @@ from mmdora.records.record import Record
 from mmdora.records.turns import answer_text
 
 GALLERY = "errors.html"
-WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")  # meta stays in the records
+WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")
+"""What is written of a row; its "meta" stays in the records."""
 
 
 def prediction_rows(records: Iterable[Record], texts: Sequence[str]) -> list[Prediction]:

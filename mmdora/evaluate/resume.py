@@ -13,12 +13,12 @@ from typing import Any
 
 from mmdora.files import sha256, write_whole
 
-PARTIAL = "partial-{}.jsonl"  # by process
+JOURNAL = "partial-{}.jsonl"  # Each process writes one; its number is in the name.
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """Of everything that decides the answers; the same facts have the same key."""
+    """A hash of everything that decides the answers: the same facts have the same key."""
     return sha256(json.dumps(facts, sort_keys=True).encode())
 
 
@@ -34,18 +34,18 @@ class Journal:
         A line that was cut short by the kill, and files of another key, count for nothing.
         """
         answers: dict[int, list[str]] = {}
-        for path in sorted(self.out.glob(PARTIAL.format("*"))) if self.out else ():
+        for path in sorted(self.out.glob(JOURNAL.format("*"))) if self.out else ():
             lines = _whole_lines(path)
             if lines and lines[0] == {"key": self.key}:
                 answers |= {line["batch"]: line["answers"] for line in lines[1:]}
         return answers
 
     def begin(self) -> None:
-        """Open this process's file; what another key or a torn line left in it goes."""
+        """Open this process's file, without what another key or a torn line left in it."""
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / PARTIAL.format(self.process)
+        path = self.out / JOURNAL.format(self.process)
         lines = _whole_lines(path) if path.exists() else []
         if not lines or lines[0] != {"key": self.key}:
             lines = [{"key": self.key}]
@@ -55,7 +55,7 @@ class Journal:
     def add(self, batch: int, answers: list[str]) -> None:
         if self._file:
             self._file.write(json.dumps({"batch": batch, "answers": answers}, ensure_ascii=False) + "\n")
-            self._file.flush()  # a kill takes nothing that the system was handed
+            self._file.flush()  # What the system was handed survives a kill of this process.
 
     def close(self) -> None:
         if self._file:
@@ -63,8 +63,8 @@ class Journal:
             self._file = None
 
     def remove(self) -> None:
-        """Once the answers are in their final file."""
-        for path in self.out.glob(PARTIAL.format("*")) if self.out else ():
+        """Delete the journals of all processes; their answers are in their final file now."""
+        for path in self.out.glob(JOURNAL.format("*")) if self.out else ():
             path.unlink()
 
 
@@ -76,7 +76,7 @@ def finished(out: Path | None, key: str) -> list[str] | None:
         if json.loads((out / METRICS).read_text(encoding="utf-8")).get("key") != key:
             return None
         return [row["prediction"] for row in read_predictions(out)]
-    except (ValueError, KeyError, AttributeError):  # not ours
+    except (ValueError, KeyError, AttributeError):  # Another program wrote these files.
         return None
 
 
@@ -88,7 +88,7 @@ def read_predictions(folder: Path | str) -> list[dict[str, Any]]:
 
 def _whole_lines(path: Path) -> list[Any]:
     lines = []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # behind the last line end is nothing, or a torn line
+    for line in path.read_bytes().split(b"\n")[:-1]:  # After the last line end there is nothing, or a torn line.
         try:
             lines.append(json.loads(line))
         except ValueError:

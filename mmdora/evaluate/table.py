@@ -12,7 +12,7 @@ from mmdora.evaluate.scoring.significance import Comparison
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST_KINDS = 6  # more columns than that are in metrics.json
+MOST_KINDS = 6  # A terminal has room for as many columns; metrics.json has all.
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class ScoreRow:
     note: str = ""
 
     def accuracy(self, kind: str | None = None) -> float | None:
-        """In [0, 1]; of everything, or of one answer type (None where the set has none of it)."""
+        """The score in [0, 1] over everything, or over one answer type; None if no question is of this type."""
         part = self.scores["overall"] if kind is None else self.scores["by_type"].get(kind)
         return part["score"] if part else None
 

@@ -29,15 +29,15 @@ class TensorRow:
     """One tensor of the base: under which names it is known, and what becomes of it."""
 
     file_name: str
-    """In the base's files."""
+    """Its name in the base's files."""
     place: str | None
-    """In the tree of the model; None for a relic, and for a tensor that others are computed from."""
+    """Its name in the tree of the model; None for a relic, and for a tensor that others are computed from."""
     hub_name: str
-    """In the written files."""
+    """Its name in the written files."""
     dtype_in: str
-    """Of the base's file, as safetensors names it."""
+    """Its dtype in the base's file, as safetensors names it."""
     dtype_out: str
-    """Of the written file."""
+    """Its dtype in the written file."""
     change: Entry | Tensor | None
     """The entry of the plan that is merged into it, or the tensor that takes its place, or None."""
 

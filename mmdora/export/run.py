@@ -35,7 +35,7 @@ from mmdora.export.shards import UnsureError
 from mmdora.files import PARTIAL
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
-from mmdora.models.locate import RUN_CONFIG, locate
+from mmdora.models.locate import RUN_CONFIG, Location, locate
 
 __all__ = ["Parity", "TensorParity", "export"]
 
@@ -95,11 +95,7 @@ def export(
         begun = time.monotonic()
         merged.write(folder)
         say(f"wrote {_bytes(merged.size)} in {time.monotonic() - begun:.1f} s")
-        for path in copied_files(base):
-            (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / path.relative_to(base))
-        if location.image_tokens != ImageTokens():
-            write_image_tokens(folder, set_image_tokens(load_processor(location.base), location.image_tokens))
+        _complete(folder, base, location)
         measured = measure(folder)
         measured.check()
         facts = ExportFacts(
@@ -118,6 +114,15 @@ def export(
         (folder / "README.md").write_text(card(facts), encoding="utf-8")
         _readable(folder)
     return measured
+
+
+def _complete(folder: Path, base: Path, location: Location) -> None:
+    """Add the base's other files, with the number of image tokens that the adapter was trained with."""
+    for path in copied_files(base):
+        (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / path.relative_to(base))
+    if location.image_tokens != ImageTokens():
+        write_image_tokens(folder, set_image_tokens(load_processor(location.base), location.image_tokens))
 
 
 class _MergedModel:

@@ -32,12 +32,12 @@ class Stored(NamedTuple):
     """A tensor in a file."""
 
     dtype: str
-    """As safetensors names it."""
+    """Its dtype, as safetensors names it."""
     shape: tuple[int, ...]
     start: int
     """Its first byte in the file."""
     size: int
-    """In bytes."""
+    """Its size in bytes."""
 
     def as_dtype(self, dtype: str) -> Stored:
         """The same values in another dtype; at no place yet."""
@@ -180,7 +180,7 @@ def _copy(source: FileIO, target: FileIO, start: int, size: int, wrote: Callable
             count = os.copy_file_range(source.fileno(), target.fileno(), min(size, PIECE), start)
             wrote(count)
         except (AttributeError, OSError):
-            pass  # not Linux, or two kinds of file system; a full disk fails below with its own reason
+            pass  # The call needs Linux and one kind of file system. A full disk fails below with its own reason.
         if not count:
             source.seek(start)
             piece = source.read(min(size, PIECE))

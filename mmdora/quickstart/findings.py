@@ -29,7 +29,7 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -
     gain = compare("exact", lora, dora)
     low, high = gain.interval
     pair = mcnemar([_right(row) for row in lora], [_right(row) for row in dora])
-    points = round(100 * gain.difference, 1) + 0.0  # never minus nothing
+    points = round(100 * gain.difference, 1) + 0.0  # "+ 0.0" turns minus zero into zero.
     difference = f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
     both = f"DoRA {accuracy['DoRA']:.1%}, LoRA {accuracy['LoRA']:.1%}: {difference}"
     if low > 0 or high < 0:

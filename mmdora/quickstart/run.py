@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from mmdora.adapt.inject import merge
 from mmdora.adapter_files.files import OURS
@@ -68,8 +67,7 @@ def quickstart(
     begun = time.monotonic()
     if port is not None:
         _check_port(port)
-    disable_progress_bar()  # of loading 113 tensors, between our own bars
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # a process trains on one GPU, and would refuse several
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # A process that trains refuses to start if it sees several.
     chosen = FAMILIES[family]
     run = Quickstart(chosen, out or chosen.out, list(overrides), limit)
     run.base()
@@ -85,7 +83,7 @@ def quickstart(
 
 
 class Quickstart:
-    """The steps in their order; each needs those before it. What is by task has "" for a family's only one."""
+    """The steps in their order; each needs those before it. Where a family has one task, its name is ""."""
 
     def __init__(self, family: Family, out: Path, overrides: list[str], limit: int | None):
         self.family, self.out, self.limit, self.console = family, out, limit, Console()
@@ -100,7 +98,7 @@ class Quickstart:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Of the weights that the base and the runs consist of."""
+        """SHA-256 of the weights of the base and of each run's adapter."""
         return {name: sha256(_adapter(run)) for name, run in self.runs.items()} | self._base_digest
 
     @cached_property
@@ -223,7 +221,7 @@ class Quickstart:
         return page
 
     def page(self, port: int) -> None:
-        from mmdora.demo.server import serve  # gradio takes seconds to import
+        from mmdora.demo.server import serve  # Gradio takes seconds to import.
 
         self.console.print("[bold cyan]7/7[/] [bold]page[/]")
         serve(self._columns, host=HOST, port=port, results=self.out)
@@ -253,16 +251,16 @@ class Quickstart:
     def _evaluate(self, source: str | Path, name: str, folder: Path) -> dict[str, Any]:
         model, processor = load(source, device="cuda" if torch.cuda.is_available() else None)
         if source != self.base_name:
-            merge(model)  # what the export holds; and it answers faster
+            merge(model)  # The export holds the merged model too, and merged it answers faster.
         task, root = self.family.tasks[name].task, self.roots[name]
         evaluation = evaluate(model, processor, self.questions[name], root, task=task, out=folder, progress=True)
         del model
         gc.collect()
-        assert evaluation.scores is not None  # every question has its answer
+        assert evaluation.scores is not None  # They are missing only for records without answers.
         return evaluation.scores.to_dict()
 
     def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
-        if (folder / "config.json").is_file():  # of another run; export writes to an empty folder only
+        if (folder / "config.json").is_file():  # Another run left it, and export writes to an empty folder only.
             shutil.rmtree(folder)
         return str(export(run, folder, scores=scores, say=self._indented))
 
@@ -288,7 +286,7 @@ def _config(family: Family, name: str, out: Path, overrides: list[str]) -> RunCo
     for task in family.tasks:
         key = f"data.tasks.{task}." if task else "data."
         paths |= {f"{key}train": data / task / "train.jsonl", f"{key}images": data / task}
-    # paths as JSON, which YAML reads back unchanged whatever they hold
+    # A path as JSON is read back unchanged by YAML, whatever characters it has.
     ours = [f"--{key}={json.dumps(str(path))}" for key, path in paths.items()]
     config = load_config(CONFIGS / f"{name}.yaml", [*ours, *overrides])
     taken = [config.training.output, *(source.train for source in config.data.sources.values())]
@@ -306,7 +304,7 @@ def _adapter(run: Path) -> Path:
 
 
 def _check_port(port: int) -> None:
-    """Say now, not minutes later, that the page cannot be opened."""
+    """Raise now if the page could not be opened after minutes of training."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
