@@ -24,7 +24,7 @@ from mmdora.batches.lengths import count_tokens, shorten
 from mmdora.batches.prompt import check_texts
 from mmdora.config import Data
 from mmdora.errors import MmdoraError
-from mmdora.files import ordinary
+from mmdora.files import ordinary, sha256
 from mmdora.records import packed
 from mmdora.records.images import PackedImage
 from mmdora.records.reader import numbered_lines, record_of
@@ -74,8 +74,7 @@ class Shards:
             size = fsspec.filesystem(protocol).size(name) if remote else Path(name).stat().st_size
             found.update(f"{Path(name).name}\0{size}\0".encode())
             if not remote:
-                with open(name, "rb") as file:
-                    found.update(hashlib.file_digest(file, "sha256").digest())
+                found.update(bytes.fromhex(sha256(Path(name))))
         return found.hexdigest()
 
     def check(self, max_turns: int | None = None) -> None:
