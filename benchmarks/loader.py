@@ -41,7 +41,7 @@ from mmdora.batches.fit import Rows, fit
 from mmdora.batches.sampler import GroupedSampler
 from mmdora.families import family_of
 from mmdora.families.template import encode, render_with_answers
-from mmdora.models.load import resolve
+from mmdora.models.locate import resolve
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record

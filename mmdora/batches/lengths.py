@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
+from mmdora.files import write_whole
 from mmdora.records.reader import Records
 from mmdora.records.row import Row, changed
 
@@ -96,10 +97,12 @@ def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.
                 reason = error.__class__.__name__
             warnings.warn(f"{file}: kept token counts cannot be read ({reason}); counting again", stacklevel=3)
         values = _measured(records, rows, measure)
-        partial_file = file.with_suffix(".partial")
-        with partial_file.open("wb") as target:
-            np.savez_compressed(target, values=values)
-        partial_file.replace(file)
+
+        def write(partial_file: Path) -> None:
+            with partial_file.open("wb") as target:  # numpy would add .npz to a name
+                np.savez_compressed(target, values=values)
+
+        write_whole(file, write)
     return values
 
 

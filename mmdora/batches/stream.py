@@ -25,7 +25,7 @@ from mmdora.config import Data
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
 from mmdora.families.family import naming
-from mmdora.files import ordinary
+from mmdora.files import ordinary, sha256
 from mmdora.records import packed
 from mmdora.records.reader import numbered_lines, record_of
 from mmdora.records.record import check_record
@@ -75,8 +75,7 @@ class Shards:
             size = fsspec.filesystem(protocol).size(name) if remote else Path(name).stat().st_size
             found.update(f"{Path(name).name}\0{size}\0".encode())
             if not remote:
-                with open(name, "rb") as file:
-                    found.update(hashlib.file_digest(file, "sha256").digest())
+                found.update(bytes.fromhex(sha256(Path(name))))
         return found.hexdigest()
 
     def check(self, max_turns: int | None = None) -> None:

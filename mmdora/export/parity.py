@@ -13,13 +13,13 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.config import RunConfig
+from mmdora.dtypes import DTYPES, FLOATS
 from mmdora.errors import MmdoraError
-from mmdora.export.layout import no_bars
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.shards import FLOATS, UnsureError
+from mmdora.export.shards import UnsureError
 from mmdora.families import Prompt, family_of
-from mmdora.models.load import DTYPES
+from mmdora.models.load import no_bars
 from mmdora.predict.answers import generate
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image
@@ -51,6 +51,7 @@ class Parity:
     same_text: bool | None = None  # greedy answers equal; asked for in fp32 only
     source: str = "given rows"
 
+    kind = "logits"
     how = "The files were loaded by stock transformers and their logits compared with those of the unmerged model"
 
     def check(self) -> None:
@@ -76,6 +77,7 @@ class TensorParity:
     merged: int  # of them by adapters
     dtype: str
 
+    kind = "tensors"
     how = "The files were read back, their names and shapes checked against the model's, and rows of every tensor"
     how += " compared with the equations in float64"
 
@@ -106,19 +108,19 @@ def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
     except UnsureError as reason:
         raise MmdoraError(f"the written checkpoint does not load: {reason}") from None
     beyond, worst = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for name in merge.base.tensors:
-        tensor = torch.atleast_1d(written.tensors[merge.names[name]])
+    for row in merge.rows.values():
+        tensor = torch.atleast_1d(written.tensors[row.hub_name])
         if not len(tensor):
             continue
         rows = torch.linspace(0, len(tensor) - 1, TENSOR_ROWS, dtype=torch.float64).long().unique()
-        got, want = tensor[rows].double(), merge.expected(name, rows)
+        got, want = tensor[rows].double(), merge.expected(row, rows)
         error, largest = (got - want).abs(), want.abs()
         worst = torch.maximum(worst, _relative(error.amax(), largest.amax()))
-        if merge.dtypes[name] in FLOATS:
+        if row.dtype_out in FLOATS:
             error = (error - _half_step(want, tensor.dtype)).clamp(min=0)
         last = (-1,) if error.ndim > 1 else ()
         beyond = torch.maximum(beyond, _relative(error.amax(last), largest.amax(last)).amax())
-    return TensorParity(float(beyond), float(worst), len(merge.base.tensors), len(merge.merged), merge.dtype)
+    return TensorParity(float(beyond), float(worst), len(merge.rows), len(merge.merged), merge.dtype)
 
 
 def _relative(error: Tensor, size: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
-from mmdora.files import ordinary
+from mmdora.files import ordinary, write_whole
 from mmdora.records import packed
 from mmdora.records.json_stream import MAX_VALUE, Scanner, parse_line, text_of
 from mmdora.records.llava_json import to_record
@@ -139,12 +139,16 @@ def read_records(path: Path | str, images: Path | str | None = None, *, max_turn
 def write_records(path: Path, rows: Iterable[Record]) -> int:
     """Write JSONL through a temporary file, so that a half-written one never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_suffix(".partial"), 0
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    partial.replace(path)
+    count = 0
+
+    def write(partial: Path) -> None:
+        nonlocal count
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+
+    write_whole(path, write)
     return count
 
 

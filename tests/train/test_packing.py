@@ -47,7 +47,7 @@ def qwen2_5_vl(attention):
 
 
 def _tiny():
-    from mmdora.models.load import resolve
+    from mmdora.models.locate import resolve
 
     return resolve("tiny-llava")
 
