@@ -30,9 +30,9 @@ from harness import show, write
 from mmdora.data_prep import easy_vqa, scenes
 from mmdora.evaluate.run import evaluate
 from mmdora.models.load import load
-from mmdora.records.images import FileRef, open_image
+from mmdora.records.images import open_image
 from mmdora.records.reader import read_records
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 from mmdora.records.turns import prompt_messages
 
 TOKENS = 32
@@ -40,11 +40,11 @@ BATCHES = (1, 16, 64)
 PLAIN, AGAIN = "plain loop, batch 1", "plain loop again (A/A)"
 
 
-def plain(model: Any, processor: Any, records: list[Record], root: Path) -> list[str]:
+def plain(model: Any, processor: Any, records: list[Row]) -> list[str]:
     """Answer one question after the other."""
     texts = []
     for record in records:
-        images = [open_image(FileRef(name, root)) for name in record["images"]]
+        images = [open_image(image) for image in record["images"]]
         prompt = processor.apply_chat_template(prompt_messages(record), tokenize=False, add_generation_prompt=True)
         special = not prompt.startswith(processor.tokenizer.bos_token)
         inputs = processor(images=images, text=prompt, return_tensors="pt", add_special_tokens=special)
@@ -56,8 +56,8 @@ def plain(model: Any, processor: Any, records: list[Record], root: Path) -> list
     return texts
 
 
-def ours(model: Any, processor: Any, records: list[Record], root: Path, batch_size: int) -> list[str]:
-    found = evaluate(model, processor, records, root, batch_size=batch_size, max_new_tokens=TOKENS)
+def ours(model: Any, processor: Any, records: list[Row], batch_size: int) -> list[str]:
+    found = evaluate(model, processor, records, batch_size=batch_size, max_new_tokens=TOKENS)
     return [row["prediction"] for row in found.rows]
 
 
@@ -70,18 +70,18 @@ def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
     return texts, time.process_time() - cpu, time.perf_counter() - wall
 
 
-def compare(model: Any, processor: Any, records: list[Record], root: Path, rounds: int) -> list[dict[str, Any]]:
+def compare(model: Any, processor: Any, records: list[Row], rounds: int) -> list[dict[str, Any]]:
     """A row for each way.
 
     Raises:
         SystemExit: if two ways give different texts.
     """
-    given = (model, processor, records, root)
+    given = (model, processor, records)
     ways: dict[str, Callable[[], list[str]]] = {PLAIN: lambda: plain(*given)}
     ways |= {f"mmdora, batch {size}": lambda size=size: ours(*given, size) for size in BATCHES}
     ways[AGAIN] = lambda: plain(*given)
-    plain(model, processor, records[:4], root)  # warms up
-    ours(model, processor, records[:4], root, 4)
+    plain(model, processor, records[:4])  # warms up
+    ours(model, processor, records[:4], 4)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     expected: list[str] = []
     for _ in range(rounds):
@@ -130,7 +130,7 @@ def main() -> None:
         for title, root, count in (("easy-VQA", easy, questions), ("captions of drawn scenes", drawn, questions // 4)):
             records = read_records(root / "test.jsonl")
             chosen = [records[i] for i in range(count)]
-            tables[f"{title}, {count} questions"] = compare(model, processor, chosen, root, rounds)
+            tables[f"{title}, {count} questions"] = compare(model, processor, chosen, rounds)
     for title, rows in tables.items():
         show(f"{title}, tiny-llava on {device}, fp32, one thread", rows)
     if not options.quick:

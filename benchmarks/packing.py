@@ -75,7 +75,13 @@ class Tokens:
     def __init__(self, rows: DrawnRows):
         self.rows = rows
 
-    def __call__(self, records: list[dict[str, Any]]) -> dict[str, Tensor]:
+    def packing_problem(self) -> None:
+        return None
+
+    def positions(self, model: Any) -> None:
+        return None
+
+    def batch(self, records: list[dict[str, Any]]) -> dict[str, Tensor]:
         chosen = [record["id"] for record in records]
         width, pictures = int(self.rows.lengths[chosen].max()), []
         ids, labels = torch.zeros(len(chosen), width, dtype=torch.long), torch.full((len(chosen), width), IGNORE)

@@ -15,6 +15,7 @@ from mmdora.evaluate.scoring.significance import Comparison
 from mmdora.evaluate.table import ScoreRow, scores_table
 from mmdora.evaluate.tasks import TASKS
 from mmdora.prepare.record import asked
+from mmdora.records.row import row_of
 
 EVIL = "<script>alert('x')</script>"
 
@@ -64,7 +65,8 @@ def rows_of(records: list[dict], texts: list[str], scores: list[float]) -> list[
 
 
 def page_of(root: Path, records: list[dict], answers: dict[str, list[dict[str, Any]]], task: str = "vqav2") -> str:
-    write_gallery(root / "errors.html", TASKS[task], answers, records, root)
+    rows = [row_of(record, root) for record in records]
+    write_gallery(root / "errors.html", TASKS[task], answers, rows)
     assert not list(root.glob("*.partial"))
     return (root / "errors.html").read_text(encoding="utf-8")
 

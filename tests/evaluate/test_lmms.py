@@ -6,6 +6,7 @@ from PIL import Image
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.run import evaluate
 from mmdora.models.load import load
+from mmdora.records.row import row_of
 
 pytest.importorskip("lmms_eval", reason="lmms-eval is not installed")
 
@@ -40,7 +41,7 @@ def test_lmms_eval_finds_the_model_and_gets_our_answers(tiny_llava, tmp_path):
         asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         answer = {"role": "assistant", "content": [{"type": "text", "text": name}]}
         rows.append({"id": name, "messages": [asked, answer], "images": [f"{name}.png"], "meta": {}})
-    ours = evaluate(*load(tiny_llava), rows, tmp_path, max_new_tokens=16)
+    ours = evaluate(*load(tiny_llava), [row_of(row, tmp_path) for row in rows], max_new_tokens=16)
     answers = [row["prediction"] for row in ours.rows]
     assert model.generate_until(requests()) == answers and len(set(answers)) == 3
     assert model.generate_until(requests(until=[answers[1][4:]]))[1] == answers[1][:4]

@@ -1,5 +1,6 @@
 """Evaluation by generation: batches, files, kill and resume, several processes."""
 
+import copy
 import json
 import os
 import signal
@@ -19,7 +20,9 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate import asking, run
 from mmdora.evaluate.resume import JOURNAL, Journal, read_predictions
 from mmdora.evaluate.scoring.scores import Scores
+from mmdora.records.images import FileRef
 from mmdora.records.reader import read_records
+from mmdora.records.row import changed
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +58,8 @@ def test_batches_change_nothing_and_rows_keep_their_order(
     loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(asking, "AHEAD", 2)
-    batched = run.evaluate(*loaded, records, easy, batch_size=7, max_new_tokens=4, out=tmp_path / "a")
-    alone = run.evaluate(*loaded, records, easy, batch_size=1, max_new_tokens=4, out=tmp_path / "b")
+    batched = run.evaluate(*loaded, records, batch_size=7, max_new_tokens=4, out=tmp_path / "a")
+    alone = run.evaluate(*loaded, records, batch_size=1, max_new_tokens=4, out=tmp_path / "b")
     rows = read_predictions(tmp_path / "a")
     assert rows == read_predictions(tmp_path / "b") and batched.scores == alone.scores
     assert [row["id"] for row in rows] == [record["id"] for record in records]
@@ -65,13 +68,13 @@ def test_batches_change_nothing_and_rows_keep_their_order(
 
 def test_files_hold_what_was_scored(loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch):
     answering(monkeypatch, ["Yes." if i % 2 else "teal" for i in range(len(records))])
-    found = run.evaluate(*loaded, records, easy, out=tmp_path / "new" / "out")
+    found = run.evaluate(*loaded, records, out=tmp_path / "new" / "out")
     rows = read_predictions(tmp_path / "new" / "out")
     assert set(rows[0]) == {"id", "question", "answer", "prediction", "images", "type", "score"}
     for row, record in zip(rows, records, strict=True):
         assert row["score"] == (row["answer"] == row["prediction"].lower().rstrip("."))
         assert row["type"] == ("yes/no" if row["answer"] in ("yes", "no") else "other")
-        assert row["images"] == record["images"]
+        assert row["images"] == [image.name for image in record["images"]]
     metrics = json.loads((tmp_path / "new" / "out" / "metrics.json").read_text())
     assert Scores.from_dict(metrics) == found.scores
     right = sum(row["score"] for row in rows)
@@ -82,32 +85,32 @@ def test_files_hold_what_was_scored(loaded: tuple[Any, Any], easy, records, tmp_
 
 def test_each_image_is_opened_once(loaded: tuple[Any, Any], easy, records, monkeypatch):
     opened, real = [], asking.open_image
-    monkeypatch.setattr(asking, "open_image", lambda name, root: opened.append(name) or real(name, root))
+    monkeypatch.setattr(asking, "open_image", lambda image: opened.append(image) or real(image))
     answering(monkeypatch, [""] * len(records))
-    run.evaluate(*loaded, records, easy, batch_size=4)
+    run.evaluate(*loaded, records, batch_size=4)
     assert len(opened) == len({name for record in records for name in record["images"]}) < len(records)
 
 
 def test_a_missing_image_is_named_with_its_record(loaded: tuple[Any, Any], easy, records):
-    broken = [*records[:3], records[3] | {"id": "row-x", "images": ["images/none.png"]}]
+    broken = [*records[:3], changed(records[3], id="row-x", images=[FileRef("images/none.png", easy)])]
     with pytest.raises(MmdoraError, match=r"record row-x: .*none\.png"):
-        run.evaluate(*loaded, broken, easy)
+        run.evaluate(*loaded, broken)
 
 
 def test_no_records(loaded: tuple[Any, Any], easy):
     with pytest.raises(MmdoraError, match="nothing to evaluate"):
-        run.evaluate(*loaded, [], easy)
+        run.evaluate(*loaded, [])
 
 
 def test_answers_to_some_of_the_records(loaded: tuple[Any, Any], easy, records):
     *before, answer = records[1]["messages"]
-    unknown = records[1] | {"messages": [*before, answer | {"content": [{"type": "text", "text": " "}]}]}
+    unknown = changed(records[1], messages=[*before, answer | {"content": [{"type": "text", "text": " "}]}])
     with pytest.raises(MmdoraError, match="1 of 3 records have no answer"):
-        run.evaluate(*loaded, [records[0], unknown, records[2]], easy)
+        run.evaluate(*loaded, [records[0], unknown, records[2]])
 
 
 def test_progress_shows_the_time_left(loaded: tuple[Any, Any], easy, records, capsys):
-    run.evaluate(*loaded, records[:4], easy, batch_size=2, max_new_tokens=2, progress=True)
+    run.evaluate(*loaded, records[:4], batch_size=2, max_new_tokens=2, progress=True)
     shown = capsys.readouterr().err
     assert "4/4" in shown and "q/s" in shown
 
@@ -137,7 +140,7 @@ def test_pictures_go_through_the_tower_once_a_batch(loaded: tuple[Any, Any], eas
     monkeypatch.setattr(
         model.model.vision_tower, "forward", lambda pixels, **rest: seen.append(len(pixels)) or real(pixels, **rest)
     )
-    run.evaluate(*loaded, records, easy, batch_size=30, max_new_tokens=2)
+    run.evaluate(*loaded, records, batch_size=30, max_new_tokens=2)
     assert seen == [len({record["images"][0] for record in records})] and seen[0] < 15
 
 
@@ -148,10 +151,10 @@ def test_a_complete_evaluation_is_reused_until_something_changes(
     loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch
 ):
     options = {"batch_size": 8, "max_new_tokens": 3, "out": tmp_path}
-    first = run.evaluate(*loaded, records, easy, **options)
+    first = run.evaluate(*loaded, records, **options)
     written = read_predictions(tmp_path)
     monkeypatch.setattr(run, "generate", lambda *_, **__: pytest.fail("asked again"))
-    again = run.evaluate(*loaded, records, easy, **options)
+    again = run.evaluate(*loaded, records, **options)
     assert again.reused == len(records) and (again.rows, again.scores) == (first.rows, first.scores)
     assert read_predictions(tmp_path) == written
     asked: list[int] = []
@@ -163,11 +166,11 @@ def test_a_complete_evaluation_is_reused_until_something_changes(
         if change == "length":
             more["max_new_tokens"] = 2
         elif change == "question":
-            rows = json.loads(json.dumps(records))
+            rows = copy.deepcopy(records)
             rows[5]["messages"][0]["content"][1]["text"] += "?"
         else:
             parameter.data.view(-1)[0] += 1e-3
-        run.evaluate(*loaded, rows, easy, **more)
+        run.evaluate(*loaded, rows, **more)
         assert asked, f"another {change}, and yet the old answers were taken"
     parameter.data.view(-1)[0] -= 1e-3
 

@@ -11,6 +11,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.run import evaluate
 from mmdora.evaluate.tasks import TASKS
 from mmdora.prepare.record import asked
+from mmdora.records.row import row_of
 
 BEAMS, TOKENS = 3, 6
 
@@ -30,9 +31,10 @@ def test_two_images_and_the_first_step_of_nlvr2(tmp_path):
         image.save(tmp_path / f"{number}.png")
     names = [["0.png", "1.png"], ["2.png", "3.png"], ["1.png", "3.png"]]
     texts = ["a", "both dogs are black", "there is one ~{}|"]
-    rows = [asked(f"a-{i}-0-0", names[i], texts[i], "true", identifier=f"a-{i}-0-0") for i in range(3)]
+    records = [asked(f"a-{i}-0-0", names[i], texts[i], "true", identifier=f"a-{i}-0-0") for i in range(3)]
+    rows = [row_of(record, tmp_path) for record in records]
     options: dict[str, Any] = {"batch_size": 2, "beams": BEAMS, "max_new_tokens": TOKENS}
-    found = evaluate(model, processor, rows, tmp_path, task="nlvr2", **options)
+    found = evaluate(model, processor, rows, task="nlvr2", **options)
     start, yes, no = processor.tokenizer("tf")["input_ids"][:3]  # one token a letter
     for i, row in enumerate(found.rows):
         images = [pictures[int(name[0])] for name in names[i]]
@@ -50,9 +52,9 @@ def test_clips_as_features(tmp_path):
     np.savez(tmp_path / "1.npz", features=clips[1])
     np.savez(tmp_path / "2.npz", clips[2])
     files = ["0.npy", "1.npz", "2.npz"]
-    rows = [asked(i, [], "what?", "left", features=file) for i, file in enumerate(files)]
+    rows = [row_of(asked(i, [], "what?", "left", features=file), tmp_path) for i, file in enumerate(files)]
     options: dict[str, Any] = {"batch_size": 3, "beams": BEAMS, "max_new_tokens": TOKENS}
-    found = evaluate(model, processor, rows, tmp_path, task=TASKS["scenes-clip-features"], **options)
+    found = evaluate(model, processor, rows, task=TASKS["scenes-clip-features"], **options)
     for row, clip in zip(found.rows, clips, strict=True):
         assert row["prediction"] == by_hand(model, processor, text="what? tvqa: ", features=clip)
     assert len({row["prediction"] for row in found.rows}) > 1, "all alike, so nothing was tested"
@@ -60,4 +62,4 @@ def test_clips_as_features(tmp_path):
     np.save(tmp_path / "pickled.npy", np.array([{}]), allow_pickle=True)
     for file in ("bad.npz", "pickled.npy"):
         with pytest.raises(MmdoraError, match=rf"record 9: features .*{file}: no readable array"):
-            evaluate(model, processor, [asked(9, [], "what?", "left", features=file)], tmp_path)
+            evaluate(model, processor, [row_of(asked(9, [], "what?", "left", features=file), tmp_path)])

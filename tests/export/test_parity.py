@@ -19,6 +19,8 @@ from mmdora.export import merge_disk, parity
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.run import Parity, TensorParity, export
 from mmdora.models.locate import resolve
+from mmdora.records.reader import read_records
+from mmdora.records.row import Row
 
 
 @pytest.fixture(scope="module")
@@ -121,22 +123,26 @@ def test_parity_is_of_logits_where_the_model_fits(adapter, tmp_path, monkeypatch
     assert "stock transformers" not in ModelCard.load(tmp_path / "b/README.md").text
 
 
+def rows_in(data: Path, count: int, images: Path | None = None) -> list[Row]:
+    return list(islice(read_records(data / "rows.jsonl", images), count))
+
+
 def test_rows_ask_for_logits(adapter, tmp_path, monkeypatch):
-    rows = write_rows(tmp_path / "data")
+    write_rows(tmp_path / "data")
     monkeypatch.setattr(room, "_free_memory", lambda: 0)
-    found = export(adapter, tmp_path / "out", rows=rows[:2], images_root=tmp_path / "data", say=lambda line: None)
+    found = export(adapter, tmp_path / "out", rows=rows_in(tmp_path / "data", 2), say=lambda line: None)
     assert isinstance(found, Parity) and found.rows == 2
 
 
 def test_a_run_is_compared_on_its_own_data(adapter, tiny_llava, tmp_path, few_rows):
-    rows = write_rows(tmp_path / "data")
+    write_rows(tmp_path / "data")
     run = run_folder(tmp_path / "run", adapter, tiny_llava, train=tmp_path / "data/rows.jsonl")
     found: Any = export(run, tmp_path / "out")
     assert found.rows == 2 and found.source == f"of {tmp_path}/data/rows.jsonl"
-    given: Any = export(run, tmp_path / "out2", rows=rows[:3], images_root=tmp_path / "data")
+    given: Any = export(run, tmp_path / "out2", rows=rows_in(tmp_path / "data", 3))
     assert given.rows == 3
     with pytest.raises(MmdoraError, match="no such file"):
-        export(run, tmp_path / "out3", rows=rows[:1], images_root=tmp_path)
+        export(run, tmp_path / "out3", rows=rows_in(tmp_path / "data", 1, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -76,11 +76,11 @@ def test_what_trains_stays_in_fp32(killed_and_resumed: Path) -> None:
 def test_merged_equals_adapted_and_answers(killed_and_resumed: Path, data: Path, tmp_path: Path, dtype: Any) -> None:
     records = read_records(data / "test.jsonl")
     rows = [records[i] for i in range(400)]
-    print(export(killed_and_resumed, tmp_path / "out", dtype=dtype, rows=rows[:8], images_root=data))
+    print(export(killed_and_resumed, tmp_path / "out", dtype=dtype, rows=rows[:8]))
     base, processor = mmdora.load("tiny-llava", dtype=dtype, device="cuda")
-    before = evaluate(base, processor, rows, data).scores
+    before = evaluate(base, processor, rows).scores
     merged, processor = mmdora.load(tmp_path / "out", dtype=dtype, device="cuda")
-    after = evaluate(merged, processor, rows, data).scores
+    after = evaluate(merged, processor, rows).scores
     assert before and after
     print(f"base {before.overall} merged {after.overall}")
     assert after.overall.value > before.overall.value
