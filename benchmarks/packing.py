@@ -141,8 +141,8 @@ def measure(count: int, rounds: int, device: str) -> list[dict[str, Any]]:
         return found, filling(made.lengths[order], size)
 
     ways = {
-        "in any order": batches(rows, None, BATCH, tokens),
-        "grouped by length": batches(rows, rows.lengths, BATCH, tokens),
+        "in any order": batches(rows, None, BATCH, tokens.batch),
+        "grouped by length": batches(rows, rows.lengths, BATCH, tokens.batch),
         "packed": batches(packs, packs.lengths, PACKED_BATCH, collate),
     }
     ways["in any order, again"] = ways["in any order"]

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
