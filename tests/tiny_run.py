@@ -8,10 +8,12 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from tqdm import tqdm
 
 from mmdora.cli import main
 from mmdora.config import RunConfig, validate
@@ -108,6 +110,8 @@ def forked(command: list[str], stderr: Path, before: Callable[[], None] | None =
         os.dup2(told, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.setsid()
+        # The lock of tqdm is one of multiprocessing: a child that is killed while it holds it would stop all others.
+        tqdm.set_lock(RLock())
         if before is not None:
             before()
         code = main(command)

@@ -32,7 +32,9 @@ from mmdora.export.layout import save_checkpoint
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.parity import LogitCheck, Parity, TensorParity, prompts, tensor_parity
 from mmdora.export.shards import UnsureError
-from mmdora.files import PARTIAL
+from mmdora.families import Family, family_of
+from mmdora.families.ending import stop_ids
+from mmdora.files import PARTIAL, read_json, write_json
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
@@ -122,6 +124,17 @@ def _complete(folder: Path, base: Path, location: Location) -> None:
         shutil.copyfile(path, folder / path.relative_to(base))
     if location.image_tokens != ImageTokens():
         write_image_tokens(folder, set_image_tokens(load_processor(location.base), location.image_tokens))
+    if location.adapter is not None:
+        _write_stops(folder, family_of(load_processor(location.base)))
+
+
+def _write_stops(folder: Path, family: Family) -> None:
+    """Let generation stop at the end of turn that training taught, beside what the base's own file names."""
+    path = folder / "generation_config.json"
+    tree = read_json(path, "generation config") if path.is_file() else {}
+    stops = family.stops(GenerationConfig(eos_token_id=tree.get("eos_token_id")))
+    if stops != stop_ids(GenerationConfig(eos_token_id=tree.get("eos_token_id")), family.tokenizer):
+        write_json(path, tree | {"eos_token_id": stops})
 
 
 class _MergedModel:

@@ -7,13 +7,14 @@ equal in both (tests hold them so).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
 from mmdora.errors import MmdoraError
+from mmdora.families.ending import end_tokens, written_end
 from mmdora.records.turns import Messages
 
 IGNORE = -100
@@ -65,6 +66,7 @@ def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[t
     Raises:
         MmdoraError: if the template does not write a conversation as a continuation of its prefix.
     """
+    tokens = end_tokens(processor.tokenizer)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     before = _render_all(processor, [messages[:i] for i in answers], True)
     ends = sorted({*(i + 1 for i in answers), len(messages)})
@@ -73,15 +75,14 @@ def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[t
     for head, tail in zip(before, after, strict=False):  # A conversation may go on after its last answer.
         if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
             raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
-        spans.append((len(head), _end_of_turn(processor, text, len(head), len(tail))))
+        spans.append((len(head), _end_of_turn(tokens, text, len(head), len(tail))))
     return text, spans
 
 
-def _end_of_turn(processor: Any, text: str, start: int, end: int) -> int:
+def _end_of_turn(tokens: Sequence[str], text: str, start: int, end: int) -> int:
     """Leave out the blank that ChatML-like templates write after the end-of-turn token."""
-    stop = processor.tokenizer.eos_token
-    body = text[start:end].rstrip()
-    return start + len(body) if stop and body.endswith(stop) else end
+    turn = text[start:end]
+    return start + len(turn.rstrip()) if written_end(turn, tokens) else end
 
 
 def encode(

@@ -30,6 +30,11 @@ class VLBart(Family):
 
     one_stream = False
 
+    @property
+    def template_end(self) -> str | None:  # type: ignore[override]
+        """The tokenizer puts its end behind a target; the template writes questions only."""
+        return self.tokenizer.eos_token
+
     def check_row(self, row: Row) -> None:
         if sum(message["role"] == "assistant" for message in row["messages"]) > 1:
             raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.adapter_files.adapters import load_adapter
@@ -99,6 +99,14 @@ def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: 
         processor = AutoProcessor.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     set_image_tokens(processor, image_tokens or ImageTokens())
     return processor
+
+
+def load_generation_config(name: str) -> GenerationConfig | None:
+    """The generation config of a base from its own file; None for a base without one."""
+    try:
+        return GenerationConfig.from_pretrained(resolve(name))
+    except (OSError, ValueError):  # transformers raises these where there is no such file, or one it cannot read.
+        return None
 
 
 def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -23,7 +23,7 @@ from mmdora.batches.survey import drawing, survey
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Family, family_of
-from mmdora.models.load import load_processor, skeleton
+from mmdora.models.load import load_generation_config, load_processor, skeleton
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch
@@ -171,6 +171,8 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
     processor = load_processor(config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
     family = family_of(processor)
     console.print(f"{plan}\n", markup=False, highlight=False)
+    for note in family.end_notes(load_generation_config(config.base)):
+        console.print(f"note: {note}", highlight=False, markup=False)
     for task, source in data.sources.items():
         if data.stream:
             shards = Shards(source.train, source.images)

@@ -158,6 +158,8 @@ def _train(
             check_changes(config, before, facts, allow_changes, say)
         say(str(plan))
         say(describe(rows, packs, config))
+        for note in family.end_notes(model.generation_config):
+            say(f"note: {note}")
         output.mkdir(parents=True, exist_ok=True)
         (output / DONE).unlink(missing_ok=True)
         shutil.rmtree(output / STAGING, ignore_errors=True)  # of a save that was killed
