@@ -9,7 +9,7 @@ from mmdora.demo.columns import describe, load_columns, parse_specs
 from mmdora.demo.compare import AnswerSettings, answer, new_turn
 from mmdora.errors import MmdoraError
 from mmdora.export.run import export
-from mmdora.families import ask
+from mmdora.families import Family, ask
 from mmdora.models.locate import locate
 
 
@@ -95,6 +95,6 @@ def test_a_template_without_a_place_for_the_system_prompt_is_told(monkeypatch):
     prompt = ask("what?")
     prompt.messages.insert(0, {"role": "system", "content": [{"type": "text", "text": "be brief"}]})
     assert list(column.speak(prompt, AnswerSettings(max_tokens=1, system_prompt="be brief"), threading.Event()))
-    monkeypatch.setattr("mmdora.demo.columns.render", lambda *_, **__: "USER: what? ASSISTANT:")
+    monkeypatch.setattr(Family, "render", lambda *_, **__: "USER: what? ASSISTANT:")
     with pytest.raises(MmdoraError, match="no place for a system prompt"):
         list(column.speak(prompt, AnswerSettings(max_tokens=1, system_prompt="be brief"), threading.Event()))
