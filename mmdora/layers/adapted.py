@@ -59,7 +59,7 @@ class Adapted(nn.Module):
         dropout_mode: DropoutMode = "branch",
     ):
         super().__init__()
-        if reason := self.problem(base, rank):
+        if reason := self.problem(base) or self.rank_problem(base, rank):
             raise MmdoraError(f"cannot adapt this module: {reason}")
         # Other code reads in_features, stride, padding_idx and the like off the module.
         for name in getattr(base, "__constants__", ()):
@@ -87,8 +87,8 @@ class Adapted(nn.Module):
                 self.magnitude.copy_(norm.squared_norm(self.matrix(self.base_weight)).sqrt())
 
     @classmethod
-    def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
-        """Why this module cannot be adapted as this kind, at this rank; or None."""
+    def problem(cls, base: nn.Module) -> str | None:
+        """Why this module cannot be adapted as this kind; None if it can."""
         name = type(base).__name__
         plain = next((kind for kind in cls.plain if isinstance(base, kind)), None)
         if plain is None:
@@ -100,6 +100,11 @@ class Adapted(nn.Module):
             return f"the weight of this {name} is computed from other tensors (a parametrisation)"
         if not weight.is_floating_point():
             return f"its weight is {weight.dtype}; quantised modules are not supported yet"
+        return None
+
+    @classmethod
+    def rank_problem(cls, base: nn.Module, rank: int) -> str | None:
+        """Why this module, which can be adapted, cannot be at this rank; None if it can."""
         return None
 
     @classmethod

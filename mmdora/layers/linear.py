@@ -27,8 +27,8 @@ class AdaptedLinear(Adapted):
         y = c * z
         y = y if bias is None else y + bias
 
-    Read `mmdora/ops/reference.py` first; this computes the same without forming B A: `scales` has c, and `ops/linear.py`
-    has z and y with their gradients.
+    Read `mmdora/ops/reference.py` first; this computes the same without forming B A. `layers/scales.py` has c, and
+    `ops/linear.py` has z and y with their gradients.
     """
 
     kind = "linear"

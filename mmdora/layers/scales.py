@@ -33,6 +33,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mmdora.errors import MmdoraError
 from mmdora.ops import linear, norm
 
+PER_AXIS = {1: 16, 2: 4}
+"""How many positions a sample of a parameter has along each axis, by the number of axes; 2 where there are more."""
+
 _steps = 0
 _slots = count()
 _known: weakref.WeakValueDictionary[int, Scales] = weakref.WeakValueDictionary()
@@ -82,11 +85,8 @@ class _Sample:
     `nn.init`, an optimizer of one's own) writes whole tensors, so one look at these shows it.
     """
 
-    PER_AXIS = {1: 16, 2: 4}
-    """How many positions are looked at along each axis, by the number of axes; 2 where there are more."""
-
     def __init__(self, tensor: Tensor):
-        most = self.PER_AXIS.get(tensor.ndim, 2)
+        most = PER_AXIS.get(tensor.ndim, 2)
         steps = (slice(None, None, max(1, -(-size // most))) for size in tensor.shape)
         bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
         # NumPy reads memory ten times as fast as torch does for so few values, and does not know bf16.
@@ -119,7 +119,8 @@ class Stamp:
 
 def _readable(tensor: Tensor) -> bool:
     """Whether the values lie in this process's own memory, as a plain tensor or parameter."""
-    return type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and tensor.layout is torch.strided
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return plain and tensor.device.type == "cpu"
 
 
 class Scales:

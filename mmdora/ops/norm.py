@@ -21,7 +21,9 @@ and n keeps a relative error of 1e-6 in fp32."""
 def squared_norm(weight: Tensor) -> Tensor:
     """||W0_j||^2 [O], accumulated in fp32 or better. A constant of the base: compute it once."""
     dtype = wide(weight.dtype)
-    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in weight.split(UPCAST_ROWS)]).square()
+    return torch.cat(
+        [torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in weight.split(UPCAST_ROWS)]
+    ).square()
 
 
 def row_norm(

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +19,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdora.adapt.inject import Plan, apply, trainable_parameters
+from mmdora.adapt.inject import apply, trainable_parameters
+from mmdora.adapt.plan import Plan
 from mmdora.batches.prompt import IGNORE, answers_apart, encode, render
 from mmdora.config import RunConfig
-from mmdora.ops import dropout
 from mmdora.train.ledger import BACKWARD, Ledger
 from mmdora.train.loss import ChunkedLoss
 
@@ -70,7 +70,7 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
     """
     training, dtype = config.training, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     ledger, twin = Ledger(), _without_memory(model, dtype[config.model.dtype])
-    with ledger, _dropout_by_expectation():
+    with ledger:
         apply(twin, plan)
         trained, parameters = _trained(twin, config.training.precision == "bf16")
         if training.gradient_checkpointing:
@@ -141,17 +141,6 @@ def _summed(
         rows=len(batch["input_ids"]),
         tokens=batch["input_ids"].shape[1],
     )
-
-
-@contextmanager
-def _dropout_by_expectation() -> Iterator[None]:
-    """Dropout's zeros are as many as on average: what is drawn here is no number, so none can be counted."""
-    drawn = dropout.zeros
-    dropout.zeros = lambda count, p: torch.empty(int(count * p), dtype=torch.int64)
-    try:
-        yield
-    finally:
-        dropout.zeros = drawn
 
 
 def _step(model: Any, inputs: dict[str, Any], plan: Plan, config: RunConfig, ledger: Ledger) -> None:
