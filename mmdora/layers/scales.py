@@ -81,16 +81,21 @@ register_optimizer_step_post_hook(_count_step)
 class _Sample:
     """A few values of a parameter on a CPU, read where they lie: 16 of a vector or a matrix.
 
-    Comparing them costs half a microsecond per parameter. Training code that writes through `.data` (moving averages,
-    `nn.init`, an optimizer of one's own) writes whole tensors, so one look at these shows it.
+    Comparing the four parameters of a linear takes 3 to 5 microseconds, about 1% of its forward on one token (hidden
+    1024, rank 16, one thread); sums of A, B and m, which would see every write to them, take 21, and that of W0 74.
+    Training code that writes through `.data` (moving averages, `nn.init`, an optimizer of one's own) writes whole
+    tensors, so one look at these values shows it.
     """
 
     def __init__(self, tensor: Tensor):
         most = PER_AXIS.get(tensor.ndim, 2)
         steps = (slice(None, None, max(1, -(-size // most))) for size in tensor.shape)
         bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
-        # NumPy reads memory ten times as fast as torch does for so few values, and does not know bf16.
+        # NumPy compares so few values in less time than torch takes to call an operator. It does not know bf16.
         self._values = tensor.detach().view(bits)[tuple(steps)].numpy()
+        self.read()
+
+    def read(self) -> None:
         self._bytes = self._values.tobytes()
 
     def fits(self) -> bool:
@@ -102,19 +107,31 @@ class Stamp:
 
     def __init__(self, tensors: Sequence[Tensor], steps: int):
         self._references = [weakref.ref(tensor) for tensor in tensors]
-        self._state = self._read(tensors, steps)
+        self._addresses = [tensor.data_ptr() for tensor in tensors]
+        self._state = [steps, *[tensor._version for tensor in tensors]]
         self._samples = [_Sample(tensor) for tensor in tensors if _readable(tensor)]
 
     def fits(self, tensors: Sequence[Tensor], steps: int) -> bool:
+        """Whether nothing was written since the stamp was made or renewed."""
+        if self._state != [steps, *[tensor._version for tensor in tensors]] or not self._is_of(tensors):
+            return False
+        return all(sample.fits() for sample in self._samples)
+
+    def renewed(self, tensors: Sequence[Tensor], steps: int) -> Stamp:
+        """A stamp of these tensors as they are now: this one, which knows where to look, if they lie where they lay."""
+        if not self._is_of(tensors):
+            return Stamp(tensors, steps)
+        self._state = [steps, *[tensor._version for tensor in tensors]]
+        for sample in self._samples:
+            sample.read()
+        return self
+
+    def _is_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the very tensors, at the same addresses: the samples are read there."""
         for reference, tensor in zip(self._references, tensors, strict=True):
             if reference() is not tensor:
                 return False
-        # The addresses come first: the samples are read at those.
-        return self._state == self._read(tensors, steps) and all(sample.fits() for sample in self._samples)
-
-    @staticmethod
-    def _read(tensors: Sequence[Tensor], steps: int) -> list[int]:
-        return [steps, *[t._version for t in tensors], *[t.data_ptr() for t in tensors]]
+        return self._addresses == [tensor.data_ptr() for tensor in tensors]
 
 
 def _readable(tensor: Tensor) -> bool:
@@ -141,13 +158,14 @@ class Scales:
     def of(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor) -> linear.Scale:
         """The scale of the module's parameters: the kept one, if nothing was written since."""
         own = [weight, magnitude] if lora_A is None or lora_B is None else [weight, magnitude, lora_A, lora_B]
-        seen = self._sees(own)
-        if seen and self._scale is not None and self._scale[0].fits(own, _steps):
-            return self._scale[1]
-        scaled = self.computed(weight, lora_A, lora_B, magnitude)
-        if seen:
-            self._scale = Stamp(own, _steps), scaled
-        return scaled
+        if not self._sees(own):
+            return self.computed(weight, lora_A, lora_B, magnitude)
+        if self._scale is None:
+            self._scale = Stamp(own, _steps), self.computed(weight, lora_A, lora_B, magnitude)
+        elif not self._scale[0].fits(own, _steps):
+            stamp = self._scale[0].renewed(own, _steps)
+            self._scale = stamp, self.computed(weight, lora_A, lora_B, magnitude)
+        return self._scale[1]
 
     def computed(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor) -> linear.Scale:
         """The scale of any parameters of these shapes, computed anew.
