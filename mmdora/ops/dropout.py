@@ -3,7 +3,8 @@
 Drawing one number per element, as torch does, takes a CPU half as long as the product that follows. The elements that
 become zero lie a geometric number of elements apart, so here a CPU draws one number per zero: the same distribution
 for every p, from torch's generator, in a tenth of the time at p = 0.05. Other devices draw with torch's own dropout.
-A training step by `benchmarks/step.py --quick` (dropout 0.05) takes 0.90 of the CPU time that it takes with torch's.
+In the model of `benchmarks/step.py --quick` (hidden 1024, rank 16, 768 tokens, p = 0.05) a training step takes 1.15
+times as much CPU time with torch's dropout in its place (DoRA), or 1.08 times (LoRA).
 """
 
 from __future__ import annotations

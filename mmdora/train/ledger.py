@@ -1,4 +1,13 @@
-"""Operations called with their shapes alone, and the storage they would make, booked."""
+"""A ledger of memory: operations run with their shapes alone, and the storage that they would make is booked.
+
+Integers and booleans are computed, because shapes depend on them: how many tokens stand for an image, which positions
+have labels. Floats have no values. torch's own way does neither half: `FakeTensorMode` has no values at all, so
+LLaVA's forward stops in it where it compares the number of image tokens with that of image features
+(`DataDependentOutputException`, torch 2.14, tried with `MemTracker` of `torch.distributed._tools`), and `MemTracker`
+is private and books by module, not by modality and phase.
+
+For LLaVA-1.5-7B's recipe (16 rows of 2,048 tokens, 95,000 operations) this takes 10 CPU seconds.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +32,12 @@ BACKWARD, OTHER = "backward", "other"
 
 
 class Ledger(TorchDispatchMode):
-    """Runs operations without arithmetic and books the storage they make: `live` and its `peak`, by label."""
+    """Runs operations without their arithmetic, and books the bytes of what they make under the current `label`.
+
+    Attributes:
+        live: bytes there are now, and `labels`: the same by label.
+        peak: the most there were, and `at_peak`: the same by label.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,14 +52,14 @@ class Ledger(TorchDispatchMode):
         """What operations give, on the meta device, by operation and looks of its arguments."""
 
     def start(self, kept: int) -> None:
-        """Count from here: what is live now is `kept` (weights, counted elsewhere), and no part of the peak."""
+        """Begin to count the peak here, without the `kept` bytes of weights that are live already."""
         self.live -= kept
         self.labels = Counter({OTHER: self.live})
         self.peak, self.at_peak = self.live, dict(self.labels)
 
     @contextmanager
     def by_modality(self, model: Any, plan: Plan) -> Iterator[None]:
-        """Label what a part's modules make by its modality."""
+        """While the forward of a part's module runs, label what is made with the part's modality."""
         modules, outer, hooks = dict(model.named_modules()), [], []
 
         def enter(modality: str) -> None:
@@ -111,7 +125,7 @@ class Ledger(TorchDispatchMode):
         return tensor
 
     def _written(self, schema: Any, args: Any, kwargs: Any) -> Any:
-        """What an operation that writes gives back: the tensors it would have written."""
+        """The tensors into which an operation would have written, which are what it returns."""
         named = {a.name: v for a, v in zip(schema.arguments, args, strict=False)} | kwargs
         written = [
             named[a.name]
