@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,9 +13,9 @@ from mmdora.adapt.fingerprint import fingerprint
 from mmdora.adapt.modality import Parts, find_parts
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapt.targets import ROLES, candidates_of, resolve, unused_in_tower
-from mmdora.config import DEFAULT_RANK, LOW_RANK, Adapt, Modality, as_modalities, validate
+from mmdora.config import Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
-from mmdora.layers import BIASES, Adapted, AdaptedEmbedding, Method, wrapper
+from mmdora.layers import BIASES, Adapted, AdaptedEmbedding, Method, kind_of, wrapper
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
@@ -37,9 +36,9 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
         if settings.method == "full":
             full += _full(model, parts, modality, settings)
         elif settings.method != "none":
-            found, said = _entries(model, parts, modality, settings, settings.method)
-            entries += found
-            notes += said
+            modality_entries, modality_notes = _entries(model, parts, modality, settings, settings.method)
+            entries += modality_entries
+            notes += modality_notes
         full += _biases_and_norms(model, parts, modality, settings)
     if not entries and not full:
         raise MmdoraError("adapt: every modality has method none and no bias or norms, so nothing would be trained")
@@ -89,7 +88,8 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
     model.requires_grad_(False)
     for entry in plan.entries:
         base = model.get_submodule(entry.name)
-        adapted = wrapper(base, entry.rank)(
+        kind: Any = kind_of(base)
+        adapted = kind(
             base,
             entry.method,
             rank=entry.rank,
@@ -186,19 +186,19 @@ def _full(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> 
 def _biases_and_norms(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> list[str]:
     """Names of the biases and of the norms' weights of a modality, as far as they are to train."""
     wanted = {"bias": settings.bias, "norms": settings.norms}
-    found: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
+    names_of: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
     norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
     unused = tuple(f"{name}." for name in (unused_in_tower(model, parts) if modality == "vision" else ()))
     for name, _ in model.named_parameters():
         module, _, leaf = name.rpartition(".")
         kind = "bias" if leaf in BIASES else "norms" if leaf == "weight" and module in norms else None
-        if kind in found and parts.of(name) == modality and not name.startswith(unused):
-            found[kind].append(name)
-    for key, names in found.items():
+        if kind in names_of and parts.of(name) == modality and not name.startswith(unused):
+            names_of[kind].append(name)
+    for key, names in names_of.items():
         if not names:
             what = "bias" if key == "bias" else "norm with a weight"
             raise MmdoraError(f"adapt.{modality}.{key}: the {modality} part has no {what}; leave it out")
-    chosen = set().union(*found.values())
+    chosen = set().union(*names_of.values())
     return [name for name, _ in model.named_parameters() if name in chosen]
 
 
@@ -206,14 +206,25 @@ def _entries(
     model: nn.Module, parts: Parts, modality: str, settings: Modality, method: Method
 ) -> tuple[list[Entry], list[str]]:
     candidates = candidates_of(model, parts, modality)
-    rank = (settings.rank or DEFAULT_RANK[modality]) if method in LOW_RANK else 0
+    rank = settings.rank_of(modality)
     alpha = (2.0 * rank if settings.alpha is None else settings.alpha) if rank else 0.0
     scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
-    common = Entry("", modality, method, rank, alpha, scaling, settings.dropout, 0, "", settings.dropout_mode)
-    entries = [
-        fitted(replace(common, name=name), model.get_submodule(name))
-        for name in resolve(candidates, settings.targets, modality)
-    ]
+    entries = []
+    for name, because in resolve(candidates, settings.targets, modality).items():
+        module = model.get_submodule(name)
+        entry = entry_of(
+            module,
+            name=name,
+            modality=modality,
+            method=method,
+            rank=rank,
+            alpha=alpha,
+            scaling=scaling,
+            dropout=settings.dropout,
+            dropout_mode=settings.dropout_mode,
+            because=because,
+        )
+        entries.append(entry)
     notes = []
     if method == "dora" and settings.dropout and settings.dropout_mode == "reference":
         notes.append(f"{modality}: dropout_mode is reference, which takes a second base product in training")
@@ -230,21 +241,44 @@ def _entries(
     return entries, notes
 
 
-def fitted(entry: Entry, module: nn.Module) -> Entry:
-    """The entry with what follows from its module: kind, count of parameters, and no dropout where none acts.
+def entry_of(module: nn.Module, *, name: str, method: Method, rank: int, dropout: float, **others: Any) -> Entry:
+    """The entry of a module, with what follows from the module itself: its kind, and the parameters that are added.
+
+    Args:
+        module: the plain module, of which it is known that it can be adapted (`candidates_of`, `check_adaptable`).
+        name: its name in the model.
+        method: of adaptation.
+        rank: 0 for a magnitude alone.
+        dropout: 0 is kept instead where none acts: on embeddings, and without a low-rank branch.
+        others: the rest of `Entry`.
 
     Raises:
-        MmdoraError: the module cannot be adapted, or not at this rank.
+        MmdoraError: the module cannot be adapted at this rank.
     """
-    try:
-        kind = wrapper(module, entry.rank)
-    except MmdoraError as error:
-        raise MmdoraError(f"{entry.name}: {error}") from None
-    shapes = kind.shapes(module, entry.rank)
-    if entry.method == "lora":
+    kind = kind_of(module)
+    assert kind is not None
+    if reason := kind.rank_problem(module, rank):
+        raise MmdoraError(f"{name}: cannot adapt this module: {reason}")
+    shapes = kind.shapes(module, rank)
+    if method == "lora":
         del shapes["magnitude"]
-    dropout = entry.dropout if entry.rank and kind is not AdaptedEmbedding else 0.0
-    return replace(entry, kind=kind.kind, dropout=dropout, parameters=sum(map(math.prod, shapes.values())))
+    return Entry(
+        name=name,
+        method=method,
+        rank=rank,
+        dropout=dropout if rank and kind is not AdaptedEmbedding else 0.0,
+        parameters=sum(map(math.prod, shapes.values())),
+        kind=kind.kind,
+        **others,
+    )
+
+
+def check_adaptable(module: nn.Module, name: str, rank: int) -> None:
+    """Raise if a module that a file names cannot be adapted, or not at this rank."""
+    try:
+        wrapper(module, rank)
+    except MmdoraError as error:
+        raise MmdoraError(f"{name}: {error}") from None
 
 
 def _some(names: list[str]) -> str:

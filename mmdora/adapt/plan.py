@@ -1,8 +1,9 @@
-"""What is adapted and trained, as plain values and as a table."""
+"""What is adapted and trained and why, as plain values and as text."""
 
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from mmdora.adapt.modality import Parts
 from mmdora.config import MAX_RANK, METHODS, MODALITIES
 from mmdora.layers import BY_NAME, DropoutMode, Method
+
+WIDTH = 80
+"""Columns of the text: a terminal's usual width."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Entry:
     kind: str = "linear"
     """linear, conv, embedding or attention."""
     dropout_mode: DropoutMode = "branch"
+    because: str = ""
+    """Why it was chosen, as in "role attention, of targets: all". Adapters of mmdora before 0.2 do not say."""
 
     @property
     def weight(self) -> str:
@@ -35,8 +41,8 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One modality of a plan, for tables."""
+class ModalityRow:
+    """One modality of a plan, as a row of its table."""
 
     modality: str
     method: str
@@ -82,7 +88,7 @@ class Plan:
     def total(self) -> int:
         return sum(self.base_sizes.values()) + sum(entry.parameters for entry in self.entries)
 
-    def by_modality(self) -> tuple[Row, ...]:
+    def by_modality(self) -> tuple[ModalityRow, ...]:
         rows = []
         for modality in MODALITIES:
             entries = [entry for entry in self.entries if entry.modality == modality]
@@ -93,7 +99,7 @@ class Plan:
             ranks = sorted({entry.rank for entry in entries if entry.rank})
             added = sum(entry.parameters for entry in entries)
             rows.append(
-                Row(
+                ModalityRow(
                     modality=modality,
                     method="+".join(methods) or "none",
                     modules=len(entries) + len({name.rpartition(".")[0] for name in full}),
@@ -105,12 +111,31 @@ class Plan:
         return tuple(rows)
 
     def __str__(self) -> str:
+        """The table, the reasons and the notes."""
+        return "\n".join([self.table(), *self.reasons(), *(f"note: {note}" for note in self.notes)])
+
+    def reasons(self) -> list[str]:
+        """Why modules are adapted: a paragraph for each reason, with how many modules it chose and their names."""
+        chosen: dict[tuple[str, str], list[Entry]] = {}
+        for entry in self.entries:
+            if entry.because:
+                chosen.setdefault((entry.modality, entry.because), []).append(entry)
+        said = []
+        for (modality, because), entries in chosen.items():
+            leaves = dict.fromkeys(entry.name.rpartition(".")[2] for entry in entries)
+            count = "1 module" if len(entries) == 1 else f"{len(entries)} modules"
+            text = f"{modality}: {count} by {because} ({', '.join(leaves)})"
+            said.append(textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False))
+        return said
+
+    def table(self) -> str:
+        """Method, modules, ranks and parameters of each modality."""
         cells = [["modality", "method", "modules", "rank", "trainable", "parameters", "share"]]
         for row in self.by_modality():
             cells.append([row.modality, row.method, str(row.modules or ""), row.rank, *row.counts()])
         if other := self.base_sizes.get("other"):
-            cells.append(["other", "none", "", "", *Row("other", "none", 0, "", 0, other).counts()])
-        cells.append(["total", "", "", "", *Row("total", "", 0, "", self.trainable, self.total).counts()])
+            cells.append(["other", "none", "", "", *ModalityRow("other", "none", 0, "", 0, other).counts()])
+        cells.append(["total", "", "", "", *ModalityRow("total", "", 0, "", self.trainable, self.total).counts()])
         widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
         lines = [
             "  ".join(
@@ -119,7 +144,7 @@ class Plan:
             ).rstrip()
             for line in cells
         ]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -145,7 +170,7 @@ def _entry(values: Mapping[str, Any]) -> Entry:
         ValueError, TypeError: a value of another kind, or out of range.
     """
     entry = Entry(**values)
-    kinds = {"name": str, "modality": str, "method": str, "rank": int, "parameters": int, "kind": str}
+    kinds = {"name": str, "modality": str, "method": str, "rank": int, "parameters": int, "kind": str, "because": str}
     numbers = {"alpha": entry.alpha, "scaling": entry.scaling, "dropout": entry.dropout}
     for key, kind in kinds.items():
         if type(getattr(entry, key)) is not kind:

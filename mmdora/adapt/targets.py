@@ -87,27 +87,27 @@ def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
     return found
 
 
-def resolve(candidates: Candidates, targets: Iterable[str], modality: str) -> list[str]:
-    """Names of the modules that the targets mean, in the model's order.
+def resolve(candidates: Candidates, targets: Iterable[str], modality: str) -> dict[str, str]:
+    """Names of the modules that the targets mean, in the model's order, with the reason: role and first target.
 
     Raises:
         MmdoraError: a target matches nothing, or names a module that cannot be adapted.
     """
-    chosen: set[str] = set()
+    chosen: dict[str, str] = {}
     for target in targets:
         if target in ROLES:
             meant = ("attention", "mlp", "linear") if target == "all" else (target,)
-            matched = {name for name, role in candidates.roles.items() if role in meant}
+            matched = {name: f"role {role}" for name, role in candidates.roles.items() if role in meant}
         else:
             pattern = any(sign in target for sign in "*?[")
-            matched = {name for name in candidates.roles if _matches(name, target)}
+            matched = {name: "pattern" if pattern else "name" for name in candidates.roles if _matches(name, target)}
             barred = [name for name in candidates.refused if _matches(name, target)]
             if barred and not (pattern and matched):
                 raise MmdoraError(f"adapt.{modality}.targets: {barred[0]}: {candidates.refused[barred[0]]}")
         if not matched:
             raise MmdoraError(f"adapt.{modality}.targets: {target!r} matches nothing there; {_offer(candidates)}")
-        chosen |= matched
-    return [name for name in candidates.roles if name in chosen]
+        chosen = {name: f"{what}, of targets: {target}" for name, what in matched.items()} | chosen
+    return {name: chosen[name] for name in candidates.roles if name in chosen}
 
 
 def _matches(name: str, target: str) -> bool:

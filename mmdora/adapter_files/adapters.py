@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmdora.adapt.fingerprint import fingerprint, same_base
-from mmdora.adapt.inject import apply, fitted, plan_of, trainable_parameters
+from mmdora.adapt.inject import adapted_modules, apply, check_adaptable, plan_of
 from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.files import (
     CONFIG,
@@ -38,25 +38,7 @@ from mmdora.files import write_json, write_whole
 from mmdora.layers import Adapted
 from mmdora.version import __version__
 
-__all__ = ["adapter_state", "fingerprint", "load_adapter", "load_adapter_state", "restore_adapter", "save_adapter"]
-
-
-def adapter_state(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that trains, by parameter name; the tensors are the model's own, not copies."""
-    return {name: parameter.detach() for name, parameter, _, _ in trainable_parameters(model)}
-
-
-def load_adapter_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put back what `adapter_state` gave, into a model with the same plan.
-
-    Raises:
-        MmdoraError: listing every missing, unexpected or misshapen tensor; nothing is loaded then.
-    """
-    own = adapter_state(model)
-    _compare(state, {name: tuple(tensor.shape) for name, tensor in own.items()}, "adapter state")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            model.get_parameter(name).copy_(state[name].to(tensor.device))
+__all__ = ["fingerprint", "load_adapter", "restore_adapter", "save_adapter"]
 
 
 def save_adapter(
@@ -77,9 +59,12 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     _warn_of_peft(model, plan)
     name = base or getattr(model, "name_or_path", "") or None
+    # Whoever wrote to a parameter's `.data` did not tell its module. What is saved shall be what forward computes.
+    for module in adapted_modules(model).values():
+        module.refresh()
     whole = covering_modules(model, plan)
     attentions = {entry.name for entry in plan.entries if entry.kind == "attention"}
-    # PEFT adapts the out_proj of an attention with it
+    # PEFT adapts the out_proj of an attention together with the attention.
     adapted = {entry.name for entry in plan.entries} | {f"{name}.out_proj" for name in attentions}
     tensors = {
         PREFIX + pefts_name(key, adapted): tensor.detach().cpu().contiguous().clone()
@@ -96,7 +81,8 @@ def save_adapter(
     else:
         (folder / CONFIG).unlink(missing_ok=True)
     budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
-    write_json(folder / OURS, {"format": 1, "mmdora": __version__, "base": name, **budget, "plan": plan.to_dict()})
+    facts = {"format": 1, "mmdora": __version__, "base": name, **budget, "why": plan.reasons(), "plan": plan.to_dict()}
+    write_json(folder / OURS, facts)
 
 
 def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
@@ -217,7 +203,8 @@ def _expected(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tuple[int
             raise MmdoraError(
                 f"{folder}: {type(model).__name__} has no module {entry.name}; load the adapter's own base"
             )
-        own = file_shapes(modules[entry.name], fitted(entry, modules[entry.name]).rank, magnitude=plan.has_magnitudes)
+        check_adaptable(modules[entry.name], entry.name, entry.rank)
+        own = file_shapes(modules[entry.name], entry.rank, magnitude=plan.has_magnitudes)
         shapes |= {f"{entry.name}.{key}": shape for key, shape in own.items()}
     if absent := [name for name in plan.full if name not in parameters]:
         raise MmdoraError(f"{folder}: {type(model).__name__} has no parameter {absent[0]}; load the adapter's own base")
@@ -239,14 +226,14 @@ def _fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
             buffers[name].copy_(tensors[name])
 
 
-def _compare(found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
+def _compare(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
     """Raise one error that lists every tensor that is missing, unexpected or of another shape."""
-    problems = [f"missing {name}" for name in shapes if name not in found]
-    problems += [f"unexpected {name}" for name in found if name not in shapes]
+    problems = [f"missing {name}" for name in shapes if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in shapes]
     problems += [
-        f"{name} is {tuple(found[name].shape)}, not {shape}"
+        f"{name} is {tuple(tensors[name].shape)}, not {shape}"
         for name, shape in shapes.items()
-        if name in found and tuple(found[name].shape) != shape
+        if name in tensors and tuple(tensors[name].shape) != shape
     ]
     if problems:
         raise MmdoraError(f"{where}: {len(problems)} tensors do not fit: {'; '.join(problems)}")

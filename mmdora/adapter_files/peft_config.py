@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdora.adapt.inject import build_plan, fitted
+from mmdora.adapt.inject import build_plan, check_adaptable, entry_of
 from mmdora.adapt.modality import find_parts
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapter_files.tensors import TWICE, unlike_peft
@@ -101,9 +101,9 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
     _take_out_embeddings(tensors, modules, folder)
     entries: list[Entry] = []
     for key, tensor in tensors.items():
-        if not (found := re.fullmatch(r"(.+)\.(lora_A\.weight|lora_embedding_A)", key)):
+        if not (factor := re.fullmatch(r"(.+)\.(lora_A\.weight|lora_embedding_A)", key)):
             continue
-        name = found[1]
+        name = factor[1]
         if name not in modules:
             raise MmdoraError(f"{folder}: {type(model).__name__} has no module {name}; load the adapter's own base")
         rank = tensor.shape[0]
@@ -117,8 +117,19 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
         alpha = float(_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", 8)))
         scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
         dropout = float(config.get("lora_dropout") or 0.0)
-        entry = Entry(name, parts.of(name) or "other", method, rank, alpha, scaling, dropout, 0)
-        entries.append(fitted(entry, modules[name]))
+        check_adaptable(modules[name], name, rank)
+        entry = entry_of(
+            modules[name],
+            name=name,
+            modality=parts.of(name) or "other",
+            method=method,
+            rank=rank,
+            alpha=alpha,
+            scaling=scaling,
+            dropout=dropout,
+            because="tensors in PEFT's file",
+        )
+        entries.append(entry)
         if reason := unlike_peft(modules[name], tensor, magnitude=bool(config.get("use_dora"))):
             raise MmdoraError(f"{folder}: {name}: {reason}; load this adapter with peft")
     if not entries:

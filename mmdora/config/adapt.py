@@ -15,7 +15,11 @@ MODALITIES = ("vision", "projector", "language")
 METHODS = ("none", "lora", "dora", "magnitude", "full")
 LOW_RANK = ("lora", "dora")
 MAX_RANK = 2**16
+"""More than the width of any model: a rank above it is a slip of the pen."""
 DEFAULT_RANK = {"vision": 8, "projector": 8, "language": 16}
+"""Ranks where a config names none. Towers are narrower than language models and change less."""
+
+_DEFAULT_RANKS = ", ".join(f"{modality} {rank}" for modality, rank in DEFAULT_RANK.items())
 
 Rank = Annotated[StrictInt, Field(ge=1, le=MAX_RANK)]
 
@@ -25,7 +29,7 @@ class Modality:
     """How one modality of the model is adapted."""
 
     method: Annotated[Literal["none", "lora", "dora", "magnitude", "full"], Field(description="none: frozen")] = "none"
-    rank: Annotated[Rank | None, Field(description="r of B A; default vision 8, projector 8, language 16")] = None
+    rank: Annotated[Rank | None, Field(description=f"r of B A; default {_DEFAULT_RANKS}")] = None
     alpha: Annotated[
         float | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="scaling is alpha / rank; default 2 * rank")
     ] = None
@@ -49,6 +53,10 @@ class Modality:
     magnitude_lr: Annotated[Rate | None, Field(description="of magnitudes; default lr of this modality")] = None
     weight_decay: Annotated[Rate | None, Field(description="default training.weight_decay")] = None
     magnitude_weight_decay: Annotated[Rate, Field(description="of magnitudes")] = 0.0
+
+    def rank_of(self, modality: str) -> int:
+        """The rank of B A for this modality; 0 where the method has no B A."""
+        return (self.rank or DEFAULT_RANK[modality]) if self.method in LOW_RANK else 0
 
     @model_validator(mode="before")
     @classmethod

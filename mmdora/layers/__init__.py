@@ -51,6 +51,6 @@ def wrapper(base: nn.Module, rank: int = 0) -> type[Adapted]:
         raise MmdoraError(
             f"cannot adapt this module: {name} is no linear, convolution, embedding or nn.MultiheadAttention"
         )
-    if reason := kind.problem(base, rank):
+    if reason := kind.problem(base) or kind.rank_problem(base, rank):
         raise MmdoraError(f"cannot adapt this module: {reason}")
     return kind

@@ -30,7 +30,7 @@ class Adapted(nn.Module):
     called would do nothing; `mmdora.adapt.targets` refuses where the source shows it.
 
     c is computed once per optimizer step (see `scales`). Code that writes parameters through `.data` outside a
-    `torch.optim` step must call `refresh`.
+    `torch.optim` step should call `refresh`; `scales` says what sees such a write without it.
 
     Dropout d acts in training on the input of the low-rank branch: y = c (W0 x + s B A d(x)) + bias. With
     `dropout_mode` "reference" it is PEFT's function, y = W0 x + (c - 1) W0 d(x) + c s B A d(x) + bias, at the price
@@ -39,7 +39,7 @@ class Adapted(nn.Module):
 
     kind: ClassVar[str]
     plain: ClassVar[tuple[type[nn.Module], ...]]
-    """What can be adapted; subclasses too, as long as `calls` are not their own."""
+    """The classes that can be adapted, and their subclasses as long as these have no `calls` of their own."""
     calls: ClassVar[tuple[str, ...]] = ("forward",)
     weight_name: ClassVar[str] = "weight"
     bias_name: ClassVar[str] = "bias"
@@ -59,9 +59,9 @@ class Adapted(nn.Module):
         dropout_mode: DropoutMode = "branch",
     ):
         super().__init__()
-        if reason := self.problem(base, rank):
+        if reason := self.problem(base) or self.rank_problem(base, rank):
             raise MmdoraError(f"cannot adapt this module: {reason}")
-        # in_features, stride, padding_idx and the like, which others read off the module
+        # Other code reads in_features, stride, padding_idx and the like off the module.
         for name in getattr(base, "__constants__", ()):
             setattr(self, name, getattr(base, name))
         self.method, self.rank, self.scaling = method, rank, scaling
@@ -71,7 +71,8 @@ class Adapted(nn.Module):
             self.register_parameter(name, base._parameters.get(name))
         self._modules.update(base._modules)
         base.requires_grad_(False)
-        # The base without what it holds. Not a submodule: it would be in the names, and DDP and FSDP would see it.
+        # The shell is the base without its parameters and modules. As a submodule it would be part of the names, and
+        # DDP and FSDP would see it.
         self.__dict__["shell"] = _holding(base, dict.fromkeys(base._parameters), {})
         self.scales = Scales(self)
         dtype, device = norm.wide(self.base_weight.dtype), self.base_weight.device
@@ -86,8 +87,8 @@ class Adapted(nn.Module):
                 self.magnitude.copy_(norm.squared_norm(self.matrix(self.base_weight)).sqrt())
 
     @classmethod
-    def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
-        """Why this module cannot be adapted as this kind, at this rank; or None."""
+    def problem(cls, base: nn.Module) -> str | None:
+        """Why this module cannot be adapted as this kind; None if it can."""
         name = type(base).__name__
         plain = next((kind for kind in cls.plain if isinstance(base, kind)), None)
         if plain is None:
@@ -99,6 +100,11 @@ class Adapted(nn.Module):
             return f"the weight of this {name} is computed from other tensors (a parametrisation)"
         if not weight.is_floating_point():
             return f"its weight is {weight.dtype}; quantised modules are not supported yet"
+        return None
+
+    @classmethod
+    def rank_problem(cls, base: nn.Module, rank: int) -> str | None:
+        """Why this module, which can be adapted, cannot be at this rank; None if it can."""
         return None
 
     @classmethod
@@ -166,8 +172,17 @@ class Adapted(nn.Module):
         return plain.requires_grad_(True).train(self.training)
 
     def refresh(self) -> None:
-        """Forget every norm."""
+        """Forget every norm, so that the next forward computes them."""
         self.scales.forget()
+
+    def train(self, mode: bool = True) -> Self:
+        if mode != self.training:
+            self.refresh()
+        return super().train(mode)
+
+    def _save_to_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.refresh()
+        super()._save_to_state_dict(*args, **kwargs)
 
     @property
     def shell(self) -> Any:
@@ -175,11 +190,11 @@ class Adapted(nn.Module):
 
     @property
     def drops(self) -> bool:
-        """Whether dropout acts now."""
+        """Whether dropout acts now: in training, on a module with a low-rank branch."""
         return self.training and self.dropout > 0 and self.lora_A is not None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # `model.to(bf16)` is meant for the base; a magnitude in bf16 would not learn.
+        # `model.to(bf16)` is meant for the base: a magnitude in bf16 would not learn.
         own = [p for p in (self.lora_A, self.lora_B, self.magnitude) if p is not None]
         own += [p.grad for p in own if p.grad is not None]
 

@@ -112,7 +112,7 @@ class AdaptedAttention(Adapted):
         return sum(masks[1:], masks[0]) if masks else None
 
     @classmethod
-    def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
+    def problem(cls, base: nn.Module) -> str | None:
         if isinstance(base, nn.MultiheadAttention):
             if base._parameters.get("q_proj_weight") is not None:
                 return "its keys or values have another width than its queries (kdim, vdim), so nothing is fused"
@@ -120,7 +120,7 @@ class AdaptedAttention(Adapted):
                 return "its add_bias_kv adds a key and a value that no adapter follows"
             if base.add_zero_attn:
                 return "its add_zero_attn adds a key and a value that no adapter follows"
-        return super().problem(base, rank)
+        return super().problem(base)
 
     @classmethod
     def shapes(cls, base: Any, rank: int) -> dict[str, tuple[int, ...]]:

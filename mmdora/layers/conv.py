@@ -69,12 +69,10 @@ class AdaptedConv(Adapted):
         return conv(hidden, lora_B, groups=self.groups)
 
     @classmethod
-    def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
-        reason = super().problem(base, rank)
-        groups: Any = getattr(base, "groups", 1)
-        if reason is None and rank % groups:
-            return f"its {groups} groups need a rank that is a multiple of {groups}, not {rank}"
-        return reason
+    def rank_problem(cls, base: Any, rank: int) -> str | None:
+        if rank % base.groups:
+            return f"its {base.groups} groups need a rank that is a multiple of {base.groups}, not {rank}"
+        return None
 
     @classmethod
     def shapes(cls, base: Any, rank: int) -> dict[str, tuple[int, ...]]:

@@ -39,8 +39,8 @@ class AdaptedEmbedding(Adapted):
         )
 
     @classmethod
-    def problem(cls, base: nn.Module, rank: int = 0) -> str | None:
-        if reason := super().problem(base, rank):
+    def problem(cls, base: nn.Module) -> str | None:
+        if reason := super().problem(base):
             return reason
         if base.max_norm is not None:
             return "its max_norm rewrites the weight in forward"

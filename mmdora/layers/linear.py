@@ -10,13 +10,25 @@ from torch import Tensor, nn
 
 from mmdora.layers import scales
 from mmdora.layers.adapted import Adapted
-from mmdora.ops import dropout, linear
+from mmdora.ops import linear
 
 
 class AdaptedLinear(Adapted):
     """y = c (W0 x + s B A d(x)) + bias, with x [..., I] and y [..., O] in x's dtype.
 
     `weight` [O, I], `bias` [O] or None, `lora_A` [R, I] (Kaiming-uniform), `lora_B` [O, R] (zeros), `magnitude` [O].
+
+    As one would write it down first, with d for dropout and LoRA at c = 1:
+
+        direction = weight + scaling * lora_B @ lora_A
+        norm = torch.linalg.vector_norm(direction, dim=1).detach()
+        c = magnitude / norm
+        z = F.linear(x, weight) + scaling * F.linear(F.linear(d(x), lora_A), lora_B)
+        y = c * z
+        y = y if bias is None else y + bias
+
+    Read `mmdora/ops/reference.py` first; this computes the same without forming B A. `layers/scales.py` has c, and
+    `ops/linear.py` has z and y with their gradients.
     """
 
     kind = "linear"
@@ -40,8 +52,8 @@ def product(module: Adapted, x: Tensor, scaled: linear.Scale | None, rows: slice
 
     Args:
         x: [..., I].
-        scaled: of all rows: `scales.current(module)`.
-        rows: which; None for all.
+        scaled: `scales.current(module)`, for all rows.
+        rows: the rows of the matrix to multiply by; None for all.
 
     Returns:
         [..., rows], in x's dtype or autocast's.
@@ -53,15 +65,12 @@ def product(module: Adapted, x: Tensor, scaled: linear.Scale | None, rows: slice
         weight = weight[rows]
         bias, lora_B, magnitude = (None if tensor is None else tensor[rows] for tensor in (bias, lora_B, magnitude))
         scaled = scaled and linear.Scale(scaled.factor[rows], scaled.inverse_norm[rows], scaled.keep)
-    dropped, zeros, scaling, branch = None, None, module.scaling, module.dropout_mode == "branch"
-    if module.drops and branch and x.device.type == "cpu" and not torch.compiler.is_compiling():
-        zeros = dropout.zeros(x.numel(), module.dropout)
-        scaling /= 1 - module.dropout
-    elif module.drops:
-        dropped = F.dropout(x, module.dropout)  # in reference mode, the very mask that PEFT draws
-    low_rank = module.lora_A, lora_B, scaling, magnitude, scaled
-    if dropped is None or scaled is None or branch:
-        return linear.adapted_linear(x, weight, bias, *low_rank, dropped, zeros)
-    # W0 (x - d(x)) + c (W0 d(x) + s B A d(x)) + bias: PEFT's three terms in two.
+    adapter = module.lora_A, lora_B, module.scaling, magnitude, scaled
+    as_peft = module.dropout_mode == "reference"
+    if not module.drops or scaled is None or not as_peft:
+        p = module.dropout if module.drops else 0.0
+        return linear.adapted_linear(x, weight, bias, *adapter, p, as_peft)
+    # PEFT's three terms in two, with the mask that PEFT draws: W0 (x - d(x)) + c (W0 d(x) + s B A d(x)) + bias.
+    dropped = F.dropout(x, module.dropout)
     rest = F.linear(x - dropped, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    return rest + linear.adapted_linear(dropped, weight, None, *low_rank)
+    return rest + linear.adapted_linear(dropped, weight, None, *adapter)

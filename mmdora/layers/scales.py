@@ -1,16 +1,22 @@
-"""The scale c = m / n of an adapted module, computed once per optimizer step, in eager mode and in compiled graphs.
+"""The scale c = m / n of an adapted module: computed once per optimizer step, in eager mode and in compiled graphs.
 
-n changes only when a parameter is written. That raises the parameter's version, or is a `torch.optim` step (the fused
-ones raise no version), or goes through the module (`load_state_dict`, `to`), which forgets the scale. So it is kept
-until one of these happens, and gradient accumulation and recomputation pay nothing. Nobody can see a write through
-`.data` that is none of these: after it, call `refresh`.
+n changes only when a parameter is written, so the scale is kept until that happens, and gradient accumulation and
+recomputation pay nothing. A write is seen in one of these ways:
 
-A version cannot be read inside a compiled graph. There the scale comes from an operator of our own: to the compiler a
-function of the parameters, at run time the same look-up. Nothing has to be refreshed from outside, no graph breaks,
-and one compiled block serves all layers of its shape.
+- Most writes raise the parameter's version, or put another tensor in its place.
+- A step of a `torch.optim` optimizer is counted by a hook; the fused ones raise no version.
+- What goes through the module (`load_state_dict`, `to`) forgets the scale.
+- A write through `.data` raises no version. On a CPU it is seen at once if it changes one of the few values of each
+  parameter that every forward compares (see `_Sample`). On other devices reading a value would wait for the device.
+- For the rest, everything is forgotten where `train()` or `eval()` switches the mode, and where the module is saved
+  (`state_dict`, `save_adapter`) or merged. Between these, call `refresh` after a write through `.data`.
+
+A version cannot be read inside a compiled graph. There the scale comes from an operator of our own. The compiler takes
+it for a function of the parameters, and at run time it does the same look-up. So nothing has to be refreshed from
+outside, no graph breaks, and one compiled block serves all layers of its shape.
 
 FSDP gathers parameters into buffers whose version and address say nothing about writes, and a CUDA graph replays what
-it captured: in both the scale is computed in each forward.
+it captured. In both cases the scale is computed in each forward.
 """
 
 from __future__ import annotations
@@ -18,7 +24,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from itertools import count
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -27,12 +33,41 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mmdora.errors import MmdoraError
 from mmdora.ops import linear, norm
 
-if TYPE_CHECKING:
-    from mmdora.layers.adapted import Adapted
+PER_AXIS = {1: 16, 2: 4}
+"""How many positions a sample of a parameter has along each axis, by the number of axes; 2 where there are more."""
 
 _steps = 0
 _slots = count()
 _known: weakref.WeakValueDictionary[int, Scales] = weakref.WeakValueDictionary()
+
+
+class Scaled(Protocol):
+    """What a scale needs of a module; `Adapted` has it."""
+
+    scaling: float
+
+    @property
+    def base_weight(self) -> Tensor: ...
+
+    @property
+    def lora_A(self) -> Tensor | None: ...  # noqa: N802
+
+    @property
+    def lora_B(self) -> Tensor | None: ...  # noqa: N802
+
+    @property
+    def magnitude(self) -> Tensor | None: ...
+
+    @property
+    def scales(self) -> Scales: ...
+
+    def matrix(self, weight: Tensor) -> Tensor:
+        """The weight as W0 [O, I]."""
+        ...
+
+    def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
+        """A [R, I] and B [O, R]."""
+        ...
 
 
 def _count_step(*_: Any) -> None:
@@ -43,30 +78,75 @@ def _count_step(*_: Any) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
+class _Sample:
+    """A few values of a parameter on a CPU, read where they lie: 16 of a vector or a matrix.
+
+    Comparing the four parameters of a linear takes 3 to 5 microseconds, about 1% of its forward on one token (hidden
+    1024, rank 16, one thread); sums of A, B and m, which would see every write to them, take 21, and that of W0 74.
+    Training code that writes through `.data` (moving averages, `nn.init`, an optimizer of one's own) writes whole
+    tensors, so one look at these values shows it.
+    """
+
+    def __init__(self, tensor: Tensor):
+        most = PER_AXIS.get(tensor.ndim, 2)
+        steps = (slice(None, None, max(1, -(-size // most))) for size in tensor.shape)
+        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+        # NumPy compares so few values in less time than torch takes to call an operator. It does not know bf16.
+        self._values = tensor.detach().view(bits)[tuple(steps)].numpy()
+        self.read()
+
+    def read(self) -> None:
+        self._bytes = self._values.tobytes()
+
+    def fits(self) -> bool:
+        return self._values.tobytes() == self._bytes
+
+
 class Stamp:
-    """Says whether tensors are the same objects as before, with nothing written to them."""
+    """Says whether tensors are the same objects as before, with nothing written to them as far as that can be seen."""
 
     def __init__(self, tensors: Sequence[Tensor], steps: int):
         self._references = [weakref.ref(tensor) for tensor in tensors]
-        self._state = self._read(tensors, steps)
+        self._addresses = [tensor.data_ptr() for tensor in tensors]
+        self._state = [steps, *[tensor._version for tensor in tensors]]
+        self._samples = [_Sample(tensor) for tensor in tensors if _readable(tensor)]
 
     def fits(self, tensors: Sequence[Tensor], steps: int) -> bool:
+        """Whether nothing was written since the stamp was made or renewed."""
+        if self._state != [steps, *[tensor._version for tensor in tensors]] or not self._is_of(tensors):
+            return False
+        return all(sample.fits() for sample in self._samples)
+
+    def renewed(self, tensors: Sequence[Tensor], steps: int) -> Stamp:
+        """A stamp of these tensors as they are now: this one, which knows where to look, if they lie where they lay."""
+        if not self._is_of(tensors):
+            return Stamp(tensors, steps)
+        self._state = [steps, *[tensor._version for tensor in tensors]]
+        for sample in self._samples:
+            sample.read()
+        return self
+
+    def _is_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the very tensors, at the same addresses: the samples are read there."""
         for reference, tensor in zip(self._references, tensors, strict=True):
             if reference() is not tensor:
                 return False
-        return self._state == self._read(tensors, steps)
+        return self._addresses == [tensor.data_ptr() for tensor in tensors]
 
-    @staticmethod
-    def _read(tensors: Sequence[Tensor], steps: int) -> list[int]:
-        return [steps, *[t._version for t in tensors], *[t.data_ptr() for t in tensors]]
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether the values lie in this process's own memory, as a plain tensor or parameter."""
+    plain = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.layout is torch.strided
+    return plain and tensor.device.type == "cpu"
 
 
 class Scales:
     """The squared base norms and the `Scale` of one adapted module."""
 
-    def __init__(self, module: Adapted):
+    def __init__(self, module: Scaled):
         self._module = weakref.ref(module)
-        # The module's number as data: a plain int would be burnt into a compiled graph, one graph for each layer.
+        # The module's number is a tensor: a plain int would become a constant of a compiled graph, and each layer
+        # would need a graph of its own.
         self.slot = torch.tensor(next(_slots), device="cpu")
         _known[int(self.slot)] = self
         self.forget()
@@ -78,25 +158,31 @@ class Scales:
     def of(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor) -> linear.Scale:
         """The scale of the module's parameters: the kept one, if nothing was written since."""
         own = [weight, magnitude] if lora_A is None or lora_B is None else [weight, magnitude, lora_A, lora_B]
-        seen = self._sees(own)
-        if seen and self._scale is not None and self._scale[0].fits(own, _steps):
-            return self._scale[1]
-        scaled = self.computed(weight, lora_A, lora_B, magnitude)
-        if seen:
-            self._scale = Stamp(own, _steps), scaled
-        return scaled
+        if not self._sees(own):
+            return self.computed(weight, lora_A, lora_B, magnitude)
+        if self._scale is None:
+            self._scale = Stamp(own, _steps), self.computed(weight, lora_A, lora_B, magnitude)
+        elif not self._scale[0].fits(own, _steps):
+            stamp = self._scale[0].renewed(own, _steps)
+            self._scale = stamp, self.computed(weight, lora_A, lora_B, magnitude)
+        return self._scale[1]
 
     def computed(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor) -> linear.Scale:
-        """The scale of any parameters of these shapes."""
+        """The scale of any parameters of these shapes, computed anew.
+
+        Raises:
+            MmdoraError: a magnitude in half precision.
+        """
         if magnitude.dtype.itemsize < 4:
             raise MmdoraError(
                 f"a magnitude came to forward in {magnitude.dtype}, which rounds its changes away; "
                 "leave param_dtype out of FSDP's MixedPrecisionPolicy and use autocast instead"
             )
-        # What is computed in inference mode could not be saved for a later backward.
+        # A later backward could not use what was computed in inference mode.
         with torch.inference_mode(False), torch.no_grad():
             n = self.row_norm(weight, lora_A, lora_B)
-            # Whether z must be kept takes a look at c, which waits for the device: not in each forward.
+            # Whether z must be kept takes a look at c, which waits for the device. A scale that is computed in each
+            # forward does without that look and keeps z.
             return linear.scale(magnitude, n, keep=None if self._sees([weight]) else True)
 
     def row_norm(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None) -> Tensor:
@@ -115,13 +201,13 @@ class Scales:
             return norm.row_norm(matrix, *factors, module.scaling, base, exact=not _captured(weight))
 
     @property
-    def module(self) -> Adapted:
+    def module(self) -> Scaled:
         module = self._module()
         assert module is not None
         return module
 
     def _sees(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether writes to these can be seen."""
+        """Whether writes to these can be seen at all."""
         if "_is_fsdp_managed_module" in self.module.__dict__ or _captured(tensors[0]):
             return False
         return not any(tensor.is_inference() for tensor in tensors)
@@ -135,10 +221,10 @@ def _captured(tensor: Tensor) -> bool:
 def _scale(
     slot: Tensor, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Factor and inverse norm of the module with this slot; copies, which the compiler may overwrite.
+    """Factor and inverse norm of the module with this slot, as copies, which the compiler may overwrite.
 
-    The arguments are the module's parameters under other names. If they are not (`functional_call`, an optimizer step
-    in the same graph), nothing that was kept is theirs.
+    The arguments are usually the module's own parameters. With `functional_call`, or with an optimizer step in the
+    same graph, they are not, and then the kept scale is not theirs.
     """
     scales = _known[int(slot)]
     module, given = scales.module, (weight, lora_A, lora_B, magnitude)
@@ -155,7 +241,7 @@ def _(
     return torch.empty_like(magnitude), torch.empty_like(magnitude)
 
 
-def current(module: Adapted) -> linear.Scale | None:
+def current(module: Scaled) -> linear.Scale | None:
     """The module's scale now; None for LoRA. Forward calls this, compiled or not."""
     magnitude = module.magnitude
     if magnitude is None:

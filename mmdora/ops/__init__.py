@@ -1,5 +1,5 @@
-"""The mathematics, on plain tensors: no module, no config, no file.
+"""The mathematics, on plain tensors: no module, no config and no file. Read `reference` first; the rest is faster.
 
-Dimensions, in every file of this folder: T rows of input (tokens of all sequences), I input
-features, O output features, R rank. `V = W0 + s B A` is the adapted direction, `n` its row norms.
+Every file of this folder uses the same letters for dimensions: T rows of input (the tokens of all sequences), I input
+features, O output features, R rank. `V = W0 + s B A` is the adapted direction, and `n` [O] holds the norms of its rows.
 """

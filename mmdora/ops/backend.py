@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
-"""torch brings Triton on Linux; its macOS and Windows builds do not. It is imported on first use."""
+"""torch brings Triton on Linux, and not on macOS and Windows. `kernels` imports it, at the first use on CUDA."""
 
 
 def on_triton(tensor: Tensor) -> bool:
-    """The kernels take this tensor: it is on CUDA, and in at most the fp32 that they compute in."""
+    """Whether the kernels take this tensor: it is on CUDA, and no finer than fp32, in which they compute."""
     return HAS_TRITON and tensor.is_cuda and tensor.dtype != torch.float64

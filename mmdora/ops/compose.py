@@ -1,7 +1,7 @@
-"""The passes over [T, O] that a magnitude adds to the products: one forward, one backward.
+"""The passes over [T, O] that a magnitude adds to the products: one in forward, one in backward.
 
-Forward composes in fp32 (or better) and rounds once: in bf16 the change of a c near 1 would be lost on a z that is
-rounded already. Backward makes the scaled gradient and the magnitude's in the same pass.
+Forward composes in fp32 (or better) and rounds once: a c near 1 changes z by less than a step of bf16, so a z that was
+rounded before would not show it. Backward makes the scaled gradient and the magnitude's gradient in the same pass.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmdora.ops import backend
+from mmdora.ops import backend, operators
 from mmdora.ops.products import mm
 
-BLOCK = 2**17
-"""Elements at a time on a CPU: what stays in a core's cache from one operation to the next."""
+BLOCK_ELEMENTS = 2**17
+"""Elements of [T, O] that a CPU takes at a time: 512 KiB in fp32, which stay in a core's cache from one operation to
+the next."""
 
 
 def compose(
@@ -60,7 +61,15 @@ def scale_and_reduce(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | N
         from mmdora.ops import kernels
 
         return kernels.scale_and_reduce(g, saved, factor, shift)
-    rows = max(1, BLOCK // g.shape[1]) if g.device.type == "cpu" and not torch.compiler.is_compiling() else len(g)
+    if g.device.type != "cpu" or torch.compiler.is_compiling():
+        return _scaled_and_reduced(g, saved, factor, shift, rows=len(g))
+    return _in_blocks(g, saved, factor, shift)
+
+
+def _scaled_and_reduced(
+    g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | None, rows: int
+) -> tuple[Tensor, Tensor]:
+    """`scale_and_reduce` in plain torch, so many rows at a time."""
     scaled, total = g.new_empty(g.shape), factor.new_zeros(g.shape[1])
     for part, value, into in zip(*(tensor.split(max(1, rows)) for tensor in (g, saved, scaled)), strict=True):
         fine = part.to(factor.dtype)
@@ -71,3 +80,18 @@ def scale_and_reduce(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | N
         total += product.sum(0)
         torch.mul(fine, factor, out=into)
     return scaled, total
+
+
+def _run_in_blocks(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _scaled_and_reduced(g, saved, factor, shift, rows=BLOCK_ELEMENTS // g.shape[1])
+
+
+def _without_arithmetic(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
+    return g.new_empty(g.shape), factor.new_empty(g.shape[1])
+
+
+_in_blocks = operators.register(
+    "scale_and_reduce_in_blocks(Tensor g, Tensor saved, Tensor factor, Tensor? shift) -> (Tensor, Tensor)",
+    _run_in_blocks,
+    _without_arithmetic,
+)

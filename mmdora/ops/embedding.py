@@ -8,7 +8,7 @@ Dimensions: T tokens, V rows of the weight, D embedding dimensions, R rank. With
     dm = sum_t g * z / n                dB = s (g * c)^T h
     dh = s (g * c) B                    dA: the columns dh summed per token
 
-Backward gathers z and h again, so that only the ids are kept.
+Backward gathers z and h again, so that forward keeps only the ids.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def adapted_embedding(
         lora_A: [R, V] and lora_B: [D, R], fp32 or better; both None for a magnitude alone.
         scaling: s.
         magnitude: m [D], fp32 or better, with `scaled`, its `Scale`; both None for LoRA.
-        padding: an id whose column of A gets no gradient.
+        padding: the id whose column of A gets no gradient; None for none.
     """
     factor, inverse_norm, _ = scaled if scaled is not None else (None, None, False)
     y = _AdaptedEmbedding.apply(

@@ -1,8 +1,8 @@
 """The Triton forms of `compose`, `scale_and_reduce` and the row norm; `backend` says when they run.
 
-Every kernel computes in fp32, masks its edges and counts elements in 64 bits. They are operators of
-`torch.library`, which `torch.compile` takes as they are. The matrix products stay with cuBLAS, but for h B^T:
-R is short, and multiplying it here saves writing z once and reading it twice.
+Every kernel computes in fp32, masks its edges and counts elements in 64 bits. The kernels are operators of
+`torch.library`, which `torch.compile` takes as they are. cuBLAS makes all matrix products except h B^T: R is short,
+so multiplying it inside a kernel saves writing z once and reading it twice.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from mmdora.ops.products import CHUNK, mm
+from mmdora.ops.products import UPCAST_ROWS, mm
 
 
 @triton.jit
@@ -26,7 +26,7 @@ def _places(size_t, size_o, BT: tl.constexpr, BO: tl.constexpr):
 
 @triton.jit
 def _tile(matrix, rows, columns, row_stride, column_stride, size_rows, size_columns):
-    """A tile of a matrix of any strides, zero outside."""
+    """A tile of a matrix of any strides; zeros where the tile reaches over the edge."""
     at = rows[:, None].to(tl.int64) * row_stride + columns[None, :].to(tl.int64) * column_stride
     return tl.load(matrix + at, (rows < size_rows)[:, None] & (columns < size_columns)[None, :], 0.0)
 
@@ -138,7 +138,7 @@ def _(z, hidden, up, factor, bias, dtype, keep):
 
 @torch.library.custom_op("mmdora::scale_and_reduce", mutates_args=())
 def scale_and_reduce(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:
-    """g * c and sum_t g * (saved - shift), in two stages without atomics: the same bits each time."""
+    """g * c and sum_t g * (saved - shift). Two stages without atomics give the same bits each time."""
     size_t, size_o = g.shape
     BT, BO = 64, 128
     scaled = g.new_empty(size_t, size_o)
@@ -159,10 +159,10 @@ def _(g, saved, factor, shift):
 
 @torch.library.custom_op("mmdora::row_norm", mutates_args=())
 def row_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, base: Tensor, cancelled: float) -> Tensor:
-    """n [O]; rows under `cancelled` of their base densely, without asking the host.
+    """n [O]. The device itself decides which rows are computed densely: those under `cancelled` of their base.
 
-    A bf16 W0 is multiplied as it is, by the bf16 pieces of A, and the small products are made of pieces too: exact
-    to 2^-17 on tensor cores, whatever torch's setting for TF32. An fp32 W0 is multiplied as that setting says.
+    A bf16 W0 is multiplied as it is, by the two bf16 pieces of A, and the small products are made of such pieces too.
+    That is exact to 2^-17 on tensor cores, whatever torch's setting for TF32; an fp32 W0 follows that setting.
     """
     (size_o, size_i), size_r = weight.shape, lora_A.shape[0]
     if weight.dtype == torch.bfloat16:
@@ -171,7 +171,7 @@ def row_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, bas
         gram = mm(a, a.T, torch.float32).view(2, size_r, 2, size_r).sum((0, 2))
         mixed = mm(b, torch.cat(_pieces(gram), 1).repeat(2, 1), torch.float32)
     else:
-        projected = torch.cat([part.to(torch.float32) @ lora_A.T for part in weight.split(CHUNK)])
+        projected = torch.cat([part.to(torch.float32) @ lora_A.T for part in weight.split(UPCAST_ROWS)])
         mixed = lora_B @ (lora_A @ lora_A.T)
     norm = base.new_empty(size_o)
     BO = 16
@@ -202,7 +202,7 @@ def _launch(kernel, programs: int, *args, **options) -> None:
 
 
 def _up_to(most: int, size: int) -> int:
-    """A power of two for a block: at least the 16 that `tl.dot` wants, at most `most`."""
+    """A power of two for the side of a block: at most `most`, and at least 16, which `tl.dot` wants."""
     return min(most, max(16, triton.next_power_of_2(size)))
 
 

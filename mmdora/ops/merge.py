@@ -1,4 +1,4 @@
-"""W' of a whole matrix, a few rows at a time, so that a merge in fp32 needs little memory beside the weight."""
+"""W' of a whole matrix, some rows at a time, so that a merge in fp32 needs little memory beside the weight."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor
 from mmdora.ops.linear import scale
 from mmdora.ops.products import wide
 
-ELEMENTS = 1 << 20
-"""Of one piece: 4 MB in fp32, small enough for a cache."""
+PIECE_ELEMENTS = 1 << 20
+"""Elements of one piece: 4 MiB in fp32, which fit into a cache."""
 
-STEP = 192
-"""Pieces start at multiples of this, and none is shorter if the matrix is not: a product of one or a few rows takes
-another way through BLAS and may differ in the last bit from the same rows of the whole product."""
+PIECE_ROWS = 192
+"""The number of rows of a piece is a multiple of this, and no piece of a larger matrix has fewer: BLAS multiplies one
+or a few rows by another routine, whose last bit may differ from that of the same rows in the whole product."""
 
 
 def merged_rows(
     weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor | None, scaling: float
 ) -> Iterator[Tensor]:
-    """W' [O, I] as consecutive pieces [rows, I]: `reference.adapted_weight` to the bit, in less time.
+    """W' [O, I] as consecutive pieces [rows, I]: the bits of `reference.adapted_weight`, in less time.
 
     Args:
         weight: W0 [O, I], any float dtype; the pieces are in fp32 or better.
@@ -50,8 +50,8 @@ def _merged(
 
 
 def pieces(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """First and last row (exclusive) of pieces of about `ELEMENTS` elements."""
-    step = max(1, ELEMENTS // max(1, columns) // STEP) * STEP
+    """First and last row (exclusive) of pieces of about `PIECE_ELEMENTS` elements."""
+    step = max(1, PIECE_ELEMENTS // max(1, columns) // PIECE_ROWS) * PIECE_ROWS
     last = max(0, rows // step - 1) * step
     for start in range(0, last, step):
         yield start, start + step

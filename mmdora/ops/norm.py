@@ -2,7 +2,7 @@
 
     ||V_j||^2 = ||W0_j||^2 + 2 s ((W0 A^T) * B).sum(1)_j + s^2 ((B A A^T) * B).sum(1)_j
 
-O(O R + R^2) memory. The sum cancels where V is much shorter than W0; those rows are recomputed densely.
+This needs O(O R + R^2) memory. Where V is much shorter than W0 the sum cancels, and those rows are recomputed densely.
 """
 
 from __future__ import annotations
@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from mmdora.ops import backend
-from mmdora.ops.products import CHUNK, wide
+from mmdora.ops.products import UPCAST_ROWS, wide
 
-CANCELLED = 0.1
-"""Rows with ||V||^2 under this share of ||W0||^2 are recomputed densely: at 0.1, fp32 keeps 1e-6 in n."""
+CANCELLED_SHARE = 0.1
+"""Rows whose ||V||^2 is under this share of ||W0||^2 are recomputed densely. At 0.1 the sum loses one decimal digit,
+and n keeps a relative error of 1e-6 in fp32."""
 
 
 def squared_norm(weight: Tensor) -> Tensor:
     """||W0_j||^2 [O], accumulated in fp32 or better. A constant of the base: compute it once."""
     dtype = wide(weight.dtype)
-    return torch.cat([torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in weight.split(CHUNK)]).square()
+    return torch.cat(
+        [torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in weight.split(UPCAST_ROWS)]
+    ).square()
 
 
 def row_norm(
@@ -34,21 +37,21 @@ def row_norm(
         lora_B: [O, R], same dtype as A.
         scaling: s.
         base: `squared_norm(weight)`.
-        exact: recompute cancelled rows densely. In plain torch this looks at the data, which a compiled graph
-            cannot; the kernel on CUDA decides on the device, and always does it.
+        exact: whether to recompute cancelled rows densely. Plain torch has to look at the values for that, which a
+            compiled graph cannot. The kernel on CUDA decides on the device, and always does it.
     """
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
         if backend.on_triton(weight) and backend.on_triton(lora_A):
             from mmdora.ops import kernels
 
-            return kernels.row_norm(weight, lora_A, lora_B, scaling, base, CANCELLED)
+            return kernels.row_norm(weight, lora_A, lora_B, scaling, base, CANCELLED_SHARE)
         dtype = lora_A.dtype
-        projected = torch.cat([part.to(dtype) @ lora_A.T for part in weight.split(CHUNK)])
+        projected = torch.cat([part.to(dtype) @ lora_A.T for part in weight.split(UPCAST_ROWS)])
         mixed = projected.mul_(2 * scaling).addmm_(lora_B, lora_A @ lora_A.T, alpha=scaling**2)
         squared = (mixed.mul_(lora_B).sum(1) + base).clamp_(min=0)
         if exact:
-            rows = (squared < CANCELLED * base).nonzero().squeeze(1)
-            for part in rows.split(CHUNK) if rows.numel() else ():
+            rows = (squared < CANCELLED_SHARE * base).nonzero().squeeze(1)
+            for part in rows.split(UPCAST_ROWS) if rows.numel() else ():
                 dense = weight[part].to(dtype).addmm(lora_B[part], lora_A, alpha=scaling)
                 squared[part] = torch.linalg.vector_norm(dense, dim=1).square()
         return squared.sqrt_()

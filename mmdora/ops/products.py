@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-CHUNK = 1024
-"""Rows of a weight that are upcast at a time, where the device has no product that takes them as they are."""
+UPCAST_ROWS = 1024
+"""Rows of a half-precision weight that are upcast at a time where the device cannot multiply them as they are: 16 MiB
+in fp32 at 4,096 columns, instead of a copy of the whole weight."""
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -28,5 +29,5 @@ def project(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     if x.is_cuda or weight.dtype == dtype:
         return mm(x, weight.T, dtype)
     x = x.to(dtype)
-    parts = [x @ part.to(dtype).T for part in weight.split(CHUNK)]
+    parts = [x @ part.to(dtype).T for part in weight.split(UPCAST_ROWS)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -1,4 +1,4 @@
-"""DoRA as arXiv 2402.09353 writes it: dense, in any dtype, on autograd. What the rest is tested against.
+"""DoRA as arXiv 2402.09353 writes it: dense, in any dtype, on autograd. Everything else is tested against this file.
 
 The paper's norm is "column-wise" for its W [d, k]; for `nn.Linear.weight` [O, I] that is one norm per
 output row. Section 4.3: the norm is a constant in backward.

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +19,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdora.adapt.inject import Plan, apply, trainable_parameters
+from mmdora.adapt.inject import apply, trainable_parameters
+from mmdora.adapt.plan import Plan
 from mmdora.config import RunConfig
 from mmdora.families import Family
-from mmdora.ops import dropout
 from mmdora.train.ledger import BACKWARD, Ledger
 from mmdora.train.loss import ChunkedLoss
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-PHOTO = (640, 480)
-ANSWER = 128
-"""Tokens of text that are taken where the config has no `data.max_length`."""
+"""Bytes of one weight by `model.dtype`."""
+PHOTO_SIZE = (640, 480)
+"""Width and height in pixels of the picture in a typical row: the usual size in COCO."""
+ANSWER_TOKENS = 128
+"""Tokens of text in a typical row where the config has no `data.max_length`."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Estimate:
     Attributes:
         activations: what forward keeps for backward at the peak; "other": batch, masks, loss.
         buffers: what backward holds beside it at the peak.
-        tokens, rows: of a micro-batch, per row and in number.
+        rows: number of rows of a micro-batch.
+        tokens: length of a row.
     """
 
     frozen: dict[str, int]
@@ -70,7 +73,7 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
     """
     training, dtype = config.training, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     ledger, twin = Ledger(), _without_memory(model, dtype[config.model.dtype])
-    with ledger, _dropout_by_expectation():
+    with ledger:
         apply(twin, plan)
         trained, parameters = _trained(twin, config.training.precision == "bf16")
         if training.gradient_checkpointing:
@@ -82,7 +85,8 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
         inputs = {name: value.clone() if value.is_floating_point() else value for name, value in batch.items()}
         kept = ledger.live - sum(value.nbytes for value in inputs.values() if value.is_floating_point())
         ledger.start(kept)
-        for _ in range(min(training.accumulation, 2)):  # from the second on there are gradients in forward too
+        # From the second micro-batch on, gradients are there during forward too.
+        for _ in range(min(training.accumulation, 2)):
             _step(twin, inputs, plan, config, ledger)
     gradients = {m: sum(p.grad.nbytes for p in ps if p.grad is not None) for m, ps in parameters.items()}
     each = {"adamw": lambda p: 2 * p.nbytes, "adamw_8bit": lambda p: 2 * p.numel()}[training.optimizer]
@@ -92,8 +96,8 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
 
 def typical_batch(family: Family, config: RunConfig) -> dict[str, Tensor]:
     """A micro-batch of rows with one photo each, as long as `data.max_length` allows."""
-    photo = Image.new("RGB", PHOTO)
-    return family.example_batch(photo, config.training.batch_size, config.data.max_length, ANSWER)
+    photo = Image.new("RGB", PHOTO_SIZE)
+    return family.example_batch(photo, config.training.batch_size, config.data.max_length, ANSWER_TOKENS)
 
 
 def _summed(
@@ -109,10 +113,11 @@ def _summed(
     frozen = {m: size * (n - plan.full_sizes.get(m, 0)) for m, n in plan.base_sizes.items()}
     at_peak = dict(ledger.at_peak)
     in_backward = at_peak.pop(BACKWARD, 0)
-    # gradients are among what backward made; those that were not there yet at the peak come when room is free again
+    # Gradients are part of what backward made. Those that were not there yet at the peak come when others are freed.
     present = min(in_backward, sum(gradients.values()))
     rest = sum(at_peak.values()) + in_backward - present
-    after = sum(gradients.values())  # the optimizer's turn: all gradients, and temporaries of its largest parameter
+    # When the optimizer's turn comes, all gradients are there and no activation is.
+    after = sum(gradients.values())
     if present + rest < after:
         at_peak, in_backward, present = {}, after, after
     share = present / max(after, 1)
@@ -128,17 +133,6 @@ def _summed(
     )
 
 
-@contextmanager
-def _dropout_by_expectation() -> Iterator[None]:
-    """Dropout's zeros are as many as on average: what is drawn here is no number, so none can be counted."""
-    drawn = dropout.zeros
-    dropout.zeros = lambda count, p: torch.empty(int(count * p), dtype=torch.int64)
-    try:
-        yield
-    finally:
-        dropout.zeros = drawn
-
-
 def _step(model: Any, inputs: dict[str, Any], plan: Plan, config: RunConfig, ledger: Ledger) -> None:
     chunked = ChunkedLoss(model) if config.training.chunked_loss else None
     half = config.training.precision == "bf16"
@@ -151,7 +145,8 @@ def _step(model: Any, inputs: dict[str, Any], plan: Plan, config: RunConfig, led
         except (RuntimeError, ValueError, IndexError):
             if chunked is None:
                 raise
-            loss = model(**inputs, use_cache=False).loss  # a model whose loss cannot be had in chunks
+            # This model's loss cannot be computed in chunks.
+            loss = model(**inputs, use_cache=False).loss
     ledger.label = BACKWARD
     loss.backward()
 

@@ -15,8 +15,9 @@ from rich.text import Text
 from rich.tree import Tree
 from torch import nn
 
-from mmdora.adapt.inject import Plan, make_plan
+from mmdora.adapt.inject import make_plan
 from mmdora.adapt.modality import Parts, find_parts
+from mmdora.adapt.plan import Plan
 from mmdora.batches.fit import fit
 from mmdora.batches.stream import Shards, admit, rows_of
 from mmdora.batches.survey import drawing, survey

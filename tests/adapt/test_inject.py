@@ -8,7 +8,9 @@ import torch
 from shrunken import llava_inputs, shrunken_llava
 from torch import nn
 
-from mmdora.adapt.inject import Plan, adapted_modules, inject, make_plan, merge, plan_of, trainable_parameters, unload
+from mmdora.adapt.inject import adapted_modules, inject, make_plan, merge, plan_of, trainable_parameters, unload
+from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.adapters import save_adapter
 from mmdora.config import Adapt, Modality
 from mmdora.errors import MmdoraError
 
@@ -51,6 +53,28 @@ def test_example_plan_counts_and_prints():
     text = str(plan)
     assert re.search(r"vision +dora +12 +4 +2,016 ", text) and "vision_feature_layer is -2" in text
     assert len({len(line.rstrip()) for line in text.splitlines()[:5]}) == 1
+
+
+def test_the_plan_says_why_each_module_is_adapted(tmp_path):
+    """By role, name and pattern, grouped, in lines that fit a terminal; a file of it says the same."""
+    targets = ["embed_tokens", "q_proj", "attention", "*.1.mlp.*"]
+    language = {"method": "dora", "rank": 4, "targets": targets}
+    model = shrunken_llava()
+    plan = inject(model, {"vision": {"method": "lora", "rank": 2}, "language": language})
+    because = {entry.name.removeprefix("model.language_model."): entry.because for entry in plan.entries}
+    assert because["embed_tokens"] == "name, of targets: embed_tokens"
+    assert because["layers.0.self_attn.q_proj"] == "name, of targets: q_proj"  # the first target that means it
+    assert because["layers.0.self_attn.k_proj"] == "role attention, of targets: attention"
+    assert because["layers.1.mlp.up_proj"] == "pattern, of targets: *.1.mlp.*"
+    text = str(plan)
+    flat = " ".join(text.split())
+    assert "vision: 8 modules by role attention, of targets: all (k_proj, v_proj, q_proj, out_proj)" in flat
+    assert "language: 6 modules by role attention, of targets: attention (k_proj, v_proj, o_proj)" in flat
+    assert "language: 1 module by name, of targets: embed_tokens (embed_tokens)" in flat
+    assert all(len(line) <= 80 for line in text.splitlines() if not line.startswith("note: "))
+    save_adapter(model, tmp_path)
+    written = json.loads((tmp_path / "mmdora.json").read_text())
+    assert written["why"] == plan.reasons() == Plan.from_dict(written["plan"]).reasons()
 
 
 def test_kinds_and_modalities_of_trainable_parameters():

@@ -128,8 +128,8 @@ def test_an_adapter_of_peft_is_merged_as_peft_merges_it(tmp_path, dora):
 
 def test_a_few_rows_at_a_time(llava, llava_adapter, tmp_path, monkeypatch):
     from_disk(llava, llava_adapter, "bf16", tmp_path / "whole")
-    monkeypatch.setattr(mmdora.ops.merge, "ELEMENTS", 200)
-    monkeypatch.setattr(mmdora.ops.merge, "STEP", 8)
+    monkeypatch.setattr(mmdora.ops.merge, "PIECE_ELEMENTS", 200)
+    monkeypatch.setattr(mmdora.ops.merge, "PIECE_ROWS", 8)
     assert list(mmdora.ops.merge.pieces(28, 24)) == [(0, 8), (8, 16), (16, 28)]
     assert list(mmdora.ops.merge.pieces(5, 24)) == [(0, 5)]
     from_disk(llava, llava_adapter, "bf16", tmp_path / "pieces")

@@ -9,7 +9,9 @@ from layer_cases import BASES, Dense, adapted, inputs, make, max_rel, output, sh
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from mmdora.adapter_files.tensors import to_file
 from mmdora.errors import MmdoraError
+from mmdora.layers import scales
 from mmdora.ops import norm
 
 KIND = pytest.mark.parametrize("kind", BASES)
@@ -163,6 +165,82 @@ def test_right_after_every_write(kind, write, compiled):
         output(call, x)
         write(layer)
         assert max_rel(output(call, x), Dense(layer)(x)) <= 1e-5
+
+
+def own_optimizer(layer):
+    """What a hand-written optimizer does: no step of torch's, no version raised."""
+    for parameter in trained(layer):
+        parameter.data.add_(torch.randn_like(parameter), alpha=0.3)
+
+
+DATA_WRITES = {
+    "copy": lambda layer: layer.lora_B.data.copy_(torch.randn_like(layer.lora_B)),
+    "init": lambda layer: nn.init.normal_(layer.magnitude.data, 3.0),
+    "moving average": lambda layer: [p.data.lerp_(torch.randn_like(p), 0.5) for p in trained(layer)],
+    "own optimizer": own_optimizer,
+    "foreach": lambda layer: torch._foreach_add_([p.data for p in trained(layer)], 0.7),
+    "base": lambda layer: weight(layer).data.mul_(2),
+    "one value": lambda layer: layer.magnitude.data[1].mul_(3),
+}  # fmt: skip
+
+LOOKS = {
+    "at once": lambda layer: None,
+    "eval": lambda layer: layer.eval(),
+    "train": lambda layer: layer.eval() and layer.train(),
+    "state_dict": lambda layer: layer.state_dict(),
+}
+
+
+@pytest.mark.parametrize("write", DATA_WRITES.values(), ids=DATA_WRITES)
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+@KIND
+def test_a_write_through_data_is_seen(kind, look, write, request):
+    """At once on a CPU, if one of the values that are looked at changes; else from the next switch or saving on."""
+    _, layer = make(kind)
+    shake(layer)
+    x = inputs(kind)
+    output(layer, x)
+    with torch.no_grad():
+        write(layer)
+    look(layer)
+    found = max_rel(output(layer, x), Dense(layer)(x))
+    if "at once-one value" in request.node.name and layer.magnitude.numel() > 16:
+        assert found > 1e-2  # nobody looks at that value
+    else:
+        assert found <= 1e-5
+
+
+@pytest.mark.parametrize("write", DATA_WRITES.values(), ids=DATA_WRITES)
+@KIND
+def test_merging_and_saving_see_a_write_through_data(kind, write):
+    """Also the LoRA that is saved beside a DoRA, with its norm as magnitude."""
+    for method in ("dora", "lora"):
+        if method == "lora" and write in (DATA_WRITES["init"], DATA_WRITES["one value"]):
+            continue
+        _, layer = make(kind, method)
+        shake(layer)
+        x = inputs(kind)
+        output(layer, x), to_file(layer, magnitude=True)
+        with torch.no_grad():
+            write(layer)
+        layer.refresh()  # as `save_adapter` does
+        exact = Dense(layer)
+        magnitude = to_file(layer, magnitude=True)["lora_magnitude_vector"].flatten()
+        if method == "lora":
+            assert max_rel(magnitude, torch.linalg.vector_norm(layer.matrix(exact.weight()), dim=1)) <= 1e-5
+        assert max_rel(output(copy.deepcopy(layer).merge(), x), exact(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(5,), (24, 40), (10, 6, 3, 3), (0, 4)], ids=str)
+def test_the_look_at_values_sees_whole_writes_in_any_layout(shape, dtype):
+    for layout in (torch.randn(shape), torch.randn(shape).transpose(0, -1), torch.zeros(()).expand(shape)):
+        tensor = layout.to(dtype)
+        stamp = scales.Stamp([tensor], 0)
+        assert stamp.fits([tensor], 0)
+        if tensor.numel() and tensor.is_contiguous():
+            tensor.data.add_(1)
+            assert not stamp.fits([tensor], 0)
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}], ids=["foreach", "fused"])

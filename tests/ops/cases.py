@@ -30,7 +30,7 @@ def case(method, bias, *, dtype=torch.float32, base=None, rows=40, columns=24, r
     return tensors
 
 
-def fused(t, scaling=2.0, dropped=None, keep=None, exact=True, zeros=None) -> Tensor:
+def fused(t, scaling=2.0, keep=None, exact=True, p=0.0, as_torch=False) -> Tensor:
     scaled = None
     if t["magnitude"] is not None:
         base = squared_norm(t["weight"])
@@ -39,7 +39,7 @@ def fused(t, scaling=2.0, dropped=None, keep=None, exact=True, zeros=None) -> Te
             norm = row_norm(t["weight"], t["lora_A"], t["lora_B"], scaling, base, exact=exact)
         scaled = scale(t["magnitude"], norm, keep=keep)
     return adapted_linear(
-        t["x"], t["weight"], t["bias"], t["lora_A"], t["lora_B"], scaling, t["magnitude"], scaled, dropped, zeros
+        t["x"], t["weight"], t["bias"], t["lora_A"], t["lora_B"], scaling, t["magnitude"], scaled, p, as_torch
     )
 
 

@@ -6,10 +6,10 @@ from ops.cases import both, case, dense, fused, in_float64, max_rel
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmdora.ops import compose
+from mmdora.ops import compose, dropout
 from mmdora.ops.linear import adapted_linear, scale
 from mmdora.ops.norm import row_norm, squared_norm
-from mmdora.ops.products import CHUNK
+from mmdora.ops.products import UPCAST_ROWS
 
 BIAS = pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
 METHOD = pytest.mark.parametrize("method", ["lora", "dora", "magnitude"])
@@ -111,9 +111,15 @@ def test_bf16_base_keeps_gradients_of_the_adapter_in_fp32(method):
             assert max_rel(t[name].grad, exact[name].grad) < 5e-3, name
 
 
-def test_dropout_touches_the_low_rank_branch_only():
+AS_TORCH = pytest.mark.parametrize("as_torch", [False, True], ids=["gaps", "as-torch"])
+
+
+@AS_TORCH
+def test_dropout_touches_the_low_rank_branch_only(as_torch):
+    """With nearly all of d(x) zero, y is the base's output times c."""
     t = case("dora", True)
-    y = fused(t, dropped=torch.zeros_like(t["x"]).requires_grad_())
+    torch.manual_seed(0)
+    y = fused(t, p=1 - 1e-7, as_torch=as_torch)
     plain = {**t, "lora_B": torch.zeros_like(t["lora_B"])}
     factor = t["magnitude"] / row_norm(t["weight"], t["lora_A"], t["lora_B"], 2.0, squared_norm(t["weight"]))
     expected = (fused({**plain, "magnitude": None}) - t["bias"]) * factor + t["bias"]
@@ -122,41 +128,51 @@ def test_dropout_touches_the_low_rank_branch_only():
     assert t["lora_A"].grad.abs().max() == 0 and t["lora_B"].grad.abs().max() == 0
 
 
+@AS_TORCH
 @pytest.mark.parametrize("method", ["lora", "dora"])
-@pytest.mark.parametrize("wants_x", [True, False], ids=["x", "no-x"])
-def test_gradcheck_of_a_dropped_branch(method, wants_x):
+def test_gradcheck_with_dropout(method, as_torch):
     t = case(method, True, dtype=torch.float64, rows=5, columns=4, rank=2)
-    x, dropped = t["x"].detach().requires_grad_(wants_x), torch.randn_like(t["x"]).requires_grad_()
     fixed = None if t["magnitude"] is None else scale(t["magnitude"], torch.rand(5, dtype=torch.float64) + 1)
 
-    def call(x, d):
-        return adapted_linear(x, t["weight"], t["bias"], t["lora_A"], t["lora_B"], 1.5, t["magnitude"], fixed, d)
+    def call(x, A, B):
+        torch.manual_seed(0)
+        return adapted_linear(x, t["weight"], t["bias"], A, B, 1.5, t["magnitude"], fixed, 0.3, as_torch)
 
-    assert torch.autograd.gradcheck(call, (x, dropped))
+    assert torch.autograd.gradcheck(call, (t["x"], t["lora_A"], t["lora_B"]))
 
 
+@AS_TORCH
 @pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_zeros_are_a_branch_with_these_zeros(method, dtype):
-    """Value and every gradient, beside the branch made outside; x's gradient is that of both its uses."""
-    zeros = torch.tensor([0, 3, 17, 18, 40])
-    results = []
-    for inside in (True, False):
-        torch.manual_seed(0)
-        t = case(method, True)
-        t["x"] = t["x"].detach().to(dtype).requires_grad_()
-        flat = t["x"].reshape(-1)
-        branch = None if inside else flat.index_fill(0, zeros, 0).view_as(t["x"])
-        y = fused(t, dropped=branch, zeros=zeros if inside else None)
-        y.backward(torch.linspace(-1, 1, y.numel(), dtype=dtype).view_as(y))
-        results.append([y, *(t[name].grad for name in ("x", "lora_A", "lora_B") if t[name] is not None)])
-    for mine, other in zip(*results, strict=True):
-        assert max_rel(mine, other) < (1e-6 if dtype == torch.float32 else 2**-7)
+def test_dropout_is_a_branch_with_its_zeros(method, dtype, as_torch):
+    """The value and every gradient, beside the dense equations with the same mask in float64."""
+    t = case(method, True)
+    t["x"] = t["x"].detach().to(dtype).requires_grad_()
+    exact = in_float64(t)
+    torch.manual_seed(3)
+    y = fused(t, p=0.4, as_torch=as_torch)
+    torch.manual_seed(3)
+    mask = dropout.drop(torch.ones(15, 24), 0.4, as_torch=as_torch)
+    dropped = exact["x"] * (mask.values.double() / mask.share).view(5, 3, 24)
+    assert 0 < (dropped == 0).sum() < dropped.numel()
+    z = exact["x"] @ exact["weight"].T + 2 * (dropped @ exact["lora_A"].T) @ exact["lora_B"].T
+    if method == "dora":
+        dense_weight = exact["weight"] + 2 * exact["lora_B"] @ exact["lora_A"]
+        z = exact["magnitude"] / torch.linalg.vector_norm(dense_weight, dim=1).detach() * z
+    expected = z + exact["bias"]
+    gradient = torch.linspace(-1, 1, y.numel()).view_as(y)
+    y.backward(gradient.to(dtype))
+    expected.backward(gradient.double())
+    bound = 1e-5 if dtype == torch.float32 else 2**-6
+    assert max_rel(y, expected) < bound
+    for name in ("x", "lora_A", "lora_B", "magnitude"):
+        if t[name] is not None:
+            assert max_rel(t[name].grad, exact[name].grad) < bound, name
 
 
 @BIAS
 def test_backward_in_blocks_is_the_same(bias, monkeypatch):
-    monkeypatch.setattr(compose, "BLOCK", 4 * 40)
+    monkeypatch.setattr(compose, "BLOCK_ELEMENTS", 4 * 40)
     both(case("dora", bias), 2e-6)
 
 
@@ -214,7 +230,7 @@ def test_lora_writes_its_output_twice_and_no_more(bias):
 @METHOD
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "plain"])
 def test_a_half_weight_is_never_upcast_whole(method, autocast):
-    rows = CHUNK + 40
+    rows = UPCAST_ROWS + 40
     t = case(method, True, base=torch.bfloat16, rows=rows)
     t["x"] = t["x"].detach().bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast), Watch() as watch:

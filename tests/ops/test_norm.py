@@ -25,22 +25,27 @@ def test_equals_dense_float64(dtype):
 
 
 def test_near_cancellation_only_those_rows_are_dense():
+    """B A = -0.99 W0 in every third row, where the factored sum loses four of its digits.
+
+    How much of the loss shows in one row is chance: it depends on the order in which a processor sums. In 32 rows it
+    shows on every processor.
+    """
     weight, lora_A, lora_B = case()
-    # Rows 3 and 70 become almost zero: B A = -W0 there, up to one part in a hundred.
-    for row in (3, 70):
-        target = weight[row]
-        lora_A[0] = target if row == 3 else lora_A[0]
-        lora_A[1] = target if row == 70 else lora_A[1]
-        lora_B[row] = 0
-        lora_B[row, 0 if row == 3 else 1] = -0.99
+    short = torch.arange(0, 96, 3)
+    multiples = 0.5 + torch.rand(len(short))
+    lora_A[0] = weight[0]
+    weight[short] = multiples[:, None] * lora_A[0]
+    lora_B[short] = 0
+    lora_B[short, 0] = -0.99 * multiples
     base = squared_norm(weight)
     exact = dense(weight, lora_A, lora_B, 1.0)
+    assert (exact[short] / base.sqrt()[short] - 0.01).abs().max() < 1e-5
     norm = row_norm(weight, lora_A, lora_B, 1.0, base)
     torch.testing.assert_close(norm.double(), exact, rtol=1e-5, atol=0)
     factored = row_norm(weight, lora_A, lora_B, 1.0, base, exact=False)
+    assert ((factored.double() - exact).abs() / exact)[short].max() > 1e-4  # so the dense rows are needed
     others = torch.ones(96, dtype=torch.bool)
-    others[[3, 70]] = False
-    assert ((factored.double() - exact).abs() / exact)[[3, 70]].max() > 1e-4  # so the dense rows are needed
+    others[short] = False
     assert torch.equal(factored[others], norm[others])
 
 

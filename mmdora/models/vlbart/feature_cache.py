@@ -51,7 +51,7 @@ class FeatureCache:
         self.tower, self.image_processor = tower, image_processor
         about = _about(tower, image_processor)
         name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
-        self.rows = MappedRows(folder / name, token_shape(tower.config), tower.dtype)
+        self.rows = MappedRows(folder / name, token_shape(tower.config), tower.dtype, setting="data.feature_cache")
         if not (folder / name / ABOUT).exists():  # for a person
             (folder / name / ABOUT).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
 

@@ -3,6 +3,11 @@
 `rows.bin` holds the rows, `index.bin` one entry for each: key, checksum of the row, checksum of the entry. A row is
 written before its entry, both under a lock, so that a process killed in between leaves a row without an entry, which
 the next one overwrites. Readers take no lock; what they find is checked.
+
+SQLite with a CRC per row was measured instead (2,000 rows of 36 x 2,048 in fp16, one core): it takes 770 microseconds
+of CPU time to write a row where this takes 240, and 220 to read one where this takes 140. A damaged page can make a
+whole SQLite file unreadable, where here one row is computed again, and its write-ahead log does not work on network
+disks. LMDB would be a dependency for this one file, and has to be told its largest size before rows are written.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import struct
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,7 +31,8 @@ from torch import Tensor
 
 from mmdora.errors import MmdoraError
 
-ENTRY = struct.Struct("<32sII")  # key, CRC-32 of the row's bytes, CRC-32 of the entry up to here
+ENTRY = struct.Struct("<32sII")
+"""Key, CRC-32 of the row's bytes, CRC-32 of the entry's own bytes before it."""
 ROWS, INDEX = "rows.bin", "index.bin"
 
 
@@ -35,26 +42,30 @@ class MappedRows:
     Args:
         folder: made if it is not there; holds rows of one kind.
         shape, dtype: of a row.
+        setting: what the user calls the setting that names the folder, for errors of the disk.
     """
 
-    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: torch.dtype):
-        self.folder, self.shape, self.dtype = folder, shape, dtype
+    def __init__(self, folder: Path, shape: tuple[int, ...], dtype: torch.dtype, *, setting: str):
+        self.folder, self.shape, self.dtype, self.setting = folder, shape, dtype, setting
         self.row_bytes = prod(shape) * dtype.itemsize
         self._places: dict[bytes, int] = {}
-        self._seen = 0  # entries looked at
-        self._broken: set[int] = set()  # those of them that are none, or not yet
+        self._seen = 0
+        """How many entries of the index were looked at."""
+        self._broken: set[int] = set()
+        """Places of entries that are damaged, or that another process is still writing."""
         self._map: mmap.mmap | None = None
-        with _one_line(folder):
+        with self._one_line():
             folder.mkdir(parents=True, exist_ok=True)
             for name in (INDEX, ROWS):
                 if not (folder / name).exists():
                     (folder / name).touch()
             self._rows, self._index = (os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC) for name in (ROWS, INDEX))
         for file in (self._rows, self._index):
-            weakref.finalize(self, os.close, file).atexit = False  # the system closes what is open at the end
+            # At the end of the process the system closes what is open.
+            weakref.finalize(self, os.close, file).atexit = False
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return MappedRows, (self.folder, self.shape, self.dtype)
+        return partial(MappedRows, setting=self.setting), (self.folder, self.shape, self.dtype)
 
     def __len__(self) -> int:
         self._refresh()
@@ -74,11 +85,12 @@ class MappedRows:
         """
         if key not in self:
             return None
-        found = self._read(key)
-        if found is None:
-            with _one_line(self.folder), self._locked():  # another process may be writing that very row
-                found = self._read(key)
-        return found
+        row = self._read(key)
+        if row is None:
+            # Another process may be writing that very row.
+            with self._one_line(), self._locked():
+                row = self._read(key)
+        return row
 
     def put(self, rows: Mapping[bytes, Tensor]) -> None:
         """Write rows: new ones at the end, damaged ones in their place; whole ones stay as they are.
@@ -86,7 +98,7 @@ class MappedRows:
         Raises:
             MmdoraError: if they cannot be written; what was there before is as it was.
         """
-        with _one_line(self.folder), self._locked():
+        with self._one_line(), self._locked():
             self._refresh()
             with (self.folder / ROWS).open("r+b", 0) as data_file, (self.folder / INDEX).open("r+b", 0) as index_file:
                 for key, row in rows.items():
@@ -101,7 +113,7 @@ class MappedRows:
                     self._seen = max(self._seen, place + 1)
 
     def _slot(self, key: bytes) -> int:
-        """Where to write a row: where it was, else where none is any more, else behind the last."""
+        """Where to write a row: at its old place, else at that of a damaged entry, else behind the last one."""
         place = self._places.get(key)
         if place is not None and ((entry := self._entry(place)) is None or entry[0] == key):
             return place
@@ -115,13 +127,14 @@ class MappedRows:
             return None
         if self._map is None or not end <= len(self._map) <= size:
             self._map = mmap.mmap(self._rows, size, access=mmap.ACCESS_READ)
-        data = bytearray(self._map[start:end])  # a copy: what is checked is what is given
+        # A copy, so that nobody changes the row between the check and its use.
+        data = bytearray(self._map[start:end])
         return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape) if crc32(data) == entry[1] else None
 
     def _refresh(self) -> None:
         """Look at the entries that are new, and again at those that were not whole."""
         count = os.fstat(self._index).st_size // ENTRY.size
-        if count < self._seen:  # cut off
+        if count < self._seen:  # somebody cut the file off
             self._places, self._seen, self._broken = {}, 0, set()
         new = os.pread(self._index, (count - self._seen) * ENTRY.size, self._seen * ENTRY.size)
         entries = {
@@ -133,6 +146,19 @@ class MappedRows:
 
     def _entry(self, place: int) -> tuple[bytes, int] | None:
         return _entry(os.pread(self._index, ENTRY.size, place * ENTRY.size))
+
+    @contextmanager
+    def _one_line(self) -> Iterator[None]:
+        """An error of the disk becomes one line that says how much room is left."""
+        try:
+            yield
+        except OSError as error:
+            there = next(place for place in (self.folder, *self.folder.absolute().parents) if place.is_dir())
+            free = shutil.disk_usage(there).free
+            raise MmdoraError(
+                f"{self.folder}: {error.strerror or error}; {free:,} bytes are free on that disk: make room, or name "
+                f"another folder as {self.setting}"
+            ) from error
 
     def _locked(self) -> FileLock:
         return FileLock(self.folder / ".lock")
@@ -151,17 +177,3 @@ def _write(file: int, data: Any, place: int) -> None:
     while view:
         done = os.pwrite(file, view, place)
         view, place = view[done:], place + done
-
-
-@contextmanager
-def _one_line(folder: Path) -> Iterator[None]:
-    """What the system says of a folder it cannot write, as one line with the room that is left."""
-    try:
-        yield
-    except OSError as error:
-        there = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
-        free = shutil.disk_usage(there).free
-        raise MmdoraError(
-            f"{folder}: {error.strerror or error}; {free:,} bytes are free on that disk: make room, or name another "
-            "folder as data.feature_cache"
-        ) from error

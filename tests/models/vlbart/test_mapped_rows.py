@@ -24,7 +24,7 @@ def row(number):
 
 
 def opened(folder, dtype=torch.float32):
-    return MappedRows(folder, SHAPE, dtype)
+    return MappedRows(folder, SHAPE, dtype, setting="data.feature_cache")
 
 
 def has(rows, numbers):
