@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers.trainer import TRAINER_STATE_NAME
 
 from mmdora.errors import MmdoraError
 
 MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
 STAGING = ".saving"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -153,7 +153,7 @@ def newest(output: Path, say: Callable[[str], None]) -> Path | None:
 
 def best_of(checkpoint: Path) -> Path | None:
     """The best checkpoint at the time of this one, as its trainer state names it: beside it, or where it was then."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if not state["best_model_checkpoint"]:
         return None
     then = Path(state["best_model_checkpoint"])

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.trainer import TRAINER_STATE_NAME
 
 from mmdora.adapt.fingerprint import same_base
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
-from mmdora.train.checkpoint import checkpoints, manifest_of, newest, step_of
+from mmdora.train.checkpoint import STATE, checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"
 ACCUMULATION = "training.accumulation"
@@ -130,7 +129,7 @@ def content(path: Path) -> str:
 
 
 def steps_done(checkpoint: Path) -> int:
-    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:
