@@ -27,6 +27,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from harness import show, write
+from mmdora.train.arguments import arguments_of
+from mmdora.train.trainer import AdapterTrainer
 from transformers import get_constant_schedule
 from transformers.trainer_callback import TrainerCallback
 
@@ -38,11 +40,9 @@ from mmdora.data_prep import scenes
 from mmdora.models.load import load
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
-from mmdora.train.arguments import arguments_of
 from mmdora.train.groups import parameter_groups
 from mmdora.train.loss import chunked_cross_entropy
 from mmdora.train.processes import Processes
-from mmdora.train.trainer import AdapterTrainer
 
 ROWS, MICRO, ACCUMULATION = 64, 2, 2
 """Rows of the data; rows of a micro-batch; micro-batches of a step."""

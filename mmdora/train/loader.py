@@ -110,9 +110,10 @@ class Feed:
         spare = spare_row(self.rows.lengths, self.rows.has_image, with_image=True)  # pyright: ignore
         return self._on_device(self.collate([self.rows[~spare]]))
 
-    def shortest(self) -> dict[str, Any]:
-        """The row that is given to a process where there is none left for it; not for streams."""
-        assert isinstance(self.batches, Batches)
+    def probe(self) -> dict[str, Any] | None:
+        """The shortest row, by which something can be tried before the first step; None of a stream."""
+        if not isinstance(self.batches, Batches):
+            return None
         batch = self.collate([self.rows[self.batches.spare]])
         batch.pop("samples", None)
         return self._on_device(batch)

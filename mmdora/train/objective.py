@@ -26,7 +26,8 @@ class Objective:
 
     Args:
         chunked: whether to compute the loss in chunks (`ChunkedLoss`) where the model allows it.
-        probe: a batch on which to find out whether it does; None: the first batch that is trained on.
+        probe: gives a batch on which to find out whether it does; None: the first one that is trained on has to do.
+            A batch may have nothing to learn, and all processes and resumes must decide alike.
         say: receives the reason why it does not.
     """
 
@@ -36,7 +37,7 @@ class Objective:
         processes: Processes,
         *,
         chunked: bool,
-        probe: Callable[[], Mapping[str, Any]] | None,
+        probe: Callable[[], Mapping[str, Any] | None],
         say: Callable[[str], None],
     ):
         self.model, self.processes, self.probe, self.say = model, processes, probe, say
@@ -84,7 +85,7 @@ class Objective:
         if self._try_chunks:
             self._try_chunks = False
             chunked = ChunkedLoss(self.model)
-            if problem := chunked.problem(batch if self.probe is None else self.probe()):
+            if problem := chunked.problem(self.probe() or batch):
                 self.say(f"loss: over all positions at once, since {problem}")
             else:
                 self._chunked = chunked

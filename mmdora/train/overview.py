@@ -26,8 +26,8 @@ from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.models.load import load_processor, skeleton
 from mmdora.records.reader import read_records
+from mmdora.train.loading import collator_of
 from mmdora.train.memory import Estimate, estimate, typical_batch
-from mmdora.train.run import collator_of
 
 SHOWN_ROWS = 3
 

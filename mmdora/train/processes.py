@@ -56,19 +56,18 @@ class Processes:
         )
         self.device = self.accelerator.device
         self.count, self.index = self.accelerator.num_processes, self.accelerator.process_index
-        if self.fsdp and not self.accelerator.is_fsdp2:
-            raise MmdoraError("FSDP of version 1 is not supported; set fsdp_version: 2 in the accelerate config")
-        if (
-            self.fsdp
-            and training.gradient_checkpointing
-            and self.accelerator.state.fsdp_plugin.activation_checkpointing
-        ):
-            raise MmdoraError(
-                "training.gradient_checkpointing: the accelerate config asks for it too; "
-                "leave out fsdp_activation_checkpointing there"
-            )
-        if self.deepspeed:  # accelerate fills these in from a loader's batch size and its own accumulation
-            self.accelerator.state.deepspeed_plugin.deepspeed_config |= {
+        if self.fsdp:
+            fsdp: Any = self.accelerator.state.fsdp_plugin
+            if not self.accelerator.is_fsdp2:
+                raise MmdoraError("FSDP of version 1 is not supported; set fsdp_version: 2 in the accelerate config")
+            if training.gradient_checkpointing and fsdp.activation_checkpointing:
+                raise MmdoraError(
+                    "training.gradient_checkpointing: the accelerate config asks for it too; "
+                    "leave out fsdp_activation_checkpointing there"
+                )
+        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
+            assert deepspeed.deepspeed_config is not None
+            deepspeed.deepspeed_config |= {  # which accelerate would take from a loader, and from its own accumulation
                 "train_micro_batch_size_per_gpu": training.batch_size,
                 "gradient_accumulation_steps": training.accumulation,
                 "gradient_clipping": training.max_grad_norm,

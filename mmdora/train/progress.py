@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdora.train.checkpoint import STATE
+from mmdora.train.checkpoint import STATE, best_of
 from mmdora.train.processes import Processes
 
 
@@ -42,11 +42,14 @@ class Progress:
     best_global_step: int | None = None
     best_model_checkpoint: str | None = None
 
-    @classmethod
-    def of(cls, checkpoint: Path) -> Progress:
-        """Read it from a checkpoint."""
+    def restore(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint, as far as this run goes (`max_steps`)."""
         stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        return cls(**{known.name: stored[known.name] for known in fields(cls)})
+        for known in fields(self):
+            if known.name != "max_steps":
+                setattr(self, known.name, stored[known.name])
+        best = best_of(checkpoint)  # the run folder may have been moved, or the checkpoint deleted
+        self.best_model_checkpoint = str(best) if best else None
 
     def save(self, folder: Path) -> None:
         (folder / STATE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
@@ -62,10 +65,10 @@ class Losses:
         skipped: steps that were left out.
     """
 
-    def __init__(self, processes: Processes, step: int):
+    def __init__(self, processes: Processes):
         self.processes = processes
         self.sum = torch.zeros((), device=processes.device)
-        self.since, self.total, self.skipped = step, 0.0, 0
+        self.since, self.total, self.skipped = 0, 0.0, 0
         self._before = self.sum.clone()
 
     def begin_step(self) -> None:

@@ -1,7 +1,8 @@
 """`train`: a config in, a run folder out, in stages.
 
 ```
-begin ─▶ read_sources ─▶ loaded ─▶ open_folder ─▶ assembled ─▶ Loop.run ─▶ finish
+_begin ─▶ read_sources ─▶ _facts ─▶ load_all ─▶ _open ─▶ assembled ─▶ _run ─▶ _finish
+ Begun      Sources                 Loaded                  Loop       Progress
 ```
 """
 
@@ -19,38 +20,26 @@ import torch
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from mmdora.adapt.inject import Plan, inject, trainable_parameters
-from mmdora.batches.collate import Collator
-from mmdora.batches.fit import Rows
-from mmdora.batches.packing import PackedCollator, Packs
-from mmdora.batches.seq2seq import Seq2SeqCollator
-from mmdora.batches.stream import Stream
-from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
-from mmdora.models.load import load, load_processor
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.check import check_output, check_packages, check_plan, check_schedule
 from mmdora.train.checkpoint import writing_to
-from mmdora.train.early_stopping import Answers, metric
+from mmdora.train.early_stopping import metric
 from mmdora.train.evaluation import Evaluation
-from mmdora.train.features import features_of
 from mmdora.train.folder import LOG, RESULT, close_folder, open_folder
 from mmdora.train.guards import StopRequest
 from mmdora.train.loader import Feed
+from mmdora.train.loading import Loaded, Say, load_all
 from mmdora.train.log import Report, RunLog
 from mmdora.train.loop import Loop, Observers, steps_of
 from mmdora.train.optimizer import prepare
-from mmdora.train.packing import check_packing
 from mmdora.train.processes import Processes
 from mmdora.train.progress import Progress
-from mmdora.train.reach import unreached
 from mmdora.train.report_to import reporters
 from mmdora.train.resume import check_changes, find_checkpoint
 from mmdora.train.saving import Checkpoints
-from mmdora.train.sources import Sources, answers_of, describe, facts_of, held_out_of, read_sources, root_of, rows_of
-
-Say = Callable[[str], None]
+from mmdora.train.sources import Sources, describe, facts_of, read_sources
 
 
 @dataclass(frozen=True)
@@ -64,27 +53,6 @@ class Begun:
 
     checkpoint: Path | None
     before: dict[str, Any] | None
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Model and data.
-
-    Attributes:
-        rows: what is learned; `packs` of them where several rows share one.
-        collate: list of rows -> batch.
-        held_out: what is evaluated on, by task if there are several tasks; None if nothing is.
-        answers: what is generated at each evaluation, by the prefix of its metrics.
-    """
-
-    model: Any
-    processor: Any
-    plan: Plan
-    rows: Rows | TaskRows | Stream
-    packs: Packs | None
-    collate: Callable[[list[Any]], dict[str, Any]]
-    held_out: Any
-    answers: Mapping[str, Answers]
 
 
 def train(
@@ -121,7 +89,7 @@ def train(
         begun = processes.main_makes(partial(_begin, config, resume, processes, unchanged, trust_remote_code, say))
         sources = processes.main_first(partial(read_sources, config))
         facts = processes.main_makes(partial(_facts, config, sources, processes, begun, unchanged))
-        loaded = _loaded(config, sources, processes, trust_remote_code, say)
+        loaded = load_all(config, sources, processes, trust_remote_code, say)
         facts |= {"base": loaded.plan.fingerprint, "plan": str(loaded.plan)}
         processes.main_makes(partial(_open, config, loaded, facts, begun, unchanged, say))
         stop = StopRequest(processes)
@@ -163,34 +131,6 @@ def _facts(
     if begun.before is not None:
         unchanged(begun.before, facts)
     return facts
-
-
-def _loaded(config: RunConfig, sources: Sources, processes: Processes, trust: bool, say: Say) -> Loaded:
-    """Model and data, in every process."""
-    with processes.together():
-        budget, training = config.data.image_tokens, config.training
-        processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget)
-        rows = rows_of(sources, processor, config, processes)
-        held_out = held_out_of(sources, processor, config)
-        set_seed(training.seed)
-        model, _ = load(config.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
-        plan = inject(model, config.adapt)
-        if training.precision == "bf16":
-            for _, parameter, _, _ in trainable_parameters(model):
-                parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
-        evaluated = list(held_out.values()) if isinstance(held_out, dict) else [held_out] if held_out else []
-        features = features_of(config, model, processor, [rows, *evaluated], root_of(sources), processes)
-    with processes.together():  # now that each has put its share of the features
-        collate: Any = collator_of(model, processor, root_of(sources), features)
-        packs = None
-        if config.data.packing:
-            assert config.data.max_length is not None and isinstance(rows, Rows)
-            packs, collate = Packs(rows, config.data.max_length, training.seed), PackedCollator(collate, model)
-            check_packing(model.to(processes.device), collate, packs, bf16=training.precision == "bf16")
-        if processes.count > 1 and not processes.sharded:
-            _tell_ddp(processes, model, collate, packs or rows, say)
-        answers = answers_of(sources, processor, config)
-    return Loaded(model, processor, plan, rows, packs, collate, held_out, answers)
 
 
 def _open(
@@ -247,7 +187,7 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
             if not is_out_of_memory(error):
                 raise
             rows = loop.feed.pieces.limit if loop.feed.pieces else training.batch_size
-            found = estimate(loop.in_hand[-1] if loop.in_hand else None)
+            found = estimate(loop.steps.in_hand[-1] if loop.steps.in_hand else None)
             line = out_of_memory(loop.progress.global_step + 1, rows, training, found)
             line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # which all processes raise
             raise line from None
@@ -283,34 +223,6 @@ def _finish(loop: Loop, loaded: Loaded, progress: Progress, seconds: float, resu
     }
     data = describe(loaded.rows, loaded.packs, config)
     processes.main_makes(partial(close_folder, config, str(loaded.plan), data, done))
-
-
-def collator_of(
-    model: Any, processor: Any, root: Path, features: Callable[[str, Path], torch.Tensor] | None = None
-) -> Collator | Seq2SeqCollator:
-    """What makes batches of rows for this model's family; `features` are read in place of images."""
-    if model.config.is_encoder_decoder:
-        return Seq2SeqCollator(processor, root, features)
-    return Collator(processor, root)
-
-
-def _tell_ddp(processes: Processes, model: Any, collate: Any, rows: Any, say: Say) -> None:
-    """Whether DDP has to look for parameters without a gradient.
-
-    It waits for the gradient of each trained parameter, unless it looks which will come: a walk of the graph and
-    4 bytes per tensor more a step. Without need it complains. Which rows a stream will hold is not known.
-
-    Where it does not look, it lays out anew after the first step what it reduces. A sum of three or more numbers
-    depends on the place in that layout, so that a resumed run would differ in its last bits: there it always looks.
-    """
-    looks = True
-    if not isinstance(rows, Stream):
-        missing = unreached(model.to(processes.device), collate, rows)
-        looks = processes.count > 2 or any(missing.values())
-        if never := sorted(set.intersection(*map(set, missing.values()))):
-            say(f"note: {len(never)} trained tensors get no gradient, as nothing behind them is read: {never[0]}, …")
-    ddp: Any = processes.accelerator.ddp_handler
-    ddp.find_unused_parameters = looks
 
 
 def _silent(line: str) -> None:

@@ -21,7 +21,7 @@ from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.train import checkpoint
-from mmdora.train.checkpoint import MANIFEST, best_of
+from mmdora.train.checkpoint import MANIFEST
 from mmdora.train.loader import Pieces
 from mmdora.train.optimizer import Trained
 from mmdora.train.processes import Processes
@@ -86,7 +86,7 @@ class Checkpoints:
                 written = self.output / f"checkpoint-{step}"
                 checkpoint.rotate(written, self.config.training.keep, Path(best) if best else None)
 
-    def restore(self, stored: Path, losses: Losses) -> Progress:
+    def restore(self, stored: Path, progress: Progress, losses: Losses) -> None:
         """Everything but the adapter, which `prepare` has loaded, and the random numbers.
 
         Raises:
@@ -104,10 +104,7 @@ class Checkpoints:
         losses.restore(manifest)
         if self.pieces is not None and "micro_batch" in manifest:
             self.pieces.limit = min(manifest["micro_batch"], self.pieces.limit)
-        progress = Progress.of(stored)
-        best = best_of(stored)
-        progress.best_model_checkpoint = str(best) if best else None
-        return progress
+        progress.restore(stored)
 
     def restore_random_numbers(self, stored: Path, step: int, say: Callable[[str], None]) -> None:
         """Draw on as the stopped run would have; where it had another number of processes, in a way of this one's."""
@@ -117,8 +114,9 @@ class Checkpoints:
             set_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
             say("another number of processes than before: dropout draws anew from here on")
             return
-        arrays = [np._core.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32))]
-        with _plain_data_of(stored), torch.serialization.safe_globals(arrays):
+        # what numpy's state is pickled with: an array of uint32, and the function that makes one
+        array: list[Any] = [np.empty(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.uint32))]
+        with _plain_data_of(stored), torch.serialization.safe_globals(array):
             state = torch.load(stored / self._random_name(), weights_only=True)
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])

@@ -93,8 +93,8 @@ def test_a_resumed_run_is_the_same_to_the_bit(home: Path, run: Path) -> None:
 
 
 def test_reach_looks_at_each_task(home: Path) -> None:
+    from mmdora.train.loading import collator_of
     from mmdora.train.processes import Processes
-    from mmdora.train.run import arguments_of, collator_of
     from mmdora.train.sources import read_sources, root_of, rows_of
 
     config = config_of(tree(home, home / "reach"))
@@ -102,7 +102,7 @@ def test_reach_looks_at_each_task(home: Path) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "visual_embedding" in name
     sources = read_sources(config)
-    rows = rows_of(sources, processor, config, Processes(arguments_of(config)))
+    rows = rows_of(sources, processor, config, Processes(config.training))
     found = unreached(model, collator_of(model, processor, root_of(sources)), rows)  # type: ignore
     assert set(found) == {"image of vqa", "image of nlvr"}
     assert not any(found.values())
