@@ -57,6 +57,8 @@ class Steps:
 
     def begin(self) -> None:
         """Get ready for the first step."""
+        # accelerate's state is global, and a run before this one may have ended in the middle of a step
+        self.processes.accelerator.sync_gradients = True
         self.trained.wrapped.train()
         self.trained.optimizer.zero_grad()
 
@@ -95,8 +97,8 @@ class Steps:
 
     def _accumulate(self, batches: list[dict[str, Any]], items: Tensor | None) -> None:
         accelerator = self.processes.accelerator
-        for batch in batches:
-            accelerator.sync_gradients = last = batch is batches[-1]  # processes reduce their gradients once a step
+        for number, batch in enumerate(batches, start=1):
+            accelerator.sync_gradients = last = number == len(batches)  # processes reduce gradients once a step
             with nullcontext() if last or self.processes.deepspeed else accelerator.no_sync(self.trained.wrapped):
                 self.one_pass(batch, items, len(batches))
 
