@@ -32,7 +32,7 @@ def estimated(
         model = skeleton(config.base, trust_remote_code=trust_remote_code)
         on_cpu = {name: value.cpu() for name, value in batch.items()} if batch else typical_batch(processor, config)
         return f"estimated: {estimate(model, make_plan(model, config.adapt), config, on_cpu)}"
-    except Exception as error:  # memory may be short here too, and the run's line has to come out
+    except Exception as error:  # memory may be short here too, and the line about the run must be said all the same
         return f"not estimated: {type(error).__name__}"
 
 
@@ -78,7 +78,7 @@ class Fitting:
         """Run the micro-batches of the step after `done`, as often as it takes.
 
         Args:
-            one_pass: forward and backward of a piece; of how many in this process it is told too.
+            one_pass: forward and backward of a piece; its second argument is the number of pieces in this process.
             undo: drops what the passes of a step have left: gradients and losses.
 
         Raises:
@@ -95,7 +95,7 @@ class Fitting:
         try:
             with self.processes.accelerator.no_sync(self.wrapped):
                 for number, batch in enumerate(batches):
-                    if batch["limit"] != self.pieces.limit:  # a loader made it before the limit was what it is
+                    if batch["limit"] != self.pieces.limit:  # the loader collated it before the limit was lowered
                         batch = self.feed.read(done, number)
                     for piece in batch["pieces"]:
                         one_pass(piece, len(batches) * len(batch["pieces"]))

@@ -19,7 +19,7 @@ from mmdora.models.load import skeleton
 from mmdora.records.reader import Records
 
 SHOWN_IDS = 3
-pc: Any = pyarrow.compute  # its functions are made when it is imported
+pc: Any = pyarrow.compute  # pyright does not know its functions, which are made when it is imported
 
 
 def check_output(output: Path) -> None:
@@ -103,5 +103,5 @@ def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> N
 
 
 def _found(ids: Any, wanted: Any) -> Any:
-    """Those ids that are wanted; Arrow's hash table is of the wanted ones, which are few."""
+    """The ids that are among `wanted`, which are few: Arrow makes a hash table of them."""
     return pc.unique(ids.filter(pc.is_in(ids, value_set=wanted)))

@@ -58,7 +58,7 @@ def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(output: Path) -> Iterator[None]:
-    """Where a failed write does not say what could not be written, name the folder and the room that is left.
+    """Inside, an error of a write that names no file becomes a line with the folder and the room left on its disk.
 
     Raises:
         MmdoraError: instead of an OSError without a file name.
@@ -75,7 +75,7 @@ def writing_to(output: Path) -> Iterator[None]:
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Flush a staged folder, list its files in `manifest.json` beside `facts`, move it to its place."""
+    """Flush a staged folder to disk, list its files in `manifest.json` beside `facts`, and move it to its place."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb+") as file:
@@ -89,7 +89,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         _flush_folder(inner)
     staging, final = folder.parent, folder.parent.parent / folder.name
-    if final.exists():  # a damaged one of the same step, which was passed over
+    if final.exists():  # it holds a damaged checkpoint of this step, which the resume has passed over
         final.rename(staging / "replaced")
     folder.rename(final)
     _flush_folder(final.parent)
@@ -152,7 +152,7 @@ def newest(output: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The best checkpoint at the time of this one, as its trainer state names it: beside it, or where it was then."""
+    """The checkpoint that was the best one when this one was written; None if there was none, or it is gone."""
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if not state["best_model_checkpoint"]:
         return None
@@ -165,7 +165,7 @@ def rotate(written: Path, keep: int, best: Path | None) -> None:
     """Delete what is older than the newest `keep` checkpoints, but for the best.
 
     Args:
-        written: the newest whole one. One with a later step is damaged and was passed over: it goes too.
+        written: the newest whole one. A checkpoint of a later step is damaged, or it would be the newest: it goes too.
     """
     found = checkpoints(written.parent)
     place = found.index(written)

@@ -30,7 +30,7 @@ class Answers:
     batch_size: int
 
     def score(self, model: Any) -> float:
-        """The task's number for `model`; random states are afterwards what they were, so a run's course is the same."""
+        """The task's number for `model`. Random states are afterwards what they were, so the run goes on as without."""
         with _same_randomness():
             found = evaluate(model, self.processor, self.records, self.root, task=self.task, batch_size=self.batch_size)
         assert found.scores is not None, "fit has refused records without answers"

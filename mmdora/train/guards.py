@@ -44,7 +44,10 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
     def asked(self) -> bool:
-        """Whether any process was asked to stop; all call it after the same step, as signals come at different ones."""
+        """Whether any process was asked to stop.
+
+        A signal reaches the processes in different steps. All call this after each step, and so stop after the same.
+        """
         asked = self.processes.any(self.signal is not None)
         if asked and self.signal is None:
             self.signal = signal.SIGTERM

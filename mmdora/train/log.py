@@ -15,7 +15,7 @@ from mmdora.train.times import PHASES
 
 
 class Report(Protocol):
-    """Something that a run tells its progress: `RunLog`, or a tracker."""
+    """Something that is told how a run goes on: `RunLog`, or a tracker."""
 
     def begin(self, progress: Progress) -> None: ...
 
@@ -63,7 +63,7 @@ class RunLog:
             file.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:
-        """End the bar, also when the run ended otherwise than it should: what is said next gets a line of its own."""
+        """End the bar, however the run has ended, so that what is said next gets a line of its own."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None

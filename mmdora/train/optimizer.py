@@ -43,20 +43,21 @@ def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, che
         steps: of the whole run, for the schedule.
         checkpoint: its adapter is loaded first, while the parameters are whole (DeepSpeed loads its own later).
     """
-    training, accelerator = config.training, processes.accelerator
+    training = config.training
     model.config.use_cache = False  # keys and values of earlier positions are of no use in training
     if training.gradient_checkpointing:
         # transformers renamed it in 5.23 and warns of the old name
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    if not processes.sharded:
-        model.to(processes.device)
-    if checkpoint is not None and not processes.deepspeed:
-        restore_adapter(model, checkpoint)
-    groups = parameter_groups(model, config.adapt, training)
-    wrapped, optimizer = accelerator.prepare(model, optimizer_of(groups, model, training))
+    with processes.together():  # DDP waits for all processes, so none may fail by itself before
+        if not processes.sharded:
+            model.to(processes.device)
+        if checkpoint is not None and not processes.deepspeed:
+            restore_adapter(model, checkpoint)
+        plain = optimizer_of(parameter_groups(model, config.adapt, training), model, training)
+    wrapped, optimizer = processes.accelerator.prepare(model, plain)
     if processes.fsdp:
-        register_fsdp_forward_method(wrapped, "generate")  # whole parameters there too
+        register_fsdp_forward_method(wrapped, "generate")  # so that generation gathers the parameters too
     return Trained(model, wrapped, optimizer, schedule_of(optimizer, training, steps))
 
 

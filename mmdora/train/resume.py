@@ -22,7 +22,8 @@ FREE_ON_RESUME = {
     "training.find_batch_size",
     "training.keep",
     "training.output",
-}  # do not change what is computed or logged
+}
+"""Keys that a resume may change, since they change nothing of what is computed or logged."""
 
 
 def find_checkpoint(
@@ -108,7 +109,10 @@ def check_changes(
 
 
 def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:
-    """Micro-batches of a step may move from one process to another: their number must stay."""
+    """What is wrong with the number of micro-batches in a step.
+
+    With another number of processes they may move from one process to another, but their number must stay.
+    """
     accumulations = [config.get("training", {}).get("accumulation", 1) for config in (old, new)]
     before, now = (count * accumulation for count, accumulation in zip(processes, accumulations, strict=True))
     if before == now:

@@ -2,7 +2,7 @@
 
 ```
 _begin ─▶ read_sources ─▶ _facts ─▶ load_all ─▶ _open ─▶ assembled ─▶ _run ─▶ _finish
- Begun      Sources                 Loaded                  Loop       Progress
+Begun     Sources         facts     Loaded                Loop         Ended
 ```
 """
 
@@ -43,6 +43,17 @@ from mmdora.train.sources import Sources, describe, facts_of, read_sources
 
 
 @dataclass(frozen=True)
+class Request:
+    """What the caller of `train` asks for; see there."""
+
+    config: RunConfig
+    resume: bool | Path
+    allow_changes: bool
+    trust: bool
+    say: Say
+
+
+@dataclass(frozen=True)
 class Begun:
     """What is known before any record is read.
 
@@ -53,6 +64,11 @@ class Begun:
 
     checkpoint: Path | None
     before: dict[str, Any] | None
+
+    def check(self, request: Request, facts: Mapping[str, Any]) -> None:
+        """Raise if the run that is resumed was another, as far as `facts` tell; see `check_changes`."""
+        if self.before is not None:
+            check_changes(request.config, self.before, facts, request.allow_changes, request.say)
 
 
 def train(
@@ -84,33 +100,27 @@ def train(
         check_schedule(config)
         check_packages(config)
         processes = Processes(config.training)
-        say = say if processes.main else _silent
-        unchanged = partial(check_changes, config, allow=allow_changes, say=say)
-        begun = processes.main_makes(partial(_begin, config, resume, processes, unchanged, trust_remote_code, say))
+        request = Request(config, resume, allow_changes, trust_remote_code, say if processes.main else _silent)
+        begun = processes.main_makes(partial(_begin, request, processes))
         sources = processes.main_first(partial(read_sources, config))
-        facts = processes.main_makes(partial(_facts, config, sources, processes, begun, unchanged))
-        loaded = load_all(config, sources, processes, trust_remote_code, say)
+        facts = processes.main_makes(partial(_facts, request, processes, sources, begun))
+        loaded = load_all(config, sources, processes, request.trust, request.say)
         facts |= {"base": loaded.plan.fingerprint, "plan": str(loaded.plan)}
-        processes.main_makes(partial(_open, config, loaded, facts, begun, unchanged, say))
-        stop = StopRequest(processes)
-        with processes.together():
-            loop = assembled(config, processes, loaded, facts, begun.checkpoint, stop)
-        started = time.monotonic()
-        estimate = partial(estimated, config, loaded.processor, trust_remote_code=trust_remote_code)
-        progress = _run(loop, begun.checkpoint, estimate)
-        seconds = time.monotonic() - started
-        _finish(loop, loaded, progress, seconds, begun.checkpoint is not None)
+        processes.main_makes(partial(_open, request, begun, loaded, facts))
+        loop = assembled(config, processes, loaded, facts, begun.checkpoint)
+        ended = _run(
+            loop, begun.checkpoint, partial(estimated, config, loaded.processor, trust_remote_code=request.trust)
+        )
+        _finish(loop, loaded, ended)
     return config.training.output
 
 
-def _begin(
-    config: RunConfig, resume: bool | Path, processes: Processes, unchanged: Callable[..., None], trust: bool, say: Say
-) -> Begun:
+def _begin(request: Request, processes: Processes) -> Begun:
     """Whether the run can begin, or go on, as far as config and folder tell. The main process asks."""
+    config = request.config
     check_output(config.training.output)
-    checkpoint, before = find_checkpoint(config.training.output, resume, say)
-    if before is not None:
-        unchanged(before, {"processes": processes.count, "data": {}})
+    begun = Begun(*find_checkpoint(config.training.output, request.resume, request.say))
+    begun.check(request, {"processes": processes.count, "data": {}})
     if not config.data.sources:
         raise MmdoraError("data.train: give the file of records to train on")
     if config.data.stream and processes.sharded:
@@ -118,31 +128,25 @@ def _begin(
     if config.model.compose is not None:
         from mmdora.models.llava.compose import compose_into  # imports what only a composed base needs
 
-        compose_into(Path(config.base), config.model.compose, config.training.seed, say)
-    check_plan(config, trust_remote_code=trust)
-    return Begun(checkpoint, before)
+        compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
+    check_plan(config, trust_remote_code=request.trust)
+    return begun
 
 
-def _facts(
-    config: RunConfig, sources: Sources, processes: Processes, begun: Begun, unchanged: Callable[..., None]
-) -> dict[str, Any]:
+def _facts(request: Request, processes: Processes, sources: Sources, begun: Begun) -> dict[str, Any]:
     """What checkpoints note of the run: processes and fingerprints of the data. The main process finds them."""
-    facts = {"processes": processes.count, **facts_of(config, sources, processes)}
-    if begun.before is not None:
-        unchanged(begun.before, facts)
+    facts = {"processes": processes.count, **facts_of(request.config, sources, processes)}
+    begun.check(request, facts)
     return facts
 
 
-def _open(
-    config: RunConfig, loaded: Loaded, facts: Mapping[str, Any], begun: Begun, unchanged: Callable[..., None], say: Say
-) -> None:
+def _open(request: Request, begun: Begun, loaded: Loaded, facts: Mapping[str, Any]) -> None:
     """Say what will be done, and begin the run folder. The main process does."""
-    if begun.before is not None:
-        unchanged(begun.before, facts)
-    data = describe(loaded.rows, loaded.packs, config)
-    say(str(loaded.plan))
-    say(data)
-    open_folder(config, str(loaded.plan), data)
+    begun.check(request, facts)
+    data = describe(loaded.rows, loaded.packs, request.config)
+    request.say(str(loaded.plan))
+    request.say(data)
+    open_folder(request.config, str(loaded.plan), data)
 
 
 def assembled(
@@ -151,11 +155,13 @@ def assembled(
     loaded: Loaded,
     facts: Mapping[str, Any],
     checkpoint: Path | None,
-    stop: StopRequest,
 ) -> Loop:
-    """The loop, with the random numbers as it begins with."""
-    set_seed(config.training.seed + processes.index)  # else all processes would drop out the same
-    feed = Feed(config, loaded.packs or loaded.rows, loaded.collate, processes)
+    """The loop, ready to run; random numbers are drawn from `training.seed` on."""
+    set_seed(
+        config.training.seed + processes.index
+    )  # with one seed for all, dropout would be the same in all processes
+    with processes.together():
+        feed = Feed(config, loaded.packs or loaded.rows, loaded.collate, processes)
     trained = prepare(loaded.model, config, processes, steps_of(config, feed), checkpoint)
     evaluation = None
     if loaded.held_out is not None:
@@ -165,10 +171,25 @@ def assembled(
         reports = [RunLog(config.training.output / LOG, feed.rows_per_step), *reporters(config)]
     checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces)
     say = tqdm.write if processes.main else _silent  # past the progress bar
-    return Loop(config, processes, trained, feed, evaluation, checkpoints, Observers(reports, stop, say))
+    observers = Observers(reports, StopRequest(processes), say)
+    return Loop(config, processes, trained, feed, evaluation, checkpoints, observers)
 
 
-def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) -> Progress:
+@dataclass(frozen=True)
+class Ended:
+    """A run behind its last step.
+
+    Attributes:
+        seconds: since the loop began, in this process.
+        resumed: whether it went on from a checkpoint.
+    """
+
+    progress: Progress
+    seconds: float
+    resumed: bool
+
+
+def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) -> Ended:
     """All steps that are left.
 
     Args:
@@ -177,7 +198,7 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
     Raises:
         Interrupted: if a signal has ended the run before its last step.
     """
-    stop, training = loop.observers.stop, loop.config.training
+    stop, training, started = loop.observers.stop, loop.config.training, time.monotonic()
     with stop.listening(), ExitStack() as closing:
         for report in loop.observers.reports:
             closing.callback(report.close)
@@ -189,7 +210,7 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
             rows = loop.feed.pieces.limit if loop.feed.pieces else training.batch_size
             found = estimate(loop.steps.in_hand[-1] if loop.steps.in_hand else None)
             line = out_of_memory(loop.progress.global_step + 1, rows, training, found)
-            line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # which all processes raise
+            line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # all processes raise it
             raise line from None
     if stop.signal is not None and progress.global_step < progress.max_steps:
         step = progress.global_step
@@ -200,20 +221,20 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
         )
         stopped.told = not loop.processes.main
         raise stopped
-    return progress
+    return Ended(progress, time.monotonic() - started, checkpoint is not None)
 
 
-def _finish(loop: Loop, loaded: Loaded, progress: Progress, seconds: float, resumed: bool) -> None:
+def _finish(loop: Loop, loaded: Loaded, ended: Ended) -> None:
     """Write the result, and what it took."""
-    config, processes = loop.config, loop.processes
+    config, processes, progress = loop.config, loop.processes, ended.progress
     with processes.together():
         loop.checkpoints.check_finite(progress.global_step)
     loop.checkpoints.write_result(config.training.output / RESULT, loop.best)
     losses = [entry["loss"] for entry in progress.log_history if "loss" in entry]
     done = {
         "steps": progress.global_step,
-        "seconds": round(seconds, 1),
-        "resumed": resumed,
+        "seconds": round(ended.seconds, 1),
+        "resumed": ended.resumed,
         "final_loss": losses[-1] if losses else None,
         f"best_{metric(config)}": progress.best_metric,
         "trainable": loaded.plan.trainable,

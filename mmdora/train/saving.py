@@ -93,14 +93,15 @@ class Checkpoints:
             MmdoraError: if a file holds what is no plain data.
         """
         manifest = json.loads((stored / MANIFEST).read_text(encoding="utf-8"))
-        optimizer = self.trained.optimizer
-        with _plain_data_of(stored):
-            if self.processes.deepspeed:
-                self.trained.wrapped.load_checkpoint(str(stored))
-            else:
+        optimizer, state = self.trained.optimizer, None
+        with self.processes.together(), _plain_data_of(stored):
+            if not self.processes.deepspeed:
                 state = torch.load(stored / OPTIMIZER, map_location="cpu", weights_only=True)
-                optimizer.load_state_dict(spread_state(state, optimizer) if self.processes.fsdp else state)
             self.trained.schedule.load_state_dict(torch.load(stored / SCHEDULE, weights_only=True))
+        if state is None:
+            self.trained.wrapped.load_checkpoint(str(stored))
+        else:
+            optimizer.load_state_dict(spread_state(state, optimizer) if self.processes.fsdp else state)
         losses.restore(manifest)
         if self.pieces is not None and "micro_batch" in manifest:
             self.pieces.limit = min(manifest["micro_batch"], self.pieces.limit)

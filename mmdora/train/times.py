@@ -28,7 +28,7 @@ class StepTimes:
         self._steps = 0
 
     def mark(self, phase: str | None) -> None:
-        """What ran until now ends, `phase` begins (None: nothing that counts)."""
+        """End the phase that ran until now, and begin `phase`; None begins one that is not counted."""
         event = None
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)

@@ -1,5 +1,6 @@
 """What a run is resumed from, and what it may differ in."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_run import EVERY_TWO, config_for, config_of, contents, same_run, silent, tree_for
+from transformers.trainer_callback import TrainerState
 
 from mmdora.cli import main
 from mmdora.errors import Interrupted, MmdoraError
@@ -126,6 +128,21 @@ def test_changes_that_are_allowed(stopped, ten_rows, tmp_path, capsys):
     assert main(["train", str(config), "--resume", "--allow-changes", "--training.lr", "1e-3"]) == 0
     assert "warning: resuming although this changed: training.lr: 0.0005 -> 0.001" in capsys.readouterr().out
     assert json.loads((stopped / "complete.json").read_text())["steps"] == 6
+
+
+def test_a_checkpoint_of_before_is_resumed(stopped, ten_rows, six_steps):
+    """When training went by transformers' Trainer, its own state was in `trainer_state.json`, which holds more."""
+    checkpoint = stopped / "checkpoint-4"
+    state, manifest = (json.loads((checkpoint / name).read_text()) for name in ("trainer_state.json", "manifest.json"))
+    TrainerState(**state, num_train_epochs=2, train_batch_size=2).save_to_json(str(checkpoint / "trainer_state.json"))
+    written = (checkpoint / "trainer_state.json").read_bytes()
+    entry = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+    assert manifest["files"]["trainer_state.json"]["bytes"] < entry["bytes"]
+    manifest["files"]["trainer_state.json"] = entry
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    lines: list[str] = []
+    assert same_run(train(config_for(ten_rows, stopped, **EVERY_TWO), resume=True, say=lines.append), six_steps)
+    assert not [line for line in lines if "passed over" in line]
 
 
 def test_a_complete_run_is_extended(six_steps, ten_rows, tmp_path, monkeypatch):
