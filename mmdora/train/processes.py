@@ -16,6 +16,7 @@ from accelerate.utils import (
     DataLoaderConfiguration,
     DistributedDataParallelKwargs,
     DistributedType,
+    GradientAccumulationPlugin,
     InitProcessGroupKwargs,
 )
 
@@ -48,6 +49,8 @@ class Processes:
             mixed_precision="bf16" if training.precision == "bf16" else "no",
             # without it, processes that torchrun starts where there is no GPU do not meet, and each trains alone
             cpu=not torch.accelerator.is_available(),
+            # losses are shares of their step already: they are not to be divided by what a launcher's config says
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available()),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(broadcast_buffers=False),  # the base is frozen: no buffer changes

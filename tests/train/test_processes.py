@@ -24,8 +24,10 @@ from tiny_run import config_of, contents, curve, first_turns, same_run, silent, 
 from mmdora.batches.order import Batches
 from mmdora.batches.sampler import GroupedSampler
 from mmdora.cli import main
+from mmdora.config import Training
 from mmdora.errors import MmdoraError
 from mmdora.train import objective, train
+from mmdora.train.processes import Processes
 from mmdora.train.saving import Checkpoints
 from mmdora.train.steps import Steps
 
@@ -177,6 +179,15 @@ def test_what_would_silently_be_something_else(records, tmp_path, monkeypatch, c
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"mmdora: error: {says}", line)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_launcher_says_of_precision_and_accumulation_does_not_count(monkeypatch):
+    """`accelerate launch` exports both, from its config or its defaults."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    for precision, name in (("fp32", "no"), ("bf16", "bf16")):
+        accelerator = Processes(Training(precision=precision)).accelerator
+        assert accelerator.gradient_accumulation_steps == 1 and accelerator.mixed_precision == name
 
 
 def test_what_is_frozen_is_not_reduced(pair):
