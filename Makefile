@@ -1,13 +1,16 @@
 # Every target sets up what it needs in .venv; nothing here is needed to work by hand (CONTRIBUTING.md).
 PYTHON ?= python3
 VENV := .venv
+FLOOR := .venv-floor
+NEWEST := .venv-newest
 BIN := $(VENV)/bin
 ARGS ?=
 # Two workers with one thread each: the whole suite is sized for two cores.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
+.PHONY: help quickstart test test-floor test-newest newest lock lint format browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,7 +19,20 @@ quickstart: $(VENV)/.installed  ## Adapt, evaluate, export and compare a real VL
 	$(BIN)/mmdora quickstart $(ARGS)
 
 test: lint  ## Lint, type check, layer contract and the whole test suite
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) $(ARGS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+test-floor: $(FLOOR)/.installed  ## The suite on the lowest versions that pyproject.toml allows (7 GB in .venv-floor)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(FLOOR)/bin/python $(PYTEST)
+
+test-newest: newest  ## Type check and suite on the newest versions there are (7 GB in .venv-newest)
+	$(NEWEST)/bin/pyright --pythonpath $(NEWEST)/bin/python
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST)
+
+lock:  ## Write the newest versions there are to constraints.txt (make test-newest first; Python 3.11)
+	rm -rf $(NEWEST)
+	$(MAKE) newest
+	$(NEWEST)/bin/python tests/versions.py lock > constraints.txt.new
+	mv constraints.txt.new constraints.txt
 
 lint: $(VENV)/.installed-dev  ## ruff, pyright, import-linter
 	$(BIN)/ruff check .
@@ -70,27 +86,42 @@ wheel: $(VENV)/.installed-dev  ## Build dist/*.whl
 audit: $(VENV)/.installed-dev  ## Known vulnerabilities of what is installed
 	$(BIN)/pip-audit --local --skip-editable
 
-clean:  ## Remove .venv and build leftovers (runs/ stays)
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+clean:  ## Remove the environments and build leftovers (runs/ stays)
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
-# A stamp per set of extras: installation is repeated only when pyproject.toml changes.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -e .
+# A stamp per set of extras: installation is repeated only when pyproject.toml or the lock changes. pip and setuptools
+# are the lock's too, and an isolated build would fetch a setuptools of its own.
+define install
+	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
+	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e $(1)
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,.)
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install -e ".[dev]"
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(call install,".[dev]")
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev
-	$(BIN)/python -m pip install -e ".[dev,browser]"
+	$(call install,".[dev,browser]")
 	@touch $@
 
-$(BIN)/python:
+$(FLOOR)/.installed: pyproject.toml tests/versions.py | $(FLOOR)/bin/python
+	$(FLOOR)/bin/python tests/versions.py floor > $(FLOOR)/floor.txt
+	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
+	$(FLOOR)/bin/python -m pip install -r $(FLOOR)/floor.txt
+	$(FLOOR)/bin/python -m pip install --no-build-isolation --no-deps -e .
+	@touch $@
+
+newest: | $(NEWEST)/bin/python
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip setuptools
+	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser]"
+
+%/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo "mmdora needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | head -n 1)."; \
 	  echo "Name a newer one: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
-	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	@$(PYTHON) -m venv $* || { rm -rf $*; \
 	  echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }

@@ -37,8 +37,9 @@ from mmdora.adapt.inject import inject, trainable_parameters
 from mmdora.adapter_files.adapters import save_adapter
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo.columns import load_columns
-from mmdora.demo.compare import Settings, answer, new_turn, read_image
-from mmdora.models.load import load, resolve
+from mmdora.demo.compare import AnswerSettings, answer, new_turn, read_image
+from mmdora.models.load import load
+from mmdora.models.locate import resolve
 
 QUEUE = 32
 TOKENS = 16
@@ -232,7 +233,7 @@ def latency(adapters: list[str], merged: list[str], asked: int) -> list[dict[str
 def _ask(columns: list[Any], path: Path, question: str) -> list[dict[str, float]]:
     """Seconds to the first token and, where there are more, for each of these; by column."""
     last: Any
-    *_, last = answer(columns, [new_turn(columns, question, Settings(max_tokens=TOKENS))], [read_image(path)])
+    *_, last = answer(columns, [new_turn(columns, question, AnswerSettings(max_tokens=TOKENS))], [read_image(path)])
     rates = [{"each": 1 / state.tokens_per_s} if state.tokens_per_s else {} for state in last]
     return [{"first": state.first_token_s, **rate} for state, rate in zip(last, rates, strict=True)]
 

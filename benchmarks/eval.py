@@ -30,7 +30,7 @@ from harness import show, write
 from mmdora.data_prep import easy_vqa, scenes
 from mmdora.evaluate.run import evaluate
 from mmdora.models.load import load
-from mmdora.records.images import open_image
+from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records
 from mmdora.records.record import Record
 from mmdora.records.turns import prompt_messages
@@ -44,7 +44,7 @@ def plain(model: Any, processor: Any, records: list[Record], root: Path) -> list
     """Answer one question after the other."""
     texts = []
     for record in records:
-        images = [open_image(name, root) for name in record["images"]]
+        images = [open_image(FileRef(name, root)) for name in record["images"]]
         prompt = processor.apply_chat_template(prompt_messages(record), tokenize=False, add_generation_prompt=True)
         special = not prompt.startswith(processor.tokenizer.bos_token)
         inputs = processor(images=images, text=prompt, return_tensors="pt", add_special_tokens=special)

@@ -37,6 +37,8 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mmdora.files import sha256
+
 FAMILIES = {"llava": "tiny-llava", "vl-bart": "tiny-vlbart"}
 WORKERS = (0, 0, 2, 2)  # loader processes of the processes of one run, in turn
 STEPS, SAVE_EVERY = 24, 4  # 8 or (two tasks) 16 steps are an epoch: saves lie within epochs and at their ends
@@ -237,7 +239,7 @@ class Run:
         names = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
         files = [self.folder / f"checkpoint-{STEPS}" / name for name in names]
         files.append(self.folder / "adapter" / "adapter_model.safetensors")
-        return {"log": log, "order": self.order(), "files": [_digest(file) for file in files]}
+        return {"log": log, "order": self.order(), "files": [sha256(file) for file in files]}
 
     def order(self) -> dict[int, list[str]]:
         """Step -> its batches. Where a process got others than the one before, both stand here."""
@@ -249,11 +251,6 @@ class Run:
             shorter, longer = sorted((known, found), key=len)  # a kill may have cut the step short
             order[step] = longer if longer[: len(shorter)] == shorter else [*known, *found]
         return order
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def draw_records(path: Path, numbers: range) -> Path:

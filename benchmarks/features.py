@@ -18,6 +18,7 @@ import random
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from transformers import BartTokenizer
 
 import mmdora
 from mmdora.adapt.inject import trainable_parameters
-from mmdora.batches.seq2seq import Seq2SeqCollator
 from mmdora.data_prep import scenes
+from mmdora.families import family_of
 from mmdora.models.open_clip.tower import image_processor, tower_config
 from mmdora.models.vlbart.config import BART_BASE, VLBartConfig
 from mmdora.models.vlbart.feature_cache import FeatureCache
@@ -84,16 +85,16 @@ def measure(folder: Path, rounds: int, quick: bool) -> dict[str, list[dict[str, 
     begun = time.process_time()
     cache = FeatureCache.of(model, processor, folder / "cache")
     opened = time.process_time() - begun
-    images = cache.fill(records, records.root, batch_size=BATCH)
+    images = cache.fill(records, batch_size=BATCH)
     filled = time.process_time() - begun - opened
     begun = time.process_time()
-    again = cache.fill(records, records.root, batch_size=BATCH)
+    again = cache.fill(records, batch_size=BATCH)
     checked = time.process_time() - begun
     assert images == len(records) and again == 0
-    pixels = Seq2SeqCollator(processor, records.root)
+    pixels = family_of(processor).batch
     ways = {
         "pixels": pixels,
-        "cached": Seq2SeqCollator(processor, records.root, cache.features),
+        "cached": partial(family_of(processor).batch, features=cache.features),
         "pixels again": pixels,
     }
     trained = [parameter for _, parameter, _, _ in trainable_parameters(model)]

@@ -37,11 +37,11 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import Rows, fit
-from mmdora.batches.prompt import encode, render_with_answers
 from mmdora.batches.sampler import GroupedSampler
-from mmdora.models.load import resolve
+from mmdora.families import family_of
+from mmdora.families.template import encode, render_with_answers
+from mmdora.models.locate import resolve
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
@@ -82,7 +82,7 @@ def records_in(folder: Path, rows: int, pictures: int) -> Path:
 
 
 def rows_of(path: Path, processor: Any) -> Rows:
-    return fit(read_records(path), processor, MAX_LENGTH, "drop")
+    return fit(read_records(path), family_of(processor), MAX_LENGTH, "drop")
 
 
 def batches(data: Dataset[Any], rows: Rows, collate: Callable[[list[Any]], Any], workers: int) -> Iterator[Any]:
@@ -97,7 +97,7 @@ def prepare(paths: list[Path]) -> list[dict[str, float]]:
         started = time.monotonic()
         records = read_records(path)
         table = time.monotonic()
-        fit(records, processor, MAX_LENGTH, "drop")
+        fit(records, family_of(processor), MAX_LENGTH, "drop")
         found.append({"once: table s": table - started, "once: counts s": time.monotonic() - table})
     return found
 
@@ -109,7 +109,7 @@ def memory(path: Path) -> dict[str, float]:
     started, spent = time.monotonic(), cpu()
     rows = rows_of(path, processor)
     prepared = memory_of()
-    collate = Collator(processor, rows.records.root)
+    collate = family_of(processor).batch
     loader: Any = batches(rows, rows, collate, 0)
     next(loader)
     found = {"first batch s": time.monotonic() - started, "of it CPU s": cpu() - spent}
@@ -152,7 +152,7 @@ def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], l
     torch.set_num_threads(1)
     processor = processor_of(pixels)
     rows = rows_of(path, processor)
-    collate, bare = Collator(processor, rows.records.root), Bare(rows, pixels)
+    collate, bare = family_of(processor).batch, Bare(rows, pixels)
 
     def exhaust(data: Dataset[Any], join: Callable[[list[Any]], Any], workers: int) -> tuple[float, float]:
         """Samples per CPU second and per second; start and end of the workers are part of it."""
@@ -179,18 +179,18 @@ def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], l
     return found, parts(rows, collate, bare)
 
 
-def parts(rows: Rows, collate: Collator, bare: Bare) -> list[dict[str, Any]]:
+def parts(rows: Rows, collate: Any, bare: Bare) -> list[dict[str, Any]]:
     """CPU time of the steps of a training row, in one process."""
-    processor, root = collate.processor, collate.root
+    processor = collate.__self__.processor
     places = [range(start, start + BATCH) for start in range(0, len(rows), BATCH)]
     records = [[rows[i] for i in place] for place in places]
     texts = [[render_with_answers(processor, row["messages"])[0] for row in batch] for batch in records]
-    opened = [[[open_image(row["images"][0], root)] for row in batch] for batch in records]
+    opened = [[[open_image(row["images"][0])] for row in batch] for batch in records]
     steps: dict[str, tuple[Callable[[Any], Any], Any]] = {
         "bare Pillow": (lambda place: [bare[i] for i in place], places),
         "training row, whole": (lambda place: collate([rows[i] for i in place]), places),
         "· record": (lambda place: [rows[i] for i in place], places),
-        "· picture opened": (lambda batch: [open_image(row["images"][0], root) for row in batch], records),
+        "· picture opened": (lambda batch: [open_image(row["images"][0]) for row in batch], records),
         "· template, answers": (lambda batch: [render_with_answers(processor, r["messages"]) for r in batch], records),
         "· processor": (
             lambda both: encode(processor, *both, left=False, offsets=True),

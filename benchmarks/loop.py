@@ -30,10 +30,10 @@ from harness import show, write
 from transformers import get_constant_schedule
 
 from mmdora.adapt.inject import inject
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import Rows, fit
 from mmdora.config import RunConfig, validate
 from mmdora.data_prep import scenes
+from mmdora.families import family_of
 from mmdora.models.load import load
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
@@ -42,6 +42,7 @@ from mmdora.train.guards import StopRequest
 from mmdora.train.loader import Feed
 from mmdora.train.loop import Loop, Observers
 from mmdora.train.loss import chunked_cross_entropy
+from mmdora.train.objective import Objective
 from mmdora.train.optimizer import prepare
 from mmdora.train.processes import Processes
 from mmdora.train.progress import Progress
@@ -75,7 +76,7 @@ def config_of(records: Path, output: Path, steps: int) -> RunConfig:
 class Ready:
     """A collator that makes each batch once."""
 
-    def __init__(self, collate: Collator):
+    def __init__(self, collate: Any):
         self.collate, self.made = collate, {}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -116,8 +117,8 @@ class Case:
         self.model, processor = load("tiny-llava")
         inject(self.model, self.config.adapt)
         self.records = read_records(folder / "records.jsonl")
-        self.rows: Rows = fit(self.records, processor, None, "error")
-        self.collate = Ready(Collator(processor, folder))
+        self.rows: Rows = fit(self.records, family_of(processor), None, "error")
+        self.collate = Ready(family_of(processor).batch)
         self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
         self.ours()  # every batch is made
 
@@ -136,9 +137,9 @@ class Case:
         feed = Feed(config, self.rows, self.collate, processes)
         trained = prepare(self.model, config, processes, self.steps, None)
         checkpoints = Checkpoints(config, processes, trained, {}, None)
-        loop = Loop(
-            config, processes, trained, feed, None, checkpoints, Observers([clock], StopRequest(processes), print)
-        )
+        objective = Objective(self.model, processes, one_stream=True, chunked=True, probe=feed.probe, say=print)
+        observers = Observers([clock], StopRequest(processes), print)
+        loop = Loop(config, processes, trained, feed, objective, None, checkpoints, observers)
         take, losses = loop.steps.take, [0.0]
 
         def watched(batches: list[dict[str, Any]]) -> tuple[Any, float]:

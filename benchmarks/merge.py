@@ -167,11 +167,11 @@ def difference(mine: Path, theirs: Path) -> float:
     from mmdora.export.mapped import MappedCheckpoint
 
     ours, other = MappedCheckpoint(mine), MappedCheckpoint(theirs)
-    if ours.names.keys() != other.names.keys():
+    if ours.file_names.keys() != other.file_names.keys():
         raise SystemExit(f"{mine} and {theirs} are checkpoints of other models")
     worst = 0.0
-    for place, name in ours.names.items():
-        a, b = ours.tensors[name], other.tensors[other.names[place]]
+    for place, name in ours.file_names.items():
+        a, b = ours.tensors[name], other.tensors[other.file_names[place]]
         for rows in zip(a.split(1024), b.split(1024), strict=True):
             left, right = (part.float() for part in rows)
             worst = max(worst, float((left - right).abs().max() / right.abs().max()))

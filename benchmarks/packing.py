@@ -32,9 +32,9 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import mmdora
 from mmdora.batches.packing import PackedCollator, Packs
-from mmdora.batches.prompt import IGNORE
 from mmdora.batches.sampler import GroupedSampler
 from mmdora.batches.survey import filling
+from mmdora.families.template import IGNORE
 from mmdora.train.packing import check_packing
 
 SCALE = 1 if torch.cuda.is_available() else 4
@@ -70,7 +70,7 @@ class DrawnRows:
 
 
 class Tokens:
-    """Stands in for `Collator`: random words, the last quarter of the text with labels, one picture where there is."""
+    """Stands in for a `Family`: random words, the last quarter of the text with labels, one picture where there is."""
 
     def __init__(self, rows: DrawnRows):
         self.rows = rows

@@ -1,4 +1,4 @@
-"""What happens on the page; `widgets` has what there is on it, `compare` and `session` what it shows."""
+"""What the page does when someone uses it. `widgets` lays it out; `compare` and `session` give what it shows."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import gradio as gr
 
 from mmdora.demo import results, session
 from mmdora.demo.cards import TITLE, conversation_html, tally_html
-from mmdora.demo.compare import Answer, Column, Settings, check_question, check_upload, new_turn
+from mmdora.demo.compare import Answer, AnswerSettings, ModelColumn, check_question, check_upload, new_turn
 from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab
 from mmdora.demo.line import Line
-from mmdora.demo.session import Session, Sessions, ask, digest
+from mmdora.demo.session import Session, Sessions, ask
 from mmdora.demo.uploads import Examples, upload_paths, within_reach
 from mmdora.demo.votes import ALL_BAD, TIE, Votes
 from mmdora.demo.widgets import Compare
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 
-QUEUE = 64  # questions waiting or running; one more is told so at once
+QUEUE = 64  # Questions that wait or are answered. Whoever asks one more is told at once that the page is busy.
 
 
 class Page:
@@ -35,12 +36,12 @@ class Page:
     """
 
     def __init__(
-        self, columns: Sequence[Column], examples: Examples, votes: Votes, inside: Inside, *, queue: int = QUEUE
+        self, columns: Sequence[ModelColumn], examples: Examples, votes: Votes, inside: Inside, *, queue: int = QUEUE
     ):
         self.columns, self.votes = columns, votes
         self.kinds = {column.name: column.kind for column in columns}
         self.examples = within_reach(examples)
-        self.digests = {digest(path): number for number, (path, _) in enumerate(self.examples)}
+        self.digests = {sha256(path): number for number, (path, _) in enumerate(self.examples)}
         self.sessions, self.line = Sessions(), Line(queue)
         with gr.Blocks(title="mmdora", analytics_enabled=False) as self.blocks:
             gr.HTML(TITLE, js_on_load=None, elem_classes="page-html")
@@ -48,7 +49,7 @@ class Page:
                 self._compare_tab()
             inside_tab(inside)
             self.blocks.unload(self._leave)
-        # our own queue tells positions; Gradio's only has to hold as many
+        # Our own queue tells positions; Gradio's only has to hold as many questions.
         self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)
 
     def _compare_tab(self) -> None:
@@ -57,8 +58,8 @@ class Page:
         controls = [w.send, w.stop, w.retry, w.edit, w.vote_row, w.take_row]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once: dict[str, Any] = {"queue": False, **quiet}
-        # raw values (preprocess=False): Pillow must not touch an upload before its size is checked;
-        # "multiple": after Clear, the next question need not wait for the last one's end
+        # preprocess=False gives raw values: Pillow must not touch an upload before its size is checked.
+        # "multiple" lets the next question after Clear begin before the last one has ended.
         slow: dict[str, Any] = {"preprocess": False, "concurrency_limit": None, "trigger_mode": "multiple", **quiet}
         given, shown = [*settings, w.blind], [w.answers, w.earlier, w.question, *controls]
         begun = gr.on([w.question.submit, w.send.click], self._begin, None, controls, **at_once)
@@ -66,7 +67,7 @@ class Page:
         w.retry.click(self._begin, None, controls, **at_once).then(self._again, given, shown, **slow)
         w.stop.click(self._stop, None, None, **at_once)
         w.edit.click(self._edit, None, shown, **at_once)
-        # neither queued nor cancelling: where a cancelled event's stream ends, Gradio can lose a queued one's reply
+        # These events neither queue nor cancel: when a cancelled event's stream ends, Gradio can lose a queued reply.
         w.clear.click(self._clear, None, [*pictures, *shown], **at_once)
         for button, place in zip(w.ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
             button.click(self._vote(place), None, [w.tally, *shown], concurrency_limit=None, **quiet)
@@ -122,9 +123,17 @@ class Page:
         problem = None
         try:
             async with aclosing(
-                ask(tab, self.columns, self.line, upload_paths(*pictures), question, Settings(*values), blind is True)
+                ask(
+                    tab,
+                    self.columns,
+                    self.line,
+                    upload_paths(*pictures),
+                    question,
+                    AnswerSettings(*values),
+                    blind is True,
+                )
             ) as steps:
-                rest: list[Any] = []  # shown once: what only the newest turn's growth does not change
+                rest: list[Any] = []  # These parts do not change while an answer grows, so they are shown once.
                 async for _ in steps:
                     if tab.closed:
                         break
@@ -136,13 +145,13 @@ class Page:
             problem = gr.Error(str(error), print_exception=False)
             if keep is not None:
                 tab.turns = keep
-        if tab.closed:  # a state that was on its way may have arrived after Clear's reply
+        if tab.closed:  # A state that was on its way may arrive after Clear's reply.
             yield [*self._html(self.sessions.now(str(request.session_hash))), *[gr.skip()] * 7]
         else:
             yield [*self._html(tab), gr.skip(), *self._controls(tab)]
         if problem:
             raise problem
-        yield [gr.skip()] * 9  # Gradio sends the last state once more, maybe after Clear's reply
+        yield [gr.skip()] * 9  # Gradio sends the last state once more, and this may come after Clear's reply.
 
     async def _api(
         self,
@@ -162,7 +171,7 @@ class Page:
         error, and while the question is queued its position. The last list has the whole answers.
         """
         try:
-            settings = Settings(max_tokens, temperature, top_p, seed, system_prompt)
+            settings = AnswerSettings(max_tokens, temperature, top_p, seed, system_prompt)
             pictures = upload_paths(image, second_image)
             turns = [new_turn(self.columns, check_question(question, settings), settings)]
             for picture in pictures:
@@ -209,7 +218,7 @@ class Page:
         tab, (*values, blind) = self._of(request), given
         asked = tab.turns[0].question if tab.turns else str(question)
         try:
-            return results.link(asked, Settings(*values), self._example(tab), blind=blind is True)
+            return results.link(asked, AnswerSettings(*values), self._example(tab), blind=blind is True)
         except MmdoraError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
@@ -220,7 +229,7 @@ class Page:
         try:
             question, settings, example, blind = results.from_link(query, len(self.examples))
         except MmdoraError as error:
-            # no gr.Warning: outside of Gradio's queue it does not reach the page
+            # A gr.Warning would not reach the page from outside of Gradio's queue.
             return [gr.skip(), gr.update(placeholder=str(error)), *[gr.skip()] * 6]
         picture = gr.skip() if example is None else str(self.examples[example][0])
         return [picture, question, *vars(settings).values(), blind]
@@ -257,7 +266,7 @@ class Page:
 
     def _controls(self, tab: Session, *, busy: bool = False) -> list[Any]:
         """Updates of ask, stop, retry, edit, and the rows for votes and for results."""
-        busy = busy or tab.busy  # another question's error leaves the one that runs stoppable
+        busy = busy or tab.busy  # An error of another question must not take away the button that stops this one.
         free = not busy and bool(tab.turns)
         states = [gr.update(interactive=on) for on in (not busy, busy, free, free)]
         return [*states, gr.update(visible=not busy and tab.votable), gr.update(visible=free)]

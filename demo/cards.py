@@ -7,7 +7,7 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from mmdora.demo.compare import Answer, Settings, Turn
+from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.demo.results import shown
 from mmdora.demo.words import Piece, marked
 from mmdora.evaluate.scoring.scores import Score
@@ -102,13 +102,13 @@ def _turn(turn: Turn, number: int, kinds: Mapping[str, str]) -> str:
     )
 
 
-@lru_cache(maxsize=128)  # earlier turns are drawn again with every question
+@lru_cache(maxsize=128)  # Every question draws the earlier turns again.
 def _marked(texts: tuple[str, ...]) -> list[list[Piece]]:
     return marked(texts)
 
 
-def _settings(settings: Settings) -> str:
-    """What is not as by default."""
+def _settings(settings: AnswerSettings) -> str:
+    """The settings that differ from the defaults, as text."""
     told = []
     if settings.temperature:
         told += [f"temperature {settings.temperature:g}", f"top-p {settings.top_p:g}", f"seed {settings.seed}"]

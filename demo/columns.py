@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelCard
 from PIL import Image
 
 from mmdora.adapt.inject import plan_of
-from mmdora.batches.prompt import render
-from mmdora.demo.compare import MAX_COLUMNS, Column, Settings
+from mmdora.demo.compare import MAX_COLUMNS, AnswerSettings, ModelColumn
 from mmdora.demo.shared_base import SharedBase
 from mmdora.errors import MmdoraError
-from mmdora.models.load import adapter_folder, base_of, bundled, load
-from mmdora.predict.answers import Partial, Prompt, ask, stream
+from mmdora.export.facts import methods_of, read_facts
+from mmdora.families import Prompt, ask, family_of
+from mmdora.models.load import load
+from mmdora.models.locate import Location, bundled, locate
+from mmdora.predict.answers import Partial, stream
 from mmdora.predict.endpoint import Endpoint
 
 SERVED = "openai:"
@@ -55,7 +56,7 @@ def load_columns(
     device: str | None = None,
     shared_base: bool = False,
     say: Callable[[str], Any] = print,
-) -> list[Column]:
+) -> list[ModelColumn]:
     """Open every `NAME=MODEL` and let each answer once, so that the first answer is warm.
 
     Args:
@@ -68,52 +69,76 @@ def load_columns(
         MmdoraError: for specs that `parse_specs` refuses, and models that cannot be loaded.
     """
     named = parse_specs(specs)
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        raise MmdoraError(f"--device {place}: {str(error).partition(chr(10))[0]}") from None
+    place = _device(device)
+    locations = locate_models(named)
     shared: dict[str, SharedBase] = {}
-    bases = {base for path in named.values() if (base := _adapters_base(path))} if shared_base else set()
+    bases = {own.base for own in locations.values() if own.adapter} if shared_base else set()
     if shared_base and not bases:
         raise MmdoraError("--shared-base: none of the models is an adapter; name adapter or run folders")
 
-    def open_model(path: str) -> tuple[Any, Any]:
-        return load(path, dtype=dtype, device=None if place == "cpu" else place)
+    def open_model(location: Location) -> tuple[Any, Any]:
+        return load(location, dtype=dtype, device=None if place == "cpu" else place)
 
-    def column(name: str, path: str) -> Column:
-        if path.startswith(SERVED):
+    def column(name: str, path: str) -> ModelColumn:
+        if name not in locations:
             endpoint = Endpoint.parse(path.removeprefix(SERVED))
-            return Column(name, f"{endpoint.model}, served by {endpoint.host}", endpoint.url, served(endpoint))
-        base = _adapters_base(path) or path
-        if base not in bases:
-            model, processor = open_model(path)
-            return Column(name, describe(model, path), place, local(model, processor))
-        if base not in shared:
-            shared[base] = SharedBase(*open_model(base))
-        one, folder = shared[base], adapter_folder(path)
-        adapter = one.add(folder) if folder is not None else None
-        one.wear(adapter)
-        kind = describe(one.model, path) + (", switched onto a shared base" if adapter else "")
-        return Column(name, kind, place, switched(one, adapter))
+            return ModelColumn(name, f"{endpoint.model}, served by {endpoint.host}", endpoint.url, served(endpoint))
+        location = locations[name]
+        if location.base not in bases:
+            model, processor = open_model(location)
+            return ModelColumn(name, describe(model, location), place, local(model, processor))
+        if location.base not in shared:
+            shared[location.base] = SharedBase(*open_model(locate(location.base)))
+        base = shared[location.base]
+        adapter = base.add(location) if location.adapter else None
+        base.wear(adapter)
+        kind = describe(base.model, location) + (", switched onto a shared base" if adapter else "")
+        return ModelColumn(name, kind, place, switched(base, adapter))
 
     columns = []
     for number, (name, path) in enumerate(named.items(), 1):
         try:
             columns.append(column(name, path))
-            list(columns[-1].speak(ask("?", Image.new("RGB", (64, 64))), Settings(max_tokens=2), threading.Event()))
+            list(
+                columns[-1].speak(ask("?", Image.new("RGB", (64, 64))), AnswerSettings(max_tokens=2), threading.Event())
+            )
         except MmdoraError as error:
             raise MmdoraError(f"column {name}: {error}") from None
         say(f"{number}/{len(named)} {name}: {columns[-1].kind}")
     return columns
 
 
-def local(model: Any, processor: Any) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+def _device(asked: str | None) -> str:
+    place = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # A torch built without CUDA raises AssertionError.
+        raise MmdoraError(f"--device {place}: {str(error).partition(chr(10))[0]}") from None
+    return place
+
+
+def locate_models(named: Mapping[str, str]) -> dict[str, Location]:
+    """Where each model lies that this process opens; served ones are left out.
+
+    Raises:
+        MmdoraError: naming the column whose adapter cannot be read.
+    """
+    locations: dict[str, Location] = {}
+    for name, path in named.items():
+        if not path.startswith(SERVED):
+            try:
+                locations[name] = locate(path)
+            except MmdoraError as error:
+                raise MmdoraError(f"column {name}: {error}") from None
+    return locations
+
+
+def local(model: Any, processor: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
     """How a model in this process answers."""
 
-    def speak(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+    def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         system = settings.system_prompt
-        if system and system not in render(processor, prompt.messages, generation_prompt=True):
+        if system and system not in family_of(processor).render(prompt.messages, generation_prompt=True):
             raise MmdoraError("the chat template of this model has no place for a system prompt")
         return stream(
             model,
@@ -129,21 +154,21 @@ def local(model: Any, processor: Any) -> Callable[[Prompt, Settings, threading.E
     return speak
 
 
-def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
     """How an adapter on a shared base answers; the device's lock is held meanwhile."""
     speak = local(base.model, base.processor)
 
-    def switch(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+    def switch(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         base.wear(adapter)
         return speak(prompt, settings, stop)
 
     return switch
 
 
-def served(endpoint: Endpoint) -> Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]:
+def served(endpoint: Endpoint) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
     """How a server answers."""
 
-    def speak(prompt: Prompt, settings: Settings, stop: threading.Event) -> Iterator[Partial]:
+    def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         return endpoint.stream(
             prompt,
             max_new_tokens=settings.max_tokens,
@@ -156,31 +181,32 @@ def served(endpoint: Endpoint) -> Callable[[Prompt, Settings, threading.Event], 
     return speak
 
 
-def describe(model: Any, path: str) -> str:
-    """What a model is, in a line: base, adapter method, or what its model card says was merged."""
+def describe(model: Any, location: Location) -> str:
+    """What a model is, in a line: base, adapter method, or what its `mmdora.json` says was merged.
+
+    Raises:
+        MmdoraError: an `mmdora.json` that is damaged.
+    """
     size = sum(parameter.numel() for parameter in model.parameters())
     if plan := plan_of(model):
-        methods = sorted({entry.method for entry in plan.entries} | ({"full"} if plan.full else set()))
         share = f"{_short(plan.trainable)} of {_short(size)} trained"
-        return f"{_methods(methods)} on {Path(model.name_or_path).name}, {share}"
-    merged = [tag for tag in _card_tags(Path(path)) if tag in METHODS]
-    kind = "base" if path in bundled() else f"{_methods(merged)}, merged" if merged else "checkpoint"
+        return f"{_methods(methods_of(plan))} on {Path(model.name_or_path).name}, {share}"
+    if location.base in bundled():
+        kind = "base"
+    else:
+        facts = read_facts(Path(location.source))
+        kind = f"{_methods(facts.methods)}, merged" if facts and facts.methods else "checkpoint"
     return f"{kind}, {_short(size)} parameters"
 
 
 def _is_hub_id(path: str) -> bool:
-    """NAME or OWNER/NAME; whatever cannot be one must be there."""
+    """Whether the text can be NAME or OWNER/NAME of the hub; any other text has to be a folder that is there."""
     return (
         path.count("/") < 2
         and not path.startswith((".", "/", "~"))
         and not ("/" in path and Path(path).parent.is_dir())
         and not Path(path).exists()
     )
-
-
-def _adapters_base(path: str) -> str | None:
-    folder = None if path.startswith(SERVED) else adapter_folder(path)
-    return base_of(folder) if folder is not None else None
 
 
 def _methods(names: Sequence[str]) -> str:
@@ -191,10 +217,3 @@ def _short(count: int) -> str:
     return (
         f"{count / 1e9:.1f} B" if count >= 1e9 else f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e3:.0f} K"
     )
-
-
-def _card_tags(folder: Path) -> list[str]:
-    try:
-        return list(ModelCard.load(folder / "README.md").data.to_dict().get("tags") or [])
-    except (OSError, ValueError):
-        return []

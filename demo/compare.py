@@ -16,22 +16,24 @@ import torch
 from PIL import Image
 
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Partial, Prompt
+from mmdora.families import Prompt
+from mmdora.predict.answers import Partial
 from mmdora.records.images import decode, read_header
 
 MAX_COLUMNS = 4
 MAX_TURNS = 20
-MAX_QUESTION = 8_000  # characters, the system prompt included
+MAX_QUESTION = 8_000  # Characters, those of the system prompt included.
 MAX_TOKENS = 1_024
-MAX_UPLOAD = 10 * 10**6  # bytes
-REFRESH = 0.05  # seconds between two states of a growing answer
-HEARTBEAT = 0.5  # seconds after which the same state comes again, so that whoever has left is noticed
+MAX_UPLOAD = 10 * 10**6  # Bytes of a file.
+REFRESH = 0.05  # Seconds between two states of a growing answer; the eye sees no more.
+HEARTBEAT = 0.5  # Seconds until the same state is sent again: sending shows whether the visitor has left.
 
-_devices: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)  # one question at a time on each
+_devices: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+"""Device or server -> its lock: each answers one question at a time, so that timings are fair."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class AnswerSettings:
     """How answers are generated, the same for every model.
 
     Raises:
@@ -55,7 +57,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Column:
+class ModelColumn:
     """One model on the page.
 
     Attributes:
@@ -67,7 +69,7 @@ class Column:
     name: str
     kind: str
     place: str
-    speak: Callable[[Prompt, Settings, threading.Event], Iterator[Partial]]
+    speak: Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]
 
 
 Status = Literal["idle", "queued", "waiting", "running", "done", "stopped", "failed"]
@@ -105,7 +107,7 @@ class Turn:
     """
 
     question: str
-    settings: Settings
+    settings: AnswerSettings
     answers: tuple[Answer, ...]
     order: tuple[int, ...]
     blind: bool = False
@@ -120,7 +122,7 @@ class Turn:
         return all(answer.status in ("done", "stopped", "failed") for answer in self.answers)
 
 
-def new_turn(columns: Sequence[Column], question: str, settings: Settings, *, blind: bool = False) -> Turn:
+def new_turn(columns: Sequence[ModelColumn], question: str, settings: AnswerSettings, *, blind: bool = False) -> Turn:
     """A turn that waits for its answers; blind ones are shown in an order of their own."""
     order = list(range(len(columns)))
     if blind:
@@ -149,7 +151,10 @@ def prompt_of(turns: Sequence[Turn], index: int, images: Sequence[Image.Image]) 
 
 
 def answer(
-    columns: Sequence[Column], turns: Sequence[Turn], images: Sequence[Image.Image], stop: threading.Event | None = None
+    columns: Sequence[ModelColumn],
+    turns: Sequence[Turn],
+    images: Sequence[Image.Image],
+    stop: threading.Event | None = None,
 ) -> Generator[tuple[Answer, ...], None, None]:
     """All columns' states of the last turn, again and again while they answer.
 
@@ -202,7 +207,7 @@ def answer(
             thread.join()
 
 
-def _one(column: Column, prompt: Callable[[], Prompt], turn: Turn, stop: threading.Event) -> Iterator[Answer]:
+def _one(column: ModelColumn, prompt: Callable[[], Prompt], turn: Turn, stop: threading.Event) -> Iterator[Answer]:
     state = Answer(column.name, "running")
     if stop.is_set():
         yield replace(state, status="stopped")
@@ -233,7 +238,7 @@ def read_image(path: Path) -> Image.Image:
         return decode(file.read(), "upload")
 
 
-def check_question(question: Any, settings: Settings) -> str:
+def check_question(question: Any, settings: AnswerSettings) -> str:
     """The question without white space around it, if it is one and not too long."""
     if not isinstance(question, str) or not question.strip():
         raise MmdoraError("Type a question first.")

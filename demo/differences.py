@@ -12,11 +12,11 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import PREDICTIONS, read_predictions
 from mmdora.evaluate.scoring.significance import Paired, mcnemar
 
-SHOWN = 5  # questions for each of the two that is better there
+SHOWN = 5  # Questions that are shown for each model, of those that it answered better.
 
 
 @dataclass(frozen=True)
-class Example:
+class Disagreement:
     """A question that one of them answered better; scores as the task's scorer gives them."""
 
     question: str
@@ -38,11 +38,11 @@ class Differences:
     both: int | None
     neither: int | None
     paired: Paired | None
-    first: list[Example]
-    second: list[Example]
+    first: list[Disagreement]
+    second: list[Disagreement]
 
 
-@lru_cache(maxsize=32)  # for every visitor
+@lru_cache(maxsize=32)  # Every visitor asks for the same comparisons.
 def differences(first: Path, second: Path) -> Differences | None:
     """Compare two folders of one task's evaluation; None where they share no scored question.
 
@@ -61,7 +61,7 @@ def differences(first: Path, second: Path) -> Differences | None:
         both = sum(a and b for a, b in zip(right, right_too, strict=True))
         neither = len(pairs) - both - paired.only_first - paired.only_second
     examples = [
-        Example(one.question, one.expected, (one.answer, two.answer), own)
+        Disagreement(one.question, one.expected, (one.answer, two.answer), own)
         for (one, two), own in zip(pairs, scores, strict=True)
         if own[0] != own[1]
     ]

@@ -14,8 +14,9 @@ from starlette.exceptions import HTTPException
 from mmdora.errors import MmdoraError
 from mmdora.files import read_text
 
-FAILED_LOGINS, WINDOW = 5, 60.0  # of one address, in seconds; then 429 until the first is older than that
-MAX_BODY = 200_000  # bytes of a request that is no upload
+FAILED_LOGINS, WINDOW = 5, 60.0
+"""After 5 failed logins within 60 seconds an address gets status 429, until the first of them is older than that."""
+MAX_BODY = 200_000  # Bytes of a request that is no upload.
 CACHE_FILES, CACHE_BYTES = 1_000, 500 * 10**6
 
 
@@ -69,7 +70,7 @@ class Guard:
         if len(times) >= FAILED_LOGINS:
             wait = int(WINDOW - (time.monotonic() - times[0])) + 1
             return await _refuse(send, 429, f"Too many failed logins; try again in {wait} s.", wait)
-        times.append(time.monotonic())  # before the answer is known, so that many at once count too
+        times.append(time.monotonic())  # Counted before the answer is known, so that many attempts at once count too.
 
         async def watch(message: Any) -> None:
             if message["type"] == "http.response.start" and message["status"] < 400:
@@ -88,18 +89,18 @@ class Cache:
 
     def sweep(self) -> None:
         """Remove the oldest files over the cap."""
-        found = []
+        uploads = []
         for path in _files(self.folder):
             try:
                 stat = path.stat()
             except FileNotFoundError:
                 continue
             if path not in self.kept:
-                found.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in found)
-        found.sort()
-        for number, (_, size, path) in enumerate(found):
-            if len(found) - number <= self.files and total <= self.size:
+                uploads.append((stat.st_mtime, stat.st_size, path))
+        total = sum(size for _, size, _ in uploads)
+        uploads.sort()
+        for number, (_, size, path) in enumerate(uploads):
+            if len(uploads) - number <= self.files and total <= self.size:
                 break
             path.unlink(missing_ok=True)
             total -= size

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from copy import copy
 from html import escape
@@ -14,18 +12,18 @@ from typing import Any
 from mmdora.analysis import plots
 from mmdora.analysis.findings import correlations, number, summaries, verdicts
 from mmdora.analysis.run import analyze
-from mmdora.demo.columns import SERVED
+from mmdora.demo.columns import locate_models
 from mmdora.demo.differences import differences
 from mmdora.demo.sections import curves_section, differences_section, model_card, scores_section, table, wide
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.output import GALLERY
 from mmdora.evaluate.resume import METRICS
-from mmdora.evaluate.table import Row
+from mmdora.evaluate.table import ScoreRow
 from mmdora.files import read_json, read_text
-from mmdora.models.load import adapter_folder
+from mmdora.html import LOG, curve, data_uri
+from mmdora.models.locate import adapter_folder
 
-LOG = "log.jsonl"
-DEPTH = 3  # folders below the results, in which runs and evaluations are looked for
+DEPTH = 3  # Runs and evaluations are looked for in folders at most this many levels below the results.
 PICTURES = {
     "layers": "Mean change of magnitude (dM) and direction (dD) of each layer's matrices, by modality and run",
     "shares": "Share of each modality in the squared norm of the whole change, by run",
@@ -57,38 +55,38 @@ class Inside:
             for folder in (folder for folder, own in scored.items() if own == name):
                 task = str(read_json(folder / METRICS, "evaluation's file").get("task", ""))
                 self.scores.setdefault(task, {})[name] = folder
-        columns = {name: Path(path) for name, path in models.items() if not path.startswith(SERVED)}
-        sources = [*self.runs.items(), *columns.items()]
-        self.adapters = {name: path for name, path in sources if adapter_folder(str(path))}
+        self.locations = locate_models(models)
+        self.adapters = {name: run for name, run in self.runs.items() if adapter_folder(run)}
+        self.adapters |= {name: Path(models[name]) for name, own in self.locations.items() if own.adapter}
 
     def pairs(self) -> list[tuple[str, Inside]]:
-        """Two models of the page at a time, each pair with what is theirs of this."""
+        """Every two models of the page, each pair with the runs, scores and adapters that are theirs."""
         return [(f"{one} and {two}", self._of(one, two)) for one, two in combinations(self.models, 2)]
 
     @property
     def galleries(self) -> dict[str, Path]:
-        """Folders with a page of errors, by the name that chooses it: each model's, and that of all side by side."""
+        """Name to choose from -> folder with a page of errors: one of each model, and one of all side by side."""
         pages: dict[str, Path] = {}
-        for task, found in self.scores.items():
-            together = {folder.parent for folder in found.values()}
-            if len(found) > 1 and len(together) == 1:
+        for task, folders in self.scores.items():
+            together = {folder.parent for folder in folders.values()}
+            if len(folders) > 1 and len(together) == 1:
                 pages[_titled("side by side", task)] = together.pop()
-            pages |= {_titled(name, task): folder for name, folder in found.items()}
+            pages |= {_titled(name, task): folder for name, folder in folders.items()}
         return {name: folder for name, folder in pages.items() if (folder / GALLERY).is_file()}
 
     def html(self) -> str:
         """Models, training curves and scores."""
-        cards = "".join(model_card(name, path) for name, path in self.models.items())
+        cards = "".join(model_card(name, path, self.locations.get(name)) for name, path in self.models.items())
         parts = [f'<section><h2>The models</h2><div class="models">{cards}</div></section>']
         if curves := {name: points for name, run in self.runs.items() if (points := curve(run))}:
             parts.append(curves_section(curves))
-        for task, found in self.scores.items():
-            if scored := [Row(name, values) for name, folder in found.items() if (values := _scores(folder))]:
+        for task, folders in self.scores.items():
+            if scored := [ScoreRow(name, values) for name, folder in folders.items() if (values := _scores(folder))]:
                 parts.append(scores_section(_titled("Evaluation", task), scored))
         return _page(parts)
 
     def differences(self) -> str:
-        """Of two models, the questions that only one of them answers well; nothing of more or fewer.
+        """The questions that only one of two models answers well; empty unless there are exactly two models.
 
         Raises:
             MmdoraError: predictions that cannot be read.
@@ -98,8 +96,8 @@ class Inside:
         first, second = self.models
         parts = [
             differences_section(_titled("Where they differ", task), (first, second), told)
-            for task, found in self.scores.items()
-            if first in found and second in found and (told := differences(found[first], found[second]))
+            for task, folders in self.scores.items()
+            if first in folders and second in folders and (told := differences(folders[first], folders[second]))
         ]
         return _page(parts) if parts else ""
 
@@ -114,18 +112,18 @@ class Inside:
     def moved(self) -> str:
         """By modality and layer, how far each adapter moved magnitude and direction (`mmdora analyze`)."""
         rows = analyze(self.adapters, say=lambda _: None)
-        found = correlations(rows)
-        drawn = {"layers": plots.layers(rows), "shares": plots.shares(rows), "scatter": plots.scatter(rows, found)}
+        measured = correlations(rows)
+        drawn = {"layers": plots.layers(rows), "shares": plots.shares(rows), "scatter": plots.scatter(rows, measured)}
         heads = ("run", "modality", "method", "share", "dM", "dD", "rank of the change")
         body = [
             (s.run, s.modality, s.method, f"{s.share:.1%}", *map(number, (s.delta_m, s.delta_d, s.effective_rank)))
             for s in summaries(rows)
         ]
-        uris = {name: "data:image/png;base64," + base64.b64encode(png).decode() for name, png in drawn.items()}
+        uris = {name: data_uri(png) for name, png in drawn.items()}
         pictures = "".join(
             f'<section><img alt="{told}" src="{uris[name]}"><p>{told}.</p></section>' for name, told in PICTURES.items()
         )
-        lines = "".join(f"<p>{escape(line)}</p>" for line in verdicts(found))
+        lines = "".join(f"<p>{escape(line)}</p>" for line in verdicts(measured))
         told = f"<h2>What the adapters did</h2>{wide(table(heads, body))}{lines}"
         return _page([f"<section>{told}</section>", pictures])
 
@@ -135,33 +133,23 @@ class Inside:
         part.runs = {name: run for name, run in self.runs.items() if name in names}
         part.scores = {
             task: own
-            for task, found in self.scores.items()
-            if (own := {name: folder for name, folder in found.items() if name in names})
+            for task, folders in self.scores.items()
+            if (own := {name: folder for name, folder in folders.items() if name in names})
         }
         part.adapters = {name: folder for name, folder in self.adapters.items() if name in names}
         return part
 
     def _in_order(self, names: Iterable[str]) -> list[str]:
-        """The page's models first."""
+        """The names, those of the page's models first."""
         rest = list(names)
         return [name for name in self.models if name in rest] + [name for name in rest if name not in self.models]
 
     def _model_of(self, folder: Path) -> str:
-        """The page's model that a run or an evaluation is of, by its name or its folder's; else the folder's name."""
+        """Whose run or evaluation a folder is: a model of the page, by its name or folder; else the folder's name."""
         name = folder.name.casefold()
-        found = [own for own in self.models if own.casefold() == name]
-        found = found or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
-        return found[0] if len(found) == 1 else folder.name
-
-
-def curve(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run folder's log."""
-    lines = read_text(run / LOG, "log", 256 * 2**20).split("\n")[:-1]  # a run may be writing the last one
-    try:
-        entries = [json.loads(line) for line in lines if line]
-        return [(int(entry["step"]), float(entry["loss"])) for entry in entries if entry.get("loss")]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise MmdoraError(f"{run / LOG}: not the log of a run ({error!r})") from None
+        fitting = [own for own in self.models if own.casefold() == name]
+        fitting = fitting or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
+        return fitting[0] if len(fitting) == 1 else folder.name
 
 
 def _found(results: Path | None, file: str) -> Iterator[Path]:
@@ -170,7 +158,11 @@ def _found(results: Path | None, file: str) -> Iterator[Path]:
 
 
 def _scores(folder: Path) -> dict[str, Any] | None:
-    """None where a server scores."""
+    """The numbers of an evaluation; None where a server gives them.
+
+    Raises:
+        MmdoraError: the file holds other things.
+    """
     values = read_json(folder / METRICS, "evaluation's file")
     if "overall" not in values:
         return None

@@ -30,9 +30,9 @@ def inside_tab(inside: Inside) -> None:
 
 
 def _view(inside: Inside, tab: gr.Tab | None) -> None:
-    """What is there, at once; where two differ, when their tab is opened; the rest when asked for."""
+    """Show what costs nothing at once, the differences when their tab is opened, the rest when it is asked for."""
     _html(inside.html())
-    if tab is not None and any(len(found) > 1 for found in inside.scores.values()):
+    if tab is not None and any(len(folders) > 1 for folders in inside.scores.values()):
         tab.select(told(inside.differences), None, _html(), **QUIET)
     if inside.galleries:
         names = list(inside.galleries)
@@ -54,7 +54,7 @@ def told(show: Callable[..., str]) -> Callable[..., str]:
         try:
             return show(*given)
         except MmdoraError as error:
-            line = re.sub(r"[^\s'\"]*/", "", str(error))  # never where the server keeps it
+            line = re.sub(r"[^\s'\"]*/", "", str(error))  # The message must not tell where the server keeps the file.
             raise gr.Error(line, print_exception=False) from None
 
     return shown

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from mmdora.errors import MmdoraError
 
-LOOK = 0.05  # seconds between two looks at the queue
-HEARTBEAT = 1.0  # seconds after which a position is told again, so that whoever has left is noticed
+LOOK = 0.05  # Seconds between two looks at the queue.
+HEARTBEAT = 1.0  # Seconds until a position is sent again: sending shows whether the visitor has left.
 
 State = TypeVar("State")
 
@@ -41,7 +41,7 @@ class Line:
         return ticket
 
     def position(self, ticket: object) -> int:
-        """How many are before this one; 0: it is its turn."""
+        """How many questions are before this one; 0 means that it is its turn."""
         return self._waiting.index(ticket)
 
     def leave(self, ticket: object) -> None:
@@ -53,7 +53,7 @@ class Line:
         queued: Callable[[int], State],
         stop: threading.Event | None = None,
     ) -> AsyncGenerator[State, None]:
-        """What `start()` yields, from its turn on, until then `queued(position)`, again and again.
+        """Yield `queued(position)` again and again while the question waits, then what `start()` yields.
 
         All calls come from one event loop. Each step of the generator runs in a thread, and so does closing it,
         which happens however this iterator ends. Setting `stop` ends the waiting too.
@@ -80,7 +80,7 @@ class Line:
 
 
 async def _shielded(step: Callable[..., Any], *args: Any) -> Any:
-    """A step in a thread; when cancelled meanwhile, first to its end (a running generator cannot be closed)."""
+    """Take a step in a thread. If cancelled meanwhile, wait for its end first: a running generator cannot be closed."""
     running = asyncio.ensure_future(asyncio.to_thread(step, *args))
     try:
         return await asyncio.shield(running)

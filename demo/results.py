@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlencode
 
-from mmdora.demo.compare import Answer, Settings, Turn
+from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.errors import MmdoraError
 
 KEYS = {"n": "max_tokens", "t": "temperature", "p": "top_p", "s": "seed", "system": "system_prompt"}
@@ -61,9 +61,9 @@ def as_markdown(turns: Sequence[Turn], kinds: Mapping[str, str], picture: Mappin
     return "\n".join(lines)
 
 
-def link(question: str, settings: Settings, example: int | None, *, blind: bool) -> str:
+def link(question: str, settings: AnswerSettings, example: int | None, *, blind: bool) -> str:
     """The query string that fills the page in like this; an uploaded picture is not in it."""
-    default = Settings()
+    default = AnswerSettings()
     values: dict[str, Any] = {"q": question} | ({} if example is None else {"example": example + 1})
     for key, name in KEYS.items():
         if (value := getattr(settings, name)) != getattr(default, name):
@@ -71,7 +71,7 @@ def link(question: str, settings: Settings, example: int | None, *, blind: bool)
     return "?" + urlencode(values | ({"blind": 1} if blind else {}))
 
 
-def from_link(query: Mapping[str, str], examples: int) -> tuple[str, Settings, int | None, bool]:
+def from_link(query: Mapping[str, str], examples: int) -> tuple[str, AnswerSettings, int | None, bool]:
     """Question, settings, example and blindness of a link.
 
     Raises:
@@ -90,7 +90,12 @@ def from_link(query: Mapping[str, str], examples: int) -> tuple[str, Settings, i
         example.isascii() and example.isdigit() and len(example) < 9 and 1 <= int(example) <= examples
     ):
         raise MmdoraError(f"link: there is no example {example:.20}")
-    return query.get("q", ""), Settings(**values), int(example) - 1 if example else None, query.get("blind") == "1"
+    return (
+        query.get("q", ""),
+        AnswerSettings(**values),
+        int(example) - 1 if example else None,
+        query.get("blind") == "1",
+    )
 
 
 def _hidden(answer: Answer, place: int) -> Answer:

@@ -33,15 +33,15 @@ THEME = themes.Default(
     radius_size="lg",
     font=["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"],
     font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "monospace"],
-).set(  # a shade more contrast than Gradio's own: WCAG AA
-    color_accent="*primary_600",  # in the dark: page.css
+).set(  # Gradio's own colours have too little contrast for WCAG AA.
+    color_accent="*primary_600",  # page.css has the colour for dark mode.
     body_text_color_subdued="*neutral_600",
     body_text_color_subdued_dark="*neutral_300",
     button_primary_background_fill="*primary_600",
     button_primary_background_fill_hover="*primary_700",
 )
 
-# on a phone Gradio hides the first of the links, and leaves the dot behind it; `css` does not reach the footer
+# On a phone Gradio hides the first link of the footer and leaves its dot. `css` does not reach the footer.
 FOOTER = "<style>@media (max-width: 640px) { footer .divider { display: none !important; } }</style>"
 
 
@@ -116,7 +116,7 @@ def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool 
             quiet=True,
             prevent_thread_lock=True,
             max_threads=page.line.capacity + 16,
-            # Gradio's state of a tab or API call, 76 KiB: nothing of ours, and one forgotten is made anew in 7 ms
+            # Gradio keeps 76 KiB for each tab or API call, nothing of ours. What it forgets it makes anew in 7 ms.
             state_session_capacity=page.line.capacity + 16,
             max_file_size=MAX_UPLOAD,
             theme=THEME,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Generator, Sequence
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.demo import compare
-from mmdora.demo.compare import MAX_TURNS, Answer, Column, Settings, Turn
+from mmdora.demo.compare import MAX_TURNS, Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.line import Line
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 
-KEPT = 1_000  # tabs; those unused for longest are forgotten
+KEPT = 1_000  # Tabs. The tab that was unused for longest is forgotten when one more comes.
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Sessions:
             return session
 
     def now(self, key: str) -> Session:
-        """As it is; an empty one that is not kept if the tab was left."""
+        """The session without marking it as used; an empty one, which is not kept, if the tab was left."""
         with self._lock:
             return self._open.get(key, Session())
 
@@ -84,11 +84,11 @@ class Sessions:
 
 async def ask(
     session: Session,
-    columns: Sequence[Column],
+    columns: Sequence[ModelColumn],
     line: Line,
     pictures: tuple[Path, ...],
     question: Any,
-    settings: Settings,
+    settings: AnswerSettings,
     blind: bool,
 ) -> AsyncGenerator[None, None]:
     """Put a question into the queue; the session's last turn is the newest state after each step.
@@ -101,7 +101,7 @@ async def ask(
     question = compare.check_question(question, settings)
     for picture in pictures:
         compare.check_upload(picture)
-    digests = tuple(map(digest, pictures))
+    digests = tuple(map(sha256, pictures))
     if session.busy:
         raise MmdoraError("The last question of this tab is still being answered; stop it first.")
     earlier = session.turns if pictures == session.pictures else []
@@ -128,19 +128,14 @@ async def ask(
 
 
 def answers(
-    columns: Sequence[Column], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
+    columns: Sequence[ModelColumn], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
 ) -> Generator[tuple[Answer, ...], None, None]:
-    """As `compare.answer`; pictures are decoded only now, when it is the question's turn."""
+    """As `compare.answer`. The pictures are decoded here, because the question's turn has come."""
     yield from compare.answer(columns, turns, list(map(compare.read_image, pictures)), stop)
 
 
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _ended(answer: Answer) -> Answer:
-    """Of a question that was stopped while it waited."""
+    """The answer as it is when its question has ended: one that had not ended by itself was stopped."""
     if answer.status in ("queued", "waiting", "running"):
         return replace(answer, status="stopped", position=None)
     return answer

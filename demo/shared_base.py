@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,14 +9,15 @@ from torch import Tensor, nn
 from mmdora.adapt.inject import adapted_modules
 from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.adapters import fingerprint, load_adapter, read_adapter
+from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
-from mmdora.models.load import image_tokens_of
+from mmdora.models.locate import Location
 
 Place = tuple[nn.Module, str]
 """A module and the name of a parameter of its own."""
 
 
-class Adapter:
+class WornAdapter:
     """What one adapter puts into its base: modules by name, and parameters that were trained in full."""
 
     def __init__(self, plan: Plan, modules: dict[str, nn.Module], full: dict[Place, nn.Parameter]):
@@ -25,14 +25,14 @@ class Adapter:
 
     @property
     def nbytes(self) -> int:
-        """Memory beyond the base's."""
+        """Bytes of memory that the adapter needs beside the base."""
         own = [getattr(module, name) for module in self.modules.values() for name in ("lora_A", "lora_B", "magnitude")]
         tensors: dict[int, Tensor] = {id(t): t for t in [*own, *self.full.values()] if t is not None}
         return sum(tensor.nbytes for tensor in tensors.values())
 
 
 class SharedBase:
-    """A base that wears one of its adapters at a time; `wear` takes no copy, so it costs microseconds a module.
+    """A base that wears one of its adapters at a time; `wear` copies nothing, so it costs microseconds a module.
 
     Adapted modules share the base's weights. Parameters trained in full (and everything tied to them) are exchanged.
     Not to be called by two threads at once.
@@ -40,16 +40,20 @@ class SharedBase:
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
-        self.worn: Adapter | None = None
+        self.worn: WornAdapter | None = None
 
-    def add(self, folder: Path) -> Adapter:
+    def add(self, location: Location) -> WornAdapter:
         """Read an adapter of this base.
 
         Raises:
-            MmdoraError: as `load_adapter`; or it was trained with other image tokens, or carries buffers.
+            MmdoraError: as `load_adapter`; or it was trained with other image tokens, or carries buffers; or it is
+                no adapter at all.
         """
         self.wear(None)
-        if image_tokens_of(folder) != image_tokens_of(None):
+        folder = location.adapter
+        if folder is None:
+            raise MmdoraError(f"{location.name}: no adapter here")
+        if location.image_tokens != ImageTokens():
             raise MmdoraError(f"{folder}: has its own number of image tokens; load it without --shared-base")
         plan, tensors = read_adapter(self.model, folder, fingerprint)
         if buffers := tensors.keys() & {name for name, _ in self.model.named_buffers()}:
@@ -70,9 +74,9 @@ class SharedBase:
             if hasattr(self.model, "mmdora_plan"):
                 del self.model.mmdora_plan
         self.model.requires_grad_(False)
-        return Adapter(plan, modules, full)
+        return WornAdapter(plan, modules, full)
 
-    def wear(self, adapter: Adapter | None) -> None:
+    def wear(self, adapter: WornAdapter | None) -> None:
         """Put on this adapter, or none, in place of the one that is worn."""
         if adapter is self.worn:
             return

@@ -16,7 +16,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.scores import Score
 
 TIE, ALL_BAD = "tie", "all bad"
-Z = 1.959964  # of the 95% interval
+Z = 1.959964  # The 97.5% quantile of the normal distribution, for a 95% interval.
 
 
 class Votes:

@@ -1,4 +1,4 @@
-"""What there is on the tab "Compare", and where; what it does is `app`'s."""
+"""The widgets of the tab "Compare" and their places; `app` says what they do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from mmdora.demo.cards import NOTE, idle_html
-from mmdora.demo.compare import MAX_QUESTION, MAX_TOKENS, Settings
+from mmdora.demo.compare import MAX_QUESTION, MAX_TOKENS, AnswerSettings
 from mmdora.demo.uploads import Examples, uploads_only
 
 SMALL: dict[str, Any] = {"min_width": 76}
@@ -84,7 +84,7 @@ def _html(value: str = "") -> gr.HTML:
 
 
 def _settings() -> list[Any]:
-    default = Settings()
+    default = AnswerSettings()
     with gr.Accordion("Settings", open=False):
         with gr.Row():
             tokens = gr.Slider(1, MAX_TOKENS, default.max_tokens, step=1, label="Max tokens", min_width=200)

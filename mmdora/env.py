@@ -31,22 +31,22 @@ def collect() -> dict[str, str]:
     import psutil
     import torch
 
-    found = {"mmdora": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    found |= {package: _version(package) or "not installed" for package in PACKAGES}
-    found |= {package: installed for package in OPTIONAL if (installed := _version(package))}
-    found["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
-    found["memory"] = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
+    facts = {"mmdora": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    facts |= {package: _version(package) or "not installed" for package in PACKAGES}
+    facts |= {package: installed for package in OPTIONAL if (installed := _version(package))}
+    facts["cpu"] = f"{os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads"
+    facts["memory"] = f"{psutil.virtual_memory().total / 2**30:.0f} GiB"
     devices = [
         f"{torch.cuda.get_device_name(i)} ({torch.cuda.get_device_properties(i).total_memory / 2**30:.0f} GiB)"
         for i in range(torch.cuda.device_count())
     ]
-    found["cuda"] = f"{torch.version.cuda}: {', '.join(devices)}" if devices else "no device"
+    facts["cuda"] = f"{torch.version.cuda}: {', '.join(devices)}" if devices else "no device"
     if devices:
-        found["cudnn"] = str(torch.backends.cudnn.version())
-        found["bf16"] = "yes" if torch.cuda.is_bf16_supported() else "no"
+        facts["cudnn"] = str(torch.backends.cudnn.version())
+        facts["bf16"] = "yes" if torch.cuda.is_bf16_supported() else "no"
     if torch.backends.mps.is_available():
-        found["mps"] = "available"
-    return found | {name: os.environ[name] for name in SETTINGS if name in os.environ}
+        facts["mps"] = "available"
+    return facts | {name: os.environ[name] for name in SETTINGS if name in os.environ}
 
 
 def _version(package: str) -> str | None:

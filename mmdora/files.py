@@ -1,9 +1,15 @@
-"""Opening what a user names: an ordinary file of a sensible size, or one line that says why not. A leaf."""
+"""Files: reading what a user names, writing a file whole or not at all, the SHA-256 of a file.
+
+Nothing here knows what a file is for, and nothing here imports torch.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +18,9 @@ import yaml
 from mmdora.errors import MmdoraError
 
 SETTINGS_BYTES = 2**20
-"""More than any config file has; what is larger was named by mistake."""
+"""No config file is larger than this many bytes; a larger file was named by mistake."""
+PARTIAL = ".partial"
+"""The suffix of every file and folder that is not finished. What a killed process leaves behind ends with it."""
 
 
 def ordinary(path: Path, what: str) -> Path:
@@ -82,8 +90,60 @@ def read_json(path: Path, what: str, limit: int = 64 * SETTINGS_BYTES) -> dict[s
     return values
 
 
+def partial_path(path: Path, *, shared: bool = False) -> Path:
+    """Where a file or folder lies while it is written: `.NAME.partial` beside its final place.
+
+    Whoever needs a file open for long writes there and then calls `.replace(path)`; `write_whole` does it in one call.
+
+    Args:
+        shared: several processes may write the same `path` at once. The name then holds the process number,
+            `.NAME.PID.partial`; without it the next run overwrites what a killed one left.
+    """
+    process = f".{os.getpid()}" if shared else ""
+    return path.with_name(f".{path.name}{process}{PARTIAL}")
+
+
+def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, shared: bool = False) -> None:
+    """Write a file beside its place, then rename it: readers, and a kill, see the old file or the new one.
+
+    Nothing is flushed to the disk: after a power failure the file may be the old one, or damaged.
+
+    Args:
+        path: in a folder that exists.
+        content: the bytes; or text, written as UTF-8; or a function that writes a file to the path it is given.
+        shared: as for `partial_path`.
+
+    Raises:
+        OSError: it cannot be written; `path` is then as it was, and nothing is left beside it. Whatever else
+            a function given as `content` raises is passed on in the same way.
+    """
+    partial = partial_path(path, shared=shared)
+    try:
+        if callable(content):
+            content(partial)
+        else:
+            partial.write_bytes(content.encode() if isinstance(content, str) else content)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON (UTF-8), whole or not at all; errors as for `write_whole`."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256(content: Path | bytes) -> str:
+    """The SHA-256 of a file's content, or of bytes, as 64 hexadecimal digits."""
+    if isinstance(content, bytes):
+        return hashlib.sha256(content).hexdigest()
+    with content.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would let the later of two equal keys win silently."""
+    """PyYAML's safe loader, but a key that stands twice is an error; PyYAML would silently keep the later one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -1,12 +1,69 @@
-"""What every HTML page of this package is made with."""
+"""What every HTML page of this package is made with: the template engine, pictures inside the page, loss curves.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
+import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-SERIES = ("#010101", "#020202", "#030303", "#040404")  # stand for the page's colours --c0 … until drawn
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from mmdora.errors import MmdoraError
+from mmdora.files import read_text
+
+LOG = "log.jsonl"
+"""The file of a run folder in which `mmdora train` keeps its losses."""
+LOG_BYTES = 256 * 2**20
+"""A log has about 150 bytes a step, so that this is more than a million steps; a larger file is no log."""
+SERIES = ("#010101", "#020202", "#030303", "#040404")
+"""matplotlib knows no CSS variables: these colours are drawn, then replaced by the page's --c0, --c1, …"""
 INK, GRID = "#0a0a0a", "#0b0b0b"
+"""In the same way for text and axes (--ink) and for grid lines (--line)."""
+
+
+def environment(folder: Path) -> Environment:
+    """The Jinja environment of every page: texts are escaped, and a name that the page was not given is an error.
+
+    Args:
+        folder: where the template lies. Filters of one page alone are added to the environment by that page.
+    """
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def data_uri(content: bytes, mime: str = "image/png") -> str:
+    """A file as an address that contains it, so that a page with this picture needs no other file.
+
+    Args:
+        mime: the media type of `content`, such as "image/jpeg".
+    """
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+def curve(run: Path) -> list[tuple[int, float]]:
+    """(step, training loss) of every line of a run's log that has a loss; a loss of 0 is one.
+
+    The last line is left out while it has no line end, since the run may be writing it.
+
+    Raises:
+        MmdoraError: there is no log, or its lines are not those of a run.
+    """
+    lines = read_text(run / LOG, "log", LOG_BYTES).split("\n")[:-1]
+    try:
+        entries = [json.loads(line) for line in lines if line]
+        return [(int(entry["step"]), float(entry["loss"])) for entry in entries if entry.get("loss") is not None]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise MmdoraError(f"{run / LOG}: not the log of a run ({error!r})") from None
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
@@ -25,7 +82,8 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
         for index, points in enumerate(curves.values()):
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, color=SERIES[(index + 1) % len(SERIES)], linewidth=1.8)
-        axes.set_yscale("log")
+        if any(loss > 0 for points in curves.values() for _, loss in points):
+            axes.set_yscale("log")  # a loss of 0 has no place on this axis: the line leaves the picture there
         axes.set_xlabel("optimizer step", color=INK)
         axes.set_ylabel("training loss", color=INK)
         axes.tick_params(which="both", colors=INK)

@@ -33,7 +33,7 @@ def _seeded() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_llava() -> str:
     """Folder of the bundled base."""
-    from mmdora.models.load import resolve
+    from mmdora.models.locate import resolve
 
     return resolve("tiny-llava")
 

@@ -7,7 +7,7 @@ from typing import Any
 import transformers
 from transformers import AutoProcessor
 
-from mmdora.models.load import resolve
+from mmdora.models.locate import resolve
 
 WORDS = ("<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
 IDEFICS = ("<fake_token_around_image>", "<end_of_utterance>", "<global-img>")

@@ -14,9 +14,11 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parent.parent
-LEFT_OUT = shutil.ignore_patterns(".git", ".venv", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
+LEFT_OUT = shutil.ignore_patterns(".git", ".venv*", "runs", "build", "dist", "*.egg-info", "__pycache__", ".*_cache")
 
 
 def _project() -> dict:
@@ -53,9 +55,10 @@ def test_wheel_carries_every_file_of_the_package(wheel: Path) -> None:
     for path in (ROOT / "mmdora").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert path.relative_to(ROOT).as_posix() in names
-    assert {"mmdora/report.html.j2", "mmdora/assets/tiny-llava/model.safetensors"} <= names
+    assert {"mmdora/quickstart/report.html.j2", "mmdora/assets/tiny-llava/model.safetensors"} <= names
     assert not [name for name in names if name.startswith(("tests/", "demo/", "benchmarks/")) or name.endswith(".pyc")]
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert zipfile.ZipFile(wheel).read("mmdora/constraints.txt") == (ROOT / "constraints.txt").read_bytes()
 
 
 def test_wheel_has_the_packages_version(wheel: Path) -> None:
@@ -75,11 +78,11 @@ def test_an_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: 
     code = (
         "import mmdora, sys; from pathlib import Path;"
         "assert Path(mmdora.__file__).is_relative_to(sys.argv[1]), mmdora;"
-        "from mmdora import quickstart as q, report; from mmdora.cli import main;"
-        "from mmdora.config import load_config; from mmdora.models.load import bundled;"
+        "from mmdora.quickstart import report, run as q; from mmdora.cli import main;"
+        "from mmdora.config import load_config; from mmdora.models.locate import bundled;"
         "assert {'tiny-llava', 'tiny-vlbart'} <= {*bundled()}; model, processor = mmdora.load('tiny-llava');"
         "[load_config(q.CONFIGS / f'{name}.yaml') for f in q.FAMILIES.values() for name in f.configs.values()];"
-        "report.render(report.Report(title='t', lead='', verdict=[], tables={}));"
+        "report.report_html(report.Report(title='t', lead='', verdict=[], tables={}));"
         "assert main(['prep']) == 0 and main(['env']) == 0"
     )
     environment = os.environ | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
@@ -105,6 +108,27 @@ def test_what_the_package_imports_is_declared() -> None:
                 assert owners & declared, (
                     f"{path.relative_to(ROOT)} imports {top}, which pyproject.toml does not declare"
                 )
+
+
+def test_the_lock_names_every_dependency_within_its_bounds_and_no_other_platforms() -> None:
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = [line for line in lines if not line.startswith("#")]
+    locked = {canonicalize_name(Requirement(line).name): Requirement(line) for line in pinned}
+    assert len(locked) == len(pinned) and all(re.fullmatch(r"[\w.\-]+==[\w.!]+", line) for line in pinned)
+    project = _project()
+    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        wanted = Requirement(text)
+        [exact] = locked[canonicalize_name(wanted.name)].specifier
+        assert wanted.specifier.contains(exact.version), f"{text} in pyproject.toml, {exact} in constraints.txt"
+    assert not [name for name in locked if name.startswith(("nvidia-", "cuda-", "triton"))]
+
+
+def test_the_floor_has_every_dependency_once_at_its_lower_bound() -> None:
+    command = [sys.executable, str(ROOT / "tests/versions.py"), "floor"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    project = _project()
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    assert [line.replace("==", ">=") for line in lines] == wanted
 
 
 def test_dependencies_have_lower_bounds_and_the_changelog_has_the_version() -> None:

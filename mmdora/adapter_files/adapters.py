@@ -29,13 +29,12 @@ from mmdora.adapter_files.files import (
     pefts_name,
     read_config,
     read_tensors,
-    replace_file,
-    write_json,
 )
 from mmdora.adapter_files.peft_config import plan_from_peft, write_peft_config
 from mmdora.adapter_files.tensors import file_rank, file_shapes, from_file, to_file, unlike_peft, wrong_in_peft
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
+from mmdora.files import write_json, write_whole
 from mmdora.layers import Adapted
 from mmdora.version import __version__
 
@@ -86,7 +85,7 @@ def save_adapter(
         PREFIX + pefts_name(key, adapted): tensor.detach().cpu().contiguous().clone()
         for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
     }
-    replace_file(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
+    write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if plan.entries:
         ranks = {
             entry.name: file_rank(model.get_submodule(entry.name), entry.rank)

@@ -1,10 +1,7 @@
-"""The files of an adapter: their names, PEFT's names of tensors, reading what may be damaged, writing whole files."""
+"""The files of an adapter: their names, PEFT's names of tensors, reading what may be damaged."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +89,3 @@ def read_config(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise MmdoraError(f"{path.parent}: no adapter here ({path.name} is missing)")
     return read_json(path, "adapter's file")
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON file, whole or not at all."""
-    replace_file(path, lambda file: file.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8"))
-
-
-def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file, then rename over it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    write(beside)
-    os.replace(beside, path)

@@ -22,7 +22,7 @@ from mmdora.ops.reference import adapted_weight
 
 
 class Change(NamedTuple):
-    """From W0 to W'."""
+    """How far one weight moved from W0 to W'."""
 
     delta_m: float
     """dM, in the unit of the weights."""
@@ -74,7 +74,9 @@ def decompose(weight: Tensor, changed: Iterable[Tensor], delta: Tensor | None = 
 
 @torch.no_grad()
 def singular_values(matrix: Tensor) -> Tensor:
-    """Of [O, I], float64, through the Gram matrix of the shorter side: in float64 that is as good as an SVD in fp32,
+    """Singular values of a matrix [O, I], float64.
+
+    They come from the Gram matrix of the shorter side: in float64 that is as good as an SVD in fp32,
     and takes the memory of the shorter side squared."""
     matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = torch.zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
@@ -86,7 +88,7 @@ def singular_values(matrix: Tensor) -> Tensor:
 
 @torch.no_grad()
 def singular_values_of_product(lora_B: Tensor, lora_A: Tensor) -> Tensor:
-    """Of B A for B [O, R] and A [R, I], float64, through two QR decompositions."""
+    """Singular values of B A for B [O, R] and A [R, I], float64, through two QR decompositions."""
     left, right = torch.linalg.qr(lora_B.double()).R, torch.linalg.qr(lora_A.double().T).R
     return torch.linalg.svdvals(left @ right.T)
 

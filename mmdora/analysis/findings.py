@@ -8,7 +8,7 @@ from statistics import fmean, median
 
 import numpy as np
 
-from mmdora.analysis.rows import Row
+from mmdora.analysis.rows import WeightRow
 from mmdora.config import MODALITIES
 from mmdora.evaluate.scoring.bootstrap import Part, measure, ratio
 from mmdora.evaluate.scoring.scores import Score
@@ -30,7 +30,7 @@ class Correlation:
     run: str
     method: str
     modality: str
-    """Or "all"."""
+    """A modality, or "all"."""
     over: str
     """All matrices, or the query matrices, which the paper looked at."""
     matrices: int
@@ -58,13 +58,13 @@ class Correlation:
         """A sentence on the paper's sign, for a method that the paper has a number for."""
         which = {ALL: ""}.get(self.modality, f"{self.modality} ")
         kind = "query matrices" if self.over == QUERY else "matrices"
-        found = f"{self.run} ({SHOWN[self.method]}): over {self.matrices} {which}{kind} r(dM, dD) = {self}"
+        measured = f"{self.run} ({SHOWN[self.method]}): over {self.matrices} {which}{kind} r(dM, dD) = {self}"
         paper = f"the paper's {_signed(PAPER[self.method])}"
         if self.score.interval is None:
-            return f"{found}: too few matrices for an interval, so nothing is said of {paper}."
+            return f"{measured}: too few matrices for an interval, so nothing is said of {paper}."
         if self.outcome == "undecided":
-            return f"{found}: the interval includes zero, so {paper} is neither reproduced nor refuted here."
-        return f"{found}: the interval excludes zero, and the sign of {paper} is {self.outcome} here."
+            return f"{measured}: the interval includes zero, so {paper} is neither reproduced nor refuted here."
+        return f"{measured}: the interval excludes zero, and the sign of {paper} is {self.outcome} here."
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Summary:
     method: str
     matrices: int
     share: float
-    """Of the squared norm of all that was changed; other parameters (biases, norms) counted too."""
+    """Share of the squared norm of all that was changed, other parameters (biases, norms) included."""
     relative: float
     """Norm of the change over the norm of the base, of these weights together."""
     delta_m: float | None
@@ -88,9 +88,9 @@ class Summary:
     stable_rank: float | None
 
 
-def correlations(rows: Sequence[Row]) -> list[Correlation]:
-    """By run, method and modality, over all matrices and over the query matrices; those that are determined."""
-    found = []
+def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
+    """r by run, method and modality, over all matrices and over the query matrices, wherever dM and dD both vary."""
+    determined = []
     for run, method in _pairs(rows):
         own = [row for row in rows if (row.run, row.method) == (run, method) and row.delta_d is not None]
         for modality in (*MODALITIES, ALL):
@@ -99,16 +99,16 @@ def correlations(rows: Sequence[Row]) -> list[Correlation]:
                 chosen = [row for row in there if over == EVERY or row.name.rpartition(".")[2] in QUERIES]
                 if score := correlation(chosen):
                     matrices = len({row.name for row in chosen})
-                    found.append(Correlation(run, method, modality, over, matrices, score))
-    return found
+                    determined.append(Correlation(run, method, modality, over, matrices, score))
+    return determined
 
 
-def correlation(rows: Sequence[Row]) -> Score | None:
+def correlation(rows: Sequence[WeightRow]) -> Score | None:
     """Pearson's r of dM and dD with its 95% interval by bootstrap over matrices; None where either does not vary."""
     points = np.array([(row.delta_m, row.delta_d) for row in rows], float).reshape(-1, 2)
     if len(points) < 3 or not ((spread := points.std(0)) > 1e-12 * np.abs(points).max(0)).all():
         return None
-    x, y = ((points - points.mean(0)) / spread).T  # so that the sums of squares below lose nothing
+    x, y = ((points - points.mean(0)) / spread).T  # Standardised, so that the sums of squares below lose no digits.
     columns = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], 1)
     names = [row.name for row in rows]
     score = measure({"r": Part(columns, _pearson, len(points))}, names)["r"]
@@ -121,19 +121,19 @@ def _pearson(sums: np.ndarray) -> np.ndarray:
     return ratio(xy / n - x * y / n**2, np.sqrt(np.where(variances > 1e-18, variances, 0)))
 
 
-def summaries(rows: Sequence[Row]) -> list[Summary]:
-    """By run, modality and method, of the last checkpoint."""
-    found = []
+def summaries(rows: Sequence[WeightRow]) -> list[Summary]:
+    """A summary for each run, modality and method, of the last checkpoint."""
+    last_ones = []
     for row_run in dict.fromkeys(row.run for row in rows):
         last = last_rows(rows, row_run)
         for modality in (*MODALITIES, "other"):
             there = [row for row in last if row.modality == modality]
             for method in dict.fromkeys(row.method for row in there):
-                found.append(_summary([row for row in there if row.method == method]))
-    return found
+                last_ones.append(_summary([row for row in there if row.method == method]))
+    return last_ones
 
 
-def _summary(rows: Sequence[Row]) -> Summary:
+def _summary(rows: Sequence[WeightRow]) -> Summary:
     first, matrices = rows[0], [row for row in rows if row.delta_m is not None]
     base = sum(row.base_norm**2 for row in rows)
     return Summary(
@@ -151,18 +151,18 @@ def _summary(rows: Sequence[Row]) -> Summary:
     )
 
 
-def last_rows(rows: Sequence[Row], run: str) -> list[Row]:
+def last_rows(rows: Sequence[WeightRow], run: str) -> list[WeightRow]:
     """The rows of a run's last checkpoint."""
     own = [row for row in rows if row.run == run]
     return [row for row in own if row.step == own[-1].step]
 
 
-def verdicts(found: Iterable[Correlation]) -> list[str]:
+def verdicts(measured: Iterable[Correlation]) -> list[str]:
     """Sentences on each run and method that the paper has a number for.
 
     Over the query matrices, as in the paper; over the language model's, since the paper's is one; over all.
     """
-    known = {(c.run, c.method, c.modality, c.over): c for c in found if c.method in PAPER}
+    known = {(c.run, c.method, c.modality, c.over): c for c in measured if c.method in PAPER}
     chosen: list[Correlation] = []
     for run, method in dict.fromkeys(key[:2] for key in known):
         language, every = (known.get((run, method, part, EVERY)) for part in ("language", ALL))
@@ -186,7 +186,7 @@ def _over(statistic, values: Iterable[float | None]) -> float | None:
     return statistic(known) if known else None
 
 
-def _pairs(rows: Iterable[Row]) -> list[tuple[str, str]]:
+def _pairs(rows: Iterable[WeightRow]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.run, row.method) for row in rows))
 
 

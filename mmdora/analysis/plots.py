@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
 from mmdora.analysis.findings import ALL, EVERY, QUERIES, Correlation, last_rows, number
-from mmdora.analysis.rows import Row
+from mmdora.analysis.rows import WeightRow
 from mmdora.config import MODALITIES
 
 RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
@@ -48,7 +48,7 @@ SOME = 8
 
 
 @rc_context(STYLE)
-def scatter(rows: Sequence[Row], found: Sequence[Correlation]) -> bytes:
+def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes:
     """dM over dD, a row of panels a run and a panel a modality: the paper's figure 2."""
     runs, parts = _runs(rows), _modalities(rows)
     figure, axes = _figure(len(runs), len(parts), width=3.5, height=3.0, extra=1.5)
@@ -60,7 +60,7 @@ def scatter(rows: Sequence[Row], found: Sequence[Correlation]) -> bytes:
             for row in own:
                 if row.step in steps:
                     _dot(panel, row, palettes[part][place(row)], MARKERS[steps.index(row.step)])
-            panel.set_title(_headline(run, part, own, found), y=1, pad=18)  # above the power of ten
+            panel.set_title(_headline(run, part, own, measured), y=1, pad=18)  # above the power of ten
             panel.set_xlabel("dD, change of direction")
             panel.margins(0.07)
         line[0].set_ylabel("dM, change of magnitude")
@@ -78,7 +78,7 @@ def scatter(rows: Sequence[Row], found: Sequence[Correlation]) -> bytes:
 
 
 @rc_context(STYLE)
-def shares(rows: Sequence[Row]) -> bytes:
+def shares(rows: Sequence[WeightRow]) -> bytes:
     """Bars: what share of the squared norm of its change each run's last checkpoint has in each modality."""
     runs = _runs(rows)
     figure, ((panel,),) = _figure(1, 1, width=8.6, height=0.55 * len(runs), extra=1.15)
@@ -105,7 +105,7 @@ def shares(rows: Sequence[Row]) -> bytes:
 
 
 @rc_context(STYLE)
-def layers(rows: Sequence[Row]) -> bytes:
+def layers(rows: Sequence[WeightRow]) -> bytes:
     """Lines: mean dM and dD of a layer's matrices, of each run's last checkpoint."""
     runs, parts = _runs(rows), _modalities(rows)
     figure, axes = _figure(2, len(parts), width=3.5, height=2.6, extra=0.7)
@@ -142,12 +142,12 @@ def _name_places(panel: Any, spots: Sequence[Place], *, names: bool) -> None:
         panel.set_xlabel("layer")
 
 
-def place(row: Row) -> Place:
-    found = re.match(r"(.*?)\.(\d+)(\.|$)", row.name)
-    return (found[1], int(found[2])) if found else (row.name, None)
+def place(row: WeightRow) -> Place:
+    numbered = re.match(r"(.*?)\.(\d+)(\.|$)", row.name)
+    return (numbered[1], int(numbered[2])) if numbered else (row.name, None)
 
 
-def places(rows: Sequence[Row], modality: str) -> list[Place]:
+def places(rows: Sequence[WeightRow], modality: str) -> list[Place]:
     """Places of a modality's matrices, in the order of the run that has most of them."""
     matrices = [row for row in rows if row.modality == modality and row.delta_m is not None]
     by_run = [list(dict.fromkeys(place(row) for row in matrices if row.run == run)) for run in _runs(rows)]
@@ -167,13 +167,13 @@ def labelled(spots: Sequence[Place]) -> dict[Place, str]:
     return {spot: label(*spot) for spot in spots}
 
 
-def _headline(run: str, part: str, own: Sequence[Row], found: Sequence[Correlation]) -> str:
+def _headline(run: str, part: str, own: Sequence[WeightRow], measured: Sequence[Correlation]) -> str:
     methods = {row.method for row in own}
-    r = [c for c in found if (c.run, c.modality, c.over) == (run, part, EVERY) and methods == {c.method}]
-    return f"{run} · {part}" + (f"\nr = {r[0]}" if r else "\n" if any(c.modality != ALL for c in found) else "")
+    r = [c for c in measured if (c.run, c.modality, c.over) == (run, part, EVERY) and methods == {c.method}]
+    return f"{run} · {part}" + (f"\nr = {r[0]}" if r else "\n" if any(c.modality != ALL for c in measured) else "")
 
 
-def _dot(panel: Any, row: Row, colour: Any, marker: str) -> None:
+def _dot(panel: Any, row: WeightRow, colour: Any, marker: str) -> None:
     query = row.name.rpartition(".")[2] in QUERIES
     panel.scatter(
         row.delta_d, row.delta_m, color=[colour], marker=marker, s=34 if query else 24, alpha=0.9 if query else 0.75,
@@ -216,9 +216,9 @@ def _mean(values: Any) -> float | None:
     return fmean(known) if known else None
 
 
-def _runs(rows: Sequence[Row]) -> list[str]:
+def _runs(rows: Sequence[WeightRow]) -> list[str]:
     return list(dict.fromkeys(row.run for row in rows))
 
 
-def _modalities(rows: Sequence[Row]) -> list[str]:
+def _modalities(rows: Sequence[WeightRow]) -> list[str]:
     return [part for part in (*MODALITIES, "other") if any(r.modality == part and r.delta_m is not None for r in rows)]

@@ -16,7 +16,7 @@ class Point(NamedTuple):
     """One adapter of a run."""
 
     step: int | None
-    """None for an adapter that is none of the checkpoints."""
+    """The step of a checkpoint; None for an adapter that is no checkpoint."""
     folder: Path
 
 
@@ -29,20 +29,21 @@ def points_of(run: Path, say: Callable[[str], Any]) -> list[Point]:
     Raises:
         MmdoraError: there is none.
     """
-    found: list[Point] = []
+    points: list[Point] = []
     for folder in reversed(checkpoints(run)):
         try:
             if (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
-                manifest_of(folder, (WEIGHTS, CONFIG, OURS))  # its optimizer may be gone
+                # Only these files are read, so those of the optimizer may be gone.
+                manifest_of(folder, (WEIGHTS, CONFIG, OURS))
         except MmdoraError as error:
             say(f"warning: {error}; passed over")
         else:
-            found.append(Point(step_of(folder), folder))
+            points.append(Point(step_of(folder), folder))
     for folder in (run, run / "adapter"):
         refuse_pickle(folder)
         weights = folder / WEIGHTS
-        if weights.is_file() and not any(filecmp.cmp(weights, p.folder / WEIGHTS, shallow=False) for p in found):
-            found.append(Point(None, folder))
-    if not found:
+        if weights.is_file() and not any(filecmp.cmp(weights, p.folder / WEIGHTS, shallow=False) for p in points):
+            points.append(Point(None, folder))
+    if not points:
         raise MmdoraError(f"{run}: nothing to analyze here; name a run folder (checkpoint-N/, adapter/) or an adapter")
-    return found
+    return points

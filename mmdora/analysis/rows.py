@@ -25,9 +25,9 @@ from mmdora.analysis.decomposition import (
 )
 from mmdora.analysis.points import Point
 from mmdora.errors import MmdoraError
+from mmdora.export.base import base_folder
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import factors
-from mmdora.export.run import base_folder
 from mmdora.export.shards import UnsureError
 from mmdora.layers import AdaptedEmbedding
 from mmdora.layers import kind_of as layer_of
@@ -39,7 +39,7 @@ About = tuple[str, str, str, str, int]
 
 
 @dataclass(frozen=True)
-class Row:
+class WeightRow:
     """What one checkpoint did to one weight; one line of the CSV.
 
     A bias, a norm or another parameter that is none of the adaptable weights ("other", trained in full) has norms and
@@ -48,9 +48,9 @@ class Row:
 
     run: str
     step: int | None
-    """None for an adapter that is none of the run's checkpoints."""
+    """The step of a checkpoint; None for an adapter that is no checkpoint of the run."""
     name: str
-    """Of the module, or of the parameter of kind "other"."""
+    """The name of the module, or of the parameter if its kind is "other"."""
     modality: str
     layer: int | None
     """First number in the name: the block."""
@@ -59,7 +59,7 @@ class Row:
     method: str
     """lora, dora, magnitude, full."""
     rank: int
-    """Of the adapter; 0 without one."""
+    """The rank of the adapter; 0 without an adapter."""
     rows: int
     """Magnitudes: output features, channels, embedding dimensions."""
     columns: int
@@ -68,9 +68,9 @@ class Row:
     delta_d: float | None
     """dD: mean of 1 - cos between a row and the base's."""
     effective_rank: float | None
-    """Of the change: exp of the entropy of its singular values."""
+    """Effective rank of the change: exp of the entropy of its singular values."""
     stable_rank: float | None
-    """Of the change: squared Frobenius over squared spectral norm."""
+    """Stable rank of the change: squared Frobenius norm over squared spectral norm."""
     base_norm: float
     """Frobenius norm of the base's weight."""
     delta_norm: float
@@ -78,7 +78,7 @@ class Row:
     relative: float | None
     """delta_norm / base_norm; None for a base of zeros."""
     share: float = 0.0
-    """Of the squared norm of all that this checkpoint changed; sums to 1 over a checkpoint."""
+    """Share of the squared norm of all that this checkpoint changed; the shares of a checkpoint sum to 1."""
 
 
 class Base:
@@ -102,12 +102,12 @@ class Base:
 
     def weight(self, name: str) -> Tensor:
         """The parameter `name` as it lies in the file; not to be written to."""
-        if self.mapped.name_of(name) is None:
+        if self.mapped.file_name(name) is None:
             raise MmdoraError(f"base {self.name}: {name} is computed from other tensors of its files; not analyzed yet")
         return self.model.get_parameter(name).detach()
 
 
-class Adapter:
+class MappedAdapter:
     """The plan and the tensors of one adapter, mapped; iterating gives its rows, in the order of the plan.
 
     Raises:
@@ -122,13 +122,13 @@ class Adapter:
     def __len__(self) -> int:
         return len(self.plan.entries) + len(self.plan.full)
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[WeightRow]:
         for entry in self.plan.entries:
             yield self._adapted(entry)
         for name in self.plan.full:
             yield self._full(name)
 
-    def _adapted(self, entry: Entry) -> Row:
+    def _adapted(self, entry: Entry) -> WeightRow:
         weight = as_matrix(entry.kind, self.base.weight(entry.weight))
         a, b, magnitude = factors(self.base.model, self._tensors, entry)
         changed = changed_rows(weight, a, b, magnitude, entry.scaling)
@@ -137,7 +137,7 @@ class Adapter:
             return self._decomposed(about, weight, changed)
         return self._row(about, weight, decompose(weight, changed), singular_values_of_product(b, a))
 
-    def _full(self, name: str) -> Row:
+    def _full(self, name: str) -> WeightRow:
         owner, _, leaf = name.rpartition(".")
         layer = layer_of(self.base.model.get_submodule(owner))
         layer = layer if layer and leaf == layer.weight_name else None
@@ -149,15 +149,15 @@ class Adapter:
             return self._decomposed(about, weight, changed)
         return self._row(about, weight, decompose(weight, changed), None)
 
-    def _decomposed(self, about: About, weight: Tensor, changed: Iterable[Tensor]) -> Row:
+    def _decomposed(self, about: About, weight: Tensor, changed: Iterable[Tensor]) -> WeightRow:
         delta = torch.empty(weight.shape, dtype=torch.float32)
         return self._row(about, weight, decompose(weight, changed, delta), singular_values(delta))
 
-    def _row(self, about: About, weight: Tensor, change: Change, values: Tensor | None) -> Row:
+    def _row(self, about: About, weight: Tensor, change: Change, values: Tensor | None) -> WeightRow:
         name, modality, kind, method, rank = about
         number = re.search(r"\.(\d+)(\.|$)", name)
         matrix = values is not None
-        return Row(
+        return WeightRow(
             run=self.run,
             step=self.step,
             name=name,
@@ -178,7 +178,7 @@ class Adapter:
         )
 
 
-def shared(rows: Sequence[Row]) -> list[Row]:
+def shared(rows: Sequence[WeightRow]) -> list[WeightRow]:
     """The rows of one checkpoint with their shares of its change."""
     total = sum(row.delta_norm**2 for row in rows)
     return [replace(row, share=row.delta_norm**2 / total if total else 0.0) for row in rows]

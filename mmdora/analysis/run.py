@@ -10,14 +10,14 @@ from tqdm import tqdm
 
 from mmdora.analysis.page import write
 from mmdora.analysis.points import points_of
-from mmdora.analysis.rows import Adapter, Base, Row, shared
+from mmdora.analysis.rows import Base, MappedAdapter, WeightRow, shared
 from mmdora.errors import MmdoraError
-from mmdora.models.load import base_of
+from mmdora.models.locate import locate
 
 
 def analyze(
     runs: Path | str | Mapping[str, Path | str], *, out: Path | str | None = None, say: Callable[[str], Any] = print
-) -> list[Row]:
+) -> list[WeightRow]:
     """How far each checkpoint of each run moved every weight of its base, in magnitude and in direction.
 
     Nothing is loaded as a model: base and adapters are read from their safetensors a tensor at a time, in the memory
@@ -46,15 +46,15 @@ def analyze(
     return rows
 
 
-def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any]) -> list[Row]:
+def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any]) -> list[WeightRow]:
     points, rows, problem = points_of(run, say), [], None
     with tqdm(desc=f"analyzing {name}", unit="weight", leave=False, delay=1, disable=None) as bar:
         for index, point in enumerate(points):
             try:
-                base_name = base_of(point.folder)
+                base_name = locate(point.folder).base
                 if base_name not in bases:
                     bases[base_name] = Base(base_name)
-                adapter = Adapter(name, point, bases[base_name])
+                adapter = MappedAdapter(name, point, bases[base_name])
             except MmdoraError as error:
                 if len(points) == 1:
                     raise
@@ -62,11 +62,11 @@ def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any
                 say(f"warning: {error}; passed over")
                 continue
             bar.total = bar.n + len(adapter) * (len(points) - index)
-            found = []
+            weights = []
             for row in adapter:
-                found.append(row)
+                weights.append(row)
                 bar.update()
-            rows += shared(found)
+            rows += shared(weights)
     if not rows:
         raise problem or MmdoraError(f"{run}: its plan changes nothing")
     return rows

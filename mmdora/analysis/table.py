@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mmdora.analysis.findings import EVERY, correlations, number, summaries
-from mmdora.analysis.rows import Row
+from mmdora.analysis.rows import WeightRow
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def analysis_table(rows: Sequence[Row]) -> Table:
+def analysis_table(rows: Sequence[WeightRow]) -> Table:
     """A line per run, modality and method: shares of the change, means of dM and dD, median effective rank; r over all
     checkpoints."""
     from rich.markup import escape

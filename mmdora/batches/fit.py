@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
 from mmdora.batches.checked import check_rows
 from mmdora.batches.lengths import shortened, token_counts
-from mmdora.batches.prompt import answers_apart
 from mmdora.errors import MmdoraError
+from mmdora.families import Family
 from mmdora.records.reader import Records
-from mmdora.records.record import Record
+from mmdora.records.row import Row, changed
 
 
 @dataclass(frozen=True)
-class Rows(Dataset[Record]):
+class Rows(Dataset[Row]):
     """The rows of a training set that fit, in the order of the file."""
 
     records: Records
@@ -31,16 +30,16 @@ class Rows(Dataset[Record]):
     def __len__(self) -> int:
         return len(self.index)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """A row; ~index gives it with nothing to learn (`Batches`)."""
         if index < 0:
-            return self[~index] | {"masked": True}
-        record = self.records[self.index[index]]
+            return changed(self[~index], masked=True)
+        row = self.records[self.index[index]]
         kept = self.messages[index]
-        return record if not kept else record | {"messages": record["messages"][:kept]}
+        return row if not kept else changed(row, messages=row["messages"][:kept])
 
 
-def fit(records: Records, processor: Any, max_length: int | None, policy: str) -> Rows:
+def fit(records: Records, family: Family, max_length: int | None, policy: str) -> Rows:
     """Choose the rows to train on.
 
     Args:
@@ -56,9 +55,9 @@ def fit(records: Records, processor: Any, max_length: int | None, policy: str) -
     messages = np.zeros(len(records), dtype=np.int32)
     has_image = records.images > 0
     if max_length is None:
-        check_rows(records, getattr(processor, "image_token", None), one_answer=answers_apart(processor))
+        check_rows(records, family)
         return Rows(records, index, messages, records.characters, has_image)
-    lengths = token_counts(records, processor)
+    lengths = token_counts(records, family)
     over = np.flatnonzero(lengths > max_length)
     if policy == "error" and len(over):
         raise MmdoraError(
@@ -71,7 +70,7 @@ def fit(records: Records, processor: Any, max_length: int | None, policy: str) -
             raise MmdoraError(f"{records.path}: no record fits data.max_length {max_length}")
         return Rows(records, index[fits], messages[fits], lengths[fits], has_image[fits], dropped=len(over))
     if len(over):
-        messages[over], lengths[over] = shortened(records, processor, over, max_length).T
+        messages[over], lengths[over] = shortened(records, family, over, max_length).T
         if len(hopeless := over[messages[over] == 0]):
             raise MmdoraError(
                 f"{records.path}: record {records[hopeless[0]]['id']} is over data.max_length {max_length} with its"

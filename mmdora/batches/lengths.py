@@ -20,19 +20,19 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from mmdora.batches.prompt import needs_start_token, render
 from mmdora.errors import MmdoraError
-from mmdora.records.images import image_size
+from mmdora.families import Family
+from mmdora.files import write_whole
 from mmdora.records.reader import Records
-from mmdora.records.record import Record
+from mmdora.records.row import Row, changed
 
 CHUNK = 256  # records counted together
 FORMAT = 1  # of what is kept; raise it when counting changes
 
-Measure = Callable[[list[Record]], np.ndarray]
+Measure = Callable[[list[Row]], np.ndarray]
 
 
-def token_counts(records: Records, processor: Any) -> np.ndarray:
+def token_counts(records: Records, family: Family) -> np.ndarray:
     """[rows] int32: tokens of each record, images included.
 
     Kept on disk until the records, their root, the processor or transformers change. An image whose
@@ -41,11 +41,10 @@ def token_counts(records: Records, processor: Any) -> np.ndarray:
     Raises:
         MmdoraError: naming the record, for an image that cannot be read.
     """
-    measure = partial(count_tokens, processor, root=records.root)
-    return kept(records, f"tokens-{_key(records, processor)}", np.arange(len(records)), measure)
+    return kept(records, f"tokens-{_key(records, family)}", np.arange(len(records)), family.count_tokens)
 
 
-def shortened(records: Records, processor: Any, rows: np.ndarray, max_length: int) -> np.ndarray:
+def shortened(records: Records, family: Family, rows: np.ndarray, max_length: int) -> np.ndarray:
     """[len(rows), 2] int32: messages kept and their tokens when turns are left out from the end.
 
     Both are 0 for a record whose first turn alone is over `max_length`, or that would lose an image.
@@ -53,62 +52,29 @@ def shortened(records: Records, processor: Any, rows: np.ndarray, max_length: in
     Args:
         rows: [over] the records that are over `max_length`.
     """
-    measure = partial(_shorten, processor, max_length, records.root)
-    return kept(records, f"shrunk-{max_length}-{_key(records, processor)}", rows, measure)
+    measure = partial(_shorten, family, max_length)
+    return kept(records, f"shrunk-{max_length}-{_key(records, family)}", rows, measure)
 
 
-def image_token_counts(records: Records, processor: Any) -> np.ndarray:
+def image_token_counts(records: Records, family: Family) -> np.ndarray:
     """[rows] int32: how many of a record's tokens are its images'; kept on disk as `token_counts`."""
-    measure = partial(count_image_tokens, processor, root=records.root)
-    return kept(records, f"image-tokens-{_key(records, processor)}", np.arange(len(records)), measure)
+    name = f"image-tokens-{_key(records, family)}"
+    return kept(records, name, np.arange(len(records)), family.count_image_tokens)
 
 
-def count_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarray:
-    """[records] int32: tokens of rendered conversations after their images are expanded; reads image headers only."""
-    texts: list[str] = []
-    for record in records:
-        try:
-            texts.append(render(processor, record["messages"]))
-        except MmdoraError as error:
-            raise MmdoraError(f"record {record['id']}: {error}") from None
-    special = needs_start_token(processor, texts)
-    ids = processor.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
-    counts = np.array([len(row) for row in ids["input_ids"]], dtype=np.int32)
-    counts += count_image_tokens(processor, records, root)
-    if getattr(processor, "image_token", None) is None:  # its images have no place in the text
-        return counts
-    return counts - np.array([len(record["images"]) for record in records], dtype=np.int32)  # one placeholder each
+def _shorten(family: Family, max_length: int, rows: list[Row]) -> np.ndarray:
+    return np.array([shorten(family, max_length, row) for row in rows], dtype=np.int32)
 
 
-def count_image_tokens(processor: Any, records: list[Record], root: Path) -> np.ndarray:
-    """[records] int32: tokens that the images of each record become."""
-    sizes: dict[str, tuple[int, int]] = {}
-    for record in records:
-        try:
-            sizes |= {name: image_size(name, root) for name in record["images"] if name not in sizes}
-        except MmdoraError as error:
-            raise MmdoraError(f"record {record['id']}: {error}") from None
-    counts = np.zeros(len(records), dtype=np.int32)
-    if seen := [sizes[name] for record in records for name in record["images"]]:
-        expanded = processor._get_num_multimodal_tokens(image_sizes=seen).num_image_tokens
-        images = [len(record["images"]) for record in records]
-        np.add.at(counts, np.repeat(np.arange(len(records)), images), np.array(expanded, dtype=np.int32))
-    return counts
-
-
-def _shorten(processor: Any, max_length: int, root: Path, records: list[Record]) -> np.ndarray:
-    return np.array([shorten(processor, max_length, root, record) for record in records], dtype=np.int32)
-
-
-def shorten(processor: Any, max_length: int, root: Path, record: Record) -> tuple[int, int]:
-    """Messages kept of a record and their tokens, as in `shortened`."""
-    messages = record["messages"]
+def shorten(family: Family, max_length: int, row: Row) -> tuple[int, int]:
+    """Messages kept of a row and their tokens, as in `shortened`."""
+    messages = row["messages"]
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for last in reversed(answers[:-1]):
         head = messages[: last + 1]
-        if sum(part["type"] == "image" for message in head for part in message["content"]) != len(record["images"]):
+        if sum(part["type"] == "image" for message in head for part in message["content"]) != len(row["images"]):
             break
-        length = int(count_tokens(processor, [record | {"messages": head}], root)[0])
+        length = int(family.count_tokens([changed(row, messages=head)])[0])
         if length <= max_length:
             return last + 1, length
     return 0, 0
@@ -132,15 +98,18 @@ def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.
                 reason = error.__class__.__name__
             warnings.warn(f"{file}: kept token counts cannot be read ({reason}); counting again", stacklevel=3)
         values = _measured(records, rows, measure)
-        partial_file = file.with_suffix(".partial")
-        with partial_file.open("wb") as target:
-            np.savez_compressed(target, values=values)
-        partial_file.replace(file)
+
+        def write(partial_file: Path) -> None:
+            with partial_file.open("wb") as target:  # numpy would add .npz to a name
+                np.savez_compressed(target, values=values)
+
+        write_whole(file, write)
     return values
 
 
-def _key(records: Records, processor: Any) -> str:
+def _key(records: Records, family: Family) -> str:
     """What a count depends on, as a name."""
+    processor = family.processor
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     del tokenizer["padding"], tokenizer["truncation"]  # left over from the last call
     parts = [

@@ -6,22 +6,18 @@ transformers takes for a border when there is no attention mask. Images stay in 
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import Rows
-from mmdora.batches.prompt import IGNORE
 from mmdora.errors import MmdoraError
-from mmdora.records.record import Record
+from mmdora.families import IGNORE, Family
+from mmdora.records.row import Row
 
 PER_TOKEN = {"input_ids": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}
 """Tensors [rows, tokens] of a batch, and what stands where there is no token."""
@@ -56,7 +52,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Packs(Dataset[list[Record]]):
+class Packs(Dataset[list[Row]]):
     """A training set read several rows at a time: `Rows` of packed rows.
 
     Which rows share one is a function of the lengths and the seed, and the same in every epoch.
@@ -99,38 +95,28 @@ class Packs(Dataset[list[Record]]):
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def __getitem__(self, index: int) -> list[Record]:
+    def __getitem__(self, index: int) -> list[Row]:
         """The rows of a packed row; ~index gives them with nothing to learn, as in `Rows`."""
         pack = ~index if index < 0 else index
         members = self.members[self.bounds[pack] : self.bounds[pack + 1]]
         return [self.rows[~int(row) if index < 0 else int(row)] for row in members]
 
 
-class RopeIndex:
-    """A model's own positions of text and image tokens, without its weights: loader processes carry it."""
-
-    def __init__(self, inner: Any):
-        self.shell = object.__new__(type(inner))
-        self.shell.__dict__["config"] = inner.config  # the rule reads nothing else
-        self.wanted = set(inspect.signature(type(inner).get_rope_index).parameters) - {"self", "kwargs"}
-
-    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[3, rows, tokens] int64."""
-        return self.shell.get_rope_index(**{key: batch[key] for key in self.wanted if key in batch})[0]
-
-
 class PackedCollator:
-    """Packed rows to a batch; rows that come one by one (evaluation) as `Collator` makes them.
+    """Packed rows to a batch; rows that come one by one (evaluation) as the family makes them.
 
     Args:
-        model: gives its rule of positions (`get_rope_index`) where it has one; they are counted from 0 otherwise.
+        model: gives its rule of positions where it has one; they are counted from 0 otherwise.
+
+    Raises:
+        MmdoraError: if rows of this family cannot share a packed row.
     """
 
-    def __init__(self, collator: Collator, model: Any):
-        self.collator = collator
-        owner = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
-        self.rope = RopeIndex(owner) if owner is not None else None
-        # flash attention knows the borders in a batch of one row only
+    def __init__(self, family: Family, model: Any):
+        if problem := family.packing_problem():
+            raise MmdoraError(f"data.packing: this model cannot train on packed rows: {problem}; leave it out")
+        self.family, self.rope = family, family.positions(model)
+        # Flash attention knows the borders in a batch of one row only.
         self.flat = "flash" in (model.config.get_text_config()._attn_implementation or "")
 
     def __call__(self, items: list[Any]) -> dict[str, Any]:
@@ -140,11 +126,11 @@ class PackedCollator:
         `samples` is the number of rows. With flash attention B is 1 and nothing is filled up.
 
         Raises:
-            MmdoraError: as `Collator`.
+            MmdoraError: as `Family.batch`.
         """
         if isinstance(items[0], dict):
-            return dict(self.collator(items))
-        batch: dict[str, Any] = self.collator([row for pack in items for row in pack])
+            return dict(self.family.batch(items))
+        batch: dict[str, Any] = dict(self.family.batch([row for pack in items for row in pack]))
         kept = batch["attention_mask"].bool()
         batch["labels"][:, 0] = IGNORE  # no row's last token foretells the next row's first
         positions = torch.arange(kept.shape[1]).expand(1, *kept.shape)

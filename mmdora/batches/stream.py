@@ -20,22 +20,23 @@ from typing import IO, Any
 import fsspec
 from torch.utils.data import Dataset
 
-from mmdora.batches.lengths import count_tokens, shorten
-from mmdora.batches.prompt import check_texts
+from mmdora.batches.lengths import shorten
 from mmdora.config import Data
 from mmdora.errors import MmdoraError
-from mmdora.files import ordinary
+from mmdora.families import Family
+from mmdora.families.family import naming
+from mmdora.files import ordinary, sha256
 from mmdora.records import packed
-from mmdora.records.images import PackedImage
 from mmdora.records.reader import numbered_lines, record_of
-from mmdora.records.record import Record, check_record
+from mmdora.records.record import check_record
+from mmdora.records.row import Row, changed, row_of
 from mmdora.records.turns import answer_text, split_turns
 
 KINDS = (".jsonl", packed.SUFFIX)
 REMOTE = ("hf", "https")
 BUFFER = 1000  # rows shuffled together
 
-Admit = Callable[[Record], Record | None]
+Admit = Callable[[Row], Row | None]
 
 
 class Shards:
@@ -74,19 +75,18 @@ class Shards:
             size = fsspec.filesystem(protocol).size(name) if remote else Path(name).stat().st_size
             found.update(f"{Path(name).name}\0{size}\0".encode())
             if not remote:
-                with open(name, "rb") as file:
-                    found.update(hashlib.file_digest(file, "sha256").digest())
+                found.update(bytes.fromhex(sha256(Path(name))))
         return found.hexdigest()
 
     def check(self, max_turns: int | None = None) -> None:
         """Raise what is wrong with the first record of each file on disk, or of the first one elsewhere."""
         local = [name for name in self.files if "://" not in name]
         for name in local or self.files[:1]:
-            if next(rows_of([name], max_turns), None) is None:
+            if next(rows_of([name], self.root, max_turns), None) is None:
                 raise MmdoraError(f"{name}: holds no records")
 
 
-class Stream(Dataset[Record]):
+class Stream(Dataset[Row]):
     """The rows of one process, in turn, without end: after the last row of its share comes another shuffle.
 
     In each pass every row comes once in one process: whole files where their number can be divided by that of the
@@ -112,15 +112,16 @@ class Stream(Dataset[Record]):
         from datasets import IterableDataset
         from datasets.distributed import split_dataset_by_node
 
-        rows = IterableDataset.from_generator(rows_of, gen_kwargs={"files": shards.files, "max_turns": max_turns})
+        source = {"files": shards.files, "root": shards.root, "max_turns": max_turns}
+        rows: Any = IterableDataset.from_generator(rows_of, gen_kwargs=source)
         self.shards, self.admit, self.process, self.processes = shards, admit, process, processes
-        self._rows = split_dataset_by_node(rows.shuffle(seed=seed, buffer_size=buffer), process, processes)
+        self._rows: Any = split_dataset_by_node(rows.shuffle(seed=seed, buffer_size=buffer), process, processes)
 
-    def __getitem__(self, index: Any) -> Record:
+    def __getitem__(self, index: Any) -> Row:
         """The row, which is its own index."""
         return index
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[Row]:
         for number in count():
             found = self.one_pass(number)
             first = next(found, None)
@@ -130,7 +131,7 @@ class Stream(Dataset[Record]):
             yield first
             yield from found
 
-    def one_pass(self, number: int) -> Iterator[Record]:
+    def one_pass(self, number: int) -> Iterator[Row]:
         """Every row of this process's share, once."""
         self._rows.set_epoch(number)
         yield from (row for row in map(self.admit, self._rows) if row is not None)
@@ -158,7 +159,7 @@ class StreamBatches:
     def __len__(self) -> int:
         return self.rounds * self.stream.processes
 
-    def __iter__(self) -> Iterator[list[Record]]:
+    def __iter__(self) -> Iterator[list[Row]]:
         rows = iter(self.stream)
         for number in range(self.rounds):
             batch = list(islice(rows, self.size))
@@ -167,7 +168,7 @@ class StreamBatches:
             yield from (batch if process == self.stream.process else [] for process in range(self.stream.processes))
 
 
-def admit(row: Record, *, processor: Any, root: Path, data: Data, apart: Collection[str]) -> Record | None:
+def admit(row: Row, *, family: Family, data: Data, apart: Collection[str]) -> Row | None:
     """A row as it is learned, or None; what `fit` decides of all rows beforehand, as they come.
 
     Args:
@@ -175,34 +176,32 @@ def admit(row: Record, *, processor: Any, root: Path, data: Data, apart: Collect
         apart: ids of records that are held out.
 
     Raises:
-        MmdoraError: naming the record, if it is held out, holds the image placeholder, or is too long.
+        MmdoraError: naming the record, if it is held out, not of a kind that the family learns, or too long.
     """
     name = row["id"]
     if name in apart or (data.max_turns is not None and re.sub(r"#\d+$", "", name) in apart):
         raise MmdoraError(f"data.eval: the stream holds its record {name!r} too; hold out other records")
+    with naming(row):
+        family.check_row(row)
     if data.max_length is None:
-        try:
-            check_texts(row["messages"], getattr(processor, "image_token", None))
-        except MmdoraError as error:
-            raise MmdoraError(f"record {name}: {error}") from None
         return row
-    length = int(count_tokens(processor, [row], root)[0])
+    length = int(family.count_tokens([row])[0])
     if length <= data.max_length:
         return row
     if data.too_long == "drop":
         return None
     shrinks = data.too_long == "shrink"
-    kept, _ = shorten(processor, data.max_length, root, row) if shrinks else (0, 0)
+    kept, _ = shorten(family, data.max_length, row) if shrinks else (0, 0)
     if not kept:
         more = " with its first turn alone (images are never cut)" if shrinks else f" ({length} tokens)"
         other = "drop" if shrinks else "drop or shrink"
         raise MmdoraError(
             f"record {name} is over data.max_length {data.max_length}{more}; raise it, or set data.too_long to {other}"
         )
-    return row | {"messages": row["messages"][:kept]}
+    return changed(row, messages=row["messages"][:kept])
 
 
-def rows_of(files: list[str], max_turns: int | None) -> Iterator[Record]:
+def rows_of(files: list[str], root: Path, max_turns: int | None) -> Iterator[Row]:
     """The rows of files, one after another.
 
     Raises:
@@ -210,8 +209,8 @@ def rows_of(files: list[str], max_turns: int | None) -> Iterator[Record]:
     """
     for name in files:
         try:
-            for record, where in _records(name):
-                for piece in split_turns(record, max_turns):
+            for row, where in _rows(name, root):
+                for piece in split_turns(row, max_turns):
                     if not answer_text(piece).strip():
                         raise MmdoraError(f"{where}: an empty last answer, so nothing to learn; leave it out")
                     yield piece
@@ -222,16 +221,15 @@ def rows_of(files: list[str], max_turns: int | None) -> Iterator[Record]:
             raise MmdoraError(f"{name}: cannot be read ({reason}); when it can, go on with --resume") from None
 
 
-def _records(name: str) -> Iterator[tuple[Record, str]]:
+def _rows(name: str, root: Path) -> Iterator[tuple[Row, str]]:
     with _opened(name) as file:
         if name.endswith(packed.SUFFIX):
-            for number, (row, images) in enumerate(packed.read_packed(name, file)):
+            for number, (record, images) in enumerate(packed.read_packed(name, file)):
                 where = f"{name}: row {number}"
-                record = check_record(row, where)
-                yield record | {"images": list(map(PackedImage, record["images"], images))}, where
+                yield row_of(check_record(record, where), root, images), where
         else:
             for line, where in numbered_lines(file, name):
-                yield record_of(line, where), where
+                yield row_of(record_of(line, where), root), where
 
 
 def _opened(name: str) -> IO[bytes]:

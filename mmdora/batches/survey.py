@@ -17,6 +17,7 @@ from mmdora.batches.packing import Packs
 from mmdora.batches.sampler import GroupedSampler
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.families import Family
 from mmdora.records.reader import Records
 
 BINS, BAR, NAMED = 12, 40, 5
@@ -42,14 +43,14 @@ class Survey:
     batch: int
 
 
-def survey(records: Records, processor: Any, config: RunConfig) -> Survey:
+def survey(records: Records, family: Family, config: RunConfig) -> Survey:
     """Count the tokens of every row (kept for the training run) and the filling that batches of them would have.
 
     Raises:
         MmdoraError: naming the record, for an image that cannot be read; or when no row is within the limit.
     """
     data, training = config.data, config.training
-    lengths, image_tokens = token_counts(records, processor), image_token_counts(records, processor)
+    lengths, image_tokens = token_counts(records, family), image_token_counts(records, family)
     fits = np.flatnonzero(lengths <= (data.max_length or lengths.max()))
     over = np.flatnonzero(lengths > (data.max_length or lengths.max()))
     if not len(fits):

@@ -11,11 +11,11 @@ from torch.utils.data import Dataset
 
 from mmdora.batches.fit import Rows
 from mmdora.errors import MmdoraError
-from mmdora.records.record import Record
+from mmdora.records.row import Row, changed
 
 
-class TaskRows(Dataset[Record]):
-    """The rows of several tasks, one task after the other; a row says its `task` and the `root` of its images.
+class TaskRows(Dataset[Row]):
+    """The rows of several tasks, one task after the other; a row says its `task`.
 
     Args:
         parts: the rows of each task by its name.
@@ -41,18 +41,19 @@ class TaskRows(Dataset[Record]):
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def __getitem__(self, index: int) -> Record:
+    def __getitem__(self, index: int) -> Row:
         """A row; ~index gives it with nothing to learn, as in `Rows`."""
         place = index if index >= 0 else ~index
         number = int(self.tasks[place])
         name, rows, own = self.names[number], self.parts[number], int(place - self.starts[number])
-        row = rows[own if index >= 0 else ~own] | {"task": name, "root": rows.records.root}
+        row = changed(rows[own if index >= 0 else ~own], task=name)
         return self._softened(row) if name in self.soft else row
 
-    def _softened(self, row: Record) -> Record:
+    def _softened(self, row: Row) -> Row:
         answer, weight = soft_answer(row["meta"]["answers"], random.Random(f"{self.seed}:{self.epoch}:{row['id']}"))
         *before, last = row["messages"]
-        return row | {"messages": [*before, last | {"content": [{"type": "text", "text": answer}]}], "weight": weight}
+        messages = [*before, last | {"content": [{"type": "text", "text": answer}]}]
+        return changed(row, messages=messages, weight=weight)
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:

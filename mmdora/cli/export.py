@@ -49,8 +49,8 @@ def export(
         Make that repository public; one that is there already stays what it is.
     """
     from mmdora.export.hub import check_repo, push
+    from mmdora.export.llama_cpp import llama_cpp_commands
     from mmdora.export.run import export as write
-    from mmdora.export.run import llama_cpp_commands
 
     if push_to_hub:
         check_repo(push_to_hub)

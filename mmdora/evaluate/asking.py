@@ -7,20 +7,19 @@ import json
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from PIL import Image
 
-from mmdora.batches.prompt import with_prompt, with_question
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import Task
-from mmdora.models.vlbart.processor import VLBartProcessor
-from mmdora.predict.answers import Prompt
+from mmdora.families import Prompt, family_of
+from mmdora.families.family import naming
 from mmdora.records.features import open_features
-from mmdora.records.images import open_image
+from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import Records
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 from mmdora.records.turns import Messages, prompt_messages
 
 AHEAD = 16  # batches sorted by length together; an image they share is opened once
@@ -47,23 +46,19 @@ def plan(lengths: Sequence[int], pictures: Sequence[Hashable], batch_size: int) 
 class Asking:
     """Records to prompts, asked as the task and the model's family want it."""
 
-    def __init__(self, processor: Any, task: Task, root: Path):
-        self.task, self.root = task, root
-        self.vlbart = processor if isinstance(processor, VLBartProcessor) else None
-        self.answers = task.answers if self.vlbart else ()
+    def __init__(self, processor: Any, task: Task):
+        self.task, self.family = task, family_of(processor)
+        self.answers = self.family.choices(task.answers)
 
-    def messages(self, record: Record) -> Messages:
+    def messages(self, row: Row) -> Messages:
         """The conversation, its last question worded for the task."""
-        messages = prompt_messages(record)
-        if self.vlbart:
-            return with_prompt(self.vlbart, messages, self.task.prefix)
-        return with_question(messages, lambda question: self.task.ask(record, question))
+        return self.family.asked(prompt_messages(row), self.task.prefix, partial(self.task.ask, row))
 
     def prompts(
-        self, records: Records | Sequence[Record], batches: list[list[int]], numbers: list[int]
+        self, records: Records | Sequence[Row], batches: list[list[int]], numbers: list[int]
     ) -> Iterator[tuple[int, list[Prompt]]]:
         """The prompts of each batch; the next one's images are opened while one is answered."""
-        opened: dict[str, Image.Image] = {}
+        opened: dict[FileRef, Image.Image] = {}
         window = -1
 
         def load(number: int) -> tuple[int, list[Prompt]]:
@@ -83,18 +78,14 @@ class Asking:
                     coming.append(ahead.submit(load, following))
                 yield now
 
-    def _prompt(self, record: Record, opened: dict[str, Image.Image]) -> Prompt:
-        try:
-            for name in record["images"]:
-                if name not in opened:
-                    opened[name] = open_image(name, self.root)
-            clip = record["meta"].get("features")
-            features = None if clip is None else open_features(clip, self.root)
-        except MmdoraError as error:
-            raise MmdoraError(f"record {record['id']}: {error}") from None
-        if features is not None and self.vlbart is None:
-            raise MmdoraError(f"record {record['id']}: a clip as features, which VL-BART reads and this model does not")
-        return Prompt(self.messages(record), [opened[name] for name in record["images"]], features)
+    def _prompt(self, row: Row, opened: dict[FileRef, Image.Image]) -> Prompt:
+        with naming(row):
+            self.family.check_question(row)
+            for image in row["images"]:
+                if image not in opened:
+                    opened[image] = open_image(image)
+            features = None if row["features"] is None else open_features(row["features"])
+        return Prompt(self.messages(row), [opened[image] for image in row["images"]], features)
 
 
 @dataclass(frozen=True)
@@ -107,19 +98,19 @@ class Survey:
     answered: bool
 
 
-def survey(records: Records | Sequence[Record], asking: Asking) -> Survey:
+def survey(records: Records | Sequence[Row], asking: Asking) -> Survey:
     """Look at every record.
 
     Raises:
         MmdoraError: if some have an answer and some have none, or a question cannot be worded for the task.
     """
     lengths, pictures, answers, digest = [], [], 0, hashlib.sha256()
-    seen: dict[tuple[str, ...], int] = {}
+    seen: dict[tuple[FileRef, ...], int] = {}
     for record in records:
         messages = asking.messages(record)
         parts = [part for message in messages for part in message["content"]]
         lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE for part in parts))
-        pictures.append(seen.setdefault(tuple(map(str, record["images"])), len(seen)))
+        pictures.append(seen.setdefault(tuple(record["images"]), len(seen)))
         answers += any(part["text"].strip() for part in record["messages"][-1]["content"])
         digest.update(json.dumps([record["id"], messages, list(map(str, record["images"]))]).encode())
     if 0 < answers < len(lengths):

@@ -13,13 +13,14 @@ from rich.markup import escape
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.gallery import write_gallery
-from mmdora.evaluate.output import GALLERY, write_json
+from mmdora.evaluate.output import GALLERY
 from mmdora.evaluate.processes import processes
 from mmdora.evaluate.run import Evaluation, evaluate
 from mmdora.evaluate.scoring.significance import Comparison, compare
 from mmdora.evaluate.source import Source, find, first
 from mmdora.evaluate.suites import ENTERED, LOCAL, SERVER, Cell, Suite, average, entered_scores, suite_of, suite_table
-from mmdora.evaluate.table import Row, scores_table
+from mmdora.evaluate.table import ScoreRow, scores_table
+from mmdora.files import write_json
 from mmdora.models.load import load
 
 COMPARISON = "comparison.json"
@@ -126,7 +127,6 @@ def _evaluate(
         model,
         processor,
         first(source.records, settings.limit),
-        source.root,
         task=source.task,
         batch_size=settings.batch_size,
         beams=suite.beams if suite else 1,
@@ -153,7 +153,7 @@ def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -
             highlight=False,
         )
         return
-    rows = [Row(name, scores.to_dict()) for name, scores in scored.items()]
+    rows = [ScoreRow(name, scores.to_dict()) for name, scores in scored.items()]
     versus = {name: _versus(found, name) for name in list(scored)[1:]}
     asked = "" if settings.limit is None else f", a rehearsal on the first {len(next(iter(found.values())).rows):,}"
     title = f"{escape(source.task.name)} ({escape(source.split)}{asked}): {rows[0].scores['metric']}"
@@ -176,7 +176,6 @@ def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -
             source.task,
             {name: evaluation.rows for name, evaluation in found.items()},
             first(source.records, settings.limit),
-            source.root,
         )
     console.print(f"files: {folder}", highlight=False, markup=False)
 
@@ -206,4 +205,5 @@ def _report(suite: Suite, cells: Mapping[str, Mapping[str, Cell]], settings: Set
         for name, row in cells.items()
     }
     note = {"limit": settings.limit} if settings.limit is not None else {}
+    settings.out.mkdir(parents=True, exist_ok=True)
     write_json(settings.out / f"{suite.name}.json", {"suite": suite.name, "models": table} | note)

@@ -5,7 +5,6 @@ One file that asks for nothing outside itself; every text is escaped, every pict
 
 from __future__ import annotations
 
-import base64
 import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -15,16 +14,18 @@ from random import Random
 
 from PIL import Image
 
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.tasks import Task
+from mmdora.files import write_whole
+from mmdora.html import data_uri, environment
 from mmdora.records.images import open_image
 from mmdora.records.reader import Records
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 
 TEMPLATE = "gallery.html.j2"
 SHOWN = 60
-SIDE = 256  # pixels, the longer side of a picture
-SMALL = 128  # up to here a picture is kept without loss
+SIDE = 256  # Pixels of the longer side to which a picture is made smaller.
+SMALL = 128  # Pixels of the longer side up to which a picture is kept as PNG, without loss.
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Kind:
-    """Of the questions of a kind: how many, and of each model how many are right and the mean score."""
+    """One kind of questions: how many there are, and for each model how many are right and the mean score."""
 
     name: str
     n: int
@@ -49,7 +50,7 @@ class Kind:
 
 
 def write_gallery(
-    path: Path, task: Task, answers: Mapping[str, Sequence[Row]], records: Sequence[Record] | Records, root: Path
+    path: Path, task: Task, answers: Mapping[str, Sequence[Prediction]], records: Sequence[Row] | Records
 ) -> None:
     """Write the page of at most `SHOWN` questions, chosen at random by a fixed seed.
 
@@ -57,34 +58,27 @@ def write_gallery(
 
     Args:
         answers: model -> scored rows, of the same records.
-        records: what the pictures are opened from, below `root`.
+        records: what the pictures are opened from.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     scores = [[row["score"] for row in rows] for rows in answers.values()]
     wrong = _wrong(scores)
-    page = environment.get_template(TEMPLATE).render(
-        task=task,
-        models=list(answers),
-        total=len(scores[0]),
-        missed=len(wrong),
-        kinds=_kinds(answers),
-        cards=[_card(answers, i, records[i], root) for i in wrong[:SHOWN]],
+    page = (
+        environment(Path(__file__).parent)
+        .get_template(TEMPLATE)
+        .render(
+            task=task,
+            models=list(answers),
+            total=len(scores[0]),
+            missed=len(wrong),
+            kinds=_kinds(answers),
+            cards=[_card(answers, i, records[i]) for i in wrong[:SHOWN]],
+        )
     )
-    partial = path.with_suffix(".partial")
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, page)
 
 
 def _wrong(scores: Sequence[Sequence[float]]) -> list[int]:
-    """Numbers of the rows that a model got less than the full score for, in the order they are shown."""
+    """Numbers of the rows for which some model got less than the full score, in the order they are shown."""
     rows = [number for number, own in enumerate(zip(*scores, strict=True)) if min(own) < 1]
     Random(0).shuffle(rows)
 
@@ -95,7 +89,7 @@ def _wrong(scores: Sequence[Sequence[float]]) -> list[int]:
     return sorted(rows, key=order)
 
 
-def _kinds(answers: Mapping[str, Sequence[Row]]) -> list[Kind]:
+def _kinds(answers: Mapping[str, Sequence[Prediction]]) -> list[Kind]:
     scores: defaultdict[str, list[list[float]]] = defaultdict(list)
     for rows in zip(*answers.values(), strict=True):
         scores[rows[0].get("type") or ""].append([row["score"] for row in rows])
@@ -110,11 +104,11 @@ def _kinds(answers: Mapping[str, Sequence[Row]]) -> list[Kind]:
     ]
 
 
-def _card(answers: Mapping[str, Sequence[Row]], number: int, record: Record, root: Path) -> Card:
+def _card(answers: Mapping[str, Sequence[Prediction]], number: int, record: Row) -> Card:
     rows = {name: rows[number] for name, rows in answers.items()}
     row = next(iter(rows.values()))
     return Card(
-        [_data_uri(open_image(name, root)) for name in record["images"]],
+        [_data_uri(open_image(image)) for image in record["images"]],
         row.get("type") or "",
         row["question"],
         _references(row),
@@ -122,8 +116,8 @@ def _card(answers: Mapping[str, Sequence[Row]], number: int, record: Record, roo
     )
 
 
-def _references(row: Row) -> list[str]:
-    """What people answered, with how many did where several were asked."""
+def _references(row: Prediction) -> list[str]:
+    """The reference answers; where several people were asked, with the count of each answer."""
     meta = row["meta"]
     if meta.get("answers"):
         return [f"{text} ×{count}" for text, count in Counter(meta["answers"]).most_common()]
@@ -134,9 +128,8 @@ def _data_uri(picture: Image.Image) -> str:
     """The picture inside the page: PNG if it is small, else a JPEG of at most `SIDE` pixels."""
     small = max(picture.size) <= SMALL
     if not small:
-        picture = picture.copy()  # several questions share it
+        picture = picture.copy()  # Several questions may share the opened picture.
         picture.thumbnail((SIDE, SIDE))
     data = io.BytesIO()
     picture.save(data, "PNG" if small else "JPEG", quality=80)
-    kind = "png" if small else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(data.getvalue()).decode()}"
+    return data_uri(data.getvalue(), "image/png" if small else "image/jpeg")

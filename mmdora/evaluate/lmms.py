@@ -20,8 +20,9 @@ from lmms_eval.protocol import ChatMessages  # pyright: ignore[reportMissingImpo
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.processes import processes
+from mmdora.families import Prompt
 from mmdora.models.load import load
-from mmdora.predict.answers import Prompt, generate
+from mmdora.predict.answers import generate
 
 MAX_NEW_TOKENS = 1024  # where a task names none; lmms-eval's own models take the same
 MANIFEST = ModelManifest("mmdora", chat_class_path=f"{__name__}.MmdoraModel")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -12,19 +11,21 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.gallery import write_gallery
 from mmdora.evaluate.resume import METRICS, PREDICTIONS
 from mmdora.evaluate.scoring.metrics import answer_type, question_text
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import submitted
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task
+from mmdora.files import write_json
 from mmdora.records.reader import Records, write_records
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 from mmdora.records.turns import answer_text
 
 GALLERY = "errors.html"
-WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")  # meta stays in the records
+WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")
+"""What is written of a row; its "meta" stays in the records."""
 
 
-def rows_of(records: Iterable[Record], texts: Sequence[str]) -> list[Row]:
+def prediction_rows(records: Iterable[Row], texts: Sequence[str]) -> list[Prediction]:
     """Records with the texts generated for them, as `rows` describes."""
     return [
         {
@@ -40,7 +41,7 @@ def rows_of(records: Iterable[Record], texts: Sequence[str]) -> list[Row]:
     ]
 
 
-def write_predictions(out: Path, rows: Iterable[Row]) -> None:
+def write_predictions(out: Path, rows: Iterable[Prediction]) -> None:
     """Write `predictions.jsonl`, a row for each record."""
     write_records(out / PREDICTIONS, ({name: row[name] for name in WRITTEN if name in row} for row in rows))
 
@@ -48,22 +49,21 @@ def write_predictions(out: Path, rows: Iterable[Row]) -> None:
 def write_complete(
     out: Path,
     task: Task,
-    records: Sequence[Record] | Records,
-    rows: Sequence[Row],
+    records: Sequence[Row] | Records,
+    rows: Sequence[Prediction],
     scores: Scores | None,
-    root: Path,
     facts: Mapping[str, Any],
 ) -> None:
     """Write predictions with their scores, the official result file, the gallery and, last, `metrics.json`."""
     write_predictions(out, rows)
     file = write_submission(out, task, records, rows)
     if scores is not None:
-        write_gallery(out / GALLERY, task, {"answer": rows}, records, root)
+        write_gallery(out / GALLERY, task, {"answer": rows}, records)
     numbers = {"n": len(rows), "server": True} if scores is None else {"n": len(rows)} | scores.to_dict()
     write_json(out / METRICS, numbers | {"submission": file.name if file else None} | dict(facts))
 
 
-def write_submission(out: Path, task: Task, records: Iterable[Record], rows: Iterable[Row]) -> Path | None:
+def write_submission(out: Path, task: Task, records: Iterable[Row], rows: Iterable[Prediction]) -> Path | None:
     """The file that the task's official scorer or server reads; None where a task has none.
 
     Raises:
@@ -80,11 +80,3 @@ def write_submission(out: Path, task: Task, records: Iterable[Record], rows: Ite
             f"task {task.name}: the records have no 'meta.{error.args[0]}', which its result file needs; prepare them "
             f"with `mmdora prep {task.dataset.replace('_', '-')}`"
         ) from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file."""
-    partial = path.with_name(path.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)

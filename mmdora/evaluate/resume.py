@@ -6,19 +6,20 @@ size alone, so they are the same ones for the run that goes on, on however many 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PARTIAL = "partial-{}.jsonl"  # by process
+from mmdora.files import sha256, write_whole
+
+JOURNAL = "partial-{}.jsonl"  # Each process writes one; its number is in the name.
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """Of everything that decides the answers; the same facts have the same key."""
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    """A hash of everything that decides the answers: the same facts have the same key."""
+    return sha256(json.dumps(facts, sort_keys=True).encode())
 
 
 class Journal:
@@ -27,36 +28,34 @@ class Journal:
     def __init__(self, out: Path | None, key: str, process: int):
         self.out, self.key, self.process, self._file = out, key, process, None
 
-    def found(self) -> dict[int, list[str]]:
+    def kept(self) -> dict[int, list[str]]:
         """Answers by batch that earlier runs of the same key left, whichever process wrote them.
 
         A line that was cut short by the kill, and files of another key, count for nothing.
         """
         answers: dict[int, list[str]] = {}
-        for path in sorted(self.out.glob(PARTIAL.format("*"))) if self.out else ():
+        for path in sorted(self.out.glob(JOURNAL.format("*"))) if self.out else ():
             lines = _whole_lines(path)
             if lines and lines[0] == {"key": self.key}:
                 answers |= {line["batch"]: line["answers"] for line in lines[1:]}
         return answers
 
     def begin(self) -> None:
-        """Open this process's file; what another key or a torn line left in it goes."""
+        """Open this process's file, without what another key or a torn line left in it."""
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
-        path = self.out / PARTIAL.format(self.process)
+        path = self.out / JOURNAL.format(self.process)
         lines = _whole_lines(path) if path.exists() else []
         if not lines or lines[0] != {"key": self.key}:
             lines = [{"key": self.key}]
-        partial = path.with_suffix(".new")
-        partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, batch: int, answers: list[str]) -> None:
         if self._file:
             self._file.write(json.dumps({"batch": batch, "answers": answers}, ensure_ascii=False) + "\n")
-            self._file.flush()  # a kill takes nothing that the system was handed
+            self._file.flush()  # What the system was handed survives a kill of this process.
 
     def close(self) -> None:
         if self._file:
@@ -64,8 +63,8 @@ class Journal:
             self._file = None
 
     def remove(self) -> None:
-        """Once the answers are in their final file."""
-        for path in self.out.glob(PARTIAL.format("*")) if self.out else ():
+        """Delete the journals of all processes; their answers are in their final file now."""
+        for path in self.out.glob(JOURNAL.format("*")) if self.out else ():
             path.unlink()
 
 
@@ -77,7 +76,7 @@ def finished(out: Path | None, key: str) -> list[str] | None:
         if json.loads((out / METRICS).read_text(encoding="utf-8")).get("key") != key:
             return None
         return [row["prediction"] for row in read_predictions(out)]
-    except (ValueError, KeyError, AttributeError):  # not ours
+    except (ValueError, KeyError, AttributeError):  # Another program wrote these files.
         return None
 
 
@@ -89,7 +88,7 @@ def read_predictions(folder: Path | str) -> list[dict[str, Any]]:
 
 def _whole_lines(path: Path) -> list[Any]:
     lines = []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # behind the last line end is nothing, or a torn line
+    for line in path.read_bytes().split(b"\n")[:-1]:  # After the last line end there is nothing, or a torn line.
         try:
             lines.append(json.loads(line))
         except ValueError:

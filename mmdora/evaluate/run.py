@@ -19,16 +19,16 @@ from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking, plan, survey
-from mmdora.evaluate.output import rows_of, write_complete, write_predictions
+from mmdora.evaluate.output import prediction_rows, write_complete, write_predictions
 from mmdora.evaluate.processes import processes
 from mmdora.evaluate.resume import Journal, finished, key_of
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import ready, score_rows
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
 from mmdora.predict.answers import generate
 from mmdora.records.reader import Records
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 from mmdora.version import __version__
 
 
@@ -43,7 +43,7 @@ class Evaluation:
     """
 
     task: Task
-    rows: list[Row]
+    rows: list[Prediction]
     scores: Scores | None
     reused: int = 0
 
@@ -51,8 +51,7 @@ class Evaluation:
 def evaluate(
     model: Any,
     processor: Any,
-    records: Records | Sequence[Record],
-    images_root: Path | str,
+    records: Records | Sequence[Row],
     *,
     task: str | Task = "exact",
     batch_size: int = 64,
@@ -78,10 +77,10 @@ def evaluate(
             scorer lacks, before anything is generated.
     """
     task = task if isinstance(task, Task) else task_of(task)
-    out, root, main = None if out is None else Path(out), Path(images_root), processes().is_main_process
+    out, main = None if out is None else Path(out), processes().is_main_process
     if not len(records):
         raise MmdoraError("nothing to evaluate: there are no records")
-    asking = Asking(processor, task, root)
+    asking = Asking(processor, task)
     found = survey(records, asking)
     if found.answered:
         ready(task.scorer)
@@ -95,7 +94,7 @@ def evaluate(
                             max_new_tokens=settings["max_new_tokens"], beams=beams, progress=progress)  # fmt: skip
     seconds = time.perf_counter() - begun
 
-    rows: list[Row] = rows_of(records, texts)
+    rows: list[Prediction] = prediction_rows(records, texts)
     scored: list[Any] = [None]
     if main:
         if out is not None:
@@ -108,7 +107,7 @@ def evaluate(
         facts = made_from | {"key": journal.key, "reused": reused}
         if reused < len(rows):
             facts |= {"seconds": round(seconds, 2), "questions_per_s": round((len(rows) - reused) / seconds, 1)}
-        write_complete(out, task, records, rows, scores, root, facts)
+        write_complete(out, task, records, rows, scores, facts)
         journal.remove()
     return Evaluation(task, rows, scores, reused)
 
@@ -116,7 +115,7 @@ def evaluate(
 def _answer(
     model: Any,
     processor: Any,
-    records: Records | Sequence[Record],
+    records: Records | Sequence[Row],
     asking: Asking,
     batches: list[list[int]],
     journal: Journal,
@@ -131,7 +130,7 @@ def _answer(
     kept = dict(gather_object(list(enumerate(complete)) if complete else []))
     if kept:
         return [kept[row] for row in range(len(records))], len(records)
-    answers = dict(gather_object(list(journal.found().items())))
+    answers = dict(gather_object(list(journal.kept().items())))
     left = [number for number in range(len(batches)) if number not in answers]
     mine = left[together.process_index :: together.num_processes]
     new: dict[int, list[str]] = {}

@@ -11,16 +11,15 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import TASKS, Task, task_of
 from mmdora.prepare import card
 from mmdora.records.reader import Records, read_records
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 
 
 @dataclass(frozen=True)
 class Source:
-    """Records of a task and the root of their images."""
+    """Records of a task."""
 
     task: Task
-    records: Records | list[Record]
-    root: Path
+    records: Records | list[Row]
     split: str
 
     @property
@@ -53,13 +52,12 @@ def find(data: Path, task: str | None = None, *, split: str | None = None, image
             raise MmdoraError(f"--split {split}: {data} is a file; name its folder")
         names = [name for name, entry in facts.get("splits", {}).items() if entry["file"] == data.name]
     entries = [facts["splits"][name] for name in names] or [{"file": data.name}]
-    root = images or next((Path(entry["images_root"]) for entry in entries if entry.get("images_root")), folder)
-    parts = [read_records(folder / entry["file"], root) for entry in entries]
+    parts = [read_records(folder / entry["file"], images or entry.get("images_root") or folder) for entry in entries]
     records = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
-    return Source(chosen, records, root, "+".join(names) or data.stem)
+    return Source(chosen, records, "+".join(names) or data.stem)
 
 
-def first(records: Records | Sequence[Record], limit: int | None) -> Records | Sequence[Record]:
+def first(records: Records | Sequence[Row], limit: int | None) -> Records | Sequence[Row]:
     """The first records; all of them without a limit."""
     return records if limit is None or limit >= len(records) else list(islice(iter(records), limit))
 

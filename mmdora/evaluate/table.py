@@ -12,11 +12,11 @@ from mmdora.evaluate.scoring.significance import Comparison
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST_KINDS = 6  # more columns than that are in metrics.json
+MOST_KINDS = 6  # A terminal has room for as many columns; metrics.json has all.
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """A line of the score table; `scores` is what `Scores.to_dict` gives."""
 
     name: str
@@ -24,18 +24,18 @@ class Row:
     note: str = ""
 
     def accuracy(self, kind: str | None = None) -> float | None:
-        """In [0, 1]; of everything, or of one answer type (None where the set has none of it)."""
+        """The score in [0, 1] over everything, or over one answer type; None if no question is of this type."""
         part = self.scores["overall"] if kind is None else self.scores["by_type"].get(kind)
         return part["score"] if part else None
 
 
-def kinds(rows: Sequence[Row]) -> list[str]:
+def kinds(rows: Sequence[ScoreRow]) -> list[str]:
     """Answer types of the table, in the order of the scores."""
     return list(dict.fromkeys(kind for row in rows for kind in row.scores["by_type"]))
 
 
 def scores_table(
-    rows: Sequence[Row],
+    rows: Sequence[ScoreRow],
     title: str = "Accuracy, exact match of generated answers",
     comparisons: Mapping[str, Comparison] | None = None,
 ) -> Table:
@@ -64,8 +64,12 @@ def scores_table(
         shown = ["–" if cell is None else f"{100 * cell:.1f}{sign}" for cell in cells]
         shown += [f"{100 * low:.1f} – {100 * high:.1f}", f"{overall['n']:,}"]
         if comparisons and row.name in comparisons:
-            found = comparisons[row.name]
-            low, high = found.interval
-            shown += [f"{100 * found.difference:+.1f}", f"{100 * low:+.1f} – {100 * high:+.1f}", f"{found.p:.2g}"]
+            comparison = comparisons[row.name]
+            low, high = comparison.interval
+            shown += [
+                f"{100 * comparison.difference:+.1f}",
+                f"{100 * low:+.1f} – {100 * high:+.1f}",
+                f"{comparison.p:.2g}",
+            ]
         table.add_row(row.name, *shown)
     return table

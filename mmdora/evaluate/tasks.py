@@ -13,16 +13,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from mmdora.errors import MmdoraError
-from mmdora.records.record import Record
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 TRUE_OR_FALSE = "\nIs the statement true or false?"  # LLaVA-1.5 was not evaluated on NLVR2; these words are ours
 
-Ask = Callable[[Record, str], str]
+Ask = Callable[[Mapping[str, Any], str], str]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Task:
     answers: tuple[str, ...] = ()
 
 
-def _plain(record: Record, question: str) -> str:
+def _plain(record: Mapping[str, Any], question: str) -> str:
     return question
 
 
@@ -61,7 +61,7 @@ def _then(*sentences: str) -> Ask:
     return lambda record, question: question + "".join(sentences)
 
 
-def _with_ocr(record: Record, question: str) -> str:
+def _with_ocr(record: Mapping[str, Any], question: str) -> str:
     """LLaVA-1.5's TextVQA question: in sentence case, with the OCR tokens of the image."""
     tokens = record["meta"].get("ocr_tokens")
     if tokens is None:
@@ -72,7 +72,7 @@ def _with_ocr(record: Record, question: str) -> str:
     return f"{question.capitalize()}\nReference OCR token: {', '.join(tokens)}{SHORT}"
 
 
-def _science(record: Record, question: str) -> str:
+def _science(record: Mapping[str, Any], question: str) -> str:
     """LLaVA-1.5's ScienceQA question: the hint as context, the question, the options under letters."""
     hint = record["meta"].get("hint")
     return f"Context: {question}{LETTER}" if hint else question + LETTER  # prep writes the hint before the question

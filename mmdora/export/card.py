@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from mmdora.config import MODALITIES, RunConfig
-from mmdora.version import __version__
+from mmdora.adapter_files.files import OURS
+from mmdora.export.facts import ExportFacts
 
 _LOAD = """\
 ```python
@@ -31,82 +28,40 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 ```"""
 
 
-def card(
-    base: Path,
-    *,
-    name: str,
-    dtype: str,
-    parity: Any,
-    base_name: str,
-    plan: Any = None,
-    config: RunConfig | None = None,
-    scores: Mapping[str, Any] | None = None,
-) -> str:
-    """Markdown with the hub's metadata as front matter.
-
-    Args:
-        base: folder with the base's files; its README.md tells the licence.
-        name: of the exported folder, for the title and the example.
-        plan: the plan that was merged (its `str` is the table), or None for a plain checkpoint.
-    """
-    shown = Path(base_name).name if Path(base_name).exists() else base_name
-    methods = sorted({entry.method for entry in plan.entries} | ({"full"} if plan.full else set())) if plan else []
-    licence = _licence(base)
+def card(facts: ExportFacts) -> str:
+    """Markdown with the hub's metadata as front matter."""
+    methods, licence = facts.methods, facts.licence
     data = ModelCardData(
-        base_model=base_name if _is_hub_id(base_name) else None,
+        base_model=facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None,  # a hub id
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         license=licence or "other",
         tags=["mmdora", *methods],
     )
     parts = [
-        f"---\n{data.to_yaml()}\n---\n\n# {name}",
-        f"`{shown}`"
+        f"---\n{data.to_yaml()}\n---\n\n# {facts.name}",
+        f"`{facts.base}`"
         + (f", adapted with {', '.join(methods)} and merged" if methods else "")
-        + f", by mmdora {__version__}. Weights: {dtype}.",
-        f"## Load it\n\n{_LOAD.format(name=name)}",
+        + f", by mmdora {facts.versions['mmdora']}. Weights: {facts.dtype}.",
+        f"## Load it\n\n{_LOAD.format(name=facts.name)}",
     ]
-    if plan:
-        parts.append(f"## What was adapted\n\n```\n{plan}\n```")
-    if config:
-        parts.append(_training(config))
-    if scores:
-        rows = "\n".join(f"| {key} | {_shown(value)} |" for key, value in scores.items())
+    if facts.plan:
+        parts.append(f"## What was adapted\n\n```\n{facts.plan}\n```")
+    if facts.run:
+        files = ", ".join(f"`{file}`" for file in facts.run["data"]) or "not stated"
+        config = yaml.safe_dump(dict(facts.run["config"]), sort_keys=False)
+        parts.append(f"## Training\n\nData: {files}.\n\n```yaml\n{config}```")
+    if facts.scores:
+        rows = "\n".join(f"| {key} | {value} |" for key, value in facts.shown_scores.items())
         parts.append(f"## Scores\n\n| | |\n|---|---|\n{rows}")
     parts.append(
-        f"## Parity\n\nMerged in fp32 and rounded once. {parity.how}, before this folder got its name: {parity}."
+        f"## Parity\n\nMerged in fp32 and rounded once. {facts.parity['how']}, before this folder got its name: "
+        f"{facts.parity['text']}."
     )
     parts.append(
         "## Licence\n\n"
         + (f"The base states `{licence}`. " if licence else "The base states no licence here. ")
         + "Its terms hold for these weights too, and so may those of the training data."
     )
-    text = "\n\n".join(parts) + "\n"
-    return str(ModelCard(text))
-
-
-def _training(config: RunConfig) -> str:
-    """Data and settings of the run; the config as YAML is enough to repeat it."""
-    settings = config.to_dict()
-    del settings["training"]["output"]
-    unused = [key for key in MODALITIES if settings["adapt"][key]["method"] == "none"]
-    for key in unused:
-        settings["adapt"][key] = {"method": "none"}
-    text = yaml.safe_dump(settings, sort_keys=False)
-    data = ", ".join(f"`{source.train}`" for source in config.data.sources.values()) or "not stated"
-    return f"## Training\n\nData: {data}.\n\n```yaml\n{text}```"
-
-
-def _licence(base: Path) -> str | None:
-    try:
-        return ModelCard.load(base / "README.md").data.to_dict().get("license")
-    except (OSError, ValueError):
-        return None
-
-
-def _is_hub_id(name: str) -> bool:
-    return not Path(name).exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.1%}" if isinstance(value, float) and 0 <= value <= 1 else str(value)
+    parts.append(f"`{OURS}` holds the same for programs.")
+    return str(ModelCard("\n\n".join(parts) + "\n"))

@@ -9,9 +9,10 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from mmdora.errors import MmdoraError
+from mmdora.files import PARTIAL
 
-LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.partial", ".*")
-"""Never sent: pickles, and what is not finished."""
+LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", f"*{PARTIAL}", ".*")
+"""Files that are never sent: pickles, and whatever is not finished."""
 
 
 def check_repo(repo: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,36 @@ from tqdm import tqdm
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapter_files.adapters import read_adapter
 from mmdora.adapter_files.tensors import KEYS, from_file
-from mmdora.export.layout import HUB, config_dtype, hub_name
+from mmdora.dtypes import DTYPES, FLOATS, STORED
+from mmdora.export.layout import config_dtype, hub_naming
 from mmdora.export.mapped import MappedCheckpoint
-from mmdora.export.shards import FLOATS, UnsureError, write_index, write_shard
+from mmdora.export.shards import Rewrite, Stored, UnsureError, write_index, write_shard
 from mmdora.layers import wrapper
-from mmdora.models.load import DTYPES
 from mmdora.ops.merge import merged_rows, pieces
 from mmdora.ops.reference import adapted_weight
 
-STORED = {"fp32": "F32", "bf16": "BF16", "fp16": "F16"}
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of the base: under which names it is known, and what becomes of it."""
+
+    file_name: str
+    """Its name in the base's files."""
+    place: str | None
+    """Its name in the tree of the model; None for a relic, and for a tensor that others are computed from."""
+    hub_name: str
+    """Its name in the written files."""
+    dtype_in: str
+    """Its dtype in the base's file, as safetensors names it."""
+    dtype_out: str
+    """Its dtype in the written file."""
+    change: Entry | Tensor | None
+    """The entry of the plan that is merged into it, or the tensor that takes its place, or None."""
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether its bytes stay as they are."""
+        return self.change is None and self.dtype_in == self.dtype_out
 
 
 class DiskMerge:
@@ -32,6 +54,9 @@ class DiskMerge:
         base: checkpoint folder with safetensors.
         adapter: folder of an adapter, or None to write the base alone.
         dtype: "fp32", "bf16" or "fp16" for every floating tensor, as in the merge in memory.
+
+    Attributes:
+        rows: file name -> row, of every tensor, in the order of the files.
 
     Raises:
         UnsureError: the base's tensors are not the model's one by one (see `MappedCheckpoint`), or the adapter changes
@@ -45,35 +70,28 @@ class DiskMerge:
         self._adapter: dict[str, Tensor] = {}
         if adapter is not None:
             self.plan, self._adapter = read_adapter(self.base.model, adapter, lambda _: self.base.fingerprint())
-        stored = {name: tensor for shard in self.base.shards for name, tensor in shard.tensors.items()}
-        self.names = _hub_names(self.base)
-        self.dtypes = {
-            name: STORED[dtype] if tensor.dtype in FLOATS else tensor.dtype for name, tensor in stored.items()
-        }
-        self.merged: dict[str, Entry] = {}
-        self.replaced: dict[str, Tensor] = {}
-        self._touch()
-        changed = {name for name, tensor in stored.items() if tensor.dtype != self.dtypes[name]}
-        self._changed = changed | self.merged.keys() | self.replaced.keys()
-        self._written = {
-            shard.path.name: {
-                self.names[name]: tensor.as_dtype(self.dtypes[name]) for name, tensor in shard.tensors.items()
-            }
-            for shard in self.base.shards
-        }
+        self.rows = self._table()
 
     def __str__(self) -> str:
-        count, files = len(self.base.tensors), len(self._written)
-        copied = count - len(self._changed)
-        kinds = {"merged": len(self.merged), "replaced": len(self.replaced), "copied": copied}
+        count, files = len(self.rows), len(self.base.shards)
+        kinds = {
+            "merged": len(self.merged),
+            "replaced": sum(isinstance(row.change, Tensor) for row in self.rows.values()),
+            "copied": sum(row.is_copied for row in self.rows.values()),
+        }
         kinds[f"converted to {self.dtype}"] = count - sum(kinds.values())
         parts = ", ".join(f"{number} {kind}" for kind, number in kinds.items() if number)
         return f"{files} file{'s' if files > 1 else ''}, {count} tensors: {parts}"
 
     @property
+    def merged(self) -> dict[str, Entry]:
+        """File name -> the entry of the plan that is merged into the tensor."""
+        return {name: row.change for name, row in self.rows.items() if isinstance(row.change, Entry)}
+
+    @property
     def size(self) -> int:
         """Bytes of the files to write, but for their headers."""
-        return sum(tensor.size for shard in self._written.values() for tensor in shard.values())
+        return sum(stored.size for shard in self._written().values() for stored in shard.values())
 
     @property
     def elements(self) -> int:
@@ -92,70 +110,102 @@ class DiskMerge:
         look: Any = {"desc": "merging", "unit": "B", "unit_scale": True, "leave": False, "delay": 1, "disable": None}
         with tqdm(total=self.size, **look) as bar:
             for shard in self.base.shards:
-                values = {name: self._values(name) for name in shard.tensors if name in self._changed}
-                write_shard(shard, folder / shard.path.name, self.names, self.dtypes, values, bar.update)
-        write_index(folder, self._written)
+                rows = [self.rows[file_name] for file_name in shard.tensors]
+                rewrites = {
+                    row.file_name: Rewrite(row.hub_name, row.dtype_out, None if row.is_copied else self._values(row))
+                    for row in rows
+                }
+                write_shard(shard, folder / shard.path.name, rewrites, bar.update)
+        write_index(folder, self._written())
 
     @torch.no_grad()
-    def expected(self, name: str, rows: Tensor) -> Tensor:
-        """The rows of a tensor (by its name in the base's files) that the merged model has, in float64.
+    def expected(self, row: TensorRow, indices: Tensor) -> Tensor:
+        """What the merged model has in some rows of a tensor, in float64.
 
         Args:
-            rows: indices in the first dimension.
+            indices: in the first dimension.
         """
-        if name in self.replaced:
-            return torch.atleast_1d(self.replaced[name])[rows].double()
-        weight = torch.atleast_1d(self.base.tensors[name])[rows].double()
-        if name not in self.merged:
+        if isinstance(row.change, Tensor):
+            return torch.atleast_1d(row.change)[indices].double()
+        weight = torch.atleast_1d(self.base.tensors[row.file_name])[indices].double()
+        if row.change is None:
             return weight
-        entry = self.merged[name]
-        a, b, magnitude = factors(self.base.model, self._adapter, entry)
+        a, b, magnitude = factors(self.base.model, self._adapter, row.change)
         a = None if a is None else a.double()
-        b, magnitude = (None if tensor is None else tensor[rows].double() for tensor in (b, magnitude))
-        return adapted_weight(weight.flatten(1), a, b, magnitude, entry.scaling).view(weight.shape)
+        b, magnitude = (None if tensor is None else tensor[indices].double() for tensor in (b, magnitude))
+        return adapted_weight(weight.flatten(1), a, b, magnitude, row.change.scaling).view(weight.shape)
 
     @torch.no_grad()
-    def _values(self, name: str) -> Iterator[Tensor]:
+    def _values(self, row: TensorRow) -> Iterator[Tensor]:
         """The new values of a tensor in pieces of whole rows, in fp32 and then rounded once."""
         dtype = DTYPES[self.dtype]
-        tensor = self.replaced.get(name, self.base.tensors[name])
-        if name in self.merged:
-            entry = self.merged[name]
-            for piece in merged_rows(tensor.flatten(1), *factors(self.base.model, self._adapter, entry), entry.scaling):
+        tensor = row.change if isinstance(row.change, Tensor) else self.base.tensors[row.file_name]
+        if isinstance(row.change, Entry):
+            parts = factors(self.base.model, self._adapter, row.change)
+            for piece in merged_rows(tensor.flatten(1), *parts, row.change.scaling):
                 yield piece.to(dtype)
             return
         matrix = tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, tensor.numel())
         for start, stop in pieces(*matrix.shape):
             yield matrix[start:stop].float().to(dtype)
 
-    def _touch(self) -> None:
+    def _table(self) -> dict[str, TensorRow]:
+        changes, rename = self._changes(), _renaming(self.base)
+        rows: dict[str, TensorRow] = {}
+        for shard in self.base.shards:
+            for file_name, stored in shard.tensors.items():
+                place = self.base.places.direct.get(file_name)
+                rows[file_name] = TensorRow(
+                    file_name=file_name,
+                    place=place,
+                    hub_name=file_name if rename is None or place is None else rename(place),
+                    dtype_in=stored.dtype,
+                    dtype_out=STORED[self.dtype] if stored.dtype in FLOATS else stored.dtype,
+                    change=changes.get(file_name),
+                )
+        return rows
+
+    def _changes(self) -> dict[str, Entry | Tensor]:
+        """File name -> what the adapter does to the tensor."""
+        changes: dict[str, Entry | Tensor] = {}
         if self.plan is None:
-            return
+            return changes
         for entry in self.plan.entries:
             if entry.kind == "embedding":
                 raise UnsureError(f"{entry.name} is an adapted embedding, whose norms run over all its rows")
-            self.merged[self._file_name(entry.weight)] = entry
-        buffers = [name for name, _ in self.base.model.named_buffers() if name in self._adapter]
-        for name in [*self.plan.full, *buffers]:
-            self.replaced[self._file_name(name)] = self._adapter[name]
+            changes[self._file_name(entry.weight)] = entry
+        buffers = [place for place, _ in self.base.model.named_buffers() if place in self._adapter]
+        for place in [*self.plan.full, *buffers]:
+            changes[self._file_name(place)] = self._adapter[place]
+        return changes
 
     def _file_name(self, place: str) -> str:
-        name = self.base.name_of(place)
-        if name is None:
+        file_name = self.base.file_name(place)
+        if file_name is None:
             raise UnsureError(f"{place} is computed from other tensors of the files, and the adapter changes it")
-        return name
+        return file_name
+
+    def _written(self) -> dict[str, dict[str, Stored]]:
+        """File -> hub name -> what it will hold."""
+        return {
+            shard.path.name: {
+                self.rows[file_name].hub_name: stored.as_dtype(self.rows[file_name].dtype_out)
+                for file_name, stored in shard.tensors.items()
+            }
+            for shard in self.base.shards
+        }
 
 
 def factors(
     base: nn.Module, adapter: Mapping[str, Tensor], entry: Entry
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A [R, I], B [O, R] and m [O] of an entry of a plan, those that its method has; the file may hold more, for PEFT.
+    """A [R, I], B [O, R] and m [O] of an entry of a plan; None for what its method has not, though PEFT's file may.
 
     Args:
         base: the untouched base, or a mapped one.
         adapter: tensors by name in the model, as `read_adapter` gives them.
     """
-    if entry.kind in ("linear", "attention"):  # as they lie in the file, mapped; a module would hold them in memory
+    if entry.kind in ("linear", "attention"):  # These are used as they lie in the file; a module would copy them.
         a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
         low_rank, scaled = entry.method != "magnitude", entry.method != "lora"
         return a if low_rank else None, b if low_rank else None, magnitude if scaled else None
@@ -167,16 +217,12 @@ def factors(
     return *module.factors(module.lora_A, module.lora_B), module.magnitude
 
 
-def _hub_names(base: MappedCheckpoint) -> dict[str, str]:
-    """Name in the base's files -> name to write: the hub's where `layout` has its table, else the same."""
-    same = {name: name for shard in base.shards for name in shard.tensors}
-    architecture = type(base.model).__name__
-    if architecture not in HUB:
-        return same
-    rules, tower = HUB[architecture], base.model.config.vision_config.model_type
-    new = {name: hub_name(place, rules, tower) for name, place in base.places.direct.items()}
-    if new == {name: name for name in new}:
-        return same
-    if base.places.ignored:
-        raise UnsureError(f"{base.places.ignored[0]} has no name in the hub's layout, and the base is in another")
-    return new
+def _renaming(base: MappedCheckpoint) -> Callable[[str], str] | None:
+    """Place -> the hub's name; None where the base's files have the names to write already."""
+    hub_name, direct = hub_naming(base.model), base.places.direct
+    if hub_name is None or all(hub_name(place) == file_name for file_name, place in direct.items()):
+        return None
+    nowhere = [file_name for shard in base.shards for file_name in shard.tensors if file_name not in direct]
+    if nowhere:
+        raise UnsureError(f"{nowhere[0]} has no name in the hub's layout, and the base is in another")
+    return hub_name

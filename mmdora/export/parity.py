@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,18 +12,19 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmdora.batches.prompt import encode, render
 from mmdora.config import RunConfig
+from mmdora.dtypes import DTYPES, FLOATS
 from mmdora.errors import MmdoraError
-from mmdora.export.layout import no_bars
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.shards import FLOATS, UnsureError
-from mmdora.models.load import DTYPES
-from mmdora.predict.answers import Prompt, generate
+from mmdora.export.shards import UnsureError
+from mmdora.families import Prompt, family_of
+from mmdora.models.load import no_bars
+from mmdora.predict.answers import generate
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records
+from mmdora.records.row import Row
 from mmdora.records.turns import prompt_messages
 
 MAX_REL: dict[str, float] = {"fp32": 1e-5, "fp16": 5e-3, "bf16": 2e-2}
@@ -50,6 +51,7 @@ class Parity:
     same_text: bool | None = None  # greedy answers equal; asked for in fp32 only
     source: str = "given rows"
 
+    kind = "logits"
     how = "The files were loaded by stock transformers and their logits compared with those of the unmerged model"
 
     def check(self) -> None:
@@ -75,6 +77,7 @@ class TensorParity:
     merged: int  # of them by adapters
     dtype: str
 
+    kind = "tensors"
     how = "The files were read back, their names and shapes checked against the model's, and rows of every tensor"
     how += " compared with the equations in float64"
 
@@ -105,19 +108,19 @@ def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
     except UnsureError as reason:
         raise MmdoraError(f"the written checkpoint does not load: {reason}") from None
     beyond, worst = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    for name in merge.base.tensors:
-        tensor = torch.atleast_1d(written.tensors[merge.names[name]])
+    for row in merge.rows.values():
+        tensor = torch.atleast_1d(written.tensors[row.hub_name])
         if not len(tensor):
             continue
         rows = torch.linspace(0, len(tensor) - 1, TENSOR_ROWS, dtype=torch.float64).long().unique()
-        got, want = tensor[rows].double(), merge.expected(name, rows)
+        got, want = tensor[rows].double(), merge.expected(row, rows)
         error, largest = (got - want).abs(), want.abs()
         worst = torch.maximum(worst, _relative(error.amax(), largest.amax()))
-        if merge.dtypes[name] in FLOATS:
+        if row.dtype_out in FLOATS:
             error = (error - _half_step(want, tensor.dtype)).clamp(min=0)
         last = (-1,) if error.ndim > 1 else ()
         beyond = torch.maximum(beyond, _relative(error.amax(last), largest.amax(last)).amax())
-    return TensorParity(float(beyond), float(worst), len(merge.base.tensors), len(merge.merged), merge.dtype)
+    return TensorParity(float(beyond), float(worst), len(merge.rows), len(merge.merged), merge.dtype)
 
 
 def _relative(error: Tensor, size: Tensor) -> Tensor:
@@ -165,21 +168,19 @@ class _Outputs:
     texts: list[str] | None
 
 
-def prompts(
-    config: RunConfig | None, rows: Sequence[Mapping[str, Any]] | None, images_root: Path | str | None
-) -> tuple[list[Prompt], str]:
+def prompts(config: RunConfig | None, rows: Sequence[Row] | None) -> tuple[list[Prompt], str]:
     """Conversations with their images, and where they come from."""
     if rows is not None:
         if not rows:
             raise MmdoraError("rows: no records to compare on; give at least one")
-        return _prompts(rows, Path(images_root or ".")), "given rows"
+        return _prompts(rows), "given rows"
     files = list(_files(config))
     if not files:
         return [_drawn(i) for i in range(ROWS)], "drawn pictures"
     found, share = [], -(-ROWS // len(files))  # of each task
     for path, images in files:
         records = read_records(path, images)
-        found += _prompts([records[i] for i in range(min(share, len(records)))], records.root)
+        found += _prompts([records[i] for i in range(min(share, len(records)))])
     return found, f"of {', '.join(str(path) for path, _ in files)}"
 
 
@@ -193,12 +194,11 @@ def _files(config: RunConfig | None) -> Iterator[tuple[Path, Path | None]]:
             yield path, source.images
 
 
-def _prompts(rows: Sequence[Mapping[str, Any]], root: Path) -> list[Prompt]:
+def _prompts(rows: Sequence[Row]) -> list[Prompt]:
     prompts = []
     for row in rows:
-        clip = row.get("meta", {}).get("features")
-        images = [open_image(name, root) for name in row["images"]]
-        prompts.append(Prompt(row["messages"], images, None if clip is None else open_features(clip, root)))
+        clip = None if row["features"] is None else open_features(row["features"])
+        prompts.append(Prompt(row["messages"], [open_image(image) for image in row["images"]], clip))
     return prompts
 
 
@@ -214,13 +214,9 @@ def _drawn(number: int) -> Prompt:
 def _outputs(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -> _Outputs:
     """Logits one row at a time (no padding, little memory); greedy answers if `text`."""
     logits, ids = [], []
+    family = family_of(processor)
     for prompt in asked:
-        asks = prompt.messages[-1]["role"] != "assistant"
-        rendered = render(processor, prompt.messages, generation_prompt=asks)
-        if prompt.features is None:
-            inputs = encode(processor, [rendered], [prompt.images], left=False).to(model.device)
-        else:
-            inputs = processor(text=[rendered], features=[prompt.features]).to(model.device)
+        inputs = family.encode_conversation(prompt).to(model.device)
         found = inputs["input_ids"][0]
         seen = found != getattr(processor, "image_token_id", -1)
         logits.append(model(**inputs, use_cache=False).logits[0, seen].float().cpu())

@@ -7,7 +7,6 @@ memory. Nothing appears at OUT before the written files were read back and hold 
 from __future__ import annotations
 
 import gc
-import json
 import os
 import shutil
 import tempfile
@@ -19,52 +18,38 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from mmdora.adapt.inject import merge, plan_of
-from mmdora.config import ImageTokens, RunConfig, load_config
+from mmdora.config import ImageTokens, load_config
+from mmdora.dtypes import DTYPES, DtypeName
 from mmdora.errors import MmdoraError
+from mmdora.export.base import base_folder, copied_files, dtype_of
 from mmdora.export.card import card
-from mmdora.export.layout import llama_cpp_commands, no_bars, save_checkpoint
+from mmdora.export.facts import ExportFacts, licence_of, parity_facts, run_facts, shown_base, token_facts, versions
+from mmdora.export.layout import save_checkpoint
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.parity import LogitCheck, Parity, TensorParity, prompts, tensor_parity
 from mmdora.export.shards import UnsureError
+from mmdora.files import PARTIAL
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
-from mmdora.models.load import (
-    DTYPES,
-    adapter_folder,
-    base_of,
-    check_folder,
-    image_tokens_of,
-    load,
-    load_processor,
-    resolve,
-)
+from mmdora.models.load import load, load_processor, no_bars
+from mmdora.models.locate import RUN_CONFIG, Location, locate
+from mmdora.records.row import Row
 
-__all__ = ["Parity", "TensorParity", "export", "llama_cpp_commands"]
+__all__ = ["Parity", "TensorParity", "export"]
 
-Dtype = Literal["fp32", "bf16", "fp16"]
 SHARE = 8
 """A model fits, and its logits are compared, if it takes at most one part in this many of the available memory."""
-
-COPIED = (
-    *("tokenizer*", "vocab*", "merges.txt", "*.model", "added_tokens.json", "special_tokens_map.json"),
-    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
-    *("chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*"),
-)
-"""Files that no run changes: copied from the base byte for byte, since re-serialising breaks other loaders."""
-WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 
 
 def export(
     source: Path | str,
     out: Path | str,
     *,
-    dtype: Dtype | None = None,
-    rows: Sequence[Mapping[str, Any]] | None = None,
-    images_root: Path | str | None = None,
+    dtype: DtypeName | None = None,
+    rows: Sequence[Row] | None = None,
     scores: Mapping[str, Any] | None = None,
     parity: Literal["logits", "tensors"] | None = None,
     say: Callable[[str], Any] = print,
@@ -79,8 +64,7 @@ def export(
         source: run folder, adapter folder, or a plain checkpoint (folder, hub id, bundled name).
         out: a new or empty folder; written beside its final place and renamed when all holds.
         dtype: of the written weights; default that of the base. Merged in fp32, rounded once.
-        rows: records to compare logits on, images below `images_root`; default some of the run's data, or
-            drawn pictures.
+        rows: what to compare logits on (`read_records`); default some of the run's data, or drawn pictures.
         scores: name -> number (or text) for the model card.
         parity: "logits" loads the unmerged and then the written model, in fp32, and compares what they say;
             "tensors" loads no model and compares rows of every written tensor with the equations in float64.
@@ -93,14 +77,14 @@ def export(
     """
     out = Path(out)
     _check_free(out)
-    adapter = adapter_folder(source)
-    name = base_of(adapter) if adapter else str(source)
-    base, config = base_folder(name), _run_config(source)
-    dtype = dtype or _dtype_of(base)
-    disk, model = _from_disk(base, adapter, dtype, say), None
+    location = locate(source)
+    base = base_folder(location.base)
+    config = load_config(location.run / RUN_CONFIG) if location.run else None
+    dtype = dtype or dtype_of(base)
+    disk, model = _from_disk(base, location.adapter, dtype, say), None
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
-        asked = prompts(config, rows, images_root)
-        model, processor = load(source)
+        asked = prompts(config, rows)
+        model, processor = load(location)
         measure = LogitCheck(model, processor, *asked, dtype).compare
     else:
         measure = partial(tensor_parity, disk)
@@ -110,32 +94,40 @@ def export(
         begun = time.monotonic()
         merged.write(folder)
         say(f"wrote {_bytes(merged.size)} in {time.monotonic() - begun:.1f} s")
-        for path in _copied(base):
-            (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
-            shutil.copyfile(path, folder / path.relative_to(base))
-        if (budget := image_tokens_of(adapter)) != ImageTokens():
-            write_image_tokens(folder, set_image_tokens(load_processor(name), budget))
-        found = measure(folder)
-        found.check()
-        text = card(
-            base,
-            base_name=name,
-            plan=merged.plan,
-            config=config,
-            parity=found,
-            scores=scores,
-            dtype=dtype,
+        _complete(folder, base, location)
+        measured = measure(folder)
+        measured.check()
+        facts = ExportFacts(
             name=out.name,
+            base=shown_base(location.base),
+            licence=licence_of(base),
+            dtype=dtype,
+            plan=merged.plan,
+            run=run_facts(config),
+            image_tokens=token_facts(location.image_tokens),
+            scores=dict(scores or {}),
+            parity=parity_facts(measured),
+            versions=versions(),
         )
-        (folder / "README.md").write_text(text, encoding="utf-8")
+        facts.write(folder)
+        (folder / "README.md").write_text(card(facts), encoding="utf-8")
         _readable(folder)
-    return found
+    return measured
+
+
+def _complete(folder: Path, base: Path, location: Location) -> None:
+    """Add the base's other files, with the number of image tokens that the adapter was trained with."""
+    for path in copied_files(base):
+        (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / path.relative_to(base))
+    if location.image_tokens != ImageTokens():
+        write_image_tokens(folder, set_image_tokens(load_processor(location.base), location.image_tokens))
 
 
 class _MergedModel:
     """The merge in memory, with the face of a `DiskMerge`."""
 
-    def __init__(self, model: Any, base: Path, dtype: Dtype):
+    def __init__(self, model: Any, base: Path, dtype: DtypeName):
         self.plan = plan_of(model)
         self._base = base
         self._model: Any = (merge(model) if self.plan else model).to(DTYPES[dtype])
@@ -152,7 +144,7 @@ class _MergedModel:
         gc.collect()
 
 
-def _from_disk(base: Path, adapter: Path | None, dtype: Dtype, say: Callable[[str], Any]) -> DiskMerge | None:
+def _from_disk(base: Path, adapter: Path | None, dtype: DtypeName, say: Callable[[str], Any]) -> DiskMerge | None:
     try:
         disk = DiskMerge(base, adapter, dtype)
     except UnsureError as reason:
@@ -208,7 +200,7 @@ def _beside(out: Path, size: int) -> Iterator[Path]:
         free = shutil.disk_usage(out.parent).free
         if free < size:
             raise MmdoraError(f"{out}: the checkpoint needs {size:,} bytes, its disk has {free:,} left")
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL, dir=out.parent))
         yield folder
         _check_free(out)
         if out.is_dir():
@@ -227,46 +219,3 @@ def _readable(folder: Path) -> None:
     os.umask(mask := os.umask(0o077))
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
-
-
-def base_folder(base: str) -> Path:
-    """The files of a base: a folder, a bundled name, or a hub id, which is fetched.
-
-    Raises:
-        MmdoraError: it is none of these.
-    """
-    folder = Path(resolve(base))
-    if folder.is_dir():
-        check_folder(folder)
-        return folder
-    try:
-        return Path(snapshot_download(base, allow_patterns=[*COPIED, *WEIGHTS, "*.json", "README.md"]))
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise MmdoraError(f"{base}: no folder, no bundled model, and not to be had from the hub: {reason}") from None
-
-
-def _copied(base: Path) -> list[Path]:
-    found = sorted({path for pattern in COPIED for path in base.glob(pattern) if path.is_file()})
-    # the hub's cache links a snapshot's files to blobs beside it; a link to anywhere else would carry that file out
-    home = base.resolve()
-    home = home.parents[1] if home.parent.name == "snapshots" else home
-    if strangers := [path for path in found if not path.resolve().is_relative_to(home)]:
-        raise MmdoraError(f"{strangers[0]}: a link that leads outside {base}; put the file itself there")
-    return found
-
-
-def _dtype_of(base: Path) -> Dtype:
-    try:
-        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise MmdoraError(f"{base}: no readable config.json; give a run, an adapter or a checkpoint") from None
-    names: dict[str, Dtype] = {"bfloat16": "bf16", "float16": "fp16"}
-    return names.get(config.get("dtype") or config.get("torch_dtype") or "", "fp32")
-
-
-def _run_config(source: Path | str) -> RunConfig | None:
-    """The config of a run, also when its adapter folder is given."""
-    adapter = adapter_folder(source)
-    path = adapter.parent / "config.yaml" if adapter else Path(source) / "config.yaml"
-    return load_config(path) if path.is_file() else None

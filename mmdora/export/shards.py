@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, uint8
 
+from mmdora.dtypes import BYTES
+from mmdora.files import write_json
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-FLOATS = {"F32": 4, "F16": 2, "BF16": 2}
-BYTES = {**FLOATS, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-"""Bytes per element, by safetensors' names of dtypes."""
 PIECE = 8 << 20
 """Bytes copied at a time."""
 
@@ -32,16 +32,27 @@ class Stored(NamedTuple):
     """A tensor in a file."""
 
     dtype: str
-    """As safetensors names it."""
+    """Its dtype, as safetensors names it."""
     shape: tuple[int, ...]
     start: int
     """Its first byte in the file."""
     size: int
-    """In bytes."""
+    """Its size in bytes."""
 
     def as_dtype(self, dtype: str) -> Stored:
         """The same values in another dtype; at no place yet."""
         return Stored(dtype, self.shape, 0, math.prod(self.shape) * BYTES[dtype])
+
+
+class Rewrite(NamedTuple):
+    """How one tensor of a shard is written anew."""
+
+    name: str
+    """Its name in the new file."""
+    dtype: str
+    """Its dtype in the new file, as safetensors names it."""
+    values: Iterable[Tensor] | None = None
+    """New values in that dtype, as consecutive pieces; None copies the old bytes."""
 
 
 class Shard(NamedTuple):
@@ -107,34 +118,33 @@ def read_shard(path: Path) -> Shard:
 def write_shard(
     shard: Shard,
     path: Path,
-    names: Mapping[str, str],
-    dtypes: Mapping[str, str],
-    values: Mapping[str, Iterable[Tensor]],
+    rewrites: Mapping[str, Rewrite],
     wrote: Callable[[int], Any],
 ) -> None:
     """Write `shard` to `path`; what does not change is copied from file to file.
 
     Args:
-        names: name -> new name, of every tensor.
-        dtypes: name -> new dtype, of every tensor.
-        values: name -> values in the new dtype, as consecutive pieces; of those tensors that get new bytes.
+        rewrites: name in `shard` -> how it is written, of every tensor.
         wrote: gets counts of bytes as they are written.
     """
     tensors = shard.tensors
-    same = all(names[name] == name and dtypes[name] == stored.dtype for name, stored in tensors.items())
+    same = all(rewrites[old].name == old and rewrites[old].dtype == stored.dtype for old, stored in tensors.items())
     # Safetensors' own order, widest types first, so that every tensor is aligned.
-    order = list(tensors) if same else sorted(tensors, key=lambda name: (-BYTES[dtypes[name]], names[name]))
+    order = list(tensors)
+    if not same:
+        order.sort(key=lambda old: (-BYTES[rewrites[old].dtype], rewrites[old].name))
     with FileIO(shard.path) as source, FileIO(path, "wb") as target:
         if same:
             _copy(source, target, 0, shard.data, wrote)
         else:
-            new = {names[name]: tensors[name].as_dtype(dtypes[name]) for name in order}
+            new = {rewrites[old].name: tensors[old].as_dtype(rewrites[old].dtype) for old in order}
             _write(target, _header(new, shard.metadata), wrote)
-        for name in order:
-            if name not in values:
-                _copy(source, target, tensors[name].start, tensors[name].size, wrote)
+        for old in order:
+            pieces = rewrites[old].values
+            if pieces is None:
+                _copy(source, target, tensors[old].start, tensors[old].size, wrote)
                 continue
-            for piece in values[name]:
+            for piece in pieces:
                 _write(target, piece.contiguous().view(-1).view(uint8).numpy().data, wrote)
 
 
@@ -147,8 +157,7 @@ def write_index(folder: Path, shards: Mapping[str, Mapping[str, Stored]]) -> Non
         "total_size": sum(stored.size for shard in shards.values() for stored in shard.values()),
     }
     places = {name: file for file, shard in shards.items() for name in shard}
-    text = json.dumps({"metadata": metadata, "weight_map": dict(sorted(places.items()))}, indent=2)
-    (folder / INDEX).write_text(text + "\n", encoding="utf-8")
+    write_json(folder / INDEX, {"metadata": metadata, "weight_map": dict(sorted(places.items()))})
 
 
 def _header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> bytes:
@@ -171,7 +180,7 @@ def _copy(source: FileIO, target: FileIO, start: int, size: int, wrote: Callable
             count = os.copy_file_range(source.fileno(), target.fileno(), min(size, PIECE), start)
             wrote(count)
         except (AttributeError, OSError):
-            pass  # not Linux, or two kinds of file system; a full disk fails below with its own reason
+            pass  # The call needs Linux and one kind of file system. A full disk fails below with its own reason.
         if not count:
             source.seek(start)
             piece = source.read(min(size, PIECE))

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from mmdora.batches.prompt import encode_prompts
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.errors import MmdoraError
+from mmdora.families import Prompt, ask, family_of
 from mmdora.models.load import load
-from mmdora.predict.answers import Prompt, ask, stream
+from mmdora.predict.answers import stream
 from mmdora.predict.endpoint import Endpoint, Usage
-from mmdora.records.images import open_image
+from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records
 from mmdora.records.turns import prompt_messages
 
@@ -115,18 +115,17 @@ def summary(pairs: Sequence[Pair]) -> str:
 def _questions(data: Path | None, images: Path | None, limit: int) -> Iterator[tuple[str, Prompt]]:
     if data is None:
         for path, question in samples(limit):
-            yield path.name, ask(question, open_image(path.name, path.parent))
+            yield path.name, ask(question, open_image(FileRef(path.name, path.parent)))
         return
     records = read_records(data, images)
-    root = images or data.parent
     for number in range(min(limit, len(records))):
         record = records[number]
-        yield record["id"], Prompt(prompt_messages(record), [open_image(name, root) for name in record["images"]])
+        yield record["id"], Prompt(prompt_messages(record), [open_image(image) for image in record["images"]])
 
 
 def _here(model: Any, processor: Any, prompt: Prompt, max_new_tokens: int) -> Side:
     *_, last = stream(model, processor, prompt, max_new_tokens=max_new_tokens)
-    encoded = encode_prompts(processor, [prompt.messages], [prompt.images])
+    encoded = family_of(processor).encode_prompts([prompt])
     return Side(last.text, encoded["input_ids"].shape[1], last.tokens)
 
 

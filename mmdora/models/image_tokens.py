@@ -16,6 +16,7 @@ from transformers import AutoProcessor
 
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
+from mmdora.families import family_of
 
 SIDES = (32, 56, 96, 150, 224, 336, 448, 640, 1000, 1500, 2240, 4000)
 SIZES = [(height, width) for height, width in product(SIDES, SIDES) if max(height, width) <= 4 * min(height, width)]
@@ -105,11 +106,9 @@ def _for_file(part: dict[str, Any], settings: Settings, model: bool) -> Settings
 def _counts(processor: Any) -> tuple[int, int]:
     """The fewest and the most tokens of an image."""
     try:
-        counts = processor._get_num_multimodal_tokens(image_sizes=SIZES).num_image_tokens
-    except AttributeError:
-        raise MmdoraError(
-            f"data.image_tokens: {type(processor).__name__} does not say how many tokens an image takes"
-        ) from None
+        counts = family_of(processor).image_tokens(SIZES)
+    except MmdoraError as error:
+        raise MmdoraError(f"data.image_tokens: {error}") from None
     return int(min(counts)), int(max(counts))
 
 

@@ -1,5 +1,6 @@
 """Answers of a model: in batches, as a stream, or from a server."""
 
-from mmdora.predict.answers import Partial, Prompt, ask, generate, stream
+from mmdora.families import Prompt, ask
+from mmdora.predict.answers import Partial, generate, stream
 
 __all__ = ["Partial", "Prompt", "ask", "generate", "stream"]

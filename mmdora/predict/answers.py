@@ -11,43 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from transformers import LogitsProcessor, LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
 from transformers.generation.streamers import BaseStreamer
 
-from mmdora.batches.prompt import encode_prompts, render
+from mmdora.families import Family, Prompt, family_of
 from mmdora.predict.prefix import read_once
-from mmdora.records.turns import Messages
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A conversation that ends with a question, and its images in the order of the image parts.
-
-    `features` [frames, width] float stand for a clip, for models that read clips as features.
-    """
-
-    messages: Messages
-    images: list[Image.Image] = field(default_factory=list)
-    features: np.ndarray | None = None
-
-    @property
-    def characters(self) -> int:
-        return sum(len(part.get("text", "")) for message in self.messages for part in message["content"])
-
-
-def ask(question: str, image: Image.Image | None = None) -> Prompt:
-    """The prompt of one question about one image (or about none)."""
-    content: list[dict[str, Any]] = [{"type": "text", "text": question}]
-    if image is not None:
-        content.insert(0, {"type": "image"})
-    return Prompt([{"role": "user", "content": content}], [] if image is None else [image])
 
 
 def generate(
@@ -65,20 +38,20 @@ def generate(
 
     Args:
         beams: more than 1 searches with so many beams instead.
-        answers: of an encoder-decoder, the only ones it may give; the first step at which they differ decides.
+        answers: the only ones it may give, for a family that can be held to some (`Family.choices`).
         progress: called after each batch with the number of prompts it answered.
     """
+    family = family_of(processor)
     longest_first = sorted(range(len(prompts)), key=lambda i: -prompts[i].characters)
     found = [""] * len(prompts)
     with _evaluating(model):
         for start in range(0, len(prompts), batch_size):
             chosen = longest_first[start : start + batch_size]
-            inputs = _encode(model, processor, [prompts[i] for i in chosen])
-            if beams == 1:  # a search repeats its inputs, but no cache it is given
-                inputs = read_once(model, inputs, [prompts[i].images for i in chosen])
-            how = _greedy(model, processor, max_new_tokens, beams)
-            ids = model.generate(**inputs, **(how | _only(processor, answers) if answers else how))
-            new = ids[:, 1 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1] :]
+            inputs = _inputs(model, family, [prompts[i] for i in chosen])
+            if beams == 1:  # generate() repeats inputs for a beam search, but not a cache that it is given.
+                inputs = read_once(model, family, inputs, [prompts[i].images for i in chosen])
+            how = family.generation(model, max_new_tokens, beams) | (family.only(answers) if answers else {})
+            new = family.new_ids(model.generate(**inputs, **how), inputs)
             texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
             for i, text in zip(chosen, texts, strict=True):
                 found[i] = text.strip()
@@ -127,7 +100,7 @@ def stream(
     Args:
         temperature: 0 is greedy; otherwise sampling from the `top_p` nucleus, repeatable by `seed`.
     """
-    begun = time.perf_counter()
+    begun, family = time.perf_counter(), family_of(processor)
     closed = threading.Event()
     events: SimpleQueue[tuple[float, list[int]] | BaseException | None] = SimpleQueue()
 
@@ -138,8 +111,8 @@ def stream(
     def work() -> None:
         try:
             model.generate(
-                **_encode(model, processor, [prompt]),
-                **_greedy(model, processor, max_new_tokens),
+                **_inputs(model, family, [prompt]),
+                **family.generation(model, max_new_tokens),
                 logits_processor=_sampling(temperature, top_p, seed, model.device),
                 stopping_criteria=[halted],
                 streamer=_Tokens(events),
@@ -169,21 +142,6 @@ def stream(
         finally:
             closed.set()
             thread.join()
-
-
-def _only(processor: Any, answers: Sequence[str]) -> dict[str, Any]:
-    """Generation arguments by which one of the answers comes out, written as training targets are."""
-    targets = processor.tokenizer(text_target=list(answers))["input_ids"]
-    allowed: dict[tuple[int, ...], set[int]] = {}
-    for ids in targets:
-        for place, token in enumerate(ids):
-            allowed.setdefault(tuple(ids[:place]), set()).add(token)
-    padding = {processor.tokenizer.pad_token_id}  # of a row that is complete
-    return {
-        "prefix_allowed_tokens_fn": lambda _, ids: sorted(allowed.get(tuple(ids[1:].tolist()), padding)),
-        "max_new_tokens": max(map(len, targets)),
-        "num_beams": 1,
-    }
 
 
 class _Tokens(BaseStreamer):
@@ -219,34 +177,8 @@ def _sampling(temperature: float, top_p: float, seed: int, device: torch.device)
     return LogitsProcessorList([TemperatureLogitsWarper(float(temperature)), *nucleus, _Gumbel(seed, device)])
 
 
-def _greedy(model: Any, processor: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
-    """Generation arguments, with the KV cache; the checkpoint's own sampling defaults are switched off."""
-    stops = model.generation_config.eos_token_id
-    if model.config.is_encoder_decoder:  # BART's decoder has so many positions, the start token's among them
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        max_new_tokens = min(max_new_tokens, positions - 1) if positions else max_new_tokens
-    return {
-        "max_new_tokens": max_new_tokens,
-        "do_sample": False,
-        "num_beams": beams,
-        "use_cache": True,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-        "pad_token_id": processor.tokenizer.pad_token_id,
-        "eos_token_id": processor.tokenizer.eos_token_id if stops is None else stops,
-    }
-
-
-def _encode(model: Any, processor: Any, prompts: list[Prompt]) -> Any:
-    clips = [prompt.features for prompt in prompts]
-    if any(clip is not None for clip in clips):  # VL-BART, which reads clips that way
-        texts = [render(processor, prompt.messages, generation_prompt=True) for prompt in prompts]
-        encoded = processor(text=texts, features=clips)
-    else:
-        conversations, images = [prompt.messages for prompt in prompts], [prompt.images for prompt in prompts]
-        encoded = encode_prompts(processor, conversations, images)
-    return encoded.to(model.device, dtype=model.dtype)
+def _inputs(model: Any, family: Family, prompts: Sequence[Prompt]) -> Any:
+    return family.encode_prompts(prompts).to(model.device, dtype=model.dtype)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import threading
@@ -18,7 +17,9 @@ import httpx
 from PIL import Image
 
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Partial, Prompt
+from mmdora.families import Prompt
+from mmdora.html import data_uri
+from mmdora.predict.answers import Partial
 
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # seconds; to the first byte, and from one piece to the next
 POLL = 0.1  # seconds between two looks at `stop`
@@ -202,7 +203,7 @@ def _messages(prompt: Prompt) -> list[dict[str, Any]]:
 def _data_uri(image: Image.Image) -> str:
     png = io.BytesIO()
     image.save(png, "PNG")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    return data_uri(png.getvalue())
 
 
 def _piece(event: dict[str, Any]) -> str:

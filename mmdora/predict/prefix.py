@@ -12,33 +12,21 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import DynamicCache, LlavaForConditionalGeneration
-from transformers.cache_utils import DynamicLayer
 
-INPUTS = {"input_ids", "attention_mask", "pixel_values"}  # Pixtral's images have sizes too, and are no equal rows
-
-
-def shares(model: Any, inputs: Any) -> bool:
-    """Whether that is exact: images are rows of `pixel_values`, and every token sees all before it but padding.
-
-    A window of so many places (Mistral's first versions) would be shortened by padding within it.
-    """
-    if not isinstance(model, LlavaForConditionalGeneration) or set(inputs) != INPUTS:
-        return False
-    config: Any = model.config.get_text_config()
-    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=config).layers)
+from mmdora.families import Family
+from mmdora.models.cache import CACHE
 
 
 @torch.no_grad()
-def read_once(model: Any, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
-    """What `generate` takes, with the common parts in `past_key_values`; as it came where that gains nothing.
+def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
+    """What `generate` takes, with the common parts in its cache; as it came where that gains nothing.
 
     Args:
-        inputs: of `encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
+        inputs: of `Family.encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
         images: of each prompt; one that several prompts ask about is one object.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    if not all(images) or not shares(model, inputs):
+    if not all(images) or not family.shares_prefix(model, inputs):
         return inputs
     behind = ids.shape[1] - (ids == model.config.image_token_id).flip(1).int().argmax(1)  # the last image token
     cuts = zip(ids.tolist(), mask.sum(1).tolist(), behind.tolist(), strict=True)
@@ -59,14 +47,14 @@ def read_once(model: Any, inputs: Any, images: Sequence[Sequence[Image.Image]]) 
         pixel_values=inputs["pixel_values"][pictures],
         use_cache=True,
         logits_to_keep=1,
-    ).past_key_values
+    )[CACHE]
     rows = torch.tensor([number[row] for row in owners], device=ids.device)
     cache.batch_select_indices(rows)
     tail, tail_mask = _left_padded([tail for _, tail in parts], ids)
     return {
         "input_ids": torch.cat([head[rows], tail], 1),
         "attention_mask": torch.cat([head_mask[rows], tail_mask], 1),
-        "past_key_values": cache,
+        CACHE: cache,
     }
 
 

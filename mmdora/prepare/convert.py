@@ -16,7 +16,7 @@ from mmdora.errors import MmdoraError
 from mmdora.prepare.features import measure
 from mmdora.prepare.read import Row
 from mmdora.prepare.record import Picture
-from mmdora.records.images import image_size, locate, read_header
+from mmdora.records.images import FileRef, image_size, locate, read_header
 from mmdora.records.json_stream import parse_line
 from mmdora.records.record import Record, check_record
 
@@ -147,7 +147,7 @@ def _first(names: tuple[str, ...], root: Path) -> str:
 @lru_cache(maxsize=4096)
 def _check(name: str, root: Path) -> None:
     """Raise for an image that could not be opened; reads its header only. Rows in a row often share an image."""
-    image_size(name, root)
+    image_size(FileRef(name, root))
 
 
 def _name_of(data: bytes) -> str:

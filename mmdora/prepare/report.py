@@ -18,7 +18,7 @@ from PIL import Image
 from mmdora.errors import MmdoraError
 from mmdora.prepare import card
 from mmdora.prepare.output import EDGES, MOST_TURNS
-from mmdora.records.images import decode, open_image
+from mmdora.records.images import FileRef, decode, open_image
 from mmdora.records.packed import read_packed
 from mmdora.records.record import Record
 
@@ -104,7 +104,7 @@ def _samples(out: Path, split: Mapping[str, Any]) -> Iterator[Sample]:
         pictures, problem = [], ""
         try:
             for number, name in enumerate(record["images"][:PICTURES]):
-                pictures.append(_thumbnail(decode(files[number], name) if files else open_image(name, root)))
+                pictures.append(_thumbnail(decode(files[number], name) if files else open_image(FileRef(name, root))))
         except MmdoraError as error:
             problem = str(error)
         texts = [(m["role"], "".join(p.get("text", "") for p in m["content"])) for m in record["messages"]]

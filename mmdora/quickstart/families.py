@@ -58,7 +58,7 @@ FAMILIES: Mapping[str, Family] = {
         configs={"LoRA": "vlbart_lora", "DoRA": "vlbart_dora"},
         tasks={
             "vqa": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare),
-            # not by CIDEr, which needs Java
+            # Word for word rather than by CIDEr, which needs Java.
             "caption": QuickTask(
                 "captions of drawn scenes, word for word",
                 "scenes-caption-exact",

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from mmdora.evaluate.scoring.significance import compare, mcnemar
 from mmdora.evaluate.tasks import TASKS
-from mmdora.quickstart.report import Example
+from mmdora.quickstart.report import GalleryExample
+from mmdora.records.images import FileRef, image_bytes
 
 BASELINE = "question only"
 GOAL, GOAL_BY_TYPE = 0.95, 0.90
@@ -27,10 +26,10 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -
     """
     lora, dora = (predictions[name] for name in ("LoRA", "DoRA"))
     accuracy = {name: score["overall"]["score"] for name, score in scores.items()}
-    found = compare("exact", lora, dora)
-    low, high = found.interval
+    gain = compare("exact", lora, dora)
+    low, high = gain.interval
     pair = mcnemar([_right(row) for row in lora], [_right(row) for row in dora])
-    points = round(100 * found.difference, 1) + 0.0  # never minus nothing
+    points = round(100 * gain.difference, 1) + 0.0  # "+ 0.0" turns minus zero into zero.
     difference = f"{points:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
     both = f"DoRA {accuracy['DoRA']:.1%}, LoRA {accuracy['LoRA']:.1%}: {difference}"
     if low > 0 or high < 0:
@@ -51,9 +50,9 @@ def task_verdict(heading: str, task: str, scores: Mapping[str, Mapping[str, Any]
     """What the two methods gained over the base on a task without a goal of its own, in a line."""
     scorer, parts = TASKS[task].scorer, []
     for name in ("LoRA", "DoRA"):
-        found = compare(scorer, predictions["base"], predictions[name])
-        low, high = found.interval
-        gain = f"{100 * found.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+        over_base = compare(scorer, predictions["base"], predictions[name])
+        low, high = over_base.interval
+        gain = f"{100 * over_base.difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
         parts.append(f"{name} {100 * scores[name]['overall']['score']:.1f}, over the base {gain}")
     both = compare(scorer, predictions["LoRA"], predictions["DoRA"])
     low, high = both.interval
@@ -75,12 +74,12 @@ def _reaches(score: Mapping[str, Any]) -> bool:
 
 
 def galleries(
-    predictions: Predictions, pictures: Sequence[Sequence[str]], root: Path, *, graded: bool = True
-) -> dict[str, list[Example]]:
+    predictions: Predictions, pictures: Sequence[Sequence[FileRef]], *, graded: bool = True
+) -> dict[str, list[GalleryExample]]:
     """Questions drawn at random, and questions that an adapted model gets wrong (those they differ on first).
 
     Args:
-        pictures: of each question, below `root`.
+        pictures: of each question.
         graded: whether an answer is right or wrong; captions are neither, and then there is no second part.
     """
     order = list(range(len(pictures)))
@@ -89,22 +88,15 @@ def galleries(
     def wrong(i: int) -> tuple[bool, bool]:
         return not _right(predictions["LoRA"][i]), not _right(predictions["DoRA"][i])
 
-    def example(i: int) -> Example:
+    def example(i: int) -> GalleryExample:
         row = predictions["base"][i]
         answers = {
             name: (rows[i]["prediction"], _right(rows[i]) if graded else None) for name, rows in predictions.items()
         }
-        return Example([(root / name).read_bytes() for name in pictures[i]], row["question"], row["answer"], answers)
+        return GalleryExample([image_bytes(image)[0] for image in pictures[i]], row["question"], row["answer"], answers)
 
-    found = {"drawn at random": [example(i) for i in order[:PICTURES]]}
+    chosen = {"drawn at random": [example(i) for i in order[:PICTURES]]}
     if graded:
         missed = sorted((i for i in order[PICTURES:] if any(wrong(i))), key=lambda i: all(wrong(i)))
-        found["where LoRA or DoRA is wrong (chosen, not typical)"] = [example(i) for i in missed[:PICTURES]]
-    return found
-
-
-def curve(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run folder's log."""
-    with (run / "log.jsonl").open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [(row["step"], row["loss"]) for row in rows if "loss" in row]
+        chosen["where LoRA or DoRA is wrong (chosen, not typical)"] = [example(i) for i in missed[:PICTURES]]
+    return chosen

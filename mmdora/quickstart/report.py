@@ -5,19 +5,19 @@ Nothing here knows torch or a model, and the page asks for nothing outside itsel
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mmdora.evaluate.table import Row, kinds
-from mmdora.html import SERIES, draw_curves
+from mmdora.evaluate.table import ScoreRow, kinds
+from mmdora.files import write_whole
+from mmdora.html import SERIES, data_uri, draw_curves, environment
 
 TEMPLATE = "report.html.j2"
 
 
 @dataclass(frozen=True)
-class Example:
+class GalleryExample:
     """Pictures, a question about them, and what each model said: name -> (text, right, wrong or neither)."""
 
     images: Sequence[bytes]  # PNG
@@ -37,9 +37,9 @@ class Report:
     title: str
     lead: str
     verdict: Sequence[str]
-    tables: Mapping[str, Sequence[Row]]  # heading -> scores of the models
+    tables: Mapping[str, Sequence[ScoreRow]]  # heading -> scores of the models
     curves: Mapping[str, Sequence[tuple[int, float]]] = field(default_factory=dict)  # name -> (step, loss)
-    galleries: Mapping[str, Sequence[Example]] = field(default_factory=dict)  # heading -> examples
+    galleries: Mapping[str, Sequence[GalleryExample]] = field(default_factory=dict)  # heading -> examples
     parity: Mapping[str, str] = field(default_factory=dict)  # export -> what was measured
     plans: Mapping[str, str] = field(default_factory=dict)  # run -> plan as text
     timing: Sequence[tuple[str, str]] = ()  # step, duration
@@ -48,27 +48,17 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Render to `path` through a temporary file."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(render(report), encoding="utf-8")
-    partial.replace(path)
+    """Render to `path`, whole or not at all."""
+    write_whole(path, report_html(report))
 
 
-def render(report: Report) -> str:
+def report_html(report: Report) -> str:
     """The page as HTML; every text is escaped."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["hundredfold"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
-    environment.filters["data_uri"] = lambda png: "data:image/png;base64," + base64.b64encode(png).decode()
+    pages = environment(Path(__file__).parent)
+    pages.filters["hundredfold"] = lambda share: "–" if share is None else f"{100 * share:.1f}"
+    pages.filters["data_uri"] = data_uri
     trained = list(report.curves)
-    return environment.get_template(TEMPLATE).render(
+    return pages.get_template(TEMPLATE).render(
         report=report,
         kinds=kinds,
         scale=_scale,
@@ -77,6 +67,6 @@ def render(report: Report) -> str:
     )
 
 
-def _scale(rows: Sequence[Row]) -> float:
+def _scale(rows: Sequence[ScoreRow]) -> float:
     """What a full bar stands for: 1, or the best number where that is more (CIDEr has no end)."""
     return max(1.0, *(row.accuracy(kind) or 0.0 for row in rows for kind in [None, *kinds(rows)]))

@@ -16,25 +16,27 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from mmdora.adapt.inject import merge
+from mmdora.adapter_files.files import OURS
 from mmdora.config import RunConfig, load_config
 from mmdora.env import collect
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import read_predictions
 from mmdora.evaluate.run import evaluate
 from mmdora.evaluate.scoring.metrics import majority_baseline
-from mmdora.evaluate.table import Row, scores_table
+from mmdora.evaluate.table import ScoreRow, scores_table
 from mmdora.evaluate.tasks import TASKS
 from mmdora.export.run import export
+from mmdora.files import sha256
+from mmdora.html import curve
 from mmdora.models.load import load
 from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
-from mmdora.quickstart.findings import BASELINE, curve, galleries, task_verdict, verdict
+from mmdora.quickstart.findings import BASELINE, galleries, task_verdict, verdict
 from mmdora.quickstart.report import Report, write_report
-from mmdora.quickstart.steps import Steps, duration, sha256
+from mmdora.quickstart.steps import Steps, duration
 from mmdora.records.reader import read_records
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 from mmdora.train import train
 from mmdora.version import __version__
 
@@ -65,8 +67,7 @@ def quickstart(
     begun = time.monotonic()
     if port is not None:
         _check_port(port)
-    disable_progress_bar()  # of loading 113 tensors, between our own bars
-    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # a process trains on one GPU, and would refuse several
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # A process that trains refuses to start if it sees several.
     chosen = FAMILIES[family]
     run = Quickstart(chosen, out or chosen.out, list(overrides), limit)
     run.base()
@@ -82,7 +83,7 @@ def quickstart(
 
 
 class Quickstart:
-    """The steps in their order; each needs those before it. What is by task has "" for a family's only one."""
+    """The steps in their order; each needs those before it. Where a family has one task, its name is ""."""
 
     def __init__(self, family: Family, out: Path, overrides: list[str], limit: int | None):
         self.family, self.out, self.limit, self.console = family, out, limit, Console()
@@ -97,7 +98,7 @@ class Quickstart:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """Of the weights that the base and the runs consist of."""
+        """SHA-256 of the weights of the base and of each run's adapter."""
         return {name: sha256(_adapter(run)) for name, run in self.runs.items()} | self._base_digest
 
     @cached_property
@@ -107,11 +108,11 @@ class Quickstart:
         return {task: {split: sha256(root / f"{split}.jsonl") for split in splits} for task, root in self.roots.items()}
 
     @cached_property
-    def questions(self) -> dict[str, list[Record]]:
-        found = {task: read_records(root / "test.jsonl") for task, root in self.roots.items()}
+    def questions(self) -> dict[str, list[Row]]:
+        held_out = {task: read_records(root / "test.jsonl") for task, root in self.roots.items()}
         return {
             task: [records[i] for i in range(min(self.limit or len(records), len(records)))]
-            for task, records in found.items()
+            for task, records in held_out.items()
         }
 
     def base(self) -> None:
@@ -165,26 +166,28 @@ class Quickstart:
                 5,
                 f"export {name}",
                 {"weights": self.digests[name], "base": self.digests["base"], "scores": shown},
-                (folder / "config.json", folder / "model.safetensors"),
+                (folder / "config.json", folder / "model.safetensors", folder / OURS),
                 lambda r=self.runs[name], f=folder, s=shown: self._export(r, f, s),
             )
             self.console.print(f"    {self.parity[name]}", highlight=False)
 
     def report(self, begun: float) -> Path:
         self.console.print("[bold cyan]6/7[/] [bold]report[/]")
-        tables: dict[str, list[Row]] = {}
+        tables: dict[str, list[ScoreRow]] = {}
         shown, lines = {}, []
         for name, task in self.family.tasks.items():
             predictions = {model: self._predictions(model, name) for model in ("base", *METHODS)}
             notes = {BASELINE: "majority answer of each question"}
-            tables[task.heading] = [Row(model, row, notes.get(model, "")) for model, row in self.scores[name].items()]
+            tables[task.heading] = [
+                ScoreRow(model, row, notes.get(model, "")) for model, row in self.scores[name].items()
+            ]
             if task.heading == EASY_VQA:
                 lines += verdict(self.scores[name], predictions)
             else:
                 lines.append(task_verdict(task.heading, task.task, self.scores[name], predictions))
             pictures = [record["images"] for record in self.questions[name]]
-            found = galleries(predictions, pictures, self.roots[name], graded=TASKS[task.task].scorer != "caption")
-            shown |= {f"{task.heading}: {heading}": examples for heading, examples in found.items()}
+            sections = galleries(predictions, pictures, graded=TASKS[task.task].scorer != "caption")
+            shown |= {f"{task.heading}: {heading}": examples for heading, examples in sections.items()}
         lines.append("One seed and one setting: another seed may turn a small difference round.")
         sizes = {task.heading: len(self.questions[name]) for name, task in self.family.tasks.items()}
         counts = ", ".join(f"{size:,} of {heading}" for heading, size in sizes.items())
@@ -218,7 +221,7 @@ class Quickstart:
         return page
 
     def page(self, port: int) -> None:
-        from mmdora.demo.server import serve  # gradio takes seconds to import
+        from mmdora.demo.server import serve  # Gradio takes seconds to import.
 
         self.console.print("[bold cyan]7/7[/] [bold]page[/]")
         serve(self._columns, host=HOST, port=port, results=self.out)
@@ -248,16 +251,16 @@ class Quickstart:
     def _evaluate(self, source: str | Path, name: str, folder: Path) -> dict[str, Any]:
         model, processor = load(source, device="cuda" if torch.cuda.is_available() else None)
         if source != self.base_name:
-            merge(model)  # what the export holds; and it answers faster
-        task, root = self.family.tasks[name].task, self.roots[name]
-        found = evaluate(model, processor, self.questions[name], root, task=task, out=folder, progress=True)
+            merge(model)  # The export holds the merged model too, and merged it answers faster.
+        task = self.family.tasks[name].task
+        evaluation = evaluate(model, processor, self.questions[name], task=task, out=folder, progress=True)
         del model
         gc.collect()
-        assert found.scores is not None  # every question has its answer
-        return found.scores.to_dict()
+        assert evaluation.scores is not None  # They are missing only for records without answers.
+        return evaluation.scores.to_dict()
 
     def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
-        if (folder / "config.json").is_file():  # of another run; export writes to an empty folder only
+        if (folder / "config.json").is_file():  # Another run left it, and export writes to an empty folder only.
             shutil.rmtree(folder)
         return str(export(run, folder, scores=scores, say=self._indented))
 
@@ -283,7 +286,7 @@ def _config(family: Family, name: str, out: Path, overrides: list[str]) -> RunCo
     for task in family.tasks:
         key = f"data.tasks.{task}." if task else "data."
         paths |= {f"{key}train": data / task / "train.jsonl", f"{key}images": data / task}
-    # paths as JSON, which YAML reads back unchanged whatever they hold
+    # A path as JSON is read back unchanged by YAML, whatever characters it has.
     ours = [f"--{key}={json.dumps(str(path))}" for key, path in paths.items()]
     config = load_config(CONFIGS / f"{name}.yaml", [*ours, *overrides])
     taken = [config.training.output, *(source.train for source in config.data.sources.values())]
@@ -301,7 +304,7 @@ def _adapter(run: Path) -> Path:
 
 
 def _check_port(port: int) -> None:
-    """Say now, not minutes later, that the page cannot be opened."""
+    """Raise now if the page could not be opened after minutes of training."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+from mmdora.files import sha256, write_json
 
 
 @dataclass
@@ -50,20 +51,10 @@ class Steps:
         result = work()
         seconds = time.monotonic() - begun
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = marker.with_suffix(".partial")
-        partial.write_text(json.dumps({"key": key, "result": result, "seconds": seconds}, indent=2), encoding="utf-8")
-        partial.replace(marker)
+        write_json(marker, {"key": key, "result": result, "seconds": seconds})
         self.console.print(f"    [green]done[/] in {duration(seconds)}", highlight=False)
         self.timing.append((title, duration(seconds)))
         return result
-
-
-def sha256(content: bytes | Path) -> str:
-    """Of bytes, or of the bytes of a file."""
-    if isinstance(content, bytes):
-        return hashlib.sha256(content).hexdigest()
-    with content.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def duration(seconds: float) -> str:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import zipfile
-from pathlib import Path
 
 import numpy as np
 
 from mmdora.errors import MmdoraError
-from mmdora.records.images import locate
+from mmdora.records.images import FileRef
 
 
-def open_features(name: str, root: Path) -> np.ndarray:
-    """[frames, width] float32 of the file `name` below `root`; nothing pickled is read.
+def open_features(features: FileRef) -> np.ndarray:
+    """[frames, width] float32 of a file; nothing pickled is read.
 
     Raises:
         MmdoraError: if there is no such file, or no such array in it.
     """
-    path = locate(name, root)
+    path = features.path
     try:
         found = np.load(path, allow_pickle=False)
         if not isinstance(found, np.ndarray):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
@@ -44,49 +45,69 @@ def locate(name: str, root: Path) -> Path:
     return path
 
 
-class PackedImage(str):
-    """The name of an image whose file is at hand, `data`, because the records hold it themselves."""
+@dataclass(frozen=True)
+class FileRef:
+    """A file that a record names, a picture or features, as one value from the record to where it is opened.
 
-    data: bytes
+    Attributes:
+        name: its path below `root`, as the record has it.
+        root: the folder that the name starts from; None for a file that the records hold themselves.
+        data: the content of a file that the records hold themselves (`mmdora prep --pack`); the name is then only
+            a name, which errors tell.
+    """
 
-    def __new__(cls, name: str, data: bytes) -> PackedImage:
-        image = super().__new__(cls, name)
-        image.data = data
-        return image
+    name: str
+    root: Path | None = None
+    data: bytes | None = field(default=None, repr=False)
 
-    def __getnewargs__(self) -> tuple[str, bytes]:
-        return str(self), self.data
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def where(self) -> str:
+        """How errors call it."""
+        return f"{self.name} (packed)" if self.data is not None else str(self.path)
+
+    @property
+    def path(self) -> Path:
+        """The file below the root.
+
+        Raises:
+            MmdoraError: as `locate`.
+        """
+        assert self.root is not None, f"{self.name} has neither a root nor content"
+        return locate(self.name, self.root)
 
 
-def open_image(name: str, root: Path) -> Image.Image:
-    """Open `name`, a file below `root` or a packed one; see `decode` for what is done to the pixels."""
-    return decode(*image_bytes(name, root))
+def open_image(image: FileRef) -> Image.Image:
+    """Open a picture; see `decode` for what is done to the pixels."""
+    return decode(*image_bytes(image))
 
 
-def image_bytes(name: str, root: Path) -> tuple[bytes, str]:
-    """The content of `name`, a file below `root` or a packed one, and how errors call it.
+def image_bytes(image: FileRef) -> tuple[bytes, str]:
+    """The content of a picture's file, and how errors call it.
 
     Raises:
         MmdoraError: as `locate`, or over 64 MiB.
     """
-    file, where = _file(name, root)
+    file, where = _opened(image)
     with file:
         return file.read(), where
 
 
-def image_size(name: str, root: Path) -> tuple[int, int]:
+def image_size(image: FileRef) -> tuple[int, int]:
     """(height, width) that `open_image` would give; reads the header only.
 
     Raises:
         MmdoraError: as `open_image`, but for pixels that are damaged.
     """
-    file, where = _file(name, root)
+    file, where = _opened(image)
     with file:
-        image = read_header(file, where)
-        width, height = image.size
+        header = read_header(file, where)
+        width, height = header.size
         try:
-            # asking a PNG without EXIF for it would decode the pixels; Pillow turns the size of a TIFF itself
-            exif = image.getexif() if "exif" in image.info else {}
+            # Pillow would decode the pixels of a PNG to look for EXIF, and turns the size of a TIFF itself.
+            exif = header.getexif() if "exif" in header.info else {}
             sideways = exif.get(ExifTags.Base.Orientation, 1) >= SIDEWAYS
         except Exception as error:
             raise MmdoraError(f"image {where}: damaged or cut short ({error.__class__.__name__})") from None
@@ -110,12 +131,12 @@ def decode(data: bytes, where: str) -> Image.Image:
         raise MmdoraError(f"image {where}: damaged or cut short ({error.__class__.__name__})") from None
 
 
-def _file(name: str, root: Path) -> tuple[IO[bytes], str]:
-    """An image file, opened, and how errors call it."""
-    if isinstance(name, PackedImage):
-        size, where, file = len(name.data), f"{name} (packed)", io.BytesIO(name.data)
+def _opened(image: FileRef) -> tuple[IO[bytes], str]:
+    """A picture's file, opened, and how errors call it."""
+    if image.data is not None:
+        size, where, file = len(image.data), image.where, io.BytesIO(image.data)
     else:
-        path = locate(name, root)
+        path = image.path
         size, where, file = path.stat().st_size, str(path), path.open("rb")
     if size > MAX_BYTES:
         file.close()

@@ -1,15 +1,15 @@
 """How a file of records is read; `record` says what one is.
 
-Files are JSONL of records, Parquet with the images inside (`mmdora prep --pack`; their names are then
-`images.PackedImage`), or a JSON list in LLaVA's layout. They are read once, as a stream, into a memory-mapped Arrow
-table by `datasets`, which every loader process opens by its file name; no list or object per row is held anywhere.
+Files are JSONL of records, Parquet with the images inside (`mmdora prep --pack`), or a JSON list in LLaVA's layout.
+They are read once, as a stream, into a memory-mapped Arrow table by `datasets`, which every loader process opens by
+its file name; no list or object per row is held anywhere.
 """
 
 from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -19,19 +19,19 @@ import numpy as np
 from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
-from mmdora.files import ordinary
+from mmdora.files import ordinary, write_whole
 from mmdora.records import packed
-from mmdora.records.images import PackedImage
 from mmdora.records.json_stream import MAX_VALUE, Scanner, parse_line, text_of
 from mmdora.records.llava_json import to_record
 from mmdora.records.record import Record, check_record
+from mmdora.records.row import Row, row_of
 from mmdora.records.turns import answer_text, split_turns
 
 READ_AHEAD = 64  # records decoded together when all are read in turn
 
 
 class Records:
-    """A read-only sequence of records on disk; `root` is where its image paths start."""
+    """A read-only sequence of records on disk, given out as rows; `root` is where their paths start."""
 
     def __init__(self, path: Path | str, images: Path | str | None = None, *, max_turns: int | None = None):
         import datasets
@@ -75,14 +75,15 @@ class Records:
     def __len__(self) -> int:
         return len(self._table)
 
-    def __getitem__(self, index: int) -> Record:
-        row = self._table[int(index)]
-        return _record(row["json"], row.get("files"))
+    def __getitem__(self, index: int) -> Row:
+        kept = self._table[int(index)]
+        return row_of(json.loads(kept["json"]), self.root, kept.get("files"))
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), READ_AHEAD):
-            rows = self._table[start : start + READ_AHEAD]
-            yield from map(_record, rows["json"], rows.get("files", repeat(None)))
+            kept = self._table[start : start + READ_AHEAD]
+            for line, files in zip(kept["json"], kept.get("files", repeat(None)), strict=False):
+                yield row_of(json.loads(line), self.root, files)
 
     @property
     def ids(self) -> Any:
@@ -138,12 +139,16 @@ def read_records(path: Path | str, images: Path | str | None = None, *, max_turn
 def write_records(path: Path, rows: Iterable[Record]) -> int:
     """Write JSONL through a temporary file, so that a half-written one never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial, count = path.with_suffix(".partial"), 0
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    partial.replace(path)
+    count = 0
+
+    def write(partial: Path) -> None:
+        nonlocal count
+        with partial.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+
+    write_whole(path, write)
     return count
 
 
@@ -186,14 +191,6 @@ def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[
             yield row if files is None else row | {"files": files}
     if empty:
         raise MmdoraError(f"{path}: holds no records")
-
-
-def _record(line: str, files: Sequence[bytes] | None) -> Record:
-    """A row of the table as a record."""
-    record = json.loads(line)
-    if files is not None:
-        record["images"] = list(map(PackedImage, record["images"], files))
-    return record
 
 
 def _parse(path: Path) -> Iterator[tuple[Record, list[bytes] | None]]:

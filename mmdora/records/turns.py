@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar, cast
 
 Messages = list[dict[str, Any]]
+RecordOrRow = TypeVar("RecordOrRow", bound=Mapping[str, Any])
 
 
-def prompt_messages(record: dict[str, Any]) -> Messages:
+def prompt_messages(record: Mapping[str, Any]) -> Messages:
     """The conversation up to, not including, its last answer."""
     messages = record["messages"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return messages[:last]
 
 
-def answer_text(record: dict[str, Any]) -> str:
+def answer_text(record: Mapping[str, Any]) -> str:
     """The text of the last answer."""
     message = [m for m in record["messages"] if m["role"] == "assistant"][-1]
     return "".join(part["text"] for part in message["content"])
 
 
-def split_turns(record: dict[str, Any], most: int | None) -> list[dict[str, Any]]:
+def split_turns(record: RecordOrRow, most: int | None) -> list[RecordOrRow]:
     """Cut a conversation into records of at most `most` turns (a turn: a question and its answer).
 
     Only conversations whose images all stand before the first answer can be cut; others stay whole.
@@ -40,6 +42,6 @@ def split_turns(record: dict[str, Any], most: int | None) -> list[dict[str, Any]
         turns = [dict(message) for message in messages[start:end]]
         if number:
             turns[0] = turns[0] | {"content": images + turns[0]["content"]}
-        pieces.append(record | {"id": f"{record['id']}#{number}", "messages": head + turns})
+        pieces.append(cast(RecordOrRow, {**record, "id": f"{record['id']}#{number}", "messages": head + turns}))
         start = end
     return pieces

@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdora.adapt.inject import make_plan
 from mmdora.config import RunConfig, Training
 from mmdora.errors import OutOfMemory
+from mmdora.families import family_of
 from mmdora.models.load import skeleton
 from mmdora.train.loader import Feed
 from mmdora.train.memory import estimate, typical_batch
@@ -30,7 +31,11 @@ def estimated(
     """What `mmdora inspect` would say of the micro-batch in hand; of a typical one where there is none."""
     try:
         model = skeleton(config.base, trust_remote_code=trust_remote_code)
-        on_cpu = {name: value.cpu() for name, value in batch.items()} if batch else typical_batch(processor, config)
+        on_cpu = (
+            {name: value.cpu() for name, value in batch.items()}
+            if batch
+            else typical_batch(family_of(processor), config)
+        )
         return f"estimated: {estimate(model, make_plan(model, config.adapt), config, on_cpu)}"
     except Exception as error:  # memory may be short here too, and the line about the run must be said all the same
         return f"not estimated: {type(error).__name__}"

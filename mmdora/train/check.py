@@ -15,7 +15,8 @@ from mmdora.adapt.inject import make_plan
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import task_of
-from mmdora.models.load import skeleton
+from mmdora.families import family_of
+from mmdora.models.load import load_processor, skeleton
 from mmdora.records.reader import Records
 
 SHOWN_IDS = 3
@@ -78,9 +79,9 @@ def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     make_plan(model, config.adapt)
     if config.data.feature_cache is not None:
-        from mmdora.models.vlbart.feature_cache import check_reads_features  # imports open_clip
+        from mmdora.models.vlbart.feature_cache import tower_of  # It imports open_clip, which few runs need.
 
-        check_reads_features(model)
+        tower_of(model, family_of(load_processor(config.base, trust_remote_code=trust_remote_code)))
 
 
 def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:

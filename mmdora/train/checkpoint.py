@@ -6,7 +6,6 @@ save replaces. What a manifest lists is read back before a run goes on from it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
@@ -80,8 +80,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({**facts, "files": files}, file, indent=1)
         file.flush()
@@ -121,9 +120,8 @@ def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[st
             raise MmdoraError(f"{checkpoint} is damaged: {name} is missing")
         if path.stat().st_size != size:
             raise MmdoraError(f"{checkpoint} is damaged: {name} has {path.stat().st_size:,} bytes instead of {size:,}")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise MmdoraError(f"{checkpoint} is damaged: the content of {name} is not what was written")
+        if sha256(path) != digest:
+            raise MmdoraError(f"{checkpoint} is damaged: the content of {name} is not what was written")
     return manifest
 
 

@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 
 from mmdora.config import RunConfig
 from mmdora.evaluate.run import evaluate
-from mmdora.records.record import Record
+from mmdora.records.row import Row
 
 LOSS, SCORE = "eval_loss", "eval_score"
 
@@ -24,15 +23,14 @@ class Answers:
     """A subset of the held-out records that is answered at each evaluation, and scored as `mmdora eval` does."""
 
     processor: Any
-    records: Sequence[Record]
-    root: Path
+    records: Sequence[Row]
     task: str
     batch_size: int
 
     def score(self, model: Any) -> float:
         """The task's number for `model`. Random states are afterwards what they were, so the run goes on as without."""
         with _same_randomness():
-            found = evaluate(model, self.processor, self.records, self.root, task=self.task, batch_size=self.batch_size)
+            found = evaluate(model, self.processor, self.records, task=self.task, batch_size=self.batch_size)
         assert found.scores is not None, "fit has refused records without answers"
         return found.scores.overall.value
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Subset
 
 from mmdora.config import RunConfig
+from mmdora.families import Family
+from mmdora.families.family import Features
 from mmdora.train.processes import Processes
 
 
 def features_of(
-    config: RunConfig, model: Any, processor: Any, sets: list[Any], root: Path, processes: Processes
-) -> Callable[[str, Path], Tensor] | None:
-    """What gives the features of an image of `sets` ([T, F], by name and root) when all processes are done; None
+    config: RunConfig, model: Any, family: Family, sets: list[Any], processes: Processes
+) -> Features | None:
+    """What gives the features of an image of `sets` ([T, F]) when all processes are done; None
     without `data.feature_cache`.
 
     Raises:
@@ -26,9 +25,9 @@ def features_of(
         return None
     from mmdora.models.vlbart.feature_cache import FeatureCache  # imports open_clip
 
-    cache = FeatureCache.of(model, processor, config.data.feature_cache)
-    model.model.vision_tower.to(processes.device)
+    cache = FeatureCache.of(model, family, config.data.feature_cache)
+    cache.to(processes.device)
     for rows in sets:
         share: Any = Subset(rows, range(processes.index, len(rows), processes.count))
-        cache.fill(share, root, workers=config.data.workers)
+        cache.fill(share, workers=config.data.workers)
     return cache.features

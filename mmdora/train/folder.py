@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mmdora.config import RunConfig
+from mmdora.files import write_json, write_whole
 from mmdora.train.checkpoint import STAGING
 from mmdora.train.readme import readme
 from mmdora.train.resume import CONFIG, DONE
@@ -29,8 +28,8 @@ def open_folder(config: RunConfig, plan: str, data: str) -> None:
     output.mkdir(parents=True, exist_ok=True)
     (output / DONE).unlink(missing_ok=True)
     shutil.rmtree(output / STAGING, ignore_errors=True)  # left behind by a save that was killed
-    _replace(output / CONFIG, config.save)
-    (output / PLAN).write_text(f"{plan}\n", encoding="utf-8")
+    write_whole(output / CONFIG, config.save)
+    write_whole(output / PLAN, f"{plan}\n")
     explain(config, plan, data, None)
 
 
@@ -41,18 +40,10 @@ def close_folder(config: RunConfig, plan: str, data: str, done: Mapping[str, Any
         done: what `complete.json` holds.
     """
     explain(config, plan, data, done)
-    text = json.dumps(done, indent=2)
-    _replace(config.training.output / DONE, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(config.training.output / DONE, done)
 
 
 def explain(config: RunConfig, plan: str, data: str, done: Mapping[str, Any] | None) -> None:
     """Write the README."""
-    text = readme(config, plan, data, [Path(sys.argv[0]).name, *sys.argv[1:]], done)
-    _replace(config.training.output / README, lambda path: path.write_text(text, encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file, then rename over it: a kill leaves the old one or the new one."""
-    beside = path.with_name(f".{path.name}.tmp")
-    write(beside)
-    os.replace(beside, path)
+    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
+    write_whole(config.training.output / README, readme(config, plan, data, command, done))

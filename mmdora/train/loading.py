@@ -4,27 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from mmdora.adapt.inject import Plan, inject, trainable_parameters
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import Rows
 from mmdora.batches.packing import PackedCollator, Packs
-from mmdora.batches.seq2seq import Seq2SeqCollator
 from mmdora.batches.stream import Stream
 from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig
+from mmdora.families import Family, family_of
 from mmdora.models.load import load, load_processor
 from mmdora.train.early_stopping import Answers
 from mmdora.train.features import features_of
 from mmdora.train.packing import check_packing
 from mmdora.train.processes import Processes
 from mmdora.train.reach import unreached
-from mmdora.train.sources import Sources, answers_of, held_out_of, root_of, rows_of
+from mmdora.train.sources import Sources, answers_of, held_out_of, rows_of
 
 Say = Callable[[str], None]
 
@@ -42,6 +40,7 @@ class Loaded:
 
     model: Any
     processor: Any
+    family: Family
     plan: Plan
     rows: Rows | TaskRows | Stream
     packs: Packs | None
@@ -59,8 +58,9 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
     with processes.together():
         budget, training = config.data.image_tokens, config.training
         processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget)
-        rows = rows_of(sources, processor, config, processes)
-        held_out = held_out_of(sources, processor, config)
+        family = family_of(processor)
+        rows = rows_of(sources, family, config, processes)
+        held_out = held_out_of(sources, family, config)
         set_seed(training.seed)
         model, _ = load(config.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
         plan = inject(model, config.adapt)
@@ -68,27 +68,28 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
             for _, parameter, _, _ in trainable_parameters(model):
                 parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
         evaluated = list(held_out.values()) if isinstance(held_out, dict) else [held_out] if held_out else []
-        features = features_of(config, model, processor, [rows, *evaluated], root_of(sources), processes)
+        features = features_of(config, model, family, [rows, *evaluated], processes)
     with processes.together():  # now that each has put its share of the features
-        collate: Any = collator_of(model, processor, root_of(sources), features)
+        collate: Any = partial(family.batch, features=features) if features else family.batch
         packs = None
         if config.data.packing:
             assert config.data.max_length is not None and isinstance(rows, Rows)
-            packs, collate = Packs(rows, config.data.max_length, training.seed), PackedCollator(collate, model)
+            packs, collate = Packs(rows, config.data.max_length, training.seed), PackedCollator(family, model)
             check_packing(model.to(processes.device), collate, packs, bf16=training.precision == "bf16")
         if processes.count > 1 and not processes.sharded:
             _tell_ddp(processes, model, collate, packs or rows, say)
         answers = answers_of(sources, processor, config)
-    return Loaded(model, processor, plan, rows, packs, collate, held_out, answers)
-
-
-def collator_of(
-    model: Any, processor: Any, root: Path, features: Callable[[str, Path], torch.Tensor] | None = None
-) -> Collator | Seq2SeqCollator:
-    """What makes batches of rows for this model's family; `features` are read in place of images."""
-    if model.config.is_encoder_decoder:
-        return Seq2SeqCollator(processor, root, features)
-    return Collator(processor, root)
+    return Loaded(
+        model=model,
+        processor=processor,
+        family=family,
+        plan=plan,
+        rows=rows,
+        packs=packs,
+        collate=collate,
+        held_out=held_out,
+        answers=answers,
+    )
 
 
 def _tell_ddp(processes: Processes, model: Any, collate: Any, rows: Any, say: Say) -> None:

@@ -25,6 +25,7 @@ from mmdora.train.evaluation import Evaluation
 from mmdora.train.guards import StopRequest
 from mmdora.train.loader import Feed
 from mmdora.train.log import Report
+from mmdora.train.objective import Objective
 from mmdora.train.optimizer import Trained
 from mmdora.train.processes import Processes
 from mmdora.train.progress import Losses, Progress
@@ -53,6 +54,7 @@ class Loop:
     Args:
         trained: model, optimizer and schedule.
         feed: the micro-batches.
+        objective: the loss.
         evaluation: of held-out records; None where there are none.
     """
 
@@ -62,6 +64,7 @@ class Loop:
         processes: Processes,
         trained: Trained,
         feed: Feed,
+        objective: Objective,
         evaluation: Evaluation | None,
         checkpoints: Checkpoints,
         observers: Observers,
@@ -69,7 +72,10 @@ class Loop:
         self.config, self.processes, self.trained, self.feed = config, processes, trained, feed
         self.evaluation, self.checkpoints, self.observers = evaluation, checkpoints, observers
         self.progress, self.losses = Progress(max_steps=steps_of(config, feed)), Losses(processes)
-        self.steps = Steps(config.training, processes, trained, feed, self.progress, self.losses, observers.say)
+        self.objective = objective
+        self.steps = Steps(
+            config.training, processes, trained, feed, objective, self.progress, self.losses, observers.say
+        )
 
     def run(self, checkpoint: Path | None = None) -> Progress:
         """Learn until the last step, a signal, or results that get no better.
@@ -133,7 +139,7 @@ class Loop:
     def evaluate(self) -> bool:
         """Measure, keep in mind what is best; returns whether `training.early_stopping` ends the run."""
         assert self.evaluation is not None
-        metrics = self.evaluation.run(self.trained.model, self.steps.objective, self.log)
+        metrics = self.evaluation.run(self.trained.model, self.objective, self.log)
         self._note_best(metrics)
         return self._exhausted()
 

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from mmdora.adapt.inject import Plan, apply, trainable_parameters
-from mmdora.batches.prompt import IGNORE, answers_apart, encode, render
 from mmdora.config import RunConfig
+from mmdora.families import Family
 from mmdora.ops import dropout
 from mmdora.train.ledger import BACKWARD, Ledger
 from mmdora.train.loss import ChunkedLoss
@@ -90,25 +90,10 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
     return _summed(plan, config, ledger, trained, gradients, moments, batch)
 
 
-def typical_batch(processor: Any, config: RunConfig) -> dict[str, Tensor]:
+def typical_batch(family: Family, config: RunConfig) -> dict[str, Tensor]:
     """A micro-batch of rows with one photo each, as long as `data.max_length` allows."""
-    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
-    text = render(processor, question, generation_prompt=True)
-    encoded = encode(processor, [text], [[Image.new("RGB", PHOTO)]], left=False)
-    rows, length = config.training.batch_size, encoded["input_ids"].shape[1]
-    more = max((config.data.max_length or length + ANSWER) - length, 1)
-    apart = answers_apart(processor)
-    batch = {}
-    for name, value in encoded.items():
-        if isinstance(value, Tensor) and value.shape[:2] == (1, length) and not apart:
-            value = torch.cat([value, value[:, -1:].expand(1, more)], 1)
-        if isinstance(value, Tensor):
-            batch[name] = value.repeat(rows, *[1] * (value.ndim - 1))
-    if apart:
-        return batch | {"labels": batch["input_ids"][:, -1:].repeat(1, more)}
-    labels = batch["input_ids"].clone()
-    labels[:, :length] = IGNORE
-    return batch | {"labels": labels}
+    photo = Image.new("RGB", PHOTO)
+    return family.example_batch(photo, config.training.batch_size, config.data.max_length, ANSWER)
 
 
 def _summed(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 
-from mmdora.batches.prompt import IGNORE
+from mmdora.families import IGNORE
 from mmdora.train.loss import ChunkedLoss
 from mmdora.train.processes import Processes
 
@@ -25,6 +25,8 @@ class Objective:
     its own batch, which is divided by the number of batches.
 
     Args:
+        one_stream: whether prompt and answer are one sequence, as `Family.one_stream` tells. Then most positions of a
+            batch have no label, and the loss compares position t with label t + 1. Else all labels are answers.
         chunked: whether to compute the loss in chunks (`ChunkedLoss`) where the model allows it.
         probe: gives a batch on which to find out whether it does; None: the first one that is trained on has to do.
             A batch may have nothing to learn, and all processes and resumes must decide alike.
@@ -36,13 +38,15 @@ class Objective:
         model: Any,
         processes: Processes,
         *,
+        one_stream: bool,
         chunked: bool,
         probe: Callable[[], Mapping[str, Any] | None],
         say: Callable[[str], None],
     ):
         self.model, self.processes, self.probe, self.say = model, processes, probe, say
-        self.takes_items, self.shifts = takes_items(model), shifts_labels(model)
-        self._try_chunks = chunked and loss_is_over_prompts(model)
+        self.takes_items = takes_items(model)
+        self.shifts = one_stream and LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss
+        self._try_chunks = chunked and one_stream  # chunks save nothing where all positions have a label
         self._chunked: ChunkedLoss | None = None
 
     def items(self, batches: Sequence[Mapping[str, Any]]) -> Tensor | None:
@@ -90,19 +94,6 @@ class Objective:
             else:
                 self._chunked = chunked
         return nullcontext() if self._chunked is None else self._chunked.applied()
-
-
-def loss_is_over_prompts(model: Any) -> bool:
-    """Whether most positions of a batch have no label, so that computing the loss in chunks saves memory.
-
-    The labels of an encoder-decoder are answers only.
-    """
-    return not model.config.is_encoder_decoder
-
-
-def shifts_labels(model: Any) -> bool:
-    """Whether the model's loss compares position t with label t + 1, so that a row's first label does not count."""
-    return LOSS_MAPPING.get(model.loss_type) is ForCausalLMLoss and not model.config.is_encoder_decoder
 
 
 def takes_items(model: Any) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -19,14 +18,14 @@ from torch import nn
 from mmdora.adapt.inject import Plan, make_plan
 from mmdora.adapt.modality import Parts, find_parts
 from mmdora.batches.fit import fit
-from mmdora.batches.prompt import IGNORE, answers_apart
 from mmdora.batches.stream import Shards, admit, rows_of
 from mmdora.batches.survey import drawing, survey
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.families import IGNORE, Family, family_of
 from mmdora.models.load import load_processor, skeleton
 from mmdora.records.reader import read_records
-from mmdora.train.loading import collator_of
+from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch
 
 SHOWN_ROWS = 3
@@ -49,7 +48,8 @@ def show_model(
         return
     console.print(f"\n{plan}\n", markup=False, highlight=False)
     processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
-    console.print(memory_table(estimate(model, plan, config, typical_batch(processor, config)), config))
+    batch = typical_batch(family_of(processor), config)
+    console.print(memory_table(estimate(model, plan, config, batch), config))
 
 
 def show_data(
@@ -69,7 +69,7 @@ def show_data(
     config, console = config or RunConfig(), console or Console()
     records = read_records(data, images or config.data.images, max_turns=config.data.max_turns)
     processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
-    console.print(drawing(survey(records, processor, config)), highlight=False)
+    console.print(drawing(survey(records, family_of(processor), config)), highlight=False)
 
 
 def module_tree(model: nn.Module, parts: Parts, plan: Plan | None = None) -> Tree:
@@ -169,58 +169,33 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
     processor = load_processor(config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    family = family_of(processor)
     console.print(f"{plan}\n", markup=False, highlight=False)
     for task, source in data.sources.items():
         if data.stream:
             shards = Shards(source.train, source.images)
-            admitted = partial(admit, processor=processor, root=shards.root, data=data, apart=())
-            found, whole = filter(None, map(admitted, rows_of(shards.files, data.max_turns))), "a stream's"
-            root = Path(shards.root)
+            admitted = partial(admit, family=family, data=data, apart=())
+            found, whole = filter(None, map(admitted, rows_of(shards.files, shards.root, data.max_turns))), "a stream's"
         else:
             records = read_records(source.train, source.images, max_turns=data.max_turns)
-            rows, root = fit(records, processor, data.max_length, data.too_long), records.root
-            found, whole = (rows[i] | {"task": task or None} for i in range(len(rows))), f"{len(rows):,}"
+            rows = fit(records, family, data.max_length, data.too_long)
+            found, whole = (changed(rows[i], task=task or None) for i in range(len(rows))), f"{len(rows):,}"
         chosen = list(islice(found, config.training.batch_size))
         console.print(f"{task}: " if task else "", end="")
-        _show(chosen, whole, collator_of(model, processor, root)(chosen), processor, console)
+        _show(chosen, whole, family.batch(chosen), family, console)
     console.print(f"nothing was trained; run folder would be {Path(config.training.output)}")
 
 
-def _show(
-    chosen: list[dict[str, Any]], whole: str, batch: dict[str, torch.Tensor], processor: Any, console: Console
-) -> None:
-    apart = batch["labels"].shape != batch["input_ids"].shape or answers_apart(processor)
-    counted, scored = int(batch["attention_mask"].sum()), int((batch["labels"] != IGNORE).sum())
-    counted += scored if apart else 0
+STYLES = {"text": "", "image": "cyan", "learned": "bold green"}
+
+
+def _show(chosen: list[Any], whole: str, batch: dict[str, torch.Tensor], family: Family, console: Console) -> None:
+    counted, scored = family.counted(batch), int((batch["labels"] != IGNORE).sum())
     shapes = ", ".join(f"{key} {list(value.shape)}" for key, value in batch.items())
     console.print(f"first {len(chosen)} of {whole} rows: {shapes}", markup=False, highlight=False)
     console.print(f"{scored:,} of {counted:,} tokens get loss, marked ⟦so⟧\n", markup=False, highlight=False)
     for index, row in enumerate(chosen[:SHOWN_ROWS]):
-        spans = _question_and_answer(processor, batch, index) if apart else _spans(processor, batch, index)
+        spans = [
+            (f"⟦{text}⟧" if kind == "learned" else text, STYLES[kind]) for text, kind in family.shown(batch, index)
+        ]
         console.print(Text.assemble((f"{row['id']}: ", "dim"), *spans), "")
-
-
-def _question_and_answer(processor: Any, batch: dict[str, torch.Tensor], row: int) -> Iterator[tuple[str, str]]:
-    """(text, style) of what an encoder reads and its decoder learns."""
-    labels = batch["labels"][row]
-    yield processor.tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row] == 1]), ""
-    yield f" ⟦{processor.tokenizer.decode(labels[labels != IGNORE])}⟧", "bold green"
-
-
-def _spans(processor: Any, batch: dict[str, torch.Tensor], row: int) -> Iterator[tuple[str, str]]:
-    """(text, style) of runs of tokens: image tokens counted, tokens with loss marked."""
-    image = getattr(processor, "image_token_id", None)
-    tokens = [
-        (int(token), int(label) != IGNORE, int(token) == image)
-        for token, label, seen in zip(
-            batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True
-        )
-        if seen
-    ]
-    for (loss, is_image), run in groupby(tokens, key=lambda token: token[1:]):
-        ids = [token[0] for token in run]
-        if is_image:
-            yield f"{processor.image_token} × {len(ids)}", "cyan"
-        else:
-            text = processor.tokenizer.decode(ids)
-            yield (f"⟦{text}⟧", "bold green") if loss else (text, "")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mmdora.batches.packing import PackedCollator, Packs
-from mmdora.batches.prompt import IGNORE
 from mmdora.errors import MmdoraError
+from mmdora.families import IGNORE
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 """Relative difference of a row's loss, packed and alone, that rounding may make."""
@@ -44,7 +44,7 @@ def leak(model: Any, collate: PackedCollator, records: list[Any]) -> str | None:
         autocast = torch.get_autocast_dtype if torch.is_autocast_enabled(model.device.type) else lambda _: model.dtype
         tolerance = max(TOLERANCE[model.dtype], TOLERANCE[autocast(model.device.type)])
         for record in records:
-            by_itself = _on(model.device, collate.collator([record]))
+            by_itself = _on(model.device, collate.family.batch([record]))
             with torch.no_grad():
                 alone = model(**by_itself).loss
             inside = slice(start, start := start + by_itself["labels"].shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -124,12 +123,6 @@ def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:
         f"the micro-batches of a step: {before} (processes {processes[0]}, {ACCUMULATION} {accumulations[0]}) -> "
         f"{now} ({processes[1]}, {accumulations[1]}){fitting}"
     ]
-
-
-def content(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def steps_done(checkpoint: Path) -> int:

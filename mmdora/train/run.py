@@ -33,6 +33,7 @@ from mmdora.train.loader import Feed
 from mmdora.train.loading import Loaded, Say, load_all
 from mmdora.train.log import Report, RunLog
 from mmdora.train.loop import Loop, Observers, steps_of
+from mmdora.train.objective import Objective
 from mmdora.train.optimizer import prepare
 from mmdora.train.processes import Processes
 from mmdora.train.progress import Progress
@@ -171,8 +172,16 @@ def assembled(
         reports = [RunLog(config.training.output / LOG, feed.rows_per_step), *reporters(config)]
     checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces)
     say = tqdm.write if processes.main else _silent  # past the progress bar
+    objective = Objective(
+        loaded.model,
+        processes,
+        one_stream=loaded.family.one_stream,
+        chunked=config.training.chunked_loss,
+        probe=feed.probe,
+        say=say,
+    )
     observers = Observers(reports, StopRequest(processes), say)
-    return Loop(config, processes, trained, feed, evaluation, checkpoints, observers)
+    return Loop(config, processes, trained, feed, objective, evaluation, checkpoints, observers)
 
 
 @dataclass(frozen=True)

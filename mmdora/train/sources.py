@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset, Subset
@@ -16,11 +15,12 @@ from mmdora.batches.packing import Packs
 from mmdora.batches.stream import BUFFER, Shards, Stream, admit
 from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig, TaskData
+from mmdora.families import Family
+from mmdora.files import sha256
 from mmdora.records.reader import Records, read_records
 from mmdora.train.check import check_apart
 from mmdora.train.early_stopping import Answers
 from mmdora.train.processes import Processes
-from mmdora.train.resume import content
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def facts_of(config: RunConfig, sources: Sources, processes: Processes) -> dict[
     facts: dict[str, Any] = {"data": {}}
     for source in sources.values():
         if source.settings.eval is not None:
-            facts["data"][str(source.settings.eval)] = content(source.settings.eval)
+            facts["data"][str(source.settings.eval)] = sha256(source.settings.eval)
         if isinstance(source.train, Records):
-            facts["data"][str(source.settings.train)] = content(source.train.path)
+            facts["data"][str(source.settings.train)] = sha256(source.train.path)
         else:
             source.train.check(config.data.max_turns)
             facts["data"][str(source.settings.train)] = source.train.fingerprint
@@ -70,24 +70,24 @@ def facts_of(config: RunConfig, sources: Sources, processes: Processes) -> dict[
     return facts
 
 
-def rows_of(sources: Sources, processor: Any, config: RunConfig, processes: Processes) -> Rows | TaskRows | Stream:
+def rows_of(sources: Sources, family: Family, config: RunConfig, processes: Processes) -> Rows | TaskRows | Stream:
     """The rows to learn, within the limit of length."""
     data, seed = config.data, config.training.seed
     parts: dict[str, Rows] = {}
     for name, source in sources.items():
-        if name != ONLY and hasattr(processor, "prompt"):
-            processor.prompt("", name)  # raises if this model knows no such task
+        if name != ONLY:
+            family.check_task(name)
         if isinstance(source.train, Shards):
-            return _stream(source, source.train, processor, config, processes)
-        parts[name] = fit(source.train, processor, data.max_length, data.too_long)
+            return _stream(source, source.train, family, config, processes)
+        parts[name] = fit(source.train, family, data.max_length, data.too_long)
     if data.tasks is None:
         return parts[ONLY]
     return TaskRows(parts, [name for name, source in sources.items() if source.settings.soft_answers], seed)
 
 
-def held_out_of(sources: Sources, processor: Any, config: RunConfig) -> Any:
+def held_out_of(sources: Sources, family: Family, config: RunConfig) -> Any:
     """The rows whose loss is measured, by task where there are several; None without any."""
-    found = {name: _held_out(name, source, processor, config) for name, source in sources.items() if source.held_out}
+    found = {name: _held_out(name, source, family, config) for name, source in sources.items() if source.held_out}
     return found.get(ONLY, found or None)
 
 
@@ -99,14 +99,9 @@ def answers_of(sources: Sources, processor: Any, config: RunConfig) -> dict[str,
             continue
         records = [source.held_out[i] for i in range(min(count, len(source.held_out)))]
         found[f"eval_{name}" if name else "eval"] = Answers(
-            processor, records, source.held_out.root, source.settings.eval_task, config.training.batch_size
+            processor, records, source.settings.eval_task, config.training.batch_size
         )
     return found
-
-
-def root_of(sources: Sources) -> Path:
-    """Where image paths start, for rows that do not say it themselves."""
-    return next(iter(sources.values())).train.root
 
 
 def describe(rows: Rows | TaskRows | Stream, packs: Packs | None, config: RunConfig) -> str:
@@ -127,12 +122,12 @@ def describe(rows: Rows | TaskRows | Stream, packs: Packs | None, config: RunCon
     return text
 
 
-def _stream(source: Source, shards: Shards, processor: Any, config: RunConfig, processes: Processes) -> Stream:
+def _stream(source: Source, shards: Shards, family: Family, config: RunConfig, processes: Processes) -> Stream:
     data = config.data
     apart = frozenset(map(str, source.held_out.ids)) if source.held_out is not None else frozenset()
     return Stream(
         shards,
-        partial(admit, processor=processor, root=shards.root, data=data, apart=apart),
+        partial(admit, family=family, data=data, apart=apart),
         buffer=data.shuffle_buffer or BUFFER,
         seed=config.training.seed,
         process=processes.index,
@@ -141,8 +136,8 @@ def _stream(source: Source, shards: Shards, processor: Any, config: RunConfig, p
     )
 
 
-def _held_out(name: str, source: Source, processor: Any, config: RunConfig) -> Dataset[Any]:
+def _held_out(name: str, source: Source, family: Family, config: RunConfig) -> Dataset[Any]:
     assert source.held_out is not None
-    rows, limit = fit(source.held_out, processor, config.data.max_length, "drop"), config.data.eval_rows
+    rows, limit = fit(source.held_out, family, config.data.max_length, "drop"), config.data.eval_rows
     found = rows if name == ONLY else TaskRows({name: rows})
     return found if limit is None else Subset(found, range(min(limit, len(found))))

@@ -27,6 +27,7 @@ class Steps:
     Args:
         trained: model, optimizer and schedule.
         feed: where the micro-batches come from.
+        objective: the loss.
         progress: counts steps, and tokens as floating point operations.
         losses: sums the losses.
         say: receives a line for each step that is left out, and each size of micro-batch that is too large.
@@ -42,13 +43,13 @@ class Steps:
         processes: Processes,
         trained: Trained,
         feed: Feed,
+        objective: Objective,
         progress: Progress,
         losses: Losses,
         say: Callable[[str], None],
     ):
         self.training, self.processes, self.trained, self.feed = training, processes, trained, feed
-        self.progress, self.losses, self.say = progress, losses, say
-        self.objective = Objective(trained.model, processes, chunked=training.chunked_loss, probe=feed.probe, say=say)
+        self.objective, self.progress, self.losses, self.say = objective, progress, losses, say
         self.fitting = Fitting(feed, trained.wrapped, processes, training, say) if feed.pieces else None
         self.times = StepTimes(processes.device)
         self.in_hand: list[dict[str, Any]] = []

@@ -14,19 +14,19 @@ from mmdora.analysis.findings import (
     verdicts,
 )
 from mmdora.analysis.plots import labelled, places
-from mmdora.analysis.rows import Row
+from mmdora.analysis.rows import WeightRow
 
 
-def row(name: str, step: int, delta_m: float | None, delta_d: float | None, **changes) -> Row:
+def row(name: str, step: int, delta_m: float | None, delta_d: float | None, **changes) -> WeightRow:
     values = {
         "run": "r", "step": step, "name": name, "modality": "language", "layer": 0, "kind": "linear", "method": "lora",
         "rank": 2, "rows": 4, "columns": 4, "delta_m": delta_m, "delta_d": delta_d, "effective_rank": 2.0,
         "stable_rank": 1.5, "base_norm": 2.0, "delta_norm": 1.0, "relative": 0.5, "share": 0.1,
     }  # fmt: skip
-    return Row(**(values | changes))
+    return WeightRow(**(values | changes))
 
 
-def cloud(slope: float, matrices: int = 12, checkpoints: int = 4, noise: float = 0.5, **changes) -> list[Row]:
+def cloud(slope: float, matrices: int = 12, checkpoints: int = 4, noise: float = 0.5, **changes) -> list[WeightRow]:
     """Points around a line whose matrices differ more than their checkpoints."""
     random = np.random.default_rng(3)
     rows = []

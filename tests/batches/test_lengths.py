@@ -11,8 +11,9 @@ from transformers import AutoProcessor
 
 from mmdora.batches import lengths
 from mmdora.batches.fit import fit
-from mmdora.batches.lengths import count_tokens, token_counts
+from mmdora.batches.lengths import token_counts
 from mmdora.errors import MmdoraError
+from mmdora.families import Family, family_of
 from mmdora.records.reader import Records, read_records
 
 
@@ -33,11 +34,13 @@ def counted(monkeypatch) -> list[int]:
     """Grows by the number of records whenever some are counted."""
     calls: list[int] = []
 
-    def counting(processor, records, root):
-        calls.append(len(records))
-        return count_tokens(processor, records, root)
+    real = Family.count_tokens
 
-    monkeypatch.setattr(lengths, "count_tokens", counting)
+    def counting(self, rows):
+        calls.append(len(rows))
+        return real(self, rows)
+
+    monkeypatch.setattr(Family, "count_tokens", counting)
     return calls
 
 
@@ -46,37 +49,39 @@ def kept(records: Records, name: str = "tokens") -> list[Path]:
 
 
 def test_counts_are_made_once(records, processor, counted):
-    first = token_counts(records, processor)
+    first = token_counts(records, family_of(processor))
     assert counted == [len(records)] and len(kept(records)) == 1
     processor.tokenizer(["a", "b b b"], padding=True, truncation=True, max_length=2)  # leaves its mark in the tokenizer
-    again = token_counts(read_records(records.path, records.root), processor)
+    again = token_counts(read_records(records.path, records.root), family_of(processor))
     assert counted == [len(records)]
     assert again.dtype == np.int32 and np.array_equal(first, again)
-    assert np.array_equal(first, count_tokens(processor, list(records), records.root))
+    assert np.array_equal(first, family_of(processor).count_tokens(list(records)))
 
 
 def test_what_a_count_depends_on_makes_it_anew(records, processor, counted, tiny_llava, tmp_path):
-    before = token_counts(records, processor)
+    before = token_counts(records, family_of(processor))
     processor.image_processor.crop_size = {"height": 32, "width": 32}
-    fewer = token_counts(records, processor)
+    fewer = token_counts(records, family_of(processor))
     with_image = records.images > 0
     assert np.array_equal(before - fewer, np.where(with_image, 64 - 16, 0)) and with_image.any()
     processor.chat_template = f"some more words\n{processor.chat_template}"
-    assert (token_counts(records, processor) > fewer).all()
+    assert (token_counts(records, family_of(processor)) > fewer).all()
     other = AutoProcessor.from_pretrained(tiny_llava)
     other.tokenizer.add_tokens(["the"])
-    token_counts(records, other)
+    token_counts(records, family_of(other))
     shutil.copytree(records.root, tmp_path / "elsewhere")
-    token_counts(read_records(records.path, tmp_path / "elsewhere"), other)
+    token_counts(read_records(records.path, tmp_path / "elsewhere"), family_of(other))
     assert counted == [len(records)] * 5
     lines = records.path.read_text().splitlines(keepends=True)
     records.path.write_text("".join(lines[1:]))
-    assert len(token_counts(read_records(records.path, records.root), other)) == counted[-1] == len(lines) - 1
+    assert (
+        len(token_counts(read_records(records.path, records.root), family_of(other))) == counted[-1] == len(lines) - 1
+    )
 
 
 @pytest.mark.parametrize("harm", ["cut", "flipped", "empty", "not an archive", "other rows"])
 def test_a_damaged_file_is_counted_anew_and_said(records, processor, counted, harm):
-    before = token_counts(records, processor)
+    before = token_counts(records, family_of(processor))
     (file,) = kept(records)
     data = bytearray(file.read_bytes())
     if harm == "cut":
@@ -89,17 +94,17 @@ def test_a_damaged_file_is_counted_anew_and_said(records, processor, counted, ha
     else:
         file.write_bytes(b"" if harm == "empty" else b"no numpy here")
     with pytest.warns(UserWarning, match=r"tokens-.*cannot be read \(.*\); counting again"):
-        assert np.array_equal(token_counts(records, processor), before)
+        assert np.array_equal(token_counts(records, family_of(processor)), before)
     assert len(counted) == 2
-    assert np.array_equal(token_counts(records, processor), before) and len(counted) == 2
+    assert np.array_equal(token_counts(records, family_of(processor)), before) and len(counted) == 2
 
 
 def test_worker_processes_count_the_same(records, processor, monkeypatch):
     monkeypatch.setattr(lengths, "CHUNK", 1)
     monkeypatch.setattr(lengths, "_cores", lambda: 2)
-    here = count_tokens(processor, list(records), records.root)
+    here = family_of(processor).count_tokens(list(records))
     state = torch.get_rng_state()
-    assert np.array_equal(token_counts(records, processor), here)
+    assert np.array_equal(token_counts(records, family_of(processor)), here)
     assert torch.equal(torch.get_rng_state(), state)  # else a run would depend on whether counts were kept
 
 
@@ -112,7 +117,7 @@ def test_a_record_that_cannot_be_counted_is_named_and_nothing_kept(records, proc
     records.path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     changed = read_records(records.path, records.root)
     with pytest.raises(MmdoraError) as caught:
-        token_counts(changed, processor)
+        token_counts(changed, family_of(processor))
     message = str(caught.value)
     assert message.startswith(f"{records.path}: record {rows[7]['id']}: image 'gone.png': no such file")
     assert "\n" not in message and not kept(changed)
@@ -122,23 +127,24 @@ def test_an_image_placeholder_in_a_text_names_its_record(records, processor):
     row = records[3]
     row["messages"][0]["content"].append({"type": "text", "text": "<image>"})
     with pytest.raises(MmdoraError, match=f"record {row['id']}: .*placeholder"):
-        count_tokens(processor, [row], records.root)
+        family_of(processor).count_tokens([row])
 
 
 def test_shortened_rows_are_kept_per_limit(records, processor, counted):
-    long = token_counts(records, processor)
+    long = token_counts(records, family_of(processor))
     limit = int(np.sort(long)[len(long) // 2])
-    first = fit(records, processor, limit, "shrink")
+    first = fit(records, family_of(processor), limit, "shrink")
     spent = len(counted)
-    again = fit(records, processor, limit, "shrink")
+    again = fit(records, family_of(processor), limit, "shrink")
     assert len(counted) == spent and first.shrunk == again.shrunk == (long > limit).sum() > 0
     assert np.array_equal(first.messages, again.messages) and np.array_equal(first.lengths, again.lengths)
-    fit(records, processor, limit + 8, "shrink")
+    fit(records, family_of(processor), limit + 8, "shrink")
     assert len(counted) > spent and len(kept(records, "shrunk-*")) == 2
 
 
-def test_without_a_limit_nothing_is_counted(records):
-    rows = fit(records, None, None, "error")  # no processor, so no tokens
+def test_without_a_limit_nothing_is_counted(records, processor, counted):
+    rows = fit(records, family_of(processor), None, "error")
+    assert not counted
     assert rows.lengths.tolist() == [
         sum(len(p.get("text", "")) for m in r["messages"] for p in m["content"]) for r in records
     ]

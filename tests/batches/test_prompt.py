@@ -7,14 +7,14 @@ import pytest
 import torch
 from transformers import AutoProcessor
 
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import fit
-from mmdora.batches.lengths import count_tokens
-from mmdora.batches.prompt import IGNORE, encode_prompts, render, render_with_answers
 from mmdora.errors import MmdoraError
-from mmdora.records.images import open_image
+from mmdora.families import Prompt, family_of
+from mmdora.families.template import IGNORE, render, render_with_answers
+from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records, write_records
-from mmdora.records.record import qa_record
+from mmdora.records.record import check_record, qa_record
+from mmdora.records.row import changed, row_of
 from mmdora.records.turns import prompt_messages
 
 CHATML = (
@@ -44,7 +44,7 @@ def answers(record):
 
 def test_labels_are_the_answers_and_their_ends(processor, scene_records):
     records = read_records(scene_records)
-    batch = Collator(processor, records.root)(list(records))
+    batch = family_of(processor).batch(list(records))
     assert [learned(processor, batch, i) for i in range(len(records))] == [answers(r) for r in records]
     ids, labels = batch["input_ids"], batch["labels"]
     assert torch.equal(labels[labels != IGNORE], ids[labels != IGNORE])
@@ -56,13 +56,13 @@ def test_prefix_rendering_agrees_with_the_generation_block(processor, scene_reco
     for record in records:
         if not record["images"]:
             continue
-        picture = open_image(record["images"][0], records.root)
+        picture = open_image(record["images"][0])
         messages = [{**m, "content": [p | {"image": picture} if p["type"] == "image" else p for p in m["content"]]}
                     for m in record["messages"]]  # fmt: skip
         stock = processor.apply_chat_template(
             messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True, return_tensors="pt"
         )
-        ours = Collator(processor, records.root)([record])
+        ours = family_of(processor).batch([record])
         assert torch.equal(stock["input_ids"], ours["input_ids"])
         assert torch.equal(torch.as_tensor(stock["assistant_masks"]).bool(), ours["labels"] != IGNORE)
 
@@ -71,7 +71,7 @@ def test_a_template_without_generation_block(processor, scene_records, tiny_llav
     other = AutoProcessor.from_pretrained(tiny_llava)
     other.chat_template = CHATML
     record = read_records(scene_records)[0]
-    batch = Collator(other, scene_records.parent)([record])
+    batch = family_of(other).batch([record])
     expected = "".join(f"{m['content'][0]['text']}</s>" for m in record["messages"] if m["role"] == "assistant")
     assert learned(other, batch, 0) == expected
 
@@ -79,7 +79,7 @@ def test_a_template_without_generation_block(processor, scene_records, tiny_llav
 def test_what_follows_the_last_answer_is_not_learned(processor, scene_records):
     record = read_records(scene_records)[0]
     longer = record | {"messages": [*record["messages"], said("user", "and now?")]}
-    batch = Collator(processor, scene_records.parent)([record, longer])
+    batch = family_of(processor).batch([record, longer])
     assert learned(processor, batch, 1) == learned(processor, batch, 0) == answers(record)
     texts = [processor.decode(ids) for ids in batch["input_ids"]]
     assert "and now?" in texts[1] and "and now?" not in texts[0]
@@ -95,9 +95,10 @@ def test_a_template_that_rewrites_history_is_refused(processor, scene_records, t
 
 def test_prompt_ids_are_equal_in_training_and_use_up_to_the_answer(processor, scene_records):
     records = [r for r in read_records(scene_records) if r["images"]]
-    training = Collator(processor, scene_records.parent)(records)
-    pictures = [[open_image(r["images"][0], scene_records.parent)] for r in records]
-    use = encode_prompts(processor, [prompt_messages(r) for r in records], pictures)
+    training = family_of(processor).batch(records)
+    pictures = [[open_image(r["images"][0])] for r in records]
+    prompts = [Prompt(prompt_messages(r), own) for r, own in zip(records, pictures, strict=True)]
+    use = family_of(processor).encode_prompts(prompts)
     assert torch.equal(training["pixel_values"], use["pixel_values"])
     for row in range(len(records)):
         prompt = use["input_ids"][row][use["attention_mask"][row].bool()]
@@ -115,36 +116,36 @@ def test_an_image_placeholder_in_a_text_is_refused(processor):
 
 
 def test_a_row_without_anything_to_learn_is_an_error(processor, monkeypatch, scene_records):
-    row = {"id": "empty", "images": [], "messages": [said("user", "x"), said("assistant", "y")]}
-    monkeypatch.setattr("mmdora.batches.collate.labels_of", lambda encoded, row, spans: [IGNORE] * 3)
+    row = row_of(check_record({"messages": [said("user", "x"), said("assistant", "y")]}, "empty"), Path())
+    monkeypatch.setattr("mmdora.families.family.labels_of", lambda encoded, row, spans: [IGNORE] * 3)
     with pytest.raises(MmdoraError, match="record empty: no token to learn"):
-        Collator(processor, scene_records.parent)([row])
+        family_of(processor).batch([row])
 
 
 def test_a_missing_image_names_its_record(processor, scene_records, tmp_path):
-    row = dict(read_records(scene_records)[0]) | {"id": "gone", "images": ["gone.png"]}
+    row = changed(read_records(scene_records)[0], id="gone", images=[FileRef("gone.png", tmp_path)])
     with pytest.raises(MmdoraError, match=r"record gone: image 'gone\.png'"):
-        Collator(processor, tmp_path)([row])
+        family_of(processor).batch([row])
 
 
 def test_counted_tokens_are_the_encoded_tokens(processor, scene_records):
     records = read_records(scene_records)
-    batch = Collator(processor, records.root)(list(records))
-    counted = count_tokens(processor, list(records), records.root)
+    batch = family_of(processor).batch(list(records))
+    counted = family_of(processor).count_tokens(list(records))
     assert counted.tolist() == batch["attention_mask"].sum(1).tolist()
 
 
 @pytest.mark.parametrize("policy", ["error", "drop", "shrink"])
 def test_length_limits_never_cut_an_image(processor, scene_records, policy):
     records = read_records(scene_records)
-    lengths = count_tokens(processor, list(records), records.root).tolist()
+    lengths = family_of(processor).count_tokens(list(records)).tolist()
     limit = sorted(lengths)[len(lengths) // 2]
     if policy == "error":
         with pytest.raises(MmdoraError, match=r"record scene-.* has .* tokens"):
-            fit(records, processor, limit, policy)
+            fit(records, family_of(processor), limit, policy)
         return
-    rows = fit(records, processor, limit, policy)
-    batch = Collator(processor, records.root)([rows[i] for i in range(len(rows))])
+    rows = fit(records, family_of(processor), limit, policy)
+    batch = family_of(processor).batch([rows[i] for i in range(len(rows))])
     assert batch["attention_mask"].sum(1).max() <= limit
     assert batch["attention_mask"].sum(1).tolist() == rows.lengths.tolist()
     assert rows.has_image.tolist() == [bool(rows[i]["images"]) for i in range(len(rows))]
@@ -161,4 +162,4 @@ def test_a_first_turn_over_the_limit_cannot_shrink(processor, tmp_path: Path):
     picture.save(tmp_path / "a.png")
     write_records(tmp_path / "r.jsonl", [qa_record("long", "a.png", scenes.conversation(Random(2), things))])
     with pytest.raises(MmdoraError, match=r"record long .*first turn alone"):
-        fit(read_records(tmp_path / "r.jsonl"), processor, 20, "shrink")
+        fit(read_records(tmp_path / "r.jsonl"), family_of(processor), 20, "shrink")

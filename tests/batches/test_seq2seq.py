@@ -8,13 +8,13 @@ import torch
 from shrunken_vlbart import picture, small_vlbart
 from torch.nn.functional import cross_entropy
 
-from mmdora.batches.seq2seq import Seq2SeqCollator
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking
 from mmdora.evaluate.tasks import task_of
-from mmdora.predict.answers import _encode
+from mmdora.families import family_of
 from mmdora.prepare.record import asked
 from mmdora.records.record import qa_record
+from mmdora.records.row import changed, row_of
 
 
 @pytest.fixture(scope="module")
@@ -30,13 +30,13 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def pair(answer: str, **more) -> dict:
-    return asked("train-0-0-0", ["0.png", "1.png"], "both show a dog.", answer) | more
+def pair(root: Path, answer: str, **more):
+    return changed(row_of(asked("train-0-0-0", ["0.png", "1.png"], "both show a dog.", answer), root), **more)
 
 
 def test_labels_are_the_answers_as_the_tokenizer_writes_them(vlbart, root):
     _, processor = vlbart
-    batch = Seq2SeqCollator(processor, root)([pair("true"), pair("no dog", masked=False)])
+    batch = family_of(processor).batch([pair(root, "true"), pair(root, "no dog", masked=False)])
     for row, answer in enumerate(("true", "no dog")):
         ids = processor.tokenizer(answer)["input_ids"]
         assert batch["labels"][row, : len(ids)].tolist() == ids
@@ -45,9 +45,9 @@ def test_labels_are_the_answers_as_the_tokenizer_writes_them(vlbart, root):
 
 
 def test_the_encoder_reads_what_evaluation_asks(vlbart, root):
-    model, processor = vlbart
-    learned = Seq2SeqCollator(processor, root)([pair("true", task="nlvr")])
-    asked_ = _encode(model, processor, [Asking(processor, task_of("nlvr2"), root)._prompt(pair("true"), {})])
+    _, processor = vlbart
+    learned = family_of(processor).batch([pair(root, "true", task="nlvr")])
+    asked_ = family_of(processor).encode_prompts([Asking(processor, task_of("nlvr2"))._prompt(pair(root, "true"), {})])
     for key, value in asked_.items():
         assert torch.equal(learned[key], value), key
     assert processor.tokenizer.decode(learned["input_ids"][0]) == "<s>nlvr: both show a dog.</s>"
@@ -55,15 +55,15 @@ def test_the_encoder_reads_what_evaluation_asks(vlbart, root):
 
 def test_rows_without_anything_to_learn_weigh_nothing(vlbart, root):
     model, processor = vlbart
-    batch = Seq2SeqCollator(processor, root)([pair("true", masked=True)])
+    batch = family_of(processor).batch([pair(root, "true", masked=True)])
     assert (batch["labels"] == -100).all()
     assert model(**batch).loss.item() == 0.0
 
 
 def test_weights_multiply_the_loss_of_their_row(vlbart, root):
     model, processor = vlbart
-    rows = [pair("true", weight=0.3), pair("a large black dog", weight=0.9), pair("no")]
-    batch = Seq2SeqCollator(processor, root)(rows)
+    rows = [pair(root, "true", weight=0.3), pair(root, "a large black dog", weight=0.9), pair(root, "no")]
+    batch = family_of(processor).batch(rows)
     assert batch["loss_weights"].tolist() == pytest.approx([0.3, 0.9, 1.0])
     with torch.no_grad():
         found = model(**batch)
@@ -79,8 +79,8 @@ def test_weights_multiply_the_loss_of_their_row(vlbart, root):
 
 def test_clips_come_as_features(root):
     _, processor = small_vlbart(None)
-    row = asked("a", [], "what?", "left", features="clip.npy") | {"task": "tvqa"}
-    batch = Seq2SeqCollator(processor, root)([row, row])
+    row = changed(row_of(asked("a", [], "what?", "left", features="clip.npy"), root), task="tvqa")
+    batch = family_of(processor).batch([row, row])
     assert batch["visual_features"].shape == (2, 1, 6, 64)
     assert processor.tokenizer.decode(batch["input_ids"][0]) == "<s>what? tvqa: </s>"
 
@@ -99,12 +99,13 @@ def test_clips_come_as_features(root):
         (asked("q", ["0.png"], "w" * 200, "a"), r"a text has 202 tokens; the encoder of this model reads at most 96"),
         (asked("q", ["2.png"], "what?", "a"), r"record q: .*2\.png"),
         (asked("q", [], "what?", "a", features="none.npy"), r"record q: .*none\.npy"),
-        (asked("q", [], "what?", "a") | {"task": "quiz"}, r"record q: unknown task 'quiz'"),
+        (asked("q", [], "what?", "a") | {"task": "quiz"}, r"record q: unknown task 'quiz'"),  # type: ignore
     ],
 )
 def test_what_cannot_be_learned_is_said_with_its_row(vlbart, root, row, message):
+    task = row.get("task")
     with pytest.raises(MmdoraError, match=message):
-        Seq2SeqCollator(vlbart[1], root)([row])
+        family_of(vlbart[1]).batch([changed(row_of(row, root), task=task)])
 
 
 def test_a_typed_question_gets_the_default_prompt(root):

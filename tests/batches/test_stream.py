@@ -18,9 +18,10 @@ from mmdora.batches.stream import Shards, Stream, StreamBatches, admit, rows_of
 from mmdora.config import Data, RunConfig, validate
 from mmdora.data_prep import messages
 from mmdora.errors import MmdoraError
+from mmdora.families import family_of
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.records.images import PackedImage
 from mmdora.records.reader import read_records
+from mmdora.records.row import changed
 
 MEMORY = 20e6  # bytes
 
@@ -48,7 +49,7 @@ def ids(rows) -> list[str]:
 
 
 def test_a_pass_is_a_permutation_and_the_next_is_another(shards):
-    in_file = ids(rows_of(Shards(shards).files, None))
+    in_file = ids(rows_of(Shards(shards).files, shards, None))
     one = stream(shards)
     first, second = ids(one.one_pass(0)), ids(one.one_pass(1))
     assert len(in_file) == 23 and sorted(first) == sorted(second) == sorted(in_file)
@@ -62,7 +63,7 @@ def test_processes_share_a_pass(shards, processes):
     shares = [stream(shards, process=n, processes=processes) for n in range(processes)]
     for number in (0, 1):
         parts = [ids(share.one_pass(number)) for share in shares]
-        assert sorted(chain(*parts)) == sorted(ids(rows_of(Shards(shards).files, None)))
+        assert sorted(chain(*parts)) == sorted(ids(rows_of(Shards(shards).files, shards, None)))
         assert all(len(part) >= 6 for part in parts)
 
 
@@ -95,9 +96,9 @@ def test_the_fingerprint_is_of_names_sizes_and_content(shards):
 @pytest.mark.parametrize("policy", ["drop", "shrink"])
 def test_the_limit_is_that_of_fit(scene_records, processor, policy):
     data = Data(max_length=120, too_long=policy)
-    take = partial(admit, processor=processor, root=scene_records.parent, data=data, apart=())
+    take = partial(admit, family=family_of(processor), data=data, apart=())
     ours = {row["id"]: row["messages"] for row in stream(scene_records, admit=take).one_pass(0)}
-    rows = fit(read_records(scene_records), processor, data.max_length, policy)
+    rows = fit(read_records(scene_records), family_of(processor), data.max_length, policy)
     assert rows.dropped or rows.shrunk
     assert ours == {rows[i]["id"]: rows[i]["messages"] for i in range(len(rows))}
 
@@ -110,7 +111,7 @@ def test_packed_records(scene_records, tmp_path):
     found = {row["id"]: row for row in stream(tmp_path / "packed/train.parquet").one_pass(0)}
     assert found == whole
     for name, row in found.items():
-        assert all(isinstance(image, PackedImage) for image in row["images"])
+        assert all(image.data is not None for image in row["images"])
         assert [image.data for image in row["images"]] == [image.data for image in whole[name]["images"]]
 
 
@@ -138,7 +139,7 @@ def test_files_of_a_store(shards, monkeypatch):
     for place in ("https://host/data/*.jsonl", "https://host/data"):
         there = Shards(Path(place), images=shards)  # as a config holds it
         assert [name.partition("host")[2] for name in there.files] == [f"/data/{n}.jsonl" for n in range(3)]
-        assert ids(rows_of(there.files, None)) == ids(rows_of(Shards(shards).files, None))
+        assert ids(rows_of(there.files, there.root, None)) == ids(rows_of(Shards(shards).files, shards, None))
     before = there.fingerprint
     Store().pipe("https://host/data/0.jsonl", b"")
     assert Shards(Path(place), images=shards).fingerprint != before
@@ -168,7 +169,7 @@ def test_a_bad_row_is_named_where_it_comes(tmp_path, text, problem):
     shards = Shards(tmp_path)
     with pytest.raises(MmdoraError, match=re.escape(problem)) as raised:
         shards.check()
-        list(rows_of(shards.files, None))
+        list(rows_of(shards.files, shards.root, None))
     assert "\n" not in str(raised.value)
 
 
@@ -192,10 +193,10 @@ def test_places_that_are_refused(tmp_path):
 
 def test_rows_that_are_refused(scene_records, processor):
     first = next(iter(read_records(scene_records)))
-    take = partial(admit, processor=processor, root=scene_records.parent)
+    take = partial(admit, family=family_of(processor))
     with pytest.raises(MmdoraError, match="the stream holds its record 'scene-0' too"):
         take(first, data=Data(), apart={"scene-0"})
-    piece = first | {"id": "scene-0#1"}
+    piece = changed(first, id="scene-0#1")
     assert take(piece, data=Data(), apart={"scene-0"}) is piece  # an id like any other, where nothing was cut
     with pytest.raises(MmdoraError, match="its record 'scene-0#1' too"):
         take(piece, data=Data(max_turns=1), apart={"scene-0"})
@@ -206,7 +207,8 @@ def test_rows_that_are_refused(scene_records, processor):
     with pytest.raises(MmdoraError, match="holds no row to learn"):
         next(iter(stream(scene_records, admit=partial(take, data=Data(max_length=9, too_long="drop"), apart=()))))
     with pytest.raises(MmdoraError, match="the text '<image>' holds the image placeholder"):
-        take(row(messages=[{"role": "user", "content": [{"type": "text", "text": "<image>"}]}]), data=Data(), apart=())
+        asks = [{"role": "user", "content": [{"type": "text", "text": "<image>"}]}]
+        take(changed(first, messages=asks), data=Data(), apart=())
 
 
 @pytest.mark.parametrize(

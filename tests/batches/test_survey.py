@@ -6,10 +6,10 @@ from rich.console import Console
 from tiny_run import first_turns
 from transformers import AutoProcessor
 
-from mmdora.batches.collate import Collator
 from mmdora.batches.survey import drawing, filling, survey
 from mmdora.cli import main
 from mmdora.config import RunConfig, validate
+from mmdora.families import family_of
 from mmdora.records.reader import read_records
 
 
@@ -29,8 +29,8 @@ def processor(tiny_llava):
 
 def test_figures_are_those_of_processed_rows(records, processor):
     opened = read_records(records)
-    found = survey(opened, processor, config())
-    collate = Collator(processor, records.parent)
+    found = survey(opened, family_of(processor), config())
+    collate = family_of(processor).batch
     rows = [collate([record]) for record in opened]
     assert found.lengths.tolist() == [row["input_ids"].shape[1] for row in rows]
     images = [int((row["input_ids"] == processor.image_token_id).sum()) for row in rows]
@@ -45,16 +45,16 @@ def test_filling_is_that_of_padded_batches():
 
 
 def test_grouping_and_packing_fill_up_less(records, processor):
-    shares = survey(read_records(records), processor, config(max_length=360)).padding
+    shares = survey(read_records(records), family_of(processor), config(max_length=360)).padding
     loose, grouped, packed = shares.values()
     assert grouped < loose and packed < loose
 
 
 def test_rows_over_the_limit_are_named(records, processor):
     opened = read_records(records)
-    lengths = survey(opened, processor, config()).lengths
+    lengths = survey(opened, family_of(processor), config()).lengths
     limit = int(np.sort(lengths)[-3]) - 1
-    found = survey(opened, processor, config(max_length=limit))
+    found = survey(opened, family_of(processor), config(max_length=limit))
     over = [record["id"] for record, length in zip(opened, lengths, strict=True) if length > limit]
     assert len(over) >= 3 and list(found.over) == over[:5]
     console = Console(width=100, record=True)

@@ -13,6 +13,7 @@ from mmdora.batches.sampler import NO_ROW, GroupedSampler
 from mmdora.batches.tasks import TaskRows, soft_answer, soft_scores
 from mmdora.errors import MmdoraError
 from mmdora.prepare.record import asked
+from mmdora.records.images import FileRef
 from mmdora.records.reader import read_records, write_records
 
 GIVEN = ["red"] * 3 + ["dark red"] + ["crimson"] * 6
@@ -22,7 +23,7 @@ SIZES = {"vqa": 37, "caption": 20, "nlvr": 9}
 def rows_of(folder: Path, name: str, count: int, **meta: object) -> Rows:
     folder = folder / name
     write_records(
-        folder / "rows.jsonl", [asked(f"{name}-{i}", [], "what?", f"{name} {i}", **meta) for i in range(count)]
+        folder / "rows.jsonl", [asked(f"{name}-{i}", ["0.png"], "what?", f"{name} {i}", **meta) for i in range(count)]
     )
     index = np.arange(count, dtype=np.int32)
     lengths = (7 * index) % 11
@@ -53,7 +54,7 @@ def test_answers_are_drawn_in_proportion_to_their_scores():
 def test_a_row_knows_its_task_and_its_root(tasks: TaskRows, tmp_path: Path):
     assert len(tasks) == sum(SIZES.values())
     last = tasks[len(tasks) - 1]
-    assert (last["id"], last["task"], last["root"]) == ("nlvr-8", "nlvr", tmp_path / "nlvr")
+    assert (last["id"], last["task"], last["images"]) == ("nlvr-8", "nlvr", [FileRef("0.png", tmp_path / "nlvr")])
     assert tasks[37]["id"] == "caption-0" and "weight" not in tasks[37]
     assert tasks[~40]["masked"] is True and tasks[~40]["id"] == tasks[40]["id"]
 

@@ -6,7 +6,7 @@ from evaluation_files import evaluation, graded
 from playwright.sync_api import expect
 
 from mmdora.demo import app, server
-from mmdora.demo.compare import Column
+from mmdora.demo.compare import ModelColumn
 from mmdora.demo.inside import Inside
 from mmdora.demo.votes import Votes
 from mmdora.predict.answers import Partial
@@ -19,7 +19,7 @@ def address(tmp_path, free_port):
     for name, marks in zip(NAMES, ("----+++", "++++---", "+++++--"), strict=True):
         evaluation(tmp_path / "eval" / "shapes" / name, "shapes", graded(marks))
         (tmp_path / "eval" / "shapes" / name / "errors.html").write_text(f"<h1>{name} was wrong</h1>")
-    columns = [Column(name, "kind", "cpu", lambda *_: iter([Partial("yes", 1, 0.1, None)])) for name in NAMES]
+    columns = [ModelColumn(name, "kind", "cpu", lambda *_: iter([Partial("yes", 1, 0.1, None)])) for name in NAMES]
     with server.upload_folder():
         page = app.Page(columns, [], Votes(NAMES), Inside(dict.fromkeys(NAMES, "tiny-llava"), tmp_path))
         server.launch(page, "127.0.0.1", free_port)

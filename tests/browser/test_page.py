@@ -5,7 +5,7 @@ from playwright.sync_api import expect
 
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import app, server
-from mmdora.demo.compare import Column
+from mmdora.demo.compare import ModelColumn
 from mmdora.demo.inside import Inside
 from mmdora.demo.votes import Votes
 from mmdora.predict.answers import Partial
@@ -140,7 +140,7 @@ def test_a_phone_does_not_scroll_sideways(visit, url, dark):
 def test_markup_in_an_answer_stays_text(visit, free_port):
     nasty = '<img src=x onerror="document.title=1"><script>document.title=2</script>${document.title=3}{{title}}'
     names = ("<b>one</b>", "two")
-    columns = [Column(n, "<i>kind</i>", "cpu", lambda *_, t=t: iter([Partial(t, 1, 0.1, None)])) for n, t in
+    columns = [ModelColumn(n, "<i>kind</i>", "cpu", lambda *_, t=t: iter([Partial(t, 1, 0.1, None)])) for n, t in
                zip(names, (nasty, nasty + " <b>more</b>"), strict=True)]  # fmt: skip
     with server.upload_folder():
         page = app.Page(columns, [], Votes(names), Inside({"<u>x</u>": "tiny-llava"}))

@@ -8,7 +8,7 @@ import pytest
 from mmdora.data_prep import coco_captions, nlvr2
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.records.images import open_image
+from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records
 
 
@@ -37,7 +37,7 @@ def test_nlvr2(official, picture, tmp_path, answer_of, full_marks):
     first, *_ = records = list(read_records(tmp_path / "out/dev.jsonl", root))
     assert first["images"] == ["dev/dev-850-0-img0.png", "dev/dev-850-0-img1.png"]
     assert [part["type"] for part in first["messages"][0]["content"]] == ["image", "image", "text"]
-    assert all(open_image(name, root).size == (8, 6) for record in records for name in record["images"])
+    assert all(open_image(FileRef(name, root)).size == (8, 6) for record in records for name in record["images"])
     assert [answer_of(record) for record in records] == ["true", "false", None]
     assert [record["meta"]["identifier"] for record in records] == ["dev-850-0-0", "dev-850-1-0", "dev-850-1-1"]
     assert full_marks("nlvr2", records)

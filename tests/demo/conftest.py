@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.demo.columns import local
-from mmdora.demo.compare import Column
+from mmdora.demo.compare import ModelColumn
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +29,7 @@ def processor(tiny_llava):
 @pytest.fixture
 def columns(models, processor):
     pairs = zip(("base", "dora"), models, strict=True)
-    return [Column(name, "a model", "cpu", local(model, processor)) for name, model in pairs]
+    return [ModelColumn(name, "a model", "cpu", local(model, processor)) for name, model in pairs]
 
 
 @pytest.fixture

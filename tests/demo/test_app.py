@@ -17,19 +17,22 @@ from PIL import Image
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import app, cards, server
 from mmdora.demo.columns import local
-from mmdora.demo.compare import Answer, Column, Settings, Turn
+from mmdora.demo.compare import Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.inside import Inside
 from mmdora.demo.session import Session
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Prompt, ask, generate
+from mmdora.families import Prompt, ask
+from mmdora.predict.answers import generate
 
 QUESTION = "what color is the shape?"
 
 
 @pytest.fixture(scope="module")
 def served(models, processor, tmp_path_factory):
-    made = [Column(n, "a model", "cpu", local(m, processor)) for n, m in zip(("base", "dora"), models, strict=True)]
+    made = [
+        ModelColumn(n, "a model", "cpu", local(m, processor)) for n, m in zip(("base", "dora"), models, strict=True)
+    ]
     with server.upload_folder() as folder:
         page = app.Page(made, samples(2), Votes(["base", "dora"]), Inside({}), queue=4)
         server.launch(page, "127.0.0.1", _free_port())
@@ -228,7 +231,7 @@ def test_a_client_that_vanishes_frees_the_models(served, url, client, picture, s
 def test_what_models_and_users_write_is_text():
     nasty = '<script>alert(1)</script><img src=x onerror="alert(2)">${1+1}{{value}}'
     answers = (Answer(nasty, "failed", nasty, error=nasty), Answer("b", "done", "other <b>words</b>"))
-    turn = Turn(nasty, Settings(system_prompt=nasty), answers, (0, 1), True, nasty)
+    turn = Turn(nasty, AnswerSettings(system_prompt=nasty), answers, (0, 1), True, nasty)
     page = cards.conversation_html([turn], {nasty: nasty, "b": nasty})
     page += cards.idle_html({nasty: nasty}) + cards.tally_html({nasty: share(1, 2)}, {nasty: 1})
     assert "<script" not in page and "<img" not in page and "<b>w" not in page and page.count("&lt;script&gt;") > 10

@@ -6,9 +6,11 @@ from PIL import Image
 
 import mmdora
 from mmdora.demo.columns import describe, load_columns, parse_specs
-from mmdora.demo.compare import Settings, answer, new_turn
+from mmdora.demo.compare import AnswerSettings, answer, new_turn
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import ask
+from mmdora.export.run import export
+from mmdora.families import ask
+from mmdora.models.locate import locate
 
 
 @pytest.mark.parametrize(
@@ -56,10 +58,13 @@ def test_load_columns_describes_base_and_adapter(tiny_llava, tmp_path):
 
 def test_a_merged_export_says_what_was_merged(tmp_path):
     model, _ = mmdora.load("tiny-llava")
-    (tmp_path / "README.md").write_text("---\ntags:\n- mmdora\n- dora\n---\n# x\n")
-    assert describe(model, str(tmp_path)) == "DoRA, merged, 2.2 M parameters"
-    (tmp_path / "README.md").write_text("no front matter")
-    assert describe(model, str(tmp_path)) == "checkpoint, 2.2 M parameters"
+    mmdora.inject(model, {"language": {"method": "dora", "rank": 2}})
+    mmdora.save_adapter(model, tmp_path / "adapter", base="tiny-llava")
+    export(tmp_path / "adapter", tmp_path / "out", parity="tensors", say=lambda _: None)
+    mmdora.merge(model)
+    assert describe(model, locate(tmp_path / "out")) == "DoRA, merged, 2.2 M parameters"
+    (tmp_path / "out" / "mmdora.json").unlink()
+    assert describe(model, locate(tmp_path / "out")) == "checkpoint, 2.2 M parameters"
 
 
 def test_a_column_that_cannot_be_loaded_is_named(tmp_path):
@@ -71,7 +76,7 @@ def test_a_server_is_a_column_like_any_other(tiny_llava):
     with serving(lambda body: (["red ", "circle"], 5, 3)) as stub:
         columns = load_columns(["here=tiny-llava", f"there=openai:{stub.url}#mine"], say=lambda _: None)
         assert columns[1].kind == f"mine, served by {stub.url.split('/')[2]}" and columns[0].place != columns[1].place
-        settings = Settings(max_tokens=7, temperature=0.5, top_p=0.8, seed=3, system_prompt="be brief")
+        settings = AnswerSettings(max_tokens=7, temperature=0.5, top_p=0.8, seed=3, system_prompt="be brief")
         *_, last = answer(columns, [new_turn(columns, "what?", settings)], [Image.new("RGB", (8, 8))])
     assert [state.status for state in last] == ["done", "done"]
     assert last[1].text == "red circle" and last[1].tokens == 3 and last[1].first_token_s
@@ -89,7 +94,7 @@ def test_a_template_without_a_place_for_the_system_prompt_is_told(monkeypatch):
     (column,) = load_columns(["base=tiny-llava"], say=lambda _: None)
     prompt = ask("what?")
     prompt.messages.insert(0, {"role": "system", "content": [{"type": "text", "text": "be brief"}]})
-    assert list(column.speak(prompt, Settings(max_tokens=1, system_prompt="be brief"), threading.Event()))
+    assert list(column.speak(prompt, AnswerSettings(max_tokens=1, system_prompt="be brief"), threading.Event()))
     monkeypatch.setattr("mmdora.demo.columns.render", lambda *_, **__: "USER: what? ASSISTANT:")
     with pytest.raises(MmdoraError, match="no place for a system prompt"):
-        list(column.speak(prompt, Settings(max_tokens=1, system_prompt="be brief"), threading.Event()))
+        list(column.speak(prompt, AnswerSettings(max_tokens=1, system_prompt="be brief"), threading.Event()))

@@ -12,8 +12,8 @@ from mmdora.demo.compare import (
     MAX_QUESTION,
     MAX_UPLOAD,
     Answer,
-    Column,
-    Settings,
+    AnswerSettings,
+    ModelColumn,
     answer,
     check_question,
     check_upload,
@@ -22,14 +22,15 @@ from mmdora.demo.compare import (
     read_image,
 )
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Partial, ask, generate
+from mmdora.families import ask
+from mmdora.predict.answers import Partial, generate
 
 PICTURE = Image.new("RGB", (64, 64), "teal")
 QUESTION = "what color is the shape?"
 
 
 def asked(columns, settings=None, question=QUESTION):
-    return [new_turn(columns, question, settings or Settings())]
+    return [new_turn(columns, question, settings or AnswerSettings())]
 
 
 def last(states):
@@ -55,11 +56,11 @@ def last(states):
 )
 def test_settings_out_of_range(bad):
     with pytest.raises(MmdoraError, match=next(iter(bad)).replace("_", "[ -]")):
-        Settings(**bad)
+        AnswerSettings(**bad)
 
 
 def test_columns_answer_in_turn_and_as_generate_does(columns, models, processor):
-    seen = list(answer(columns, asked(columns, Settings(max_tokens=24)), [PICTURE]))
+    seen = list(answer(columns, asked(columns, AnswerSettings(max_tokens=24)), [PICTURE]))
     statuses = [tuple(state.status for state in states) for states in seen]
     assert statuses[0] == ("waiting", "waiting")
     assert {("running", "waiting"), ("waiting", "running")} & set(statuses)
@@ -81,7 +82,7 @@ def instant(*texts, wait=0.0):
 
 
 def test_who_answers_first_is_drawn_anew():
-    columns = [Column(name, "", "cpu", instant("x")) for name in "abc"]
+    columns = [ModelColumn(name, "", "cpu", instant("x")) for name in "abc"]
     first = Counter()
     for _ in range(60):
         states = next(s for s in answer(columns, asked(columns), [PICTURE]) if any(a.status == "running" for a in s))
@@ -90,7 +91,7 @@ def test_who_answers_first_is_drawn_anew():
 
 
 def test_places_answer_at_once():
-    columns = [Column(name, "", name, instant(*"xxxx", wait=0.1)) for name in "ab"]
+    columns = [ModelColumn(name, "", name, instant(*"xxxx", wait=0.1)) for name in "ab"]
     seen = [tuple(a.status for a in states) for states in answer(columns, asked(columns), [PICTURE])]
     assert ("running", "running") in seen and seen[-1] == ("done", "done")
 
@@ -98,7 +99,7 @@ def test_places_answer_at_once():
 def test_waiting_is_not_in_the_timings(columns, models, slowly):
     slowly(0.05)
     begun = time.monotonic()
-    found = last(answer(columns, asked(columns, Settings(max_tokens=6)), [PICTURE]))
+    found = last(answer(columns, asked(columns, AnswerSettings(max_tokens=6)), [PICTURE]))
     took = time.monotonic() - begun
     for state in found:
         assert state.first_token_s and state.tokens_per_s
@@ -108,19 +109,19 @@ def test_waiting_is_not_in_the_timings(columns, models, slowly):
 
 def test_an_answer_streams(columns, monkeypatch):
     monkeypatch.setattr(compare, "REFRESH", 0)
-    lengths = [s[0].tokens for s in answer(columns[:1], asked(columns[:1], Settings(max_tokens=6)), [PICTURE])]
+    lengths = [s[0].tokens for s in answer(columns[:1], asked(columns[:1], AnswerSettings(max_tokens=6)), [PICTURE])]
     assert lengths == [0, 0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
 
 
 def test_a_silent_model_does_not_keep_the_reader_waiting(monkeypatch):
     monkeypatch.setattr(compare, "HEARTBEAT", 0.05)
-    columns = [Column("a", "", "cpu", instant("x", wait=0.8))]
+    columns = [ModelColumn("a", "", "cpu", instant("x", wait=0.8))]
     assert sum(s[0].status == "running" for s in answer(columns, asked(columns), [PICTURE])) >= 5
 
 
 def test_the_same_seed_for_every_model(columns):
     twins = [columns[0], replace(columns[0], name="twin")]
-    settings = Settings(max_tokens=16, temperature=1.0, seed=5)
+    settings = AnswerSettings(max_tokens=16, temperature=1.0, seed=5)
     first, second = last(answer(twins, asked(twins, settings), [PICTURE]))
     assert first.text == second.text
     other = last(answer(twins[:1], asked(twins[:1], replace(settings, seed=6)), [PICTURE]))[0]
@@ -129,9 +130,9 @@ def test_the_same_seed_for_every_model(columns):
 
 def test_each_model_sees_its_own_answers(columns):
     first = replace(
-        new_turn(columns, "one?", Settings()), answers=(Answer("base", "done", "A"), Answer("dora", "failed"))
+        new_turn(columns, "one?", AnswerSettings()), answers=(Answer("base", "done", "A"), Answer("dora", "failed"))
     )
-    second = new_turn(columns, "two?", Settings(system_prompt=" be brief "))
+    second = new_turn(columns, "two?", AnswerSettings(system_prompt=" be brief "))
     texts = [
         [(message["role"], [part.get("text", part["type"]) for part in message["content"]])
          for message in prompt_of([first, second], index, [PICTURE]).messages]
@@ -143,7 +144,7 @@ def test_each_model_sees_its_own_answers(columns):
 
 
 def test_a_second_question_is_answered_in_the_light_of_the_first(columns, models, processor):
-    settings = Settings(max_tokens=8)
+    settings = AnswerSettings(max_tokens=8)
     turn = new_turn(columns, "what shape is it?", settings)
     turn = replace(turn, answers=last(answer(columns, [turn], [PICTURE])))
     found = last(answer(columns, [turn, new_turn(columns, QUESTION, settings)], [PICTURE]))
@@ -169,18 +170,18 @@ def test_one_failing_model_leaves_the_other_alive(columns, models, error, messag
 
     handle = models[0].register_forward_pre_hook(fail)
     try:
-        broken, alive = last(answer(columns, asked(columns, Settings(max_tokens=3)), [PICTURE]))
+        broken, alive = last(answer(columns, asked(columns, AnswerSettings(max_tokens=3)), [PICTURE]))
     finally:
         handle.remove()
     assert broken.status == "failed" and message in broken.error
     assert alive.status == "done" and alive.tokens == 3
-    again = last(answer(columns, asked(columns, Settings(max_tokens=3)), [PICTURE]))
+    again = last(answer(columns, asked(columns, AnswerSettings(max_tokens=3)), [PICTURE]))
     assert [state.status for state in again] == ["done"] * 2
 
 
 def test_stop_ends_the_running_model_and_spares_the_rest(columns, slowly):
     stop, steps = threading.Event(), slowly(0.02)
-    states = answer(columns, asked(columns, Settings(max_tokens=500)), [PICTURE], stop)
+    states = answer(columns, asked(columns, AnswerSettings(max_tokens=500)), [PICTURE], stop)
     while max(state.tokens for state in next(states)) < 2:
         pass
     before = len(steps)
@@ -192,7 +193,7 @@ def test_stop_ends_the_running_model_and_spares_the_rest(columns, slowly):
 
 
 def test_closing_frees_the_device(columns):
-    states = answer(columns, asked(columns, Settings(max_tokens=500)), [PICTURE])
+    states = answer(columns, asked(columns, AnswerSettings(max_tokens=500)), [PICTURE])
     while max(state.tokens for state in next(states)) < 2:
         pass
     assert compare._devices["cpu"].locked()
@@ -213,11 +214,11 @@ def test_closing_frees_the_device(columns):
 )
 def test_bad_questions(question, system, message):
     with pytest.raises(MmdoraError, match=message):
-        check_question(question, Settings(system_prompt=system))
+        check_question(question, AnswerSettings(system_prompt=system))
 
 
 def test_a_question_of_just_that_length_passes():
-    assert check_question(" " + "x" * (MAX_QUESTION - 2) + "\n", Settings()) == "x" * (MAX_QUESTION - 2)
+    assert check_question(" " + "x" * (MAX_QUESTION - 2) + "\n", AnswerSettings()) == "x" * (MAX_QUESTION - 2)
 
 
 @pytest.mark.parametrize("check", [check_upload, read_image])

@@ -6,10 +6,12 @@ from evaluation_files import evaluation, graded
 from tiny_run import config_for, silent
 
 import mmdora
-from mmdora.demo.inside import Inside, curve
+from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab, told
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.significance import compare
+from mmdora.export.run import export
+from mmdora.html import curve
 from mmdora.train import train
 
 
@@ -30,10 +32,25 @@ def results(scene_records, tmp_path_factory):
 def test_it_shows_models_curves_and_scores(results):
     inside = Inside({"base": "tiny-llava", "dora": str(results / "runs" / "dora")}, results)
     page = inside.html()
-    assert "A LLaVA small enough" in page and "<dd>records.jsonl</dd>" in page and "2 steps of" in page
+    assert "a base that mmdora carries" in page and "<dd>records.jsonl</dd>" in page and "2 steps of" in page
     assert "vision     dora" in page and page.count("<svg") == 1 and len(curve(results / "runs" / "dora")) == 2
     assert "75.0%" in page and "40.0 – 90.0" in page and "&lt;i&gt;kind&lt;/i&gt;" in page and "<i>kind" not in page
     assert str(results) not in page, "tells where the server keeps its files"
+
+
+def test_an_export_is_told_from_its_facts_and_another_checkpoint_as_unknown(results, tiny_llava, tmp_path):
+    out = tmp_path / "dora-merged"
+    export(results / "runs" / "dora", out, scores={"easy-VQA": 0.953, "<b>": 7}, parity="tensors", say=silent)
+    page = Inside({"merged": str(out)}).html()
+    for fact in ("<dt>base</dt><dd>tiny-llava</dd>", "adapted with dora", "<dt>data</dt><dd>records.jsonl</dd>"):
+        assert fact in page
+    assert "<dt>easy-VQA</dt><dd>95.3%</dd>" in page and "<dt>&lt;b&gt;</dt><dd>7</dd>" in page
+    assert "vision     dora" in page and str(tmp_path) not in page and str(results) not in page
+    (out / "README.md").write_text("# Lies\n\nOf nothing.\n\n## Scores\n\n| | |\n|---|---|\n| lies | 1 |\n")
+    assert "lies" not in Inside({"merged": str(out)}).html()
+    (out / "mmdora.json").unlink()
+    page = Inside({"merged": str(out)}).html()
+    assert "nothing more is known, as it has no mmdora.json" in page and "95.3%" not in page and "lies" not in page
 
 
 def test_the_gallery_is_shut_in(results):
@@ -151,17 +168,6 @@ def test_a_visitor_is_not_told_where_files_are(tmp_path):
 
     with pytest.raises(gr.Error, match=r"^'?errors\.html: larger than 32 MiB"):
         told(show)()
-
-
-def test_a_log_that_is_being_written_and_one_that_is_none(tmp_path):
-    log = tmp_path / "run" / "log.jsonl"
-    log.parent.mkdir()
-    log.write_text('{"step": 1, "loss": 2.5}\n{"step": 2, "lo')
-    assert curve(log.parent) == [(1, 2.5)]
-    for text in ("[1]\n", '{"loss": 1}\n', "x\n"):
-        log.write_text(text)
-        with pytest.raises(MmdoraError, match=r"log\.jsonl: not the log of a run"):
-            curve(log.parent)
 
 
 @pytest.mark.parametrize("damage", [{"overall": 3}, {"overall": None}, {"by_type": None}, {"by_type": {"x": {}}}])

@@ -3,7 +3,7 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from mmdora.demo.compare import Answer, Settings, Turn
+from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.demo.results import as_json, as_markdown, from_link, link
 from mmdora.errors import MmdoraError
 
@@ -17,8 +17,8 @@ ANSWERS = (
 @pytest.mark.parametrize(
     ("question", "settings", "example", "blind"),
     [
-        ("what?", Settings(), None, False),
-        ("& = ? #é", Settings(7, 0.5, 0.9, 12, "be brief"), 3, True),
+        ("what?", AnswerSettings(), None, False),
+        ("& = ? #é", AnswerSettings(7, 0.5, 0.9, 12, "be brief"), 3, True),
     ],
 )
 def test_a_link_gives_back_what_was_set(question, settings, example, blind):
@@ -38,7 +38,7 @@ def test_a_link_sets_nothing_that_the_page_would_not(query):
 
 
 def test_json_has_everything():
-    turn = Turn("what?", Settings(seed=2), ANSWERS, (0, 1))
+    turn = Turn("what?", AnswerSettings(seed=2), ANSWERS, (0, 1))
     found = json.loads(as_json([turn], KINDS, {"sha256": "f00"}))
     assert found["picture"] == {"sha256": "f00"} and found["models"] == KINDS
     assert found["turns"][0]["settings"]["seed"] == 2
@@ -46,14 +46,14 @@ def test_json_has_everything():
 
 
 def test_markdown_holds_text_as_text():
-    text = as_markdown([Turn("a\n# b", Settings(), ANSWERS, (0, 1))], KINDS, {"sha256": "f00"})
+    text = as_markdown([Turn("a\n# b", AnswerSettings(), ANSWERS, (0, 1))], KINDS, {"sha256": "f00"})
     assert "    <b>red</b>\n    # x\n" in text and "    a\n    # b\n" in text
     assert "Failed: out of \\*memory\\*" in text and "First token 250 ms, 20.0 tokens/s, 4 tokens" in text
 
 
 @pytest.mark.parametrize("form", [as_json, as_markdown])
 def test_what_is_hidden_stays_hidden_until_the_vote(form):
-    hidden = Turn("what?", Settings(), ANSWERS, (1, 0), blind=True)
+    hidden = Turn("what?", AnswerSettings(), ANSWERS, (1, 0), blind=True)
     text = form([hidden], KINDS, {}).replace("mmdora", "")
     assert "Model A" in text and not any(word in text for word in ("base", "dora", "DoRA", "0.25", "250", "memory"))
-    assert "dora" in form([Turn("what?", Settings(), ANSWERS, (1, 0), True, "tie")], KINDS, {})
+    assert "dora" in form([Turn("what?", AnswerSettings(), ANSWERS, (1, 0), True, "tie")], KINDS, {})

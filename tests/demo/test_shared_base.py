@@ -8,9 +8,10 @@ from transformers import AutoModelForImageTextToText
 import mmdora
 from mmdora.adapt.inject import trainable_parameters
 from mmdora.demo.columns import load_columns
-from mmdora.demo.compare import Settings, answer, new_turn
+from mmdora.demo.compare import AnswerSettings, answer, new_turn
 from mmdora.demo.shared_base import SharedBase
 from mmdora.errors import MmdoraError
+from mmdora.models.locate import locate
 
 PICTURE = Image.effect_noise((64, 64), 90).convert("RGB")
 PLANS = {
@@ -51,7 +52,7 @@ def inputs(tiny_llava):
 
 def test_switching_gives_what_each_gives_alone(adapters, inputs, tiny_llava):
     base = SharedBase(*mmdora.load("tiny-llava"))
-    worn = {name: base.add(adapters / name) for name in PLANS}
+    worn = {name: base.add(locate(adapters / name)) for name in PLANS}
     expected: dict[str | None, torch.Tensor] = {
         None: logits(AutoModelForImageTextToText.from_pretrained(tiny_llava), inputs)
     }
@@ -71,7 +72,7 @@ def test_switching_gives_what_each_gives_alone(adapters, inputs, tiny_llava):
 def test_the_base_is_held_once(adapters):
     base = SharedBase(*mmdora.load("tiny-llava"))
     storages = {p.data_ptr() for p in base.model.parameters()}
-    worn = base.add(adapters / "lora")
+    worn = base.add(locate(adapters / "lora"))
     base.wear(worn)
     new = sum(p.nbytes for p in base.model.parameters() if p.data_ptr() not in storages)
     assert new == worn.nbytes < 0.2 * sum(p.nbytes for p in base.model.parameters())
@@ -91,7 +92,7 @@ def test_columns_answer_as_merged_ones_do(adapters, tmp_path):
     apart = load_columns(merged, say=lambda _: None)
     texts = []
     for columns in (shared, apart):
-        for settings in (Settings(max_tokens=16), Settings(max_tokens=16, temperature=1.0, seed=3)):
+        for settings in (AnswerSettings(max_tokens=16), AnswerSettings(max_tokens=16, temperature=1.0, seed=3)):
             *_, last = answer(columns, [new_turn(columns, "what is it?", settings)], [PICTURE])
             texts.append([state.text for state in last])
     assert texts[:2] == texts[2:] and texts[0][0] != texts[0][2]
@@ -103,6 +104,6 @@ def test_another_base_and_no_adapter_are_refused(adapters, tiny_llava):
     with torch.no_grad():
         model.model.multi_modal_projector.linear_1.weight.add_(1)
     with pytest.raises(MmdoraError, match="another base"):
-        SharedBase(model, processor).add(adapters / "lora")
+        SharedBase(model, processor).add(locate(adapters / "lora"))
     with pytest.raises(MmdoraError, match="none of the models is an adapter"):
         load_columns(["base=tiny-llava"], shared_base=True)

@@ -6,12 +6,12 @@ from vlbart_folders import greedy, save
 
 from mmdora.demo.cards import conversation_html
 from mmdora.demo.columns import load_columns
-from mmdora.demo.compare import Settings, answer, new_turn
+from mmdora.demo.compare import AnswerSettings, answer, new_turn
 from mmdora.demo.inside import Inside
 
 QUESTION = "nlvr: both are red"
 PICTURES = [picture(1), picture(2)]
-SETTINGS = Settings(max_tokens=12)
+SETTINGS = AnswerSettings(max_tokens=12)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ from dataclasses import replace
 import pytest
 from scipy.stats import binomtest
 
-from mmdora.demo.compare import Answer, Settings, Turn
+from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
 
 NAMES = ("base", "dora")
 TURN = Turn(
-    "what?", Settings(seed=4), tuple(Answer(name, "done", f"says {name}") for name in NAMES), (1, 0), True, "dora"
+    "what?", AnswerSettings(seed=4), tuple(Answer(name, "done", f"says {name}") for name in NAMES), (1, 0), True, "dora"
 )
 
 

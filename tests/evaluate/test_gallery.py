@@ -12,7 +12,7 @@ from rich.console import Console
 
 from mmdora.evaluate.gallery import SHOWN, write_gallery
 from mmdora.evaluate.scoring.significance import Comparison
-from mmdora.evaluate.table import Row, scores_table
+from mmdora.evaluate.table import ScoreRow, scores_table
 from mmdora.evaluate.tasks import TASKS
 from mmdora.prepare.record import asked
 
@@ -113,8 +113,8 @@ def printed(*arguments: Any) -> str:
 def test_the_table_shows_kinds_intervals_and_the_difference_to_the_first():
     by_type = {"yes/no": part(0.97, 7136), "other": part(0.94, 2537)}
     rows = [
-        Row("base", {"metric": "exact match", "overall": part(0.61, 9673), "by_type": {"yes/no": part(0.7)}}),
-        Row("DoRA", {"metric": "exact match", "overall": part(0.964, 9673), "by_type": by_type}),
+        ScoreRow("base", {"metric": "exact match", "overall": part(0.61, 9673), "by_type": {"yes/no": part(0.7)}}),
+        ScoreRow("DoRA", {"metric": "exact match", "overall": part(0.964, 9673), "by_type": by_type}),
     ]
     shown = printed(rows, "title", {"DoRA": Comparison(0.354, (0.34, 0.37), 1e-20, "McNemar, exact")})
     for text in ("61.0%", "96.4%", "95.4 – 97.4", "yes/no", "other", "9,673", "–", "minus base", "+35.4", "1e-20"):
@@ -124,5 +124,5 @@ def test_the_table_shows_kinds_intervals_and_the_difference_to_the_first():
 
 def test_cider_is_printed_as_papers_do_and_many_kinds_are_left_to_the_file():
     kinds = {f"kind {i}": part(0.5) for i in range(9)}
-    shown = printed([Row("m", {"metric": "CIDEr", "overall": part(1.153), "by_type": kinds})])
+    shown = printed([ScoreRow("m", {"metric": "CIDEr", "overall": part(1.153), "by_type": kinds})])
     assert "115.3 " in shown and "%" not in shown.replace("95% interval", "") and "kind 1" not in shown

@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from mmdora.data_prep import easy_vqa
 from mmdora.errors import MmdoraError
 from mmdora.evaluate import asking, run
-from mmdora.evaluate.resume import PARTIAL, Journal, read_predictions
+from mmdora.evaluate.resume import JOURNAL, Journal, read_predictions
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.records.reader import read_records
 
@@ -178,17 +178,17 @@ def test_a_torn_line_and_other_keys_count_for_nothing(tmp_path):
     journal.add(0, ["a", "b\n"])
     journal.add(1, ["é"])
     journal.close()
-    file = tmp_path / PARTIAL.format(0)
+    file = tmp_path / JOURNAL.format(0)
     with file.open("ab") as torn:
         torn.write(b'{"batch": 2, "answers": ["x"')
-    (tmp_path / PARTIAL.format(1)).write_text('{"key": "other"}\n{"batch": 5, "answers": ["z"]}\n')
-    assert Journal(tmp_path, "key", 1).found() == {0: ["a", "b\n"], 1: ["é"]}
+    (tmp_path / JOURNAL.format(1)).write_text('{"key": "other"}\n{"batch": 5, "answers": ["z"]}\n')
+    assert Journal(tmp_path, "key", 1).kept() == {0: ["a", "b\n"], 1: ["é"]}
     again = Journal(tmp_path, "key", 0)
     again.begin()
     again.add(2, ["new"])
     again.close()
-    assert again.found() == {0: ["a", "b\n"], 1: ["é"], 2: ["new"]}
-    assert Journal(tmp_path, "another", 0).found() == {}
+    assert again.kept() == {0: ["a", "b\n"], 1: ["é"], 2: ["new"]}
+    assert Journal(tmp_path, "another", 0).kept() == {}
     again.remove()
     assert not list(tmp_path.iterdir())
 
@@ -220,7 +220,7 @@ def undisturbed(easy, tmp_path_factory) -> Path:
 def test_a_killed_evaluation_goes_on_and_ends_like_an_undisturbed_one(easy, undisturbed, tmp_path):
     out, told = tmp_path / "out", tmp_path / "errors"
     child = forked(command(easy, out), told)
-    journal = out / TASK / "m" / PARTIAL.format(0)
+    journal = out / TASK / "m" / JOURNAL.format(0)
     deadline = time.monotonic() + 60
     while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
         assert time.monotonic() < deadline, told.read_text()

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from mmdora.errors import MmdoraError
-from mmdora.export.layout import HUB, hub_name, hub_state, llama_cpp_commands, save_checkpoint
+from mmdora.export.layout import hub_naming, hub_state, save_checkpoint
+from mmdora.export.llama_cpp import llama_cpp_commands
 
 LAYOUTS = Path(__file__).parent / "layouts"
 Sizes = dict[str, Any]
@@ -157,8 +158,17 @@ def test_llava_next_keeps_its_newline(tmp_path):
 
 
 def test_a_name_that_the_table_does_not_cover_is_an_error():
+    hub_name = hub_naming(qwen())
+    assert hub_name is not None
     with pytest.raises(MmdoraError, match=r"model\.audio_tower\.conv\.weight"):
-        hub_name("model.audio_tower.conv.weight", HUB["Qwen2_5_VLForConditionalGeneration"], "qwen2_5_vl_vision")
+        hub_name("model.audio_tower.conv.weight")
+
+
+def test_an_architecture_without_a_table_keeps_its_names():
+    model: Any = torch.nn.Linear(1, 1)
+    assert hub_naming(model) is None
+    with pytest.raises(MmdoraError, match="Linear: the hub's names of its tensors are not known"):
+        hub_state(model)
 
 
 def test_llama_cpp_qwen(tmp_path):

@@ -22,10 +22,10 @@ from shrunken import TEXT, shrunken
 
 import mmdora
 import mmdora.ops.merge
+from mmdora.dtypes import DTYPES
 from mmdora.export import shards
 from mmdora.export.layout import save_checkpoint
 from mmdora.export.parity import tensor_parity
-from mmdora.models.load import DTYPES
 from mmdora.ops.reference import adapted_weight
 
 
@@ -35,7 +35,8 @@ def test_a_sharded_llava_in_the_hubs_layout(llava, llava_adapter, tmp_path, dtyp
     same_checkpoint(in_memory(llava, llava_adapter, dtype, tmp_path / "memory"), tmp_path / "disk")
     before, after = tensors(llava), tensors(tmp_path / "disk")
     changed = {name for name in before if not torch.equal(before[name].to(DTYPES[dtype]), after[name])}
-    assert changed == merge.merged.keys() | merge.replaced.keys() and len(merge.merged) == 14 + 12
+    assert changed == {name for name, row in merge.rows.items() if row.change is not None}
+    assert len(merge.merged) == 14 + 12
     if dtype == "bf16":  # files without a change are copies, and the others keep their headers
         untouched = [s for s in shards.read_shards(llava) if not changed & s.tensors.keys()]
         assert untouched and len(untouched) < len(merge.base.shards)
@@ -78,7 +79,7 @@ def test_other_architectures(tmp_path, name, changes, adapt):
     adapter = write_adapter(tmp_path / "base", adapt, tmp_path / "adapter")
     merge = from_disk(tmp_path / "base", adapter, "bf16", tmp_path / "disk")
     same_checkpoint(in_memory(tmp_path / "base", adapter, "bf16", tmp_path / "memory"), tmp_path / "disk")
-    assert merge.merged or merge.replaced
+    assert any(row.change is not None for row in merge.rows.values())
     if changes:
         assert "lm_head.weight" in merge.base.model.all_tied_weights_keys
 

@@ -2,6 +2,7 @@
 
 import pytest
 from merged_bases import NORM, ZEROS, edit, from_disk, tensors
+from torch import Tensor
 
 from mmdora.errors import MmdoraError
 from mmdora.export import merge_disk
@@ -27,8 +28,9 @@ def off_by_a_thousandth(monkeypatch):
 def keep_the_full_part(monkeypatch):
     whole = DiskMerge._values
 
-    def values(self, name):
-        return whole(self, name) if name not in self.replaced else (self.base.tensors[name] for _ in range(1))
+    def values(self, row):
+        replaced = isinstance(row.change, Tensor)
+        return iter([self.base.tensors[row.file_name]]) if replaced else whole(self, row)
 
     monkeypatch.setattr(DiskMerge, "_values", values)
 

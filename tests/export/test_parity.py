@@ -18,6 +18,7 @@ from mmdora.errors import MmdoraError
 from mmdora.export import merge_disk, parity
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.run import Parity, TensorParity, export
+from mmdora.models.locate import resolve
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +102,7 @@ def write_rows(folder):
 
 
 def test_parity_is_of_logits_where_the_model_fits(adapter, tmp_path, monkeypatch, few_rows):
-    need = 4 * sum(tensor.numel() for tensor in load_file(room.resolve("tiny-llava") + "/model.safetensors").values())
+    need = 4 * sum(tensor.numel() for tensor in load_file(resolve("tiny-llava") + "/model.safetensors").values())
     lines: list[str] = []
     monkeypatch.setattr(room, "_free_memory", lambda: 8 * need)
     assert isinstance(export(adapter, tmp_path / "a", say=lines.append), Parity)

@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import mmdora
 from mmdora.export import parity
 from mmdora.export.run import Parity, export
+from mmdora.models.locate import resolve
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,8 @@ def test_files_the_run_did_not_change_are_copied_byte_for_byte(exported, tiny_ll
     kept = {path.name for path in base.iterdir()} - {"config.json", "model.safetensors", "README.md"}
     assert {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"} <= kept
     assert kept <= same_files(base, out)
-    assert {path.name for path in out.iterdir()} - kept == {"config.json", "model.safetensors", "README.md"}
+    made = {"config.json", "model.safetensors", "README.md", "mmdora.json"}
+    assert {path.name for path in out.iterdir()} - kept == made
 
 
 def test_embeddings_stay_tied_and_are_written_once(exported):
@@ -110,13 +112,14 @@ def test_the_two_ways_give_the_same_files(adapter, exported, tmp_path, monkeypat
     lines: list[str] = []
     refuse_disk(monkeypatch)
     export(adapter, tmp_path / "memory", say=lines.append)
-    assert same_files(tmp_path / "memory", disk) == {path.name for path in disk.iterdir()} - {"README.md"}
+    both = same_files(tmp_path / "memory", disk)
+    assert both == {path.name for path in disk.iterdir()} - {"README.md", "mmdora.json"}  # These hold the name.
     assert lines[0] == "merging in memory, not from disk: a test says so"
 
 
 def test_what_cannot_be_merged_from_disk_is_merged_in_memory_and_said(adapter, exported, tmp_path, few_rows):
     """A base with a tensor that transformers does not know: the reason is in the lines, the result is the same."""
-    base, run = shutil.copytree(mmdora.models.load.resolve("tiny-llava"), tmp_path / "base"), tmp_path / "run"
+    base, run = shutil.copytree(resolve("tiny-llava"), tmp_path / "base"), tmp_path / "run"
     tensors = load_file(base / "model.safetensors")
     save_file({**tensors, "stray": torch.ones(3)}, base / "model.safetensors", {"format": "pt"})
     shutil.copytree(adapter, run)

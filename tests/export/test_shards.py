@@ -13,13 +13,14 @@ def test_widths_are_aligned_and_metadata_kept(tmp_path):
     found = {"a": torch.arange(3, dtype=torch.int64), "b": torch.randn(3), "c": torch.ones(3, dtype=torch.uint8)}
     save_file(found, tmp_path / "in.safetensors", {"format": "pt", "by": "someone"})
     shard = shards.read_shard(tmp_path / "in.safetensors")
-    names = {"a": "z", "b": "y", "c": 'ünï "x"'}
-    dtypes = {"a": "I64", "b": "BF16", "c": "U8"}
+    rewrites = {
+        "a": shards.Rewrite("z", "I64"),
+        "b": shards.Rewrite("y", "BF16", [found["b"][:1].bfloat16(), found["b"][1:].bfloat16()]),
+        "c": shards.Rewrite('ünï "x"', "U8"),
+    }
     count: list[int] = []
     out = tmp_path / "out.safetensors"
-    shards.write_shard(
-        shard, out, names, dtypes, {"b": [found["b"][:1].bfloat16(), found["b"][1:].bfloat16()]}, count.append
-    )
+    shards.write_shard(shard, out, rewrites, count.append)
     assert sum(count) == out.stat().st_size
     written = shards.read_shard(out)
     assert written.metadata == {"format": "pt", "by": "someone"} and written.data % 8 == 0

@@ -87,13 +87,13 @@ def test_merged_equals_adapted_and_answers(killed_and_resumed: Path, data: Path,
 
 
 def test_cuda_agrees_with_the_cpu(killed_and_resumed: Path, data: Path) -> None:
-    from mmdora.batches.collate import Collator
+    from mmdora.families import family_of
 
     records = read_records(data / "test.jsonl")
     logits = []
     for device in ("cpu", "cuda"):
         model, processor = mmdora.load(killed_and_resumed, device=device)
-        batch = Collator(processor, records.root)([records[i] for i in range(8)])
+        batch = family_of(processor).batch([records[i] for i in range(8)])
         with torch.inference_mode():
             logits.append(model(**{key: value.to(device) for key, value in batch.items()}).logits.cpu())
     assert (logits[0] - logits[1]).abs().max() / logits[0].abs().max() < 1e-3

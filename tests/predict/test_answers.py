@@ -7,7 +7,8 @@ from PIL import Image
 from shrunken_vlbart import small_vlbart
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmdora.predict.answers import Prompt, _Gumbel, ask, generate, stream
+from mmdora.families import Prompt, ask
+from mmdora.predict.answers import _Gumbel, generate, stream
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from openai_stub import serving
 from PIL import Image
 
 from mmdora.errors import MmdoraError
-from mmdora.predict.answers import Prompt, ask
+from mmdora.families import Prompt, ask
 from mmdora.predict.endpoint import Endpoint, Usage
 
 PICTURE = Image.effect_noise((40, 30), 60).convert("RGB")

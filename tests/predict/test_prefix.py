@@ -4,13 +4,15 @@ from typing import Any
 
 import pytest
 import torch
+from asked_prompts import encode_prompts
 from PIL import Image
 from shrunken import shrunken
 from transformers import AutoModelForImageTextToText, AutoProcessor, MistralConfig
 
-from mmdora.batches.prompt import encode_prompts
-from mmdora.predict.answers import Prompt, ask, generate
-from mmdora.predict.prefix import read_once, shares
+from mmdora.families import Prompt, ask, family_of
+from mmdora.models.cache import CACHE
+from mmdora.predict.answers import generate
+from mmdora.predict.prefix import read_once
 
 RED, NOISE, BLUE = (Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(3))
 QUESTIONS = ["a", "What shape is in the middle of the picture?", "Is it there, or is it not there?", "How many?"]
@@ -55,8 +57,8 @@ def test_the_next_token_has_the_logits_of_the_whole_prompt(loaded, name):
     model, processor = loaded
     prompts = SETS[name]
     inputs = encode_prompts(processor, [p.messages for p in prompts], [p.images for p in prompts])
-    shared = read_once(model, inputs, [p.images for p in prompts])
-    assert "past_key_values" in shared
+    shared = read_once(model, family_of(processor), inputs, [p.images for p in prompts])
+    assert CACHE in shared
     options = {"max_new_tokens": 3, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     options |= {"eos_token_id": None, "pad_token_id": 0}
     ours = model.generate(**shared, **options)
@@ -92,7 +94,7 @@ def test_a_picture_goes_through_the_tower_once(loaded, monkeypatch):
 def test_as_it_came_where_that_gains_nothing(loaded, prompts):
     model, processor = loaded
     inputs = encode_prompts(processor, [p.messages for p in prompts], [p.images for p in prompts])
-    assert read_once(model, inputs, [p.images for p in prompts]) is inputs
+    assert read_once(model, family_of(processor), inputs, [p.images for p in prompts]) is inputs
 
 
 def test_beams_are_searched_as_before(loaded):
@@ -105,9 +107,10 @@ def test_beams_are_searched_as_before(loaded):
 def test_only_where_it_is_exact(loaded):
     inputs = dict.fromkeys(("input_ids", "attention_mask", "pixel_values"))
     model = shrunken("llava")
-    assert shares(loaded[0], inputs) and shares(model, inputs)
-    assert not shares(model, inputs | {"image_sizes": None})
+    family = family_of(loaded[1])
+    assert family.shares_prefix(loaded[0], inputs) and family.shares_prefix(model, inputs)
+    assert not family.shares_prefix(model, inputs | {"image_sizes": None})
     for other in ("paligemma", "gemma3", "qwen2_vl", "llava_next"):
-        assert not shares(shrunken(other), inputs)
+        assert not family.shares_prefix(shrunken(other), inputs)
     model.config.text_config = MistralConfig(sliding_window=8)
-    assert not shares(model, inputs)
+    assert not family.shares_prefix(model, inputs)

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 import mmdora
 from mmdora.data_prep.scenes import COLOURS, SHAPES, Thing, tasks
 from mmdora.data_prep.scenes.clips import DIRECTIONS
-from mmdora.models.load import ASSETS
+from mmdora.models.locate import ASSETS
 from mmdora.models.open_clip.tower import OpenClipVisionModel, tower_config
 from mmdora.pretrain.tiny_vlbart import ORDER, READ, TOWER
 from mmdora.pretrain.tiny_vlbart_tower import READ as CHANNELS

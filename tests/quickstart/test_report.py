@@ -7,8 +7,8 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from mmdora.evaluate.table import Row
-from mmdora.quickstart.report import Example, Report, draw_curves, render, write_report
+from mmdora.evaluate.table import ScoreRow
+from mmdora.quickstart.report import GalleryExample, Report, draw_curves, report_html, write_report
 
 EVIL = "<script>alert('x')</script>"
 
@@ -40,15 +40,18 @@ def report() -> Report:
         verdict=["DoRA and LoRA cannot be told apart here.", "One seed."],
         tables={
             "easy-VQA": [
-                Row("question only", _scores(0.67, 0.825, 0.233), "majority answer per question"),
-                Row("base", _scores(0.61, 0.70, None)),
-                Row("LoRA", _scores(0.962, 0.97, 0.94)),
-                Row("DoRA", _scores(0.964, 0.971, 0.945)),
+                ScoreRow("question only", _scores(0.67, 0.825, 0.233), "majority answer per question"),
+                ScoreRow("base", _scores(0.61, 0.70, None)),
+                ScoreRow("LoRA", _scores(0.962, 0.97, 0.94)),
+                ScoreRow("DoRA", _scores(0.964, 0.971, 0.945)),
             ],
-            "captions": [Row("DoRA", {**_scores(2.5, 2.4, None), "metric": "CIDEr"})],
+            "captions": [ScoreRow("DoRA", {**_scores(2.5, 2.4, None), "metric": "CIDEr"})],
         },
         curves={"LoRA": [(1, 2.0), (10, 0.5), (20, 0.1)], "DoRA": [(1, 2.0), (10, 0.45), (20, 0.09)]},
-        galleries={"Drawn at random": [Example([_png("teal")], "what color is it?", "teal", answers)], "Empty": []},
+        galleries={
+            "Drawn at random": [GalleryExample([_png("teal")], "what color is it?", "teal", answers)],
+            "Empty": [],
+        },
         parity={"LoRA": "max-rel 3e-7"},
         plans={"LoRA": "vision  lora"},
         timing=[("training", "4 min 2 s")],
@@ -73,7 +76,7 @@ class _Balanced(HTMLParser):
 
 
 def test_page_is_well_formed_and_shows_everything(report: Report) -> None:
-    page = render(report)
+    page = report_html(report)
     parser = _Balanced()
     parser.feed(page)
     assert parser.open == []
@@ -85,19 +88,19 @@ def test_page_is_well_formed_and_shows_everything(report: Report) -> None:
 
 
 def test_model_output_is_escaped(report: Report) -> None:
-    page = render(report)
+    page = report_html(report)
     assert EVIL not in page and "<script" not in page
     assert "&lt;script&gt;" in page
 
 
 def test_page_asks_for_nothing_outside_itself(report: Report) -> None:
-    page = render(report)
+    page = report_html(report)
     assert not re.search(r"""(?:src|href|action)\s*=\s*["'](?!data:|#)""", page)
     assert not re.search(r"url\((?!#)|@import|<link|<iframe", page)
 
 
 def test_missing_answer_type_is_a_dash(report: Report) -> None:
-    assert "–<span" in render(report)
+    assert "–<span" in report_html(report)
 
 
 def test_curves_take_the_colours_of_the_page(report: Report) -> None:
@@ -112,13 +115,13 @@ def test_write_leaves_no_partial_file(report: Report, tmp_path) -> None:
 
 
 def test_numbers_over_one_fill_no_more_than_their_bar(report: Report) -> None:
-    page = render(report)
+    page = report_html(report)
     assert "captions: CIDEr × 100" in page and "<td>250.0<span" in page
     assert max(float(width) for width in re.findall(r'<i style="width: ([\d.]+)%', page)) == 100
 
 
 def test_captions_are_neither_right_nor_wrong() -> None:
-    example = Example([_png("red"), _png("teal")], "a caption?", "a red one", {"base": ("a thing", None)})
-    page = render(Report(title="t", lead="", verdict=[], tables={}, galleries={"Captions": [example]}))
+    example = GalleryExample([_png("red"), _png("teal")], "a caption?", "a red one", {"base": ("a thing", None)})
+    page = report_html(Report(title="t", lead="", verdict=[], tables={}, galleries={"Captions": [example]}))
     assert "a reference: a red one" in page and 'class="right"' not in page and 'class="wrong"' not in page
     assert page.count("<img") == 2

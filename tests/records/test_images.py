@@ -9,7 +9,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from mmdora.errors import MmdoraError
 from mmdora.records import images
-from mmdora.records.images import decode, image_size, locate, open_image
+from mmdora.records.images import FileRef, decode, image_size, locate, open_image
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -98,9 +98,9 @@ def test_nothing_outside_the_root_is_read(tmp_path: Path, name: str):
 def test_a_file_below_the_root_is_read(tmp_path: Path):
     (tmp_path / "a").mkdir()
     Image.new("RGB", (5, 3), "green").save(tmp_path / "a" / "b.png")
-    assert open_image("a/b.png", tmp_path).size == (5, 3)
+    assert open_image(FileRef("a/b.png", tmp_path)).size == (5, 3)
     with pytest.raises(MmdoraError, match="no such file"):
-        open_image("a/c.png", tmp_path)
+        open_image(FileRef("a/c.png", tmp_path))
 
 
 @pytest.mark.parametrize("orientation", [None, 1, 3, 5, 6, 8])
@@ -110,8 +110,8 @@ def test_the_size_told_by_the_header_is_the_decoded_one(tmp_path: Path, kind: st
     if orientation:
         exif[ExifTags.Base.Orientation] = orientation
     (tmp_path / "a").write_bytes(encoded(Image.new("RGB", (5, 3)), kind, **({"exif": exif} if orientation else {})))
-    width, height = open_image("a", tmp_path).size
-    assert image_size("a", tmp_path) == (height, width)
+    width, height = open_image(FileRef("a", tmp_path)).size
+    assert image_size(FileRef("a", tmp_path)) == (height, width)
     turns = orientation in (5, 6, 8) and kind not in ("BMP", "GIF")  # these two hold no EXIF
     assert (width, height) == ((3, 5) if turns else (5, 3))
 
@@ -119,9 +119,9 @@ def test_the_size_told_by_the_header_is_the_decoded_one(tmp_path: Path, kind: st
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_a_size_needs_the_header_only(tmp_path: Path, kind: str):
     (tmp_path / "a").write_bytes(encoded(Image.effect_noise((64, 48), 50), kind)[:700])
-    assert image_size("a", tmp_path) == (48, 64)
+    assert image_size(FileRef("a", tmp_path)) == (48, 64)
     with pytest.raises(MmdoraError, match="damaged or cut short"):
-        open_image("a", tmp_path)
+        open_image(FileRef("a", tmp_path))
 
 
 def test_a_size_is_refused_like_a_picture(tmp_path: Path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_size_is_refused_like_a_picture(tmp_path: Path, monkeypatch):
     refusals = {"a.png": "10x10 is over", "text.png": "not an image", "none.png": "is empty", "../a.png": "outside"}
     for name, message in refusals.items():
         with pytest.raises(MmdoraError, match=message):
-            image_size(name, tmp_path)
+            image_size(FileRef(name, tmp_path))
     monkeypatch.setattr(images, "MAX_BYTES", 3)
     with pytest.raises(MmdoraError, match="larger than"):
-        image_size("text.png", tmp_path)
+        image_size(FileRef("text.png", tmp_path))

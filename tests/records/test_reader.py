@@ -4,12 +4,14 @@ import json
 import pickle
 import tracemalloc
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from mmdora.batches.fit import fit
 from mmdora.errors import MmdoraError
 from mmdora.records import json_stream
+from mmdora.records.images import FileRef
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.turns import split_turns
 
@@ -27,12 +29,17 @@ def conversation(turns: int, images: int = 1) -> dict:
     return {"id": "c", "messages": messages, "images": [f"{i}.png" for i in range(images)]}
 
 
+def as_row(record: dict, root: Path) -> dict:
+    images = [FileRef(name, root) for name in record["images"]]
+    return record | {"images": images, "features": None, "meta": record.get("meta", {})}
+
+
 def test_written_records_are_read_back(tmp_path: Path):
     rows = [conversation(2), conversation(1, images=0) | {"meta": {"type": "other"}}]
     assert write_records(tmp_path / "r.jsonl", rows) == 2
     records = read_records(tmp_path / "r.jsonl")
     assert len(records) == 2 and records.root == tmp_path
-    assert records[0] == rows[0] | {"meta": {}}
+    assert records[0] == as_row(rows[0], tmp_path)
     assert [row["meta"] for row in records] == [{}, {"type": "other"}]
 
 
@@ -40,7 +47,7 @@ def test_what_is_told_of_all_records_at_once(tmp_path: Path):
     rows: list[dict] = [conversation(turns, images) for turns in (1, 12) for images in (0, 1, 3)] * 60
     write_records(tmp_path / "r.jsonl", rows)
     records = read_records(tmp_path / "r.jsonl")
-    assert list(records) == [records[i] for i in range(len(records))] == [row | {"meta": {}} for row in rows]
+    assert list(records) == [records[i] for i in range(len(records))] == [as_row(row, tmp_path) for row in rows]
     texts = ["".join(p.get("text", "") for m in row["messages"] for p in m["content"]) for row in rows]
     assert records.characters.tolist() == [len(text) for text in texts]
     assert records.images.tolist() == [len(row["images"]) for row in rows]
@@ -95,7 +102,7 @@ def test_llava_layout(tmp_path: Path):
     ]  # fmt: skip
     (tmp_path / "llava.json").write_text(json.dumps(rows))
     first, text_only, unmarked = read_records(tmp_path / "llava.json")
-    assert first["id"] == "7" and first["images"] == ["a.png"]
+    assert first["id"] == "7" and first["images"] == [FileRef("a.png", tmp_path)]
     assert first["messages"][0] == {"role": "user", "content": [IMAGE, {"type": "text", "text": "What is this?"}]}
     assert text_only["images"] == [] and text_only["messages"][1]["role"] == "assistant"
     assert unmarked["messages"][0]["content"][0] == IMAGE
@@ -146,7 +153,7 @@ def test_what_has_no_answer_can_be_read_but_not_learned(tmp_path: Path, content:
     with pytest.raises(MmdoraError, match=r"record the-one has an empty last answer \(1 of 3 do\)"):
         records.check_answered()
     with pytest.raises(MmdoraError, match="the-one"):
-        fit(records, None, None, "error")
+        fit(records, Mock(), None, "error")
     write_records(tmp_path / "r.jsonl", [conversation(2)])
     read_records(tmp_path / "r.jsonl").check_answered()
 

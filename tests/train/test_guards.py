@@ -16,10 +16,10 @@ from safetensors.torch import load_file
 from tiny_run import config_for, curve, exit_code, first_turns, forked, same_run, same_tensors, silent, tree_for
 
 from mmdora.adapt.inject import inject
-from mmdora.batches.collate import Collator
 from mmdora.cli import main
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError
+from mmdora.families import Family
 from mmdora.train import loading, train
 from mmdora.train.steps import Steps
 
@@ -103,17 +103,18 @@ def test_a_row_that_is_not_finite(records, tmp_path, monkeypatch, step, batches)
     """A picture of NaN stops the run: step, rows as the loader handed them out, and layer are named."""
     handed_out: list[list[str]] = []
 
-    class Poisoned(Collator):
-        def __call__(self, rows):
-            batch = super().__call__(rows)
-            if len(rows) == 1:  # the row by which the loss in chunks is tried
-                return batch
-            handed_out.append([row["id"] for row in rows])
-            if len(handed_out) == batches[-1] + 1:
-                batch["pixel_values"][-1] = torch.nan
-            return batch
+    real = Family.batch
 
-    monkeypatch.setattr(loading, "Collator", Poisoned)
+    def poisoned(self, rows, features=None):
+        batch = real(self, rows, features)
+        if len(rows) == 1:  # This is the row by which the loss in chunks is tried.
+            return batch
+        handed_out.append([row["id"] for row in rows])
+        if len(handed_out) == batches[-1] + 1:
+            batch["pixel_values"][-1] = torch.nan
+        return batch
+
+    monkeypatch.setattr(Family, "batch", poisoned)
     with pytest.raises(MmdoraError) as raised:
         train(config(records, tmp_path / "run", save_every=4), say=silent)
     rows = ", ".join(name for batch in batches for name in handed_out[batch])
@@ -239,13 +240,14 @@ def test_a_process_that_is_asked_to_stop(records, whole, tmp_path, sent, send, c
     tree = tree_for(records, run, evaluates=False, **SCHEDULE)
     path.write_text(yaml.safe_dump(tree))
 
-    class Slow(Collator):
-        def __call__(self, rows):
-            time.sleep(0.3)  # so that the run waits for its loader when the signal comes
-            return super().__call__(rows)
+    real = Family.batch
+
+    def slow(self, rows, features=None):
+        time.sleep(0.3)  # The run then waits for its loader when the signal comes.
+        return real(self, rows, features)
 
     child = forked(["train", str(path), "--data.workers", "2"], tmp_path / "stderr",
-                   lambda: setattr(loading, "Collator", Slow))  # fmt: skip
+                   lambda: setattr(Family, "batch", slow))  # fmt: skip
     try:
         deadline = time.monotonic() + 120
         while not (run / "log.jsonl").is_file() or not (run / "log.jsonl").read_text():

@@ -10,11 +10,11 @@ from shrunken import ROPE, TEXT, shrunken
 from tiny_run import config_of, curve, first_turns, same_run, silent, tree_for
 from transformers import AutoProcessor
 
-from mmdora.batches.collate import Collator
 from mmdora.batches.fit import fit
 from mmdora.batches.packing import PackedCollator, Packs
-from mmdora.batches.prompt import IGNORE
 from mmdora.errors import MmdoraError
+from mmdora.families import family_of
+from mmdora.families.template import IGNORE
 from mmdora.records.reader import read_records
 from mmdora.train import train
 from mmdora.train.loss import ChunkedLoss
@@ -47,7 +47,7 @@ def qwen2_5_vl(attention):
 
 
 def _tiny():
-    from mmdora.models.load import resolve
+    from mmdora.models.locate import resolve
 
     return resolve("tiny-llava")
 
@@ -64,8 +64,8 @@ def records(scene_records):
 
 def packed(made, records, capacity):
     model, processor = made
-    rows = fit(read_records(records), processor, capacity, "error")
-    return model, PackedCollator(Collator(processor, records.parent), model), Packs(rows, capacity, 0)
+    rows = fit(read_records(records), family_of(processor), capacity, "error")
+    return model, PackedCollator(family_of(processor).batch, model), Packs(rows, capacity, 0)
 
 
 def loss_of(model, batch):

@@ -208,8 +208,8 @@ def test_one_process_writes(whole, pair):
     output, notes, said = pair
     assert not [note["wrote"] for note in notes[1] if "wrote" in note]  # but its rng_state: torch.save tells nobody
     written = [note["wrote"] for note in notes[0] if "wrote" in note]
-    assert written.count(".complete.json.tmp") == written.count("plan.txt") == 1
-    assert sum(name.endswith(".adapter_model.safetensors.tmp") or name == ADAPTER for name in written) <= 4
+    assert written.count(".complete.json.partial") == written.count(".plan.txt.partial") == 1
+    assert sum(name.endswith(".adapter_model.safetensors.partial") or name == ADAPTER for name in written) <= 4
 
     def names(run):
         found = {name for name in contents(run) if not name.startswith("tensorboard")}

@@ -16,6 +16,7 @@ from tiny_run import config_of, silent
 from mmdora.data_prep import scenes
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.run import evaluate
+from mmdora.families import family_of
 from mmdora.models.load import load
 from mmdora.train import train
 from mmdora.train.reach import unreached
@@ -69,7 +70,7 @@ def test_each_task_is_validated_and_their_mean_chooses(home: Path, run: Path) ->
     from mmdora.records.reader import read_records
 
     records = read_records(home / "nlvr2/test.jsonl")
-    scored = evaluate(model, processor, [records[0], records[1]], records.root, task="scenes-nlvr2")
+    scored = evaluate(model, processor, [records[0], records[1]], task="scenes-nlvr2")
     assert scored.scores is not None
     last = [row["eval_nlvr_score"] for row in log(run) if "eval_nlvr_score" in row]
     assert scored.scores.overall.value in last, "what training saw is what evaluation finds"
@@ -93,17 +94,16 @@ def test_a_resumed_run_is_the_same_to_the_bit(home: Path, run: Path) -> None:
 
 
 def test_reach_looks_at_each_task(home: Path) -> None:
-    from mmdora.train.loading import collator_of
     from mmdora.train.processes import Processes
-    from mmdora.train.sources import read_sources, root_of, rows_of
+    from mmdora.train.sources import read_sources, rows_of
 
     config = config_of(tree(home, home / "reach"))
     model, processor = load(str(home / "base"))
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "visual_embedding" in name
     sources = read_sources(config)
-    rows = rows_of(sources, processor, config, Processes(config.training))
-    found = unreached(model, collator_of(model, processor, root_of(sources)), rows)  # type: ignore
+    rows = rows_of(sources, family_of(processor), config, Processes(config.training))
+    found = unreached(model, family_of(processor).batch, rows)  # type: ignore
     assert set(found) == {"image of vqa", "image of nlvr"}
     assert not any(found.values())
 

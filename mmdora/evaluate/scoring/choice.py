@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array
 from mmdora.evaluate.scoring.parts import Kinds, Parts, means
-from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.rows import Prediction, need
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FEWEST = 5  # LLaVA looks for A to E however few the options are: naming a missing one is wrong
@@ -55,16 +55,16 @@ def match_option(text: str, options: Sequence[str]) -> str | None:
     return held[0] if len(held) == 1 else None
 
 
-def letter(row: Row) -> str:
+def letter(row: Prediction) -> str:
     """The letter that the prediction names, or nothing."""
     return parse_letter(row["prediction"], len(need(row, "choices"))) or ""
 
 
-def right(row: Row) -> bool:
+def right(row: Prediction) -> bool:
     return row["prediction"] == answer(row)
 
 
-def answer(row: Row) -> str:
+def answer(row: Prediction) -> str:
     """The letter of the right option.
 
     Raises:
@@ -77,7 +77,7 @@ def answer(row: Row) -> str:
     return named
 
 
-def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     parts = means(rows, each, kinds)
     parts.counts[UNPARSABLE] = sum(not row["prediction"] for row in rows)
     return parts

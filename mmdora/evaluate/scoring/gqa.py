@@ -13,7 +13,7 @@ import numpy as np
 
 from mmdora.evaluate.scoring.bootstrap import Array
 from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
-from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.rows import Prediction, need
 from mmdora.evaluate.scoring.scores import Score
 
 COMMON = ("color", "material", "shape")  # what eval.py allows where the question is what two things share
@@ -25,11 +25,11 @@ def submitted(text: str) -> str:
     return text.strip().rstrip(".").lower()
 
 
-def right(row: Row) -> bool:
+def right(row: Prediction) -> bool:
     return row["prediction"] == row["answer"]
 
 
-def kinds(row: Row) -> Iterable[str]:
+def kinds(row: Prediction) -> Iterable[str]:
     """Open or binary, structural type and semantic type, where `meta.types` has them."""
     types = row["meta"].get("types")
     if types:
@@ -38,7 +38,7 @@ def kinds(row: Row) -> Iterable[str]:
         yield f"semantic: {SEMANTIC.get(types['semantic'], types['semantic'])}"
 
 
-def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     """Accuracy, and what the files allow of eval.py's other numbers.
 
     Validity and plausibility need `meta.choices` (`{valid, plausible}`, from the choices file) and
@@ -63,7 +63,7 @@ def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
     return parts
 
 
-def distribution(rows: Iterable[Row]) -> float:
+def distribution(rows: Iterable[Prediction]) -> float:
     """Chi-square of predicted against true answers in each global group, averaged by group size, over 100."""
     truth: defaultdict[str, Counter[str]] = defaultdict(Counter)
     predicted: defaultdict[str, Counter[str]] = defaultdict(Counter)
@@ -80,12 +80,12 @@ def distribution(rows: Iterable[Row]) -> float:
     return sum(chi[group] * counts.total() for group, counts in truth.items()) / max(total, 1) / 100
 
 
-def _belongs(row: Row, key: str) -> bool:
+def _belongs(row: Prediction, key: str) -> bool:
     common = "Common" in need(row, "types")["detailed"]
     return row["prediction"] in (COMMON if common else row["meta"]["choices"][key])
 
 
-def _add_consistency(parts: Parts, rows: Sequence[Row], each: Array, counted: Array) -> None:
+def _add_consistency(parts: Parts, rows: Sequence[Prediction], each: Array, counted: Array) -> None:
     """The mean accuracy on the questions that a rightly answered one entails."""
     scores = {_question(row): score for row, score in zip(rows, each, strict=True)}
     entailed = [_entailed(row) if kept else [] for row, kept in zip(rows, counted, strict=True)]
@@ -99,9 +99,9 @@ def _add_consistency(parts: Parts, rows: Sequence[Row], each: Array, counted: Ar
     parts.details["consistency"] = mean(shares, asked)
 
 
-def _question(row: Row) -> str:
+def _question(row: Prediction) -> str:
     return str(row["meta"].get("question_id", row["id"]))
 
 
-def _entailed(row: Row) -> list[str]:
+def _entailed(row: Prediction) -> list[str]:
     return [str(name) for name in row["meta"].get("entailed", ()) if str(name) != _question(row)]

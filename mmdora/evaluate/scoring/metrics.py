@@ -9,7 +9,7 @@ from typing import Any
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.exact import OTHER, YES_NO, normalize
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import score_rows
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.records.turns import answer_text, prompt_messages
@@ -58,6 +58,6 @@ def majority_baseline(train: Iterable[Mapping[str, Any]], test: Iterable[Mapping
     )
 
 
-def _answered(record: Mapping[str, Any], text: str) -> Row:
+def _answered(record: Mapping[str, Any], text: str) -> Prediction:
     answer = answer_text(dict(record))
     return {**record, "answer": answer, "prediction": text, "type": answer_type(record)}

@@ -14,26 +14,26 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array
 from mmdora.evaluate.scoring.choice import UNPARSABLE, answer, match_option
 from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
-from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.rows import Prediction, need
 
 ROTATION = 1_000_000
 
 
-def option(row: Row) -> str | None:
+def option(row: Prediction) -> str | None:
     """The letter that the prediction, handed in as it came, names."""
     return match_option(row["prediction"], need(row, "choices"))
 
 
-def right(row: Row) -> bool:
+def right(row: Prediction) -> bool:
     return option(row) == answer(row)
 
 
-def question(row: Row) -> int:
+def question(row: Prediction) -> int:
     """The index of the question that a row is, or is a rotation of."""
     return int(need(row, "index")) % ROTATION
 
 
-def plain(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+def plain(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     """The questions as they stand; rotations do not count."""
     main = _unrotated(rows)
     parts = means(rows, each, kinds, main)
@@ -41,7 +41,7 @@ def plain(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
     return parts
 
 
-def circular(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+def circular(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     """A question is right if it is under every rotation.
 
     Raises:
@@ -65,5 +65,5 @@ def circular(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
     return parts
 
 
-def _unrotated(rows: Sequence[Row]) -> Array:
+def _unrotated(rows: Sequence[Prediction]) -> Array:
     return np.array([int(row["meta"]["index"]) == question(row) for row in rows])

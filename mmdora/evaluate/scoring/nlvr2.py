@@ -9,7 +9,7 @@ import numpy as np
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array
 from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
-from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.rows import Prediction, need
 
 SAID = {"yes": "true", "no": "false"}
 
@@ -20,11 +20,11 @@ def submitted(text: str) -> str:
     return SAID.get(text, text)
 
 
-def right(row: Row) -> bool:
+def right(row: Prediction) -> bool:
     return row["prediction"] == row["answer"].lower()
 
 
-def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     """Consistency is the share of sentences that are judged right on all their pairs."""
     sentences: dict[Hashable, list[int]] = {}
     for number, row in enumerate(rows):
@@ -38,12 +38,12 @@ def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
     return parts
 
 
-def picture_set(row: Row) -> Hashable:
+def picture_set(row: Prediction) -> Hashable:
     """Split and set: the sentences of a set are about the same pictures."""
     return tuple(_identifier(row)[:2])
 
 
-def _identifier(row: Row) -> list[str]:
+def _identifier(row: Prediction) -> list[str]:
     names = need(row, "identifier").split("-")
     if len(names) != 4:
         raise MmdoraError(f"row {row['id']}: an NLVR2 identifier is split-set-pair-sentence, not {'-'.join(names)!r}")

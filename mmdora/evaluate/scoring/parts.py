@@ -9,10 +9,10 @@ import numpy as np
 
 from mmdora.evaluate.scoring.bootstrap import Array, Part, ratio
 from mmdora.evaluate.scoring.exact import YES_NO
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scores import Score
 
-Kinds = Callable[[Row], Iterable[str]]  # the kinds a row counts under; they may overlap
+Kinds = Callable[[Prediction], Iterable[str]]  # the kinds a row counts under; they may overlap
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def quotient(sums: Array) -> Array:
     return ratio(sums[..., 0], sums[..., 1])
 
 
-def means(rows: Sequence[Row], each: Array, kinds: Kinds, chosen: Array | None = None) -> Parts:
+def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array | None = None) -> Parts:
     """The mean score [rows] of the chosen rows, and of those of each kind; yes/no comes before other kinds."""
     kept = np.ones(len(rows), bool) if chosen is None else chosen
     of_row = [set(kinds(row)) for row in rows]
@@ -47,11 +47,11 @@ def means(rows: Sequence[Row], each: Array, kinds: Kinds, chosen: Array | None =
     return Parts(mean(each, kept), {name: mean(each, mask) for name, mask in masks.items() if mask.any()})
 
 
-def meta_kinds(row: Row) -> Iterable[str]:
+def meta_kinds(row: Prediction) -> Iterable[str]:
     """The kinds that `meta.type` (and `meta.l2_category`, of MMBench) names."""
     return [row["meta"][name] for name in ("l2_category", "type") if row["meta"].get(name)]
 
 
-def picture(row: Row) -> Hashable:
+def picture(row: Prediction) -> Hashable:
     """Questions about the same images or clip are resampled together; a row with neither stands alone."""
     return tuple(row["images"]) or row["meta"].get("features") or row["id"]

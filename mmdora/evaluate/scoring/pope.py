@@ -10,7 +10,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array, Part
 from mmdora.evaluate.scoring.confusion import accuracy, confusion, f1, positive_ratio, precision, recall
 from mmdora.evaluate.scoring.parts import Kinds, Parts
-from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.rows import Prediction, need
 
 NUMBERS = {"accuracy": accuracy, "precision": precision, "recall": recall, "F1": f1, "yes ratio": positive_ratio}
 
@@ -21,17 +21,17 @@ def says_yes(text: str) -> bool:
     return not {"No", "not", "no"} & set(words)
 
 
-def right(row: Row) -> bool:
+def right(row: Prediction) -> bool:
     return says_yes(row["prediction"]) == _label(row)
 
 
-def _label(row: Row) -> bool:
+def _label(row: Prediction) -> bool:
     if row["answer"] not in ("yes", "no"):
         raise MmdoraError(f"row {row['id']}: a POPE label is yes or no, not {row['answer']!r}")
     return row["answer"] == "yes"
 
 
-def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     """The mean of the splits' F1, which papers print as POPE; F1 and all five numbers of each split.
 
     A number that the official scorer cannot divide is 0.

@@ -11,10 +11,10 @@ from typing import Any
 
 from mmdora.errors import MmdoraError
 
-Row = Mapping[str, Any]
+Prediction = Mapping[str, Any]
 
 
-def need(row: Row, name: str) -> Any:
+def need(row: Prediction, name: str) -> Any:
     """`meta[name]` of a row.
 
     Raises:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.rows import Prediction, need
 
 
-def kinds(row: Row) -> Iterable[str]:
+def kinds(row: Prediction) -> Iterable[str]:
     yield need(row, "subject")
     yield "grade 1-6" if int(need(row, "grade").removeprefix("grade")) <= 6 else "grade 7-12"
     hint = row["meta"].get("hint")

@@ -33,7 +33,7 @@ from mmdora.evaluate.scoring.bootstrap import Array, measure
 from mmdora.evaluate.scoring.caption import cider, needs
 from mmdora.evaluate.scoring.exact import exact_match
 from mmdora.evaluate.scoring.parts import Kinds, Parts, means, meta_kinds, picture
-from mmdora.evaluate.scoring.rows import Row, need
+from mmdora.evaluate.scoring.rows import Prediction, need
 from mmdora.evaluate.scoring.scores import Scores
 
 EMPTY = {"images": (), "meta": {}}
@@ -57,27 +57,27 @@ class Scorer:
     """
 
     metric: str
-    score: Callable[[Sequence[Row]], Iterable[float]]
-    submit: Callable[[Row], str] = lambda row: row["prediction"].strip()
+    score: Callable[[Sequence[Prediction]], Iterable[float]]
+    submit: Callable[[Prediction], str] = lambda row: row["prediction"].strip()
     kinds: Kinds = meta_kinds
-    sum_up: Callable[[Sequence[Row], Array, Kinds], Parts] = means
-    unit: Callable[[Row], Hashable] = picture
+    sum_up: Callable[[Sequence[Prediction], Array, Kinds], Parts] = means
+    unit: Callable[[Prediction], Hashable] = picture
     ready: Callable[[], None] = lambda: None
 
 
-def _each(score: Callable[[Row], float]) -> Callable[[Sequence[Row]], Iterable[float]]:
+def _each(score: Callable[[Prediction], float]) -> Callable[[Sequence[Prediction]], Iterable[float]]:
     return lambda rows: map(score, rows)
 
 
-def _soft(score: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Row]], Iterable[float]]:
+def _soft(score: Callable[[str, Sequence[str]], float]) -> Callable[[Sequence[Prediction]], Iterable[float]]:
     return _each(lambda row: score(row["prediction"], need(row, "answers")))
 
 
-def _captions(rows: Sequence[Row]) -> Iterable[float]:
+def _captions(rows: Sequence[Prediction]) -> Iterable[float]:
     return cider([row["prediction"] for row in rows], [need(row, "references") for row in rows])
 
 
-def _text(change: Callable[[str], str]) -> Callable[[Row], str]:
+def _text(change: Callable[[str], str]) -> Callable[[Prediction], str]:
     return lambda row: change(row["prediction"])
 
 
@@ -122,12 +122,12 @@ def ready(task: str) -> None:
     scorer_of(task).ready()
 
 
-def submitted(task: str, row: Row) -> str:
+def submitted(task: str, row: Prediction) -> str:
     """The text of a row's prediction that is scored, and belongs into the file for the task's server."""
     return scorer_of(task).submit(EMPTY | dict(row))
 
 
-def sum_up(task: str, rows: Sequence[Row]) -> tuple[Array, Parts, list[Hashable]]:
+def sum_up(task: str, rows: Sequence[Prediction]) -> tuple[Array, Parts, list[Hashable]]:
     """The score of every row [rows], the task's numbers before measuring, and the unit of every row.
 
     Raises:
@@ -142,7 +142,7 @@ def sum_up(task: str, rows: Sequence[Row]) -> tuple[Array, Parts, list[Hashable]
     return each, scorer.sum_up(given, each, scorer.kinds), [scorer.unit(row) for row in given]
 
 
-def score_rows(task: str, rows: Sequence[Row], *, seed: int = 0) -> Scores:
+def score_rows(task: str, rows: Sequence[Prediction], *, seed: int = 0) -> Scores:
     """Score predictions as the task's published scorer does.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import resample
 from mmdora.evaluate.scoring.parts import quotient
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import sum_up
 
 MCNEMAR, BOOTSTRAP = "McNemar, exact", "paired bootstrap"
@@ -26,7 +26,7 @@ class Comparison:
     test: str
 
 
-def compare(task: str, first: Sequence[Row], second: Sequence[Row], *, seed: int = 0) -> Comparison:
+def compare(task: str, first: Sequence[Prediction], second: Sequence[Prediction], *, seed: int = 0) -> Comparison:
     """Compare two models' predictions on the same rows.
 
     The interval resamples units (images), both models' rows together. Means of 0 and 1 are tested by

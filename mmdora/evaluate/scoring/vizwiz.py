@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from mmdora.evaluate.scoring.bootstrap import Array, Part
 from mmdora.evaluate.scoring.confusion import accuracy, average_precision, confusion, f1
 from mmdora.evaluate.scoring.parts import Kinds, Parts, means
-from mmdora.evaluate.scoring.rows import Row
+from mmdora.evaluate.scoring.rows import Prediction
 
 UNANSWERABLE = "unanswerable"  # what LLaVA's prompt asks for, and what the people wrote
 
 
-def sum_up(rows: Sequence[Row], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     """Average precision and F1 of the class "unanswerable", as VizWiz's evaluate_unanswerability, and accuracy.
 
     That scorer takes a confidence; a generated text gives 0 or 1: it is `unanswerable` or is not.

@@ -28,9 +28,10 @@ from transformers import (
     set_seed,
 )
 
-from mmdora.batches.prompt import render_with_answers
 from mmdora.config import Compose
 from mmdora.errors import MmdoraError
+from mmdora.families.template import render_with_answers
+from mmdora.files import partial_path
 from mmdora.models.llava.tower import Tower, open_tower
 
 IMAGE = "<image>"
@@ -117,7 +118,7 @@ def compose_into(folder: Path, recipe: Compose, seed: int, say: Callable[[str], 
             )
         return
     say(f"composing {recipe.vision} and {recipe.language} into {folder}")
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     for part in compose(recipe, seed=seed):
         part.save_pretrained(partial)

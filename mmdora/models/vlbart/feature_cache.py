@@ -19,15 +19,16 @@ from typing import Any
 import open_clip
 import torch
 import transformers
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
+from mmdora.families import Family
 from mmdora.models.open_clip.tower import OpenClipVisionModel, digest, token_shape
 from mmdora.models.vlbart.mapped_rows import MappedRows
-from mmdora.records.images import PackedImage, decode, image_bytes
-from mmdora.records.record import Record
+from mmdora.records.images import FileRef, decode, image_bytes
+from mmdora.records.row import Row
 
 FORMAT = 1
 """Of what is kept; raise it when features are computed otherwise."""
@@ -55,31 +56,32 @@ class FeatureCache:
             (folder / name / ABOUT).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
 
     @classmethod
-    def of(cls, model: Any, processor: Any, folder: Path) -> FeatureCache:
+    def of(cls, model: Any, family: Family, folder: Path) -> FeatureCache:
         """The cache of a model's tower.
 
         Raises:
             MmdoraError: if the model reads no features, has no tower, or its tower trains.
         """
-        check_reads_features(model)
-        tower = model.model.vision_tower
+        tower = tower_of(model, family)
         if name := next((name for name, parameter in tower.named_parameters() if parameter.requires_grad), None):
             raise MmdoraError(f"data.feature_cache: the tower trains ({name}, see adapt.vision); leave one out")
-        return cls(folder, tower, processor.image_processor)
+        return cls(folder, tower, family.processor.image_processor)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "tower": None}
 
-    def features(self, name: str, root: Path) -> Tensor:
-        """[T, F] of an image, in the tower's dtype, on the CPU.
+    def to(self, device: torch.device) -> None:
+        """Put the tower where it is to run."""
+        assert self.tower is not None
+        nn.Module.to(self.tower, device)
 
-        Args:
-            name: of a file below `root`, or a packed image.
+    def features(self, image: FileRef) -> Tensor:
+        """[T, F] of an image, in the tower's dtype, on the CPU.
 
         Raises:
             MmdoraError: if `fill` has not seen the image as it is now, or its row was damaged since.
         """
-        data, where = image_bytes(name, root)
+        data, where = image_bytes(image)
         found = self.rows.get(_key(data))
         if found is None:
             raise MmdoraError(
@@ -89,11 +91,10 @@ class FeatureCache:
         return found
 
     @torch.no_grad()
-    def fill(self, rows: Sequence[Record], root: Path, *, batch_size: int = 16, workers: int = 0) -> int:
+    def fill(self, rows: Sequence[Row], *, batch_size: int = 16, workers: int = 0) -> int:
         """Compute what is not there yet, or damaged, for every image of some rows; several processes may at once.
 
         Args:
-            rows: records; one with a `root` of its own has its images there.
             batch_size: rows that are read together, and images the tower gets together.
             workers: loader processes that read and preprocess.
 
@@ -107,7 +108,7 @@ class FeatureCache:
         training, damaged, count = self.tower.training, 0, 0
         device = next(self.tower.parameters()).device
         loader = DataLoader(
-            _Missing(self, rows, root),
+            _Missing(self, rows),
             batch_size=batch_size,
             collate_fn=list,
             num_workers=workers,
@@ -145,36 +146,38 @@ class _Missing(Dataset[Any]):
     """Key and pixels of each image of a row that has no whole features. An error is a value: a loader would wrap its
     line in a traceback."""
 
-    def __init__(self, cache: FeatureCache, rows: Sequence[Record], root: Path):
-        self.cache, self.rows, self.root = cache, rows, root
-        self.seen: set[tuple[Path, str]] = set()
+    def __init__(self, cache: FeatureCache, rows: Sequence[Row]):
+        self.cache, self.rows = cache, rows
+        self.seen: set[FileRef] = set()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[bytes, Tensor] | MmdoraError:
         row, found = self.rows[index], {}
-        root = row.get("root", self.root)
         try:
-            for name in row["images"]:
-                if (root, name) in self.seen:  # many questions about one picture
+            for image in row["images"]:
+                if image in self.seen:  # Many questions are about one picture.
                     continue
-                data, where = image_bytes(name, root)
+                data, where = image_bytes(image)
                 key = _key(data)
                 if self.cache.rows.get(key) is None:
                     made = self.cache.image_processor([decode(data, where)], return_tensors="pt")
                     found[key] = made["pixel_values"][0]
-                if not isinstance(name, PackedImage):  # of which two may have one name
-                    self.seen.add((root, name))
+                self.seen.add(image)
         except MmdoraError as error:
             return MmdoraError(f"record {row['id']}: {error}")
         return found
 
 
-def check_reads_features(model: Any) -> None:
-    """Raise if a model (or the skeleton of one) cannot be given features in place of pixels."""
-    tower = getattr(getattr(model, "model", None), "vision_tower", None)
-    if getattr(model.config, "model_type", None) != "vl-bart" or not isinstance(tower, OpenClipVisionModel):
+def tower_of(model: Any, family: Family) -> OpenClipVisionModel:
+    """The tower whose features a model (or the skeleton of one) takes in place of pixels.
+
+    Raises:
+        MmdoraError: if it takes none.
+    """
+    tower = family.feature_tower(model)
+    if not isinstance(tower, OpenClipVisionModel):
         raise MmdoraError(
             f"data.feature_cache: {type(model).__name__} takes no features in place of pixels, only VL-BART does; "
             "leave it out"
@@ -183,6 +186,7 @@ def check_reads_features(model: Any) -> None:
         raise MmdoraError(
             "data.feature_cache: this model has no image tower, its features are in the records; leave it out"
         )
+    return tower
 
 
 def _key(data: bytes) -> bytes:

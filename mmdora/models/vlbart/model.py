@@ -11,6 +11,7 @@ from transformers.modeling_outputs import Seq2SeqModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from mmdora.errors import MmdoraError
+from mmdora.models.cache import CACHE_NAMES
 from mmdora.models.open_clip.tower import OpenClipVisionModel
 from mmdora.models.vlbart.config import VLBartConfig
 from mmdora.models.vlbart.encoder import VLBartEncoderOutput, VLBartLanguageModel
@@ -26,7 +27,6 @@ class VLBartPreTrainedModel(PreTrainedModel):
     input_modalities = ["image", "text"]  # noqa: RUF012
     supports_gradient_checkpointing = True
     _no_split_modules = ["BartEncoderLayer", "BartDecoderLayer", "OpenClipVisionModel"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -139,13 +139,13 @@ class VLBartModel(VLBartPreTrainedModel):
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
         encoder_outputs: Any = None,
-        past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Seq2SeqModelOutput:
         visual = {name: kwargs.pop(name, None) for name in VISUAL}
+        cache = {name: kwargs.pop(name) for name in CACHE_NAMES if name in kwargs}  # is the decoder's alone
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, attention_mask, inputs_embeds, **visual, **kwargs)
         return self.language_model(
@@ -154,8 +154,8 @@ class VLBartModel(VLBartPreTrainedModel):
             decoder_input_ids=decoder_input_ids,
             decoder_attention_mask=decoder_attention_mask,
             encoder_outputs=encoder_outputs,
-            past_key_values=past_key_values,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            **cache,
             **kwargs,
         )

@@ -46,8 +46,6 @@ class VLBartProcessor(ProcessorMixin):
         image_tokens: of an image, behind the text.
     """
 
-    pads_left = False  # not for generation either: BART's encoder counts positions from the first token
-
     def __init__(
         self,
         image_processor: Any = None,

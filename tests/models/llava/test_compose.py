@@ -7,6 +7,7 @@ import open_clip
 import pytest
 import torch
 import yaml
+from asked_prompts import encode_prompts
 from safetensors.torch import save_file
 from tiny_run import config_of, curve, silent
 from transformers import (
@@ -30,13 +31,13 @@ from transformers import (
 )
 
 import mmdora
-from mmdora.batches.prompt import encode_prompts, render
 from mmdora.cli import main
 from mmdora.config import Compose
 from mmdora.errors import MmdoraError
 from mmdora.export.run import export
+from mmdora.families.template import render
 from mmdora.models.llava.compose import SYSTEM, compose, compose_into
-from mmdora.records.images import open_image
+from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records, write_records
 from mmdora.train.run import train
 
@@ -106,7 +107,7 @@ def test_it_sees_what_open_clip_sees_and_says_what_its_language_model_says(
 ):
     folder, towers = parts
     model, processor = mmdora.load({"vision": vit(folder, suffix), "language": str(folder / language)})
-    inputs = encode_prompts(processor, [MESSAGES], [[open_image("0.png", scene_records.parent)]])
+    inputs = encode_prompts(processor, [MESSAGES], [[open_image(FileRef("0.png", scene_records.parent))]])
     states = []
     tower = towers["tiny-compose-vit"]
     handle = tower.transformer.resblocks[-2].register_forward_hook(lambda module, args, output: states.append(output))
@@ -137,7 +138,7 @@ def test_a_tower_that_clip_is_not_stays_open_clips(parts, scene_records, tmp_pat
     model, processor = mmdora.load(
         {"vision": f"open_clip:tiny-compose-resnet/{folder}/tiny-compose-resnet.pt", "language": str(folder / "qwen")}
     )
-    inputs = encode_prompts(processor, [MESSAGES], [[open_image("0.png", scene_records.parent)]])
+    inputs = encode_prompts(processor, [MESSAGES], [[open_image(FileRef("0.png", scene_records.parent))]])
     assert int((inputs["input_ids"] == processor.image_token_id).sum()) == 4
     seen = []
     handle = towers["tiny-compose-resnet"].layer4.register_forward_hook(
@@ -169,7 +170,7 @@ def test_towers_of_transformers(parts, scene_records, tmp_path, kind):
     tower.eval().save_pretrained(tmp_path / "tower")
     SiglipImageProcessor(image_mean=[0.5, 0.4, 0.3]).save_pretrained(tmp_path / "tower")
     model, processor = mmdora.load({"vision": str(tmp_path / "tower"), "language": str(parts[0] / "llama")})
-    inputs = encode_prompts(processor, [MESSAGES], [[open_image("0.png", scene_records.parent)]])
+    inputs = encode_prompts(processor, [MESSAGES], [[open_image(FileRef("0.png", scene_records.parent))]])
     states = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[-2]
     expected = model.model.multi_modal_projector(states[:, 1:] if kind == "clip" else states)[0]
     found = model.model.get_image_features(inputs["pixel_values"]).pooler_output[0]
@@ -282,7 +283,7 @@ def test_both_stages_and_the_export_between(parts, scene_records, tmp_path):
     assert kinds == [LlavaForConditionalGeneration, CLIPVisionModel]
     records = read_records(scene_records)
     rows = [records[i] for i in range(2)]
-    images = [[open_image(name, scene_records.parent) for name in row["images"]] for row in rows]
+    images = [[open_image(FileRef(name, scene_records.parent)) for name in row["images"]] for row in rows]
     inputs = encode_prompts(processor, [row["messages"][:1] for row in rows], images)
     theirs = encode_prompts(
         AutoProcessor.from_pretrained(tmp_path / "final"), [r["messages"][:1] for r in rows], images

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from asked_prompts import encode_prompts
 from PIL import Image
 from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlamaTokenizer
 
 import mmdora
-from mmdora.batches.collate import Collator
-from mmdora.batches.prompt import IGNORE, encode_prompts
 from mmdora.errors import MmdoraError
+from mmdora.families import family_of
+from mmdora.families.template import IGNORE
 from mmdora.models.llava.compose import LLAVA_V1, processor_of
 from mmdora.models.llava.from_parts import compose, read_projector
 from mmdora.models.llava.tower import Tower
@@ -113,7 +114,7 @@ def test_prompts_are_llavas(tokenizer: LlamaTokenizer, parts: Any, projector: Pa
 def test_training_learns_the_answers_of_the_same_prompt(tokenizer: Any, parts: Any, projector: Path, tmp_path: Path):
     _, processor = compose(parts[0], tokenizer, parts[1], read_projector(projector))
     Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
-    batch = Collator(processor, tmp_path)([{"id": "r", "messages": MESSAGES, "images": ["a.png"]}])
+    batch = family_of(processor).batch([{"id": "r", "messages": MESSAGES, "images": ["a.png"]}])
     asked = encode_prompts(processor, [MESSAGES[:3]], [[Image.new("RGB", (20, 10), "red")]])
     ids = batch["input_ids"][0].tolist()
     assert ids == [*asked["input_ids"][0].tolist(), 694, 2]

@@ -11,7 +11,7 @@ from mmdora.models.load import skeleton
 from mmdora.models.open_clip.tower import tower_config
 from mmdora.models.vlbart.config import VLBartConfig
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 
 
 def planned(folder, config, name):

@@ -1,7 +1,7 @@
-"""The one place where conversations become token ids, for training, evaluation and the page.
+"""Chat templates: conversations as text, the spans of their answers, and the labels of those spans.
 
-Training and generation render the same template through the same processor call, so that the ids
-up to an answer are equal in both (tests hold them so).
+Training and generation render the same template through the same processor call, so that the ids up to an answer are
+equal in both (tests hold them so).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from mmdora.errors import MmdoraError
 from mmdora.records.turns import Messages
 
 IGNORE = -100
+"""The label of a token that is not learned, as `torch.nn.functional.cross_entropy` has it."""
 
 
 def render(processor: Any, messages: Messages, *, generation_prompt: bool = False) -> str:
@@ -28,23 +29,19 @@ def _render_all(processor: Any, conversations: list[Messages], generation_prompt
     check_texts(conversations[-1], getattr(processor, "image_token", None))
     try:
         return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
-    except Exception as error:  # a template is a program of the checkpoint's, run in jinja2's sandbox
+    except Exception as error:  # A template is a program of the checkpoint; jinja2 runs it in its sandbox.
         reason = " ".join(str(error).split())[:200]
         raise MmdoraError(f"the chat template of this base fails: {type(error).__name__}: {reason}") from None
 
 
-def check_texts(messages: Messages, mark: str | None) -> None:
-    """Raise if a text holds `mark`, the image placeholder, which would be taken for an image."""
-    for message in messages if mark else ():
+def check_texts(messages: Messages, placeholder: str | None) -> None:
+    """Raise if a text holds the image placeholder, which the processor would take for an image."""
+    for message in messages if placeholder else ():
         for part in message["content"]:
-            if mark in part.get("text", ""):
-                raise MmdoraError(f"the text {part['text']!r:.60} holds the image placeholder {mark!r}; remove it")
-
-
-def check_one_answer(record: dict[str, Any]) -> None:
-    """Raise if an encoder-decoder, which learns one answer a row, cannot learn a record whole."""
-    if sum(message["role"] == "assistant" for message in record["messages"]) > 1:
-        raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
+            if placeholder in part.get("text", ""):
+                raise MmdoraError(
+                    f"the text {part['text']!r:.60} holds the image placeholder {placeholder!r}; remove it"
+                )
 
 
 def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
@@ -59,22 +56,11 @@ def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
     return [*before, last | {"content": content}]
 
 
-def with_prompt(processor: Any, messages: Messages, task: str | None) -> Messages:
-    """The conversation, its last question as this model is asked for `task`; unchanged where it knows no tasks.
-
-    Raises:
-        MmdoraError: if the processor has prompts, but none for `task`.
-    """
-    if task is None or not hasattr(processor, "prompt"):
-        return messages
-    return with_question(messages, lambda question: processor.prompt(question, task))
-
-
 def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
     """The rendered conversation and the character spans [start, end) of its answers, end-of-turn token included.
 
-    The spans are found by rendering the conversation prefix by prefix, because most templates of the
-    hub have no `{% generation %}` block and the stock mask is then silently empty.
+    The spans are found by rendering the conversation prefix by prefix, because most templates of the hub have no
+    `{% generation %}` block, and the stock mask of such a template is silently empty.
 
     Raises:
         MmdoraError: if the template does not write a conversation as a continuation of its prefix.
@@ -84,7 +70,7 @@ def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[t
     ends = sorted({*(i + 1 for i in answers), len(messages)})
     after = _render_all(processor, [messages[:end] for end in ends], False)
     text, spans = after[-1], []
-    for head, tail in zip(before, after, strict=False):  # after the last answer there may be more
+    for head, tail in zip(before, after, strict=False):  # A conversation may go on after its last answer.
         if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
             raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
         spans.append((len(head), _end_of_turn(processor, text, len(head), len(tail))))
@@ -109,7 +95,7 @@ def encode(
     """
     tensors: dict[str, Any] = {"return_tensors": "pt"}
     if offsets:
-        # ids become tensors below: the stock conversion walks through every offset twice
+        # The ids become tensors below, since the stock conversion walks through every offset twice.
         tensors = {"text_kwargs": {"return_tensors": None}, "images_kwargs": tensors}
         tensors |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
     encoded = processor(
@@ -127,20 +113,9 @@ def encode(
 
 
 def needs_start_token(processor: Any, texts: list[str]) -> bool:
-    """A template that writes the start token itself must not get a second one."""
+    """Whether the tokenizer has to put the start token; a template that writes it itself must not get a second one."""
     start = processor.tokenizer.bos_token
     return not (start and texts[0].startswith(start))
-
-
-def answers_apart(processor: Any) -> bool:
-    """Whether it serves an encoder-decoder, which reads questions and writes answers as texts of their own."""
-    return not getattr(processor, "pads_left", True)
-
-
-def encode_prompts(processor: Any, conversations: list[Messages], images: list[list[Image.Image]]) -> Any:
-    """Prompts ready for `generate`: left padded (an encoder's on the right), ending where the answer begins."""
-    texts = [render(processor, messages, generation_prompt=True) for messages in conversations]
-    return encode(processor, texts, images, left=not answers_apart(processor))
 
 
 def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]:

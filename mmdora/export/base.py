@@ -1,0 +1,65 @@
+"""The files of the base that is exported: where they are, and which of them are copied as they are."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from mmdora.dtypes import DtypeName, dtype_in_config
+from mmdora.errors import MmdoraError
+from mmdora.models.locate import check_folder, resolve
+
+COPIED = (
+    *("tokenizer*", "vocab*", "merges.txt", "*.model", "added_tokens.json", "special_tokens_map.json"),
+    *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
+    *("chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*"),
+)
+"""Files that no run changes: copied from the base byte for byte, since re-serialising breaks other loaders."""
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
+
+
+def base_folder(base: str) -> Path:
+    """The files of a base: a folder, a bundled name, or a hub id, which is fetched.
+
+    Raises:
+        MmdoraError: it is none of these.
+    """
+    folder = Path(resolve(base))
+    if folder.is_dir():
+        check_folder(folder)
+        return folder
+    try:
+        return Path(snapshot_download(base, allow_patterns=[*COPIED, *WEIGHTS, "*.json", "README.md"]))
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise MmdoraError(f"{base}: no folder, no bundled model, and not to be had from the hub: {reason}") from None
+
+
+def copied_files(base: Path) -> list[Path]:
+    """The files of a base that an export copies.
+
+    Raises:
+        MmdoraError: one of them is a link that leads out of the folder.
+    """
+    copied = sorted({path for pattern in COPIED for path in base.glob(pattern) if path.is_file()})
+    # The hub's cache links a snapshot's files to blobs beside it. A link to anywhere else would publish that file.
+    home = base.resolve()
+    home = home.parents[1] if home.parent.name == "snapshots" else home
+    if strangers := [path for path in copied if not path.resolve().is_relative_to(home)]:
+        raise MmdoraError(f"{strangers[0]}: a link that leads outside {base}; put the file itself there")
+    return copied
+
+
+def dtype_of(base: Path) -> DtypeName:
+    """The dtype of a base's weights, as its config names it.
+
+    Raises:
+        MmdoraError: there is no readable config.
+    """
+    try:
+        config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise MmdoraError(f"{base}: no readable config.json; give a run, an adapter or a checkpoint") from None
+    return dtype_in_config(config.get("dtype") or config.get("torch_dtype"))

@@ -1,0 +1,138 @@
+"""`mmdora.json` of an exported checkpoint: what it is, and what it was made from. Model card and page read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.files import OURS
+from mmdora.config import MODALITIES, ImageTokens, RunConfig
+from mmdora.errors import MmdoraError
+from mmdora.files import read_json, write_json
+from mmdora.version import __version__
+
+FORMAT = 1
+PACKAGES = ("torch", "transformers", "safetensors")
+
+
+@dataclass(frozen=True)
+class ExportFacts:
+    """What an exported checkpoint is.
+
+    Attributes:
+        name: of the exported folder.
+        base: hub id or bundled name of the base; of a local folder only its last name, never where it lies.
+        licence: as the base's model card states it.
+        dtype: of the written weights: "fp32", "bf16" or "fp16".
+        plan: what was adapted and merged; None for a plain checkpoint.
+        run: {"data": files of records, "config": the run's whole config}; None where the run is not known.
+        image_tokens: {"min", "max"} of each image, as far as the run set them.
+        scores: name -> number or text.
+        parity: {"kind": "logits" or "tensors", "how", "text", and the numbers that were measured}.
+        versions: of mmdora and the libraries that wrote the files.
+    """
+
+    name: str
+    base: str
+    licence: str | None
+    dtype: str
+    plan: Plan | None
+    run: Mapping[str, Any] | None
+    image_tokens: Mapping[str, int]
+    scores: Mapping[str, Any]
+    parity: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods that were merged, in order of the alphabet."""
+        return [] if self.plan is None else methods_of(self.plan)
+
+    @property
+    def shown_scores(self) -> dict[str, str]:
+        """Scores as people read them: a share as percent."""
+        return {
+            key: f"{value:.1%}" if isinstance(value, float) and 0 <= value <= 1 else str(value)
+            for key, value in self.scores.items()
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write `mmdora.json`."""
+        values = {"format": FORMAT, "methods": self.methods} | vars(self)
+        values["plan"] = self.plan.to_dict() if self.plan else None
+        write_json(folder / OURS, values)
+
+
+def read_facts(folder: Path) -> ExportFacts | None:
+    """What `mmdora export` wrote in `folder` about it; None without `mmdora.json`, which older exports have not.
+
+    Raises:
+        MmdoraError: the file is damaged, or of a newer mmdora.
+    """
+    path = folder / OURS
+    if not path.is_file():
+        return None
+    values = read_json(path, "checkpoint's file")
+    if values.pop("format", None) != FORMAT:
+        raise MmdoraError(f"{path}: not written by this mmdora's export, or by a newer one; update mmdora")
+    values.pop("methods", None)
+    try:
+        plan = Plan.from_dict(values["plan"]) if values["plan"] else None
+        facts = ExportFacts(**{**values, "plan": plan})
+        for part, kind in ((facts.base, str), (facts.scores, dict), (facts.parity, dict), (facts.run or {}, dict)):
+            if not isinstance(part, kind):
+                raise TypeError(f"{part!r:.80} is no {kind.__name__}")
+        return facts
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise MmdoraError(f"{path}: damaged ({type(error).__name__}: {error!s:.200}); export again") from None
+
+
+def methods_of(plan: Plan) -> list[str]:
+    """The methods of a plan, "full" among them, in order of the alphabet."""
+    return sorted({entry.method for entry in plan.entries} | ({"full"} if plan.full else set()))
+
+
+def shown_base(name: str) -> str:
+    """`base` of `ExportFacts`: of a folder on this machine its last name, so that no one learns where it lies."""
+    return Path(name).name if Path(name).exists() else name
+
+
+def licence_of(base: Path) -> str | None:
+    """The licence that the README.md among a base's files states in its front matter."""
+    try:
+        return ModelCard.load(base / "README.md").data.to_dict().get("license")
+    except (OSError, ValueError):
+        return None
+
+
+def run_facts(config: RunConfig | None) -> dict[str, Any] | None:
+    """`run` of `ExportFacts`: the config is enough to repeat the run; where its results went is left out."""
+    if config is None:
+        return None
+    settings = config.to_dict()
+    del settings["training"]["output"]
+    for modality in MODALITIES:
+        if settings["adapt"][modality]["method"] == "none":
+            settings["adapt"][modality] = {"method": "none"}
+    return {"data": [str(source.train) for source in config.data.sources.values()], "config": settings}
+
+
+def parity_facts(parity: Any) -> dict[str, Any]:
+    """`parity` of `ExportFacts`, from a `Parity` or a `TensorParity`."""
+    return {"kind": parity.kind, "how": parity.how, "text": str(parity)} | asdict(parity)
+
+
+def token_facts(image_tokens: ImageTokens) -> dict[str, int]:
+    """`image_tokens` of `ExportFacts`."""
+    return {key: value for key, value in asdict(image_tokens).items() if value is not None}
+
+
+def versions() -> dict[str, str]:
+    """`versions` of `ExportFacts`."""
+    return {"mmdora": __version__} | {package: version(package) for package in PACKAGES}

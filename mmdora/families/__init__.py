@@ -1,0 +1,25 @@
+"""Model families: how each one reads conversations and pictures, learns answers and writes them.
+
+A family is one object around a processor. It is chosen here, by `family_of`, where a model or processor was loaded;
+everything else asks the object. `family.Family` serves every image-text-to-text architecture of transformers; a module
+beside it holds what one family does otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmdora.families.family import IGNORE, Family
+from mmdora.families.llava import Llava
+from mmdora.families.prompt import Prompt, ask
+from mmdora.families.vlbart import VLBart
+
+__all__ = ["IGNORE", "Family", "Llava", "Prompt", "VLBart", "ask", "family_of"]
+
+OWN: dict[str, type[Family]] = {"LlavaProcessor": Llava, "VLBartProcessor": VLBart}
+"""Class name of a processor -> the family that differs from the general one."""
+
+
+def family_of(processor: Any) -> Family:
+    """The family that a processor belongs to."""
+    return OWN.get(type(processor).__name__, Family)(processor)

@@ -1,0 +1,26 @@
+"""A model's own positions of text and image tokens (Qwen-VL's three-dimensional rotary embedding, for one)."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+class RopeIndex:
+    """A model's rule of positions without its weights, so that loader processes can carry it.
+
+    Args:
+        owner: the module that has `get_rope_index`; the rule reads nothing of it but its config.
+    """
+
+    def __init__(self, owner: Any):
+        self.shell = object.__new__(type(owner))
+        self.shell.__dict__["config"] = owner.config
+        self.wanted = set(inspect.signature(type(owner).get_rope_index).parameters) - {"self", "kwargs"}
+
+    def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """[3, rows, tokens] int64."""
+        return self.shell.get_rope_index(**{key: batch[key] for key in self.wanted if key in batch})[0]

@@ -1,0 +1,147 @@
+"""VL-BART: an encoder reads the question, pictures and clips; a decoder learns and writes the answer.
+
+Prompts by task and what the decoder begins with: VL-Adapter (Sung et al., CVPR 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmdora.errors import MmdoraError
+from mmdora.families.family import Family, Features, Shown, naming
+from mmdora.families.prompt import Prompt
+from mmdora.families.template import IGNORE, encode, with_question
+from mmdora.records.features import open_features
+from mmdora.records.images import open_image
+from mmdora.records.row import Row
+from mmdora.records.turns import Messages, answer_text, prompt_messages
+
+
+class VLBart(Family):
+    """One question and one answer a row. The target is the answer as the tokenizer writes a text, `<s> answer </s>`.
+
+    The start token is part of it so that the first step tells the answers of NLVR2, "true" and "false", apart.
+    """
+
+    one_stream = False
+
+    def check_row(self, row: Row) -> None:
+        if sum(message["role"] == "assistant" for message in row["messages"]) > 1:
+            raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
+
+    def check_question(self, row: Row) -> None:
+        """Anything: pictures, clips as features, or text alone."""
+
+    def check_task(self, name: str) -> None:
+        self.processor.prompt("", name)
+
+    def asked(self, messages: Messages, task: str | None, instruct: Callable[[str], str]) -> Messages:
+        if task is None:
+            return messages
+        return with_question(messages, lambda question: self.processor.prompt(question, task))
+
+    def batch(self, rows: Sequence[Row], features: Features | None = None) -> dict[str, Tensor]:
+        """Rows to what the processor gives for the questions, `labels` [B, M], and `loss_weights` [B] if rows have any.
+
+        Raises:
+            MmdoraError: naming the row, for a picture or features that cannot be read, or a row of several turns.
+        """
+        prompts = []
+        for row in rows:
+            with naming(row):
+                self.check_row(row)
+                prompts.append(self._prompt(row, features))
+        batch = dict(self.encode_prompts(prompts))
+        batch["labels"] = self._targets(rows)
+        if any("weight" in row for row in rows):
+            batch["loss_weights"] = torch.tensor([row.get("weight", 1.0) for row in rows])
+        return batch
+
+    def _prompt(self, row: Row, features: Features | None) -> Prompt:
+        messages = self.asked(prompt_messages(row), row.get("task"), lambda question: question)
+        if row["features"] is not None:
+            return Prompt(messages, [open_image(image) for image in row["images"]], open_features(row["features"]))
+        if features is not None and row["images"]:
+            return Prompt(messages, features=torch.stack([features(image) for image in row["images"]]))
+        return Prompt(messages, [open_image(image) for image in row["images"]])
+
+    def _targets(self, rows: Sequence[Row]) -> Tensor:
+        """[B, M] int64: ids of the answers, `IGNORE` behind them and in rows that are masked."""
+        targets = self.tokenizer(text_target=[answer_text(row) for row in rows], padding=True, return_tensors="pt")
+        most, lengths = self.tokenizer.model_max_length, targets["attention_mask"].sum(1)
+        if (longest := int(lengths.max())) > most:
+            name = rows[int(lengths.argmax())]["id"]
+            raise MmdoraError(f"record {name}: its answer has {longest} tokens; this model writes at most {most}")
+        labels = targets["input_ids"].masked_fill(targets["attention_mask"] == 0, IGNORE)
+        for index, row in enumerate(rows):
+            if row.get("masked"):
+                labels[index] = IGNORE
+        return labels
+
+    def example_batch(self, image: Image.Image, rows: int, tokens: int | None, answer: int) -> dict[str, Tensor]:
+        encoded, length = self._example(image)
+        batch = {name: value.repeat(rows, *[1] * (value.ndim - 1)) for name, value in encoded.items()}
+        more = max((tokens or length + answer) - length, 1)
+        return batch | {"labels": batch["input_ids"][:, -1:].repeat(1, more)}
+
+    def packing_problem(self) -> str | None:
+        return "its encoder reads each question by itself"
+
+    def counted(self, batch: Mapping[str, Tensor]) -> int:
+        return super().counted(batch) + int((batch["labels"] != IGNORE).sum())
+
+    def shown(self, batch: Mapping[str, Tensor], row: int) -> Iterator[Shown]:
+        labels = batch["labels"][row]
+        yield self.tokenizer.decode(batch["input_ids"][row][batch["attention_mask"][row] == 1]), "text"
+        yield " ", "text"
+        yield self.tokenizer.decode(labels[labels != IGNORE]), "learned"
+
+    def feature_tower(self, model: Any) -> nn.Module | None:
+        return model.model.vision_tower
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> Any:
+        """What the encoder reads, padded on the right: BART counts positions from the first token."""
+        texts = [self.render(prompt.messages, generation_prompt=True) for prompt in prompts]
+        images, clips = [prompt.images for prompt in prompts], [prompt.features for prompt in prompts]
+        if any(clip is not None for clip in clips):
+            return self.processor(text=texts, images=images if any(images) else None, features=clips)
+        return encode(self.processor, texts, images, left=False)
+
+    def encode_conversation(self, prompt: Prompt) -> Any:
+        text = self.render(prompt.messages, generation_prompt=True)
+        if prompt.features is not None:
+            return self.processor(text=[text], features=[prompt.features])
+        return encode(self.processor, [text], [prompt.images], left=False)
+
+    def generation(self, model: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
+        """As the general one; BART's decoder has so many positions, one of which the start token takes."""
+        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        return super().generation(model, min(max_new_tokens, positions - 1) if positions else max_new_tokens, beams)
+
+    def choices(self, answers: Sequence[str]) -> Sequence[str]:
+        return answers
+
+    def only(self, answers: Sequence[str]) -> dict[str, Any]:
+        """Arguments by which one of the answers comes out, written as training targets are.
+
+        The first step at which the answers differ decides.
+        """
+        targets = self.tokenizer(text_target=list(answers))["input_ids"]
+        allowed: dict[tuple[int, ...], set[int]] = {}
+        for ids in targets:
+            for place, token in enumerate(ids):
+                allowed.setdefault(tuple(ids[:place]), set()).add(token)
+        finished = {self.tokenizer.pad_token_id}
+        return {
+            "prefix_allowed_tokens_fn": lambda _, ids: sorted(allowed.get(tuple(ids[1:].tolist()), finished)),
+            "max_new_tokens": max(map(len, targets)),
+            "num_beams": 1,
+        }
+
+    def new_ids(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+        return ids[:, 1:]

@@ -1,0 +1,55 @@
+"""The facts of an export: what is written is read back, and what is damaged is said."""
+
+import json
+from pathlib import Path
+
+import pytest
+from exports import DORA, moved_adapter, run_folder
+
+from mmdora.errors import MmdoraError
+from mmdora.export.card import card
+from mmdora.export.facts import read_facts
+from mmdora.export.run import export
+
+
+@pytest.fixture(scope="module")
+def out(tiny_llava, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("facts")
+    adapter = moved_adapter(tiny_llava, DORA, folder / "adapter")
+    run = run_folder(folder / "run", adapter, tiny_llava, train="some/where/records.jsonl")
+    scores = {"easy-VQA": 0.953, "rows": 9673}
+    export(run, folder / "out", dtype="bf16", scores=scores, parity="tensors", say=lambda _: None)
+    return folder / "out"
+
+
+def test_the_facts_hold_what_the_card_says(out, tiny_llava):
+    facts = read_facts(out)
+    assert facts is not None
+    assert (facts.name, facts.base, facts.dtype, facts.methods) == ("out", "tiny-llava", "bf16", ["dora", "full"])
+    assert facts.scores == {"easy-VQA": 0.953, "rows": 9673}
+    assert facts.shown_scores == {"easy-VQA": "95.3%", "rows": "9673"}
+    assert facts.parity["kind"] == "tensors" and facts.parity["tensors"] == 113 and facts.parity["beyond"] <= 1e-5
+    assert facts.run is not None and facts.run["data"] == ["some/where/records.jsonl"]
+    assert facts.run["config"]["adapt"]["language"]["rank"] == 4 and "output" not in facts.run["config"]["training"]
+    assert facts.plan is not None and facts.versions.keys() >= {"mmdora", "torch", "transformers"}
+    assert (out / "README.md").read_text() == card(facts)
+
+
+def test_a_folder_without_facts_is_none(tiny_llava):
+    assert read_facts(Path(tiny_llava)) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "or by a newer one; update mmdora"),
+        ({"plan": {"parts": {}}}, "damaged .*export again"),
+        ({"scores": 3}, "damaged .*export again"),
+        ({"surplus": 1}, "damaged .*export again"),
+    ],
+)
+def test_damaged_facts_are_one_line(out, tmp_path, change, message):
+    values = json.loads((out / "mmdora.json").read_text()) | change
+    (tmp_path / "mmdora.json").write_text(json.dumps(values))
+    with pytest.raises(MmdoraError, match=rf"mmdora\.json: .*{message}"):
+        read_facts(tmp_path)
