@@ -77,7 +77,7 @@ def within(arguments: list[str], told: Path, record: Path, kill: Kill | None) ->
     file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    from mmdora.train.trainer import AdapterTrainer
+    from mmdora.train.steps import Steps
 
     notes = os.open(record, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
@@ -89,14 +89,14 @@ def within(arguments: list[str], told: Path, record: Path, kill: Kill | None) ->
         if kill and step >= kill.step and operation == kill.before:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    def training_step(self: Any, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+    def one_pass(self: Any, batch: Any, items: Any, batches: int) -> None:
         digest = hashlib.sha256()
-        for name in sorted(inputs):
-            digest.update(name.encode() + inputs[name].numpy().tobytes())
-        note(self.state.global_step + 1, "batch", digest.hexdigest()[:16])
-        return original(self, model, inputs, num_items_in_batch)
+        for name in sorted(batch):
+            digest.update(name.encode() + batch[name].numpy().tobytes())
+        note(self.progress.global_step + 1, "batch", digest.hexdigest()[:16])
+        original(self, batch, items, batches)
 
-    original, AdapterTrainer.training_step = AdapterTrainer.training_step, training_step
+    original, Steps.one_pass = Steps.one_pass, one_pass
     watch_saves(before)
     sys.argv = ["mmdora", *arguments]
     runpy.run_module("mmdora", run_name="__main__")
@@ -110,7 +110,7 @@ def watch_saves(before: Callable[[int, str], None]) -> None:
     """
     import torch
 
-    from mmdora.train.trainer import AdapterTrainer
+    from mmdora.train.saving import Checkpoints
 
     saving: list[int] = []
     removing = [""]
@@ -142,17 +142,17 @@ def watch_saves(before: Callable[[int, str], None]) -> None:
             told("torch.save", file)
         original_save(thing, file, *rest, **more)
 
-    def save_checkpoint(self: Any, model: Any, trial: Any) -> None:
-        saving.append(self.state.global_step)
+    def save_checkpoint(self: Any, progress: Any, losses: Any) -> None:
+        saving.append(progress.global_step)
         try:
-            original(self, model, trial)
+            original(self, progress, losses)
         finally:
             saving.clear()
 
     sys.addaudithook(heard)
     original_fsync, os.fsync = os.fsync, fsync
     original_save, torch.save = torch.save, save
-    original, AdapterTrainer._save_checkpoint = AdapterTrainer._save_checkpoint, save_checkpoint
+    original, Checkpoints.save = Checkpoints.save, save_checkpoint
 
 
 def _name(path: Any, step: int) -> str:

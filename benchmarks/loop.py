@@ -1,13 +1,13 @@
-"""What the trainer adds to a bare loop: the same model, batches and optimizer in both.
+"""What mmdora's training loop adds to a bare one: the same model, batches and optimizer in both.
 
     python benchmarks/loop.py            # table, results/loop.{json,md}; some minutes
     python benchmarks/loop.py --quick    # few steps and rounds, in under a minute; nothing is written
 
 A round is a training run of tiny-llava (DoRA in the language model, four rows a step, two micro-batches, a log every
-ten steps) through `AdapterTrainer` and one through a loop of forward, backward, clipping, AdamW and schedule, in a new
-order every round, from the same weights; both end with the same losses, or the benchmark fails. The time is process
-CPU time between the first step's end and the last's, so that neither start nor end counts. Batches are made once and
-handed out ready to both, as the loader is not the question (loader.py). `bare loop again` is the noise.
+ten steps) through `mmdora.train.loop.Loop` and one through a loop of forward, backward, clipping, AdamW and schedule,
+in a new order every round, from the same weights; both end with the same losses, or the benchmark fails. The time is
+process CPU time between the first step's end and the last's, so that neither start nor end counts. Batches are made
+once and handed out ready to both, as the loader is not the question (loader.py). `bare loop again` is the noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 from harness import show, write
 from transformers import get_constant_schedule
-from transformers.trainer_callback import TrainerCallback
 
 from mmdora.adapt.inject import inject
 from mmdora.batches.fit import Rows, fit
@@ -38,11 +37,16 @@ from mmdora.families import family_of
 from mmdora.models.load import load
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
-from mmdora.train.arguments import arguments_of
 from mmdora.train.groups import parameter_groups
+from mmdora.train.guards import StopRequest
+from mmdora.train.loader import Feed
+from mmdora.train.loop import Loop, Observers
 from mmdora.train.loss import chunked_cross_entropy
+from mmdora.train.objective import Objective
+from mmdora.train.optimizer import prepare
 from mmdora.train.processes import Processes
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.progress import Progress
+from mmdora.train.saving import Checkpoints
 
 ROWS, MICRO, ACCUMULATION = 64, 2, 2
 """Rows of the data; rows of a micro-batch; micro-batches of a step."""
@@ -82,20 +86,26 @@ class Ready:
         return dict(self.made[name])
 
 
-class Clock(TrainerCallback):
-    """CPU time from the end of the first step to that of the last, and the seconds per step between."""
+class Clock:
+    """CPU time from the end of the first step to that of the last, and the seconds per step between: a `Report`."""
 
     def __init__(self) -> None:
-        self.begun = self.spent = 0.0
+        self.started = self.spent = 0.0
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.step(state.global_step, state.max_steps)
+    def begin(self, progress: Progress) -> None: ...
 
-    def step(self, done: int, of: int) -> None:
+    def step(self, progress: Progress) -> None:
+        self.note(progress.global_step, progress.max_steps)
+
+    def log(self, progress: Progress, logs: Any) -> None: ...
+
+    def close(self) -> None: ...
+
+    def note(self, done: int, of: int) -> None:
         if done == 1:
-            self.begun = time.process_time()
+            self.started = time.process_time()
         elif done == of:
-            self.spent = (time.process_time() - self.begun) / (of - 1)
+            self.spent = (time.process_time() - self.started) / (of - 1)
 
 
 class Case:
@@ -110,7 +120,7 @@ class Case:
         self.rows: Rows = fit(self.records, family_of(processor), None, "error")
         self.collate = Ready(family_of(processor).batch)
         self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
-        self.trainer()  # every batch is made
+        self.ours()  # every batch is made
 
     def again(self) -> None:
         """The weights as they were."""
@@ -120,23 +130,27 @@ class Case:
                     parameter.copy_(self.weights[name])
                     parameter.grad = None
 
-    def trainer(self) -> tuple[float, float]:
+    def ours(self) -> tuple[float, float]:
         """CPU seconds per step and the last step's loss."""
         self.again()
-        arguments, clock = arguments_of(self.config), Clock()
-        trainer = AdapterTrainer(self.config, self.rows, {}, Processes(arguments), {}, model=self.model, args=arguments,
-                                 data_collator=self.collate, callbacks=[clock])  # fmt: skip
-        losses: list[float] = []
-        step = trainer.training_step
+        config, processes, clock = self.config, Processes(self.config.training), Clock()
+        feed = Feed(config, self.rows, self.collate, processes)
+        trained = prepare(self.model, config, processes, self.steps, None)
+        checkpoints = Checkpoints(config, processes, trained, {}, None)
+        objective = Objective(self.model, processes, one_stream=True, chunked=True, probe=feed.probe, say=print)
+        observers = Observers([clock], StopRequest(processes), print)
+        loop = Loop(config, processes, trained, feed, objective, None, checkpoints, observers)
+        take, losses = loop.steps.take, [0.0]
 
-        def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
-            loss = step(*args, **kwargs)
-            losses.append(loss)  # pyright: ignore[reportArgumentType]
-            return loss
+        def watched(batches: list[dict[str, Any]]) -> tuple[Any, float]:
+            before = float(loop.losses.sum)
+            result = take(batches)
+            losses[0] = float(loop.losses.sum) - before
+            return result
 
-        trainer.training_step = watched
-        trainer.train()
-        return clock.spent, float(sum(losses[-ACCUMULATION:]))
+        loop.steps.take = watched
+        loop.run()
+        return clock.spent, losses[0]
 
     def bare(self) -> tuple[float, float]:
         """The least that makes the same updates."""
@@ -145,8 +159,7 @@ class Case:
         optimizer = torch.optim.AdamW(parameter_groups(model, config.adapt, config.training), fused=True)
         trained = [p for p in model.parameters() if p.requires_grad]
         schedule = get_constant_schedule(optimizer)
-        arguments = arguments_of(config)
-        order = AdapterTrainer(config, self.rows, {}, Processes(arguments), {}, model=model, args=arguments).batches
+        order: Any = Feed(config, self.rows, self.collate, Processes(config.training)).batches
         head, per_epoch, loss = model.lm_head, len(order) // ACCUMULATION, torch.zeros(())
         plain, model.loss_function, head.forward = model.loss_function, _chunked(head), lambda states: states
         try:
@@ -165,7 +178,7 @@ class Case:
                 optimizer.step()
                 schedule.step()
                 optimizer.zero_grad()
-                clock.step(number + 1, self.steps)
+                clock.note(number + 1, self.steps)
         finally:
             model.loss_function = plain
             del head.forward
@@ -173,7 +186,7 @@ class Case:
 
 
 def _chunked(head: Any) -> Callable[..., torch.Tensor]:
-    """The loss that the trainer computes."""
+    """The loss that the loop computes."""
 
     def loss(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int = 0, **more: Any) -> torch.Tensor:
         targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]
@@ -187,7 +200,7 @@ def _chunked(head: Any) -> Callable[..., torch.Tensor]:
 
 def measure(folder: Path, steps: int, rounds: int) -> list[dict[str, Any]]:
     case = Case(folder, steps)
-    ways = {"bare loop": case.bare, "bare loop again": case.bare, "mmdora's trainer": case.trainer}
+    ways = {"bare loop": case.bare, "bare loop again": case.bare, "mmdora's loop": case.ours}
     times: dict[str, list[float]] = {name: [] for name in ways}
     losses: dict[str, float] = {}
     for turn in range(rounds):
@@ -217,10 +230,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mmdora-loop-") as folder:
         os.environ["HF_DATASETS_CACHE"] = str(Path(folder) / "cache")
         table = measure(Path(folder), steps, rounds)
-    show("a step of the trainer", table)
+    show("a step of the loop", table)
     if not options.quick:
         notes = f"{rounds} rounds of {steps} steps, {torch.get_num_threads()} threads; the ratio is a paired median."
-        print(write("loop", "python benchmarks/loop.py", {"a step of the trainer": table}, notes))
+        print(write("loop", "python benchmarks/loop.py", {"a step of the loop": table}, notes))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Training: transformers.Trainer with adapters by modality."""
+"""Training: a loop on accelerate, with adapters by modality."""
 
 from mmdora.train.run import train
 

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import Tensor
-from transformers import Trainer
 
 from mmdora.adapt.inject import make_plan
-from mmdora.batches.order import spare_row
 from mmdora.config import RunConfig, Training
 from mmdora.errors import OutOfMemory
 from mmdora.families import family_of
 from mmdora.models.load import skeleton
+from mmdora.train.loader import Feed
 from mmdora.train.memory import estimate, typical_batch
 from mmdora.train.processes import Processes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU (torch.OutOfMemoryError), of the host, or found by `FittingTrainer`."""
+    """Of a GPU (torch.OutOfMemoryError), of the host, or found by `Fitting`."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory))
     return known or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
@@ -38,7 +37,7 @@ def estimated(
             else typical_batch(family_of(processor), config)
         )
         return f"estimated: {estimate(model, make_plan(model, config.adapt), config, on_cpu)}"
-    except Exception as error:  # memory may be short here too, and the run's line has to come out
+    except Exception as error:  # memory may be short here too, and the line about the run must be said all the same
         return f"not estimated: {type(error).__name__}"
 
 
@@ -55,125 +54,68 @@ def out_of_memory(step: int, rows: int, training: Training, estimated: str) -> O
     )
 
 
-class Pieces:
-    """Collates the rows of a micro-batch in pieces of at most `limit` rows, which loader processes see change."""
-
-    def __init__(self, collate: Any, limit: int):
-        self.collate, self._limit = collate, torch.tensor(limit).share_memory_()
-
-    @property
-    def limit(self) -> int:
-        return int(self._limit)
-
-    @limit.setter
-    def limit(self, rows: int) -> None:
-        self._limit.fill_(rows)
-
-    def __call__(self, rows: list[Any]) -> dict[str, Any]:
-        limit = self.limit
-        pieces = [self.collate(rows[start : start + limit]) for start in range(0, len(rows), limit)]
-        return {"limit": limit, "pieces": pieces}
-
-
-class FittingTrainer(Trainer):
+class Fitting:
     """With `training.find_batch_size`, a step that does not fit is run again with micro-batches of half as many rows.
 
     The loader, the order of the rows, the rows of a step and the count of steps stay as they are: the rows that the
     loader hands out together are run in pieces. The loss is summed over the labels of the whole step, so that the
     gradient is the same. Processes agree at the end of a step, before anything is reduced: until then each
     accumulates for itself (`no_sync`), and what DDP reduces then comes with one more pass, of a masked row.
+
+    Args:
+        feed: reads a micro-batch again, in pieces of another size.
+        wrapped: the model as accelerate prepared it.
+        say: receives a line each time the size is halved.
     """
 
-    config: RunConfig
-    rows: Any  # Rows or Packs; a Stream is not read again
-    processes: Processes
-    batches: Any  # Batches; with a Stream StreamBatches
-    pieces: Pieces | None = None
-    _tr_loss: Any
-    _loss_before: Any
-    _micro_batches: list[Any]
-    _rounds = 0  # micro-batches of the loader in the step in hand
-    _short = False  # whether memory ran out in it
+    def __init__(self, feed: Feed, wrapped: Any, processes: Processes, training: Training, say: Callable[[str], None]):
+        assert feed.pieces is not None
+        self.feed, self.pieces, self.wrapped, self.processes, self.say = feed, feed.pieces, wrapped, processes, say
+        self.rows_per_step = training.batch_size * training.accumulation * processes.count
 
-    def one_pass(self, model: Any, batch: Any, items: Any) -> Tensor:
-        """Forward and backward of a batch as the collator made it."""
-        return super().training_step(model, batch, items)
+    def run(
+        self,
+        batches: Sequence[dict[str, Any]],
+        done: int,
+        one_pass: Callable[[Any, int], None],
+        undo: Callable[[], None],
+    ) -> None:
+        """Run the micro-batches of the step after `done`, as often as it takes.
 
-    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        if not self._rounds:
-            self._loss_before = self._tr_loss.clone()
-        self._rounds += 1
-        ends = self.accelerator.sync_gradients
-        if self.pieces is None:
-            loss = self.one_pass(model, inputs, num_items_in_batch)
-        else:
-            loss = self._in_pieces(model, inputs, num_items_in_batch)
-            if ends:
-                loss = self._agreed(model, loss, num_items_in_batch)
-        if ends:
-            self._rounds = 0
-        return loss
+        Args:
+            one_pass: forward and backward of a piece; its second argument is the number of pieces in this process.
+            undo: drops what the passes of a step have left: gradients and losses.
 
-    def _in_pieces(self, model: Any, inputs: Any, items: Any) -> Tensor:
-        assert self.pieces is not None
-        total = torch.zeros((), device=self.args.device)
-        if self._short:
-            return total
-        if inputs is None or inputs["limit"] != self.pieces.limit:  # of a step that is run again, or loaded before
-            inputs = None
+        Raises:
+            OutOfMemory: if one row does not fit.
+        """
+        while self.processes.any(self._too_large(batches, done, one_pass)):
+            clear_device_cache(garbage_collection=True)
+            self._halve(done + 1)
+            undo()
+        if self.processes.count > 1:
+            one_pass(self.feed.masked(), 1)
+
+    def _too_large(self, batches: Sequence[dict[str, Any]], done: int, one_pass: Callable[[Any, int], None]) -> bool:
         try:
-            with self.accelerator.no_sync(model):
-                for piece in (inputs or self._collated(self._rounds - 1))["pieces"]:
-                    total += self.one_pass(model, piece, items)
+            with self.processes.accelerator.no_sync(self.wrapped):
+                for number, batch in enumerate(batches):
+                    if batch["limit"] != self.pieces.limit:  # the loader collated it before the limit was lowered
+                        batch = self.feed.read(done, number)
+                    for piece in batch["pieces"]:
+                        one_pass(piece, len(batches) * len(batch["pieces"]))
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            self._short = True
-        return total
+            return True
+        return False
 
-    def _agreed(self, model: Any, loss: Tensor, items: Any) -> Tensor:
-        """The loss of the step's last micro-batch; of the whole step where it was run again."""
-        assert self.pieces is not None
-        rounds = self._rounds
-        while self.processes.any(self._short):
-            clear_device_cache(garbage_collection=True)
-            self._halve()
-            model.zero_grad()
-            self._micro_batches.clear()
-            self._tr_loss.copy_(self._loss_before)
-            self._short, loss = False, torch.zeros_like(loss)
-            for self._rounds in range(1, rounds + 1):
-                loss += self._in_pieces(model, None, items)
-        if self.processes.count > 1:
-            spare = spare_row(self.rows.lengths, self.rows.has_image, with_image=True)
-            loss += self.one_pass(model, self.data_collator([self.rows[~spare]]), items)  # pyright: ignore
-        return loss
-
-    def _halve(self) -> None:
-        assert self.pieces is not None
-        before, step = self.pieces.limit, self.state.global_step + 1
+    def _halve(self, step: int) -> None:
+        before = self.pieces.limit
         if before == 1:
             raise OutOfMemory(f"out of memory in step {step}, with one row")
         self.pieces.limit = before // 2
-        per_step = self.config.training.batch_size * self.config.training.accumulation * self.processes.count
-        self.say(f"out of memory in step {step}: micro-batches of {before // 2} rows instead of {before} from here on, "
-                 f"{per_step} rows a step as before")  # fmt: skip
-
-    def _collated(self, number: int) -> dict[str, Any]:
-        """Micro-batch `number` of the step in hand, read again."""
-        assert self.pieces is not None
-        step = self.state.global_step % -(-self.batches.rounds // self.args.gradient_accumulation_steps)
-        indices = self.batches.of_round(step * self.args.gradient_accumulation_steps + number, self.processes.index)
-        return self.pieces([self.rows[index] for index in indices])
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:
-        if self.pieces is not None:
-            batch_samples = [piece for batch in batch_samples for piece in batch.get("pieces", [batch])]
-        return super()._get_num_items_in_batch(batch_samples, device)
-
-    def floating_point_ops(self, inputs: Any) -> int:
-        return sum(super(FittingTrainer, self).floating_point_ops(piece) for piece in inputs.get("pieces", [inputs]))
-
-    def say(self, line: str) -> None:
-        """A line for a person, from one process."""
-        raise NotImplementedError
+        self.say(
+            f"out of memory in step {step}: micro-batches of {before // 2} rows instead of {before} from here on, "
+            f"{self.rows_per_step} rows a step as before"
+        )

@@ -14,12 +14,13 @@ import torch
 from mmdora.adapt.inject import make_plan
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
 from mmdora.models.load import load_processor, skeleton
 from mmdora.records.reader import Records
 
 SHOWN_IDS = 3
-pc: Any = pyarrow.compute  # its functions are made when it is imported
+pc: Any = pyarrow.compute  # pyright does not know its functions, which are made when it is imported
 
 
 def check_output(output: Path) -> None:
@@ -40,6 +41,25 @@ def check_output(output: Path) -> None:
         Path(tempfile.mkdtemp(prefix=".mmdora-", dir=there)).rmdir()
     except OSError as error:
         raise MmdoraError(f"{place}: cannot write below {there} ({error.strerror}); name another folder") from None
+
+
+def check_schedule(config: RunConfig) -> None:
+    """Raise if evaluations, checkpoints and early stopping do not fit together."""
+    training = config.training
+    if training.eval_every and not config.data.evaluates:
+        raise MmdoraError("training.eval_every is set but data.eval is not")
+    if config.data.evaluates and training.eval_every is None:
+        raise MmdoraError("data.eval is set but training.eval_every is not")
+    if not config.data.evaluates and (training.early_stopping or config.data.eval_generate_rows):
+        key = "training.early_stopping" if training.early_stopping else "data.eval_generate_rows"
+        raise MmdoraError(f"{key} is set but data.eval is not: give held-out records")
+    for source in config.data.sources.values() if config.data.eval_generate_rows else ():
+        task_of(source.eval_task)
+    if training.eval_every and training.save_every and training.save_every % training.eval_every:
+        raise MmdoraError(
+            f"training.save_every {training.save_every} must be a multiple of training.eval_every {training.eval_every}"
+            " (the best checkpoint is chosen among the saved ones)"
+        )
 
 
 def check_packages(config: RunConfig) -> None:
@@ -84,5 +104,5 @@ def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> N
 
 
 def _found(ids: Any, wanted: Any) -> Any:
-    """Those ids that are wanted; Arrow's hash table is of the wanted ones, which are few."""
+    """The ids that are among `wanted`, which are few: Arrow makes a hash table of them."""
     return pc.unique(ids.filter(pc.is_in(ids, value_set=wanted)))

@@ -6,7 +6,6 @@ save replaces. What a manifest lists is read back before a run goes on from it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers.trainer import TRAINER_STATE_NAME
 
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 
 MANIFEST = "manifest.json"
+STATE = "trainer_state.json"
 STAGING = ".saving"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -58,7 +58,7 @@ def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(output: Path) -> Iterator[None]:
-    """Where a failed write does not say what could not be written, name the folder and the room that is left.
+    """Inside, an error of a write that names no file becomes a line with the folder and the room left on its disk.
 
     Raises:
         MmdoraError: instead of an OSError without a file name.
@@ -75,13 +75,12 @@ def writing_to(output: Path) -> Iterator[None]:
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
-    """Flush a staged folder, list its files in `manifest.json` beside `facts`, move it to its place."""
+    """Flush a staged folder to disk, list its files in `manifest.json` beside `facts`, and move it to its place."""
     files = {}
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         with path.open("rb+") as file:
             os.fsync(file.fileno())
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
         json.dump({**facts, "files": files}, file, indent=1)
         file.flush()
@@ -89,7 +88,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         _flush_folder(inner)
     staging, final = folder.parent, folder.parent.parent / folder.name
-    if final.exists():  # a damaged one of the same step, which was passed over
+    if final.exists():  # it holds a damaged checkpoint of this step, which the resume has passed over
         final.rename(staging / "replaced")
     folder.rename(final)
     _flush_folder(final.parent)
@@ -121,9 +120,8 @@ def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[st
             raise MmdoraError(f"{checkpoint} is damaged: {name} is missing")
         if path.stat().st_size != size:
             raise MmdoraError(f"{checkpoint} is damaged: {name} has {path.stat().st_size:,} bytes instead of {size:,}")
-        with path.open("rb") as file:
-            if hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                raise MmdoraError(f"{checkpoint} is damaged: the content of {name} is not what was written")
+        if sha256(path) != digest:
+            raise MmdoraError(f"{checkpoint} is damaged: the content of {name} is not what was written")
     return manifest
 
 
@@ -152,8 +150,8 @@ def newest(output: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The best checkpoint at the time of this one, as its trainer state names it: beside it, or where it was then."""
-    state = json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    """The checkpoint that was the best one when this one was written; None if there was none, or it is gone."""
+    state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if not state["best_model_checkpoint"]:
         return None
     then = Path(state["best_model_checkpoint"])
@@ -165,7 +163,7 @@ def rotate(written: Path, keep: int, best: Path | None) -> None:
     """Delete what is older than the newest `keep` checkpoints, but for the best.
 
     Args:
-        written: the newest whole one. One with a later step is damaged and was passed over: it goes too.
+        written: the newest whole one. A checkpoint of a later step is damaged, or it would be the newest: it goes too.
     """
     found = checkpoints(written.parent)
     place = found.index(written)

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import TrainerCallback
 
+from mmdora.config import RunConfig
 from mmdora.evaluate.run import evaluate
 from mmdora.records.row import Row
 
@@ -28,14 +28,15 @@ class Answers:
     batch_size: int
 
     def score(self, model: Any) -> float:
-        """The task's number for `model`; random states are afterwards what they were, so a run's course is the same."""
+        """The task's number for `model`. Random states are afterwards what they were, so the run goes on as without."""
         with _same_randomness():
             found = evaluate(model, self.processor, self.records, task=self.task, batch_size=self.batch_size)
         assert found.scores is not None, "fit has refused records without answers"
         return found.scores.overall.value
 
 
-class EarlyStopping(TrainerCallback):
+@dataclass(frozen=True)
+class EarlyStopping:
     """Ends the run after `patience` evaluations in turn that were no better than the best before them.
 
     What it goes by is the log of the run, which a checkpoint holds: a resumed run stops where an undisturbed one does.
@@ -44,18 +45,19 @@ class EarlyStopping(TrainerCallback):
         metric: `eval_score`, where more is better, or `eval_loss`.
     """
 
-    def __init__(self, patience: int, metric: str):
-        self.patience, self.metric = patience, metric
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.exhausted(state.log_history):
-            control.should_training_stop = True
+    patience: int
+    metric: str
 
     def exhausted(self, history: Sequence[Mapping[str, Any]]) -> bool:
         """Whether the last `patience` results in a log are no better than the best before."""
         sign = 1 if self.metric == SCORE else -1
         results = [sign * entry[self.metric] for entry in history if self.metric in entry]
         return len(results) > self.patience and max(results[-self.patience :]) <= max(results[: -self.patience])
+
+
+def metric(config: RunConfig) -> str:
+    """What chooses the best checkpoint."""
+    return LOSS if config.data.eval_generate_rows is None else SCORE
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from mmdora.train.processes import Processes
 
 NOT_AGAIN = "run once more, the same rows gave finite values (dropout draws anew)"
 
 
-class StopRequest(TrainerCallback):
+class StopRequest:
     """SIGTERM and SIGINT end the run after the step in hand, with a checkpoint; a second SIGINT ends it at once."""
 
     def __init__(self, processes: Processes) -> None:
@@ -44,12 +43,15 @@ class StopRequest(TrainerCallback):
             raise KeyboardInterrupt
         self.signal = signal.Signals(number)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        asked = self.processes.any(self.signal is not None)  # processes get the signal at different steps
+    def asked(self) -> bool:
+        """Whether any process was asked to stop.
+
+        A signal reaches the processes in different steps. All call this after each step, and so stop after the same.
+        """
+        asked = self.processes.any(self.signal is not None)
         if asked and self.signal is None:
             self.signal = signal.SIGTERM
-        if asked and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
+        return asked
 
 
 def where_not_finite(model: nn.Module, loss_of: Callable[[Any], Tensor], batches: Sequence[Any]) -> str:

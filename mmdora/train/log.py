@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-import torch
 from tqdm.auto import tqdm
-from transformers import TrainerCallback
 
+from mmdora.train.progress import Progress
 from mmdora.train.times import PHASES
 
 
-class RunLog(TrainerCallback):
+class Report(Protocol):
+    """Something that is told how a run goes on: `RunLog`, or a tracker."""
+
+    def begin(self, progress: Progress) -> None: ...
+
+    def step(self, progress: Progress) -> None: ...
+
+    def log(self, progress: Progress, logs: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class RunLog:
     """A progress bar with loss, speed and where the time goes, and `log.jsonl` with one line per log.
 
     Args:
@@ -26,24 +38,24 @@ class RunLog(TrainerCallback):
         self.bar: tqdm | None = None
         self.since: tuple[float, int] = (0.0, 0)
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def begin(self, progress: Progress) -> None:
         # a resumed run rewrites what the stopped one logged after its last checkpoint
-        history = [entry for entry in state.log_history if entry.get("step", 0) <= state.global_step]
+        history = [entry for entry in progress.log_history if entry.get("step", 0) <= progress.global_step]
         self.path.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
-        self.since = (time.monotonic(), state.global_step)
-        self.bar = tqdm(total=state.max_steps, initial=state.global_step, unit="step", dynamic_ncols=True)
+        self.since = (time.monotonic(), progress.global_step)
+        self.bar = tqdm(total=progress.max_steps, initial=progress.global_step, unit="step", dynamic_ncols=True)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def step(self, progress: Progress) -> None:
         if self.bar is not None:
-            self.bar.update(state.global_step - self.bar.n)
+            self.bar.update(progress.global_step - self.bar.n)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        entry = {"step": state.global_step, **{key: _number(value) for key, value in (logs or {}).items()}}
+    def log(self, progress: Progress, logs: Mapping[str, Any]) -> None:
+        entry = {"step": progress.global_step, **logs}
         if "loss" in entry:
             now = time.monotonic()
-            steps = state.global_step - self.since[1]
+            steps = progress.global_step - self.since[1]
             entry["samples_per_s"] = round(steps * self.rows_per_step / max(now - self.since[0], 1e-9), 2)
-            self.since = (now, state.global_step)
+            self.since = (now, progress.global_step)
             if self.bar is not None:
                 shown = {"loss": f"{entry['loss']:.4f}", "samples_per_s": f"{entry['samples_per_s']:.0f}"}
                 self.bar.set_postfix(shown | shares(entry))
@@ -51,7 +63,7 @@ class RunLog(TrainerCallback):
             file.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:
-        """End the bar, also when the run ended otherwise than it should: what is said next gets a line of its own."""
+        """End the bar, however the run has ended, so that what is said next gets a line of its own."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
@@ -63,7 +75,3 @@ def shares(entry: dict[str, Any]) -> dict[str, str]:
     if not sum(spent):
         return {}
     return {"/".join(PHASES): "/".join(f"{100 * seconds / sum(spent):.0f}" for seconds in spent) + "%"}
-
-
-def _number(value: Any) -> Any:
-    return float(value) if isinstance(value, (int, float, torch.Tensor)) else value

@@ -5,41 +5,89 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from transformers import TrainingArguments
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import (
+    DataLoaderConfiguration,
+    DistributedDataParallelKwargs,
+    DistributedType,
+    GradientAccumulationPlugin,
+    InitProcessGroupKwargs,
+)
 
+from mmdora.config import Training
 from mmdora.errors import MmdoraError
 
 T = TypeVar("T")
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for another: the main one may read and count a large data set meanwhile."""
 
 
 class Processes:
     """The processes of a run. All of them call each method, or none: the methods wait for one another.
 
+    `accelerator` is accelerate's object for this process. It is told the precision and what must not change by it;
+    everything else (DDP, FSDP2, DeepSpeed) it reads from the environment that `accelerate launch` or torchrun set.
+
     Args:
-        arguments: joins the process group, where the process was launched for one.
+        training: joins the process group, where the process was launched for one.
+
+    Raises:
+        MmdoraError: if this start would silently do something else than what was asked for.
     """
 
-    def __init__(self, arguments: TrainingArguments):
-        self.device, self.count, self.index = arguments.device, arguments.world_size, arguments.process_index
-        if arguments.n_gpu > 1:  # transformers would use nn.DataParallel, without a word
-            raise MmdoraError(
-                f"{arguments.n_gpu} GPUs are visible to one process: start one for each (torchrun --nproc-per-node "
-                f"{arguments.n_gpu} -m mmdora train CONFIG, or accelerate launch), or choose: CUDA_VISIBLE_DEVICES=0"
-            )
-        if self.device.type == "cpu" and _asked("ACCELERATE_USE_FSDP"):
-            raise MmdoraError(
-                "FSDP was asked for, but there is no GPU, and accelerate runs DDP on CPUs instead, without a word; "
-                "leave it out (--use_fsdp, or distributed_type: FSDP in its config), or start where there are GPUs"
-            )
+    def __init__(self, training: Training):
+        _check_start()
+        # `Accelerator` refuses another precision than that of an earlier run in this interpreter, whose state is global
+        AcceleratorState._reset_state(reset_partial_state=True)
+        self.accelerator = Accelerator(
+            mixed_precision="bf16" if training.precision == "bf16" else "no",
+            # without it, processes that torchrun starts where there is no GPU do not meet, and each trains alone
+            cpu=not torch.accelerator.is_available(),
+            # losses are shares of their step already: they are not to be divided by what a launcher's config says
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+            dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available()),
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(broadcast_buffers=False),  # the base is frozen: no buffer changes
+                InitProcessGroupKwargs(timeout=PATIENCE),
+            ],
+        )
+        self.device = self.accelerator.device
+        self.count, self.index = self.accelerator.num_processes, self.accelerator.process_index
+        if self.fsdp:
+            fsdp: Any = self.accelerator.state.fsdp_plugin
+            if not self.accelerator.is_fsdp2:
+                raise MmdoraError("FSDP of version 1 is not supported; set fsdp_version: 2 in the accelerate config")
+            if training.gradient_checkpointing and fsdp.activation_checkpointing:
+                raise MmdoraError(
+                    "training.gradient_checkpointing: the accelerate config asks for it too; "
+                    "leave out fsdp_activation_checkpointing there"
+                )
+        if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
+            assert deepspeed.deepspeed_config is not None
+            deepspeed.deepspeed_config |= {  # which accelerate would take from a loader, and from its own accumulation
+                "train_micro_batch_size_per_gpu": training.batch_size,
+                "gradient_accumulation_steps": training.accumulation,
+                "gradient_clipping": training.max_grad_norm,
+            }
+
+    @property
+    def fsdp(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.FSDP
+
+    @property
+    def deepspeed(self) -> bool:
+        return self.accelerator.distributed_type == DistributedType.DEEPSPEED
 
     @property
     def sharded(self) -> bool:
-        """Whether parameters are spread over the processes, as accelerate was told: FSDP or DeepSpeed."""
-        return _asked("ACCELERATE_USE_FSDP") or _asked("ACCELERATE_USE_DEEPSPEED")
+        """Whether parameters are spread over the processes."""
+        return self.fsdp or self.deepspeed
 
     @property
     def main(self) -> bool:
@@ -97,9 +145,28 @@ class Processes:
             dist.broadcast_object_list(made, src=0, device=self.device)
         return made[0]
 
+    def main_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives in each process; the main one goes first, and the others find what it left in caches."""
+        made: list[T] = []
+        for turn in (True, False):
+            with self.together():
+                if self.main is turn:
+                    made.append(make())
+        return made[0]
 
-def _asked(variable: str) -> bool:
-    return os.environ.get(variable, "").lower() in ("1", "true", "yes")
+
+def _check_start() -> None:
+    gpus = torch.cuda.device_count()
+    if gpus > 1 and int(os.environ.get("LOCAL_RANK", -1)) == -1:  # one of them would work, and the others idle
+        raise MmdoraError(
+            f"{gpus} GPUs are visible to one process: start one for each (torchrun --nproc-per-node "
+            f"{gpus} -m mmdora train CONFIG, or accelerate launch), or choose: CUDA_VISIBLE_DEVICES=0"
+        )
+    if not torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
+        raise MmdoraError(
+            "FSDP was asked for, but there is no GPU, and accelerate runs DDP on CPUs instead, without a word; "
+            "leave it out (--use_fsdp, or distributed_type: FSDP in its config), or start where there are GPUs"
+        )
 
 
 def _line(error: Exception) -> str:

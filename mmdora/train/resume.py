@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
-from transformers.trainer import TRAINER_STATE_NAME
 
 from mmdora.adapt.fingerprint import same_base
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
-from mmdora.train.checkpoint import checkpoints, manifest_of, newest, step_of
+from mmdora.train.checkpoint import STATE, checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"
 ACCUMULATION = "training.accumulation"
@@ -23,7 +21,8 @@ FREE_ON_RESUME = {
     "training.find_batch_size",
     "training.keep",
     "training.output",
-}  # do not change what is computed or logged
+}
+"""Keys that a resume may change, since they change nothing of what is computed or logged."""
 
 
 def find_checkpoint(
@@ -109,7 +108,10 @@ def check_changes(
 
 
 def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:
-    """Micro-batches of a step may move from one process to another: their number must stay."""
+    """What is wrong with the number of micro-batches in a step.
+
+    With another number of processes they may move from one process to another, but their number must stay.
+    """
     accumulations = [config.get("training", {}).get("accumulation", 1) for config in (old, new)]
     before, now = (count * accumulation for count, accumulation in zip(processes, accumulations, strict=True))
     if before == now:
@@ -123,14 +125,8 @@ def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:
     ]
 
 
-def content(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def steps_done(checkpoint: Path) -> int:
-    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
+    return json.loads((checkpoint / STATE).read_text(encoding="utf-8"))["global_step"]
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[tuple[str, Any, Any]]:

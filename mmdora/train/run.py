@@ -1,61 +1,75 @@
-"""`train`: a config in, a run folder out."""
+"""`train`: a config in, a run folder out, in stages.
+
+```
+_begin ─▶ read_sources ─▶ _facts ─▶ load_all ─▶ _open ─▶ assembled ─▶ _run ─▶ _finish
+Begun     Sources         facts     Loaded                Loop         Ended
+```
+"""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import shutil
-import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
-from transformers.trainer import TRAINER_STATE_NAME
-from transformers.trainer_callback import TrainerState
+from tqdm.auto import tqdm
+from transformers import set_seed
 
-from mmdora.adapt.inject import inject, trainable_parameters
-from mmdora.adapter_files.adapters import restore_adapter
-from mmdora.batches.fit import Rows
-from mmdora.batches.packing import PackedCollator, Packs
-from mmdora.batches.stream import Stream
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
-from mmdora.evaluate.tasks import task_of
-from mmdora.families import family_of
-from mmdora.models.load import load, load_processor
-from mmdora.train.arguments import arguments_of, metric
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
-from mmdora.train.check import check_output, check_packages, check_plan
-from mmdora.train.checkpoint import STAGING, best_of, writing_to
-from mmdora.train.early_stopping import EarlyStopping
-from mmdora.train.features import features_of
+from mmdora.train.check import check_output, check_packages, check_plan, check_schedule
+from mmdora.train.checkpoint import writing_to
+from mmdora.train.early_stopping import metric
+from mmdora.train.evaluation import Evaluation
+from mmdora.train.folder import LOG, RESULT, close_folder, open_folder
 from mmdora.train.guards import StopRequest
-from mmdora.train.log import RunLog
-from mmdora.train.packing import check_packing
+from mmdora.train.loader import Feed
+from mmdora.train.loading import Loaded, Say, load_all
+from mmdora.train.log import Report, RunLog
+from mmdora.train.loop import Loop, Observers, steps_of
+from mmdora.train.objective import Objective
+from mmdora.train.optimizer import prepare
 from mmdora.train.processes import Processes
-from mmdora.train.reach import unreached
-from mmdora.train.readme import readme
+from mmdora.train.progress import Progress
 from mmdora.train.report_to import reporters
-from mmdora.train.resume import CONFIG, DONE, check_changes, find_checkpoint, steps_done
-from mmdora.train.sources import (
-    Sources,
-    answers_of,
-    describe,
-    facts_of,
-    held_out_of,
-    read_sources,
-    rows_of,
-)
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.resume import check_changes, find_checkpoint
+from mmdora.train.saving import Checkpoints
+from mmdora.train.sources import Sources, describe, facts_of, read_sources
 
-PLAN, LOG, README = "plan.txt", "log.jsonl", "README.md"
+
+@dataclass(frozen=True)
+class Request:
+    """What the caller of `train` asks for; see there."""
+
+    config: RunConfig
+    resume: bool | Path
+    allow_changes: bool
+    trust: bool
+    say: Say
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What is known before any record is read.
+
+    Attributes:
+        checkpoint: where to go on from; None for a fresh run.
+        before: what is known of the run that is resumed: its config and the facts of the checkpoint's manifest.
+    """
+
+    checkpoint: Path | None
+    before: dict[str, Any] | None
+
+    def check(self, request: Request, facts: Mapping[str, Any]) -> None:
+        """Raise if the run that is resumed was another, as far as `facts` tell; see `check_changes`."""
+        if self.before is not None:
+            check_changes(request.config, self.before, facts, request.allow_changes, request.say)
 
 
 def train(
@@ -64,7 +78,7 @@ def train(
     resume: bool | Path = False,
     allow_changes: bool = False,
     trust_remote_code: bool = False,
-    say: Callable[[str], None] = print,
+    say: Say = print,
 ) -> Path:
     """Train adapters and write a run folder.
 
@@ -84,213 +98,163 @@ def train(
             wherever that can be known. Or when there is no room to write.
     """
     with writing_to(config.training.output):
-        return _train(config, resume, allow_changes, trust_remote_code, say)
-
-
-def _train(
-    config: RunConfig, resume: bool | Path, allow_changes: bool, trust: bool, say: Callable[[str], None]
-) -> Path:
-    output = config.training.output
-    _check_schedule(config)
-    check_packages(config)
-    arguments = arguments_of(config)
-    processes = Processes(arguments)
-    say = say if processes.main else _silent
-    read: list[Sources] = []
-    packs: Packs | None = None
-
-    def begin() -> tuple[Path | None, dict[str, Any] | None, dict[str, Any]]:
-        check_output(output)
-        checkpoint, before = find_checkpoint(output, resume, say)
-        facts: dict[str, Any] = {"processes": processes.count, "data": {}}
-        if before is not None:
-            check_changes(config, before, facts, allow_changes, say)
-        if not config.data.sources:
-            raise MmdoraError("data.train: give the file of records to train on")
-        if config.data.stream and processes.sharded:
-            raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
-        if config.model.compose is not None:
-            from mmdora.models.llava.compose import compose_into  # imports what only a composed base needs
-
-            compose_into(Path(config.base), config.model.compose, config.training.seed, say)
-        check_plan(config, trust_remote_code=trust)
-        read.append(read_sources(config))  # by one process first: the others find it in the cache of `datasets`
-        facts |= facts_of(config, read[0], processes)
-        if before is not None:
-            check_changes(config, before, facts, allow_changes, say)
-        return checkpoint, before, facts
-
-    checkpoint, before, facts = processes.main_makes(begin)
-    with processes.together():
-        sources = read[0] if read else read_sources(config)
-        budget = config.data.image_tokens
-        processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget)
-        family = family_of(processor)
-        rows = rows_of(sources, family, config, processes)
-        evaluation = held_out_of(sources, family, config)
-        set_seed(config.training.seed)
-        model, _ = load(config.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
-        plan = inject(model, config.adapt)
-        if config.training.precision == "bf16":
-            for _, parameter, _, _ in trainable_parameters(model):
-                parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
-        held_out = list(evaluation.values()) if isinstance(evaluation, dict) else [evaluation] if evaluation else []
-        features = features_of(config, model, family, [rows, *held_out], processes)
-    with processes.together():  # now that each has put its share of the features
-        collate: Any = partial(family.batch, features=features) if features else family.batch
-        if config.data.packing:
-            assert config.data.max_length is not None and isinstance(rows, Rows)
-            packs, collate = Packs(rows, config.data.max_length, config.training.seed), PackedCollator(family, model)
-            check_packing(model.to(arguments.device), collate, packs, bf16=config.training.precision == "bf16")
-        if processes.count > 1 and not processes.sharded:
-            if isinstance(rows, Stream):
-                arguments.ddp_find_unused_parameters = True  # which rows will come is not known
-            else:
-                _tell_ddp(arguments, unreached(model.to(arguments.device), collate, packs or rows), say)
-    facts |= {"base": plan.fingerprint, "plan": str(plan)}
-
-    def explain(done: dict[str, Any] | None) -> None:
-        text = readme(config, str(plan), describe(rows, packs, config), [Path(sys.argv[0]).name, *sys.argv[1:]], done)
-        _replace(output / README, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def open_folder() -> None:
-        if before is not None:
-            check_changes(config, before, facts, allow_changes, say)
-        say(str(plan))
-        say(describe(rows, packs, config))
-        for note in family.end_notes(model.generation_config):
-            say(f"note: {note}")
-        output.mkdir(parents=True, exist_ok=True)
-        (output / DONE).unlink(missing_ok=True)
-        shutil.rmtree(output / STAGING, ignore_errors=True)  # of a save that was killed
-        _replace(output / CONFIG, config.save)
-        (output / PLAN).write_text(f"{plan}\n", encoding="utf-8")
-        explain(None)
-
-    processes.main_makes(open_folder)
-    per_step = config.training.batch_size * config.training.accumulation * processes.count
-    stop, log = StopRequest(processes), RunLog(output / LOG, per_step)
-    with processes.together():
-        ends = EarlyStopping(config.training.early_stopping or 0, metric(config))
-        trainer = AdapterTrainer(
-            config,
-            packs or rows,
-            facts,
-            processes,
-            answers_of(sources, processor, config),
-            model=model,
-            args=arguments,
-            data_collator=collate,
-            eval_dataset=evaluation,
-            callbacks=[
-                stop,
-                *([log, *reporters(config)] if processes.main else []),
-                *([ends] if config.training.early_stopping else []),
-            ],
+        check_schedule(config)
+        check_packages(config)
+        processes = Processes(config.training)
+        request = Request(config, resume, allow_changes, trust_remote_code, say if processes.main else _silent)
+        begun = processes.main_makes(partial(_begin, request, processes))
+        sources = processes.main_first(partial(read_sources, config))
+        facts = processes.main_makes(partial(_facts, request, processes, sources, begun))
+        loaded = load_all(config, sources, processes, request.trust, request.say)
+        facts |= {"base": loaded.plan.fingerprint, "plan": str(loaded.plan)}
+        processes.main_makes(partial(_open, request, begun, loaded, facts))
+        loop = assembled(config, processes, loaded, facts, begun.checkpoint)
+        ended = _run(
+            loop, begun.checkpoint, partial(estimated, config, loaded.processor, trust_remote_code=request.trust)
         )
-    if not isinstance(rows, Stream):  # whose length is not known
-        log.rows_per_step = len(rows) / trainer.steps_per_epoch
-    if not processes.main:
-        set_seed(config.training.seed + processes.index)  # else all would drop out the same
-    started = time.monotonic()
-    steps = config.training.steps or math.ceil(config.training.epochs * trainer.steps_per_epoch)
-    if checkpoint is not None and (steps_done(checkpoint) >= steps or _stopped_early(checkpoint, config, ends)):
-        restore_adapter(model, best_of(checkpoint) or checkpoint)  # stopped between the last step and the end
-        trainer.state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME))
-    else:
-        with stop.listening(), closing(log):
-            try:
-                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            except UnpicklingError:
-                raise MmdoraError(
-                    f"{checkpoint}: optimizer.pt, scheduler.pt or rng_state.pth holds what is no plain data, and was "
-                    "not read further; go on from an earlier checkpoint, or start anew"
-                ) from None
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                limit = trainer.pieces.limit if trainer.pieces else config.training.batch_size
-                found = estimated(config, processor, trainer.micro_batch, trust_remote_code=trust)
-                line = out_of_memory(trainer.state.global_step + 1, limit, config.training, found)
-                line.told = isinstance(error, OutOfMemory) and not processes.main  # which all processes raise
-                raise line from None
-        if stop.signal is not None and trainer.state.global_step < trainer.state.max_steps:
-            step = trainer.state.global_step
-            stopped = Interrupted(
-                f"{stop.signal.name}: stopped after step {step} of {trainer.state.max_steps}; saved as "
-                f"{output / f'checkpoint-{step}'}; go on with --resume",
-                128 + stop.signal,
-            )
-            stopped.told = not processes.main
-            raise stopped
-    seconds = time.monotonic() - started
+        _finish(loop, loaded, ended)
+    return config.training.output
+
+
+def _begin(request: Request, processes: Processes) -> Begun:
+    """Whether the run can begin, or go on, as far as config and folder tell. The main process asks."""
+    config = request.config
+    check_output(config.training.output)
+    begun = Begun(*find_checkpoint(config.training.output, request.resume, request.say))
+    begun.check(request, {"processes": processes.count, "data": {}})
+    if not config.data.sources:
+        raise MmdoraError("data.train: give the file of records to train on")
+    if config.data.stream and processes.sharded:
+        raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
+    if config.model.compose is not None:
+        from mmdora.models.llava.compose import compose_into  # imports what only a composed base needs
+
+        compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
+    check_plan(config, trust_remote_code=request.trust)
+    return begun
+
+
+def _facts(request: Request, processes: Processes, sources: Sources, begun: Begun) -> dict[str, Any]:
+    """What checkpoints note of the run: processes and fingerprints of the data. The main process finds them."""
+    facts = {"processes": processes.count, **facts_of(request.config, sources, processes)}
+    begun.check(request, facts)
+    return facts
+
+
+def _open(request: Request, begun: Begun, loaded: Loaded, facts: Mapping[str, Any]) -> None:
+    """Say what will be done, and begin the run folder. The main process does."""
+    begun.check(request, facts)
+    data = describe(loaded.rows, loaded.packs, request.config)
+    request.say(str(loaded.plan))
+    request.say(data)
+    for note in loaded.family.end_notes(loaded.model.generation_config):
+        request.say(f"note: {note}")
+    open_folder(request.config, str(loaded.plan), data)
+
+
+def assembled(
+    config: RunConfig,
+    processes: Processes,
+    loaded: Loaded,
+    facts: Mapping[str, Any],
+    checkpoint: Path | None,
+) -> Loop:
+    """The loop, ready to run; random numbers are drawn from `training.seed` on."""
+    # With one seed for all, dropout would be the same in all processes.
+    set_seed(config.training.seed + processes.index)
     with processes.together():
-        trainer.check_finite()
-
-    trainer.write_adapter(output / "adapter")
-
-    def end() -> None:
-        losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-        done = {
-            "steps": trainer.state.global_step,
-            "seconds": round(seconds, 1),
-            "resumed": checkpoint is not None,
-            "final_loss": losses[-1] if losses else None,
-            f"best_{metric(config)}": trainer.state.best_metric,
-            "trainable": plan.trainable,
-            "device": str(trainer.args.device),
-            "processes": processes.count,
-            "threads": torch.get_num_threads(),
-        }
-        explain(done)
-        _replace(output / DONE, lambda path: path.write_text(json.dumps(done, indent=2), encoding="utf-8"))
-
-    processes.main_makes(end)
-    return output
+        feed = Feed(config, loaded.packs or loaded.rows, loaded.collate, processes)
+    trained = prepare(loaded.model, config, processes, steps_of(config, feed), checkpoint)
+    evaluation = None
+    if loaded.held_out is not None:
+        evaluation = Evaluation(config, loaded.held_out, loaded.collate, loaded.answers, processes)
+    reports: list[Report] = []
+    if processes.main:
+        reports = [RunLog(config.training.output / LOG, feed.rows_per_step), *reporters(config)]
+    checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces)
+    say = tqdm.write if processes.main else _silent  # past the progress bar
+    objective = Objective(
+        loaded.model,
+        processes,
+        one_stream=loaded.family.one_stream,
+        chunked=config.training.chunked_loss,
+        probe=feed.probe,
+        say=say,
+    )
+    observers = Observers(reports, StopRequest(processes), say)
+    return Loop(config, processes, trained, feed, objective, evaluation, checkpoints, observers)
 
 
-def _tell_ddp(arguments: TrainingArguments, missing: dict[str, list[str]], say: Callable[[str], None]) -> None:
-    """DDP waits for the gradient of each trained parameter, unless it looks which will come: a walk of the graph and
-    4 bytes per tensor more a step. Without need it complains.
+@dataclass(frozen=True)
+class Ended:
+    """A run behind its last step.
 
-    Where it does not look, it lays out anew after the first step what it reduces. A sum of three or more numbers
-    depends on the place in that layout, so that a resumed run would differ in its last bits: there it always looks.
+    Attributes:
+        seconds: since the loop began, in this process.
+        resumed: whether it went on from a checkpoint.
     """
-    arguments.ddp_find_unused_parameters = arguments.world_size > 2 or any(missing.values())
-    if never := sorted(set.intersection(*map(set, missing.values()))):
-        say(f"note: {len(never)} trained tensors get no gradient, as nothing behind them is read: {never[0]}, …")
+
+    progress: Progress
+    seconds: float
+    resumed: bool
+
+
+def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) -> Ended:
+    """All steps that are left.
+
+    Args:
+        estimate: batch -> the memory that it takes, for the line that is said where it was too little.
+
+    Raises:
+        Interrupted: if a signal has ended the run before its last step.
+    """
+    stop, training, started = loop.observers.stop, loop.config.training, time.monotonic()
+    with stop.listening(), ExitStack() as closing:
+        for report in loop.observers.reports:
+            closing.callback(report.close)
+        try:
+            progress = loop.run(checkpoint)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            rows = loop.feed.pieces.limit if loop.feed.pieces else training.batch_size
+            found = estimate(loop.steps.in_hand[-1] if loop.steps.in_hand else None)
+            line = out_of_memory(loop.progress.global_step + 1, rows, training, found)
+            line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # all processes raise it
+            raise line from None
+    if stop.signal is not None and progress.global_step < progress.max_steps:
+        step = progress.global_step
+        stopped = Interrupted(
+            f"{stop.signal.name}: stopped after step {step} of {progress.max_steps}; saved as "
+            f"{training.output / f'checkpoint-{step}'}; go on with --resume",
+            128 + stop.signal,
+        )
+        stopped.told = not loop.processes.main
+        raise stopped
+    return Ended(progress, time.monotonic() - started, checkpoint is not None)
+
+
+def _finish(loop: Loop, loaded: Loaded, ended: Ended) -> None:
+    """Write the result, and what it took."""
+    config, processes, progress = loop.config, loop.processes, ended.progress
+    with processes.together():
+        loop.checkpoints.check_finite(progress.global_step)
+    loop.checkpoints.write_result(config.training.output / RESULT, loop.best)
+    losses = [entry["loss"] for entry in progress.log_history if "loss" in entry]
+    done = {
+        "steps": progress.global_step,
+        "seconds": round(ended.seconds, 1),
+        "resumed": ended.resumed,
+        "final_loss": losses[-1] if losses else None,
+        f"best_{metric(config)}": progress.best_metric,
+        "trainable": loaded.plan.trainable,
+        "device": str(processes.device),
+        "processes": processes.count,
+        "threads": torch.get_num_threads(),
+    }
+    data = describe(loaded.rows, loaded.packs, config)
+    processes.main_makes(partial(close_folder, config, str(loaded.plan), data, done))
 
 
 def _silent(line: str) -> None:
     """`say` of a process that is not the main one."""
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside the file, then rename over it: a kill leaves the old one or the new one."""
-    beside = path.with_name(f".{path.name}.tmp")
-    write(beside)
-    os.replace(beside, path)
-
-
-def _check_schedule(config: RunConfig) -> None:
-    training = config.training
-    if training.eval_every and not config.data.evaluates:
-        raise MmdoraError("training.eval_every is set but data.eval is not")
-    if config.data.evaluates and training.eval_every is None:
-        raise MmdoraError("data.eval is set but training.eval_every is not")
-    if not config.data.evaluates and (training.early_stopping or config.data.eval_generate_rows):
-        key = "training.early_stopping" if training.early_stopping else "data.eval_generate_rows"
-        raise MmdoraError(f"{key} is set but data.eval is not: give held-out records")
-    for source in config.data.sources.values() if config.data.eval_generate_rows else ():
-        task_of(source.eval_task)
-    if training.eval_every and training.save_every and training.save_every % training.eval_every:
-        raise MmdoraError(
-            f"training.save_every {training.save_every} must be a multiple of training.eval_every {training.eval_every}"
-            " (the best checkpoint is chosen among the saved ones)"
-        )
-
-
-def _stopped_early(checkpoint: Path, config: RunConfig, ends: EarlyStopping) -> bool:
-    if config.training.early_stopping is None:
-        return False
-    return ends.exhausted(TrainerState.load_from_json(str(checkpoint / TRAINER_STATE_NAME)).log_history)

@@ -17,7 +17,7 @@ from mmdora.adapt.inject import adapted_modules, plan_of
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Inside, what an adapter file is made of is whole in every process. All processes enter together.
+    """Inside, the parameters that adapter files are made of are whole in every process. All processes enter together.
 
     Written to be read: what is written to a DTensor's stand-in is lost.
     """
@@ -48,7 +48,7 @@ def _needed(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         return
     for module in adapted_modules(model).values():
         for leaf, parameter in module._parameters.items():
-            # a LoRA module beside DoRA's is written with the norms of its rows
+            # where some modules have magnitudes, a LoRA module's file has the norms of its base weight's rows as one
             own = leaf not in (module.weight_name, module.bias_name)
             if parameter is not None and (own or (plan.has_magnitudes and leaf == module.weight_name)):
                 yield module, leaf

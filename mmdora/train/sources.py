@@ -16,11 +16,11 @@ from mmdora.batches.stream import BUFFER, Shards, Stream, admit
 from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig, TaskData
 from mmdora.families import Family
+from mmdora.files import sha256
 from mmdora.records.reader import Records, read_records
 from mmdora.train.check import check_apart
 from mmdora.train.early_stopping import Answers
 from mmdora.train.processes import Processes
-from mmdora.train.resume import content
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def facts_of(config: RunConfig, sources: Sources, processes: Processes) -> dict[
     facts: dict[str, Any] = {"data": {}}
     for source in sources.values():
         if source.settings.eval is not None:
-            facts["data"][str(source.settings.eval)] = content(source.settings.eval)
+            facts["data"][str(source.settings.eval)] = sha256(source.settings.eval)
         if isinstance(source.train, Records):
-            facts["data"][str(source.settings.train)] = content(source.train.path)
+            facts["data"][str(source.settings.train)] = sha256(source.train.path)
         else:
             source.train.check(config.data.max_turns)
             facts["data"][str(source.settings.train)] = source.train.fingerprint

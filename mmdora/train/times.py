@@ -7,12 +7,11 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
 PHASES = ("data", "forward", "backward", "optimizer")
 
 
-class StepTimes(TrainerCallback):
+class StepTimes:
     """Seconds of a step by phase: the mean over the steps since the last log.
 
     `data` is what the host waits for the loader. The others are host time on a CPU; on CUDA they are the device's
@@ -29,14 +28,14 @@ class StepTimes(TrainerCallback):
         self._steps = 0
 
     def mark(self, phase: str | None) -> None:
-        """What ran until now ends, `phase` begins (None: nothing that counts)."""
+        """End the phase that ran until now, and begin `phase`; None begins one that is not counted."""
         event = None
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
             event.record()
         self._marks.append((phase, time.perf_counter(), event))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def end_step(self) -> None:
         self.mark(None)
         self._steps += 1
 

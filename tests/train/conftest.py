@@ -9,7 +9,7 @@ from tiny_run import EVERY_TWO, config_for, first_turns, silent
 
 from mmdora.train import train
 from mmdora.train.checkpoint import checkpoints
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.steps import Steps
 
 
 class StopError(Exception):
@@ -31,15 +31,15 @@ def six_steps(ten_rows, tmp_path_factory):
 def ended_in_step_6(ten_rows, tmp_path_factory):
     """The same run, stopped in step 6, with checkpoints of steps 2 and 4."""
     output = tmp_path_factory.mktemp("runs") / "ended"
-    step = AdapterTrainer.training_step
+    step = Steps.one_pass
 
     def stopping(self, *args, **kwargs):
-        if self.state.global_step == 5:
+        if self.progress.global_step == 5:
             raise StopError
         return step(self, *args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(AdapterTrainer, "training_step", stopping)
+        patched.setattr(Steps, "one_pass", stopping)
         with pytest.raises(StopError):
             train(config_for(ten_rows, output, **EVERY_TWO), say=silent)
     assert [path.name for path in checkpoints(output)] == ["checkpoint-4", "checkpoint-2"]

@@ -126,16 +126,16 @@ def test_a_resumed_run_does_not_try_again(records, whole, tmp_path, monkeypatch)
     failed = limit(monkeypatch, 2)
     settings = config(records, tmp_path / "run", find_batch_size=True)
     with monkeypatch.context() as patched, pytest.raises(StopError):
-        from mmdora.train.trainer import AdapterTrainer
+        from mmdora.train.steps import Steps
 
-        step = AdapterTrainer.training_step
+        step = Steps.one_pass
 
         def stopping(self, *args, **kwargs):
-            if self.state.global_step == 4:
+            if self.progress.global_step == 4:
                 raise StopError
             return step(self, *args, **kwargs)
 
-        patched.setattr(AdapterTrainer, "training_step", stopping)
+        patched.setattr(Steps, "one_pass", stopping)
         train(settings, say=silent)
     assert failed == [4]
     same(train(settings, resume=True, say=silent), whole)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -32,9 +31,7 @@ def history(metric: str, *values: float) -> list[dict[str, float]]:
     ],
 )
 def test_two_results_in_turn_that_are_no_better_end_it(metric: str, values: tuple[float, ...], ends: bool) -> None:
-    callback, control = EarlyStopping(2, metric), SimpleNamespace(should_training_stop=False)
-    callback.on_evaluate(None, SimpleNamespace(log_history=history(metric, *values)), control)
-    assert control.should_training_stop is ends
+    assert EarlyStopping(2, metric).exhausted(history(metric, *values)) is ends
 
 
 @pytest.fixture
@@ -112,7 +109,7 @@ def test_what_is_missing_is_said_before_the_model_is_loaded(
     section: str, values: dict, message: str, scene_records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mmdora.train.check.find_spec", lambda name: None)
-    monkeypatch.setattr("mmdora.train.run.load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr("mmdora.train.loading.load", lambda *_, **__: pytest.fail("loaded"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config = tree_for(scene_records, tmp_path / "run", evaluates=False)
     config["training"]["report_to"] = []

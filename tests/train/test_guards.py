@@ -20,9 +20,8 @@ from mmdora.cli import main
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError
 from mmdora.families import Family
-from mmdora.train import run as module_of_train
-from mmdora.train import train
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train import loading, train
+from mmdora.train.steps import Steps
 
 SCHEDULE: dict[str, Any] = {
     "steps": 7,
@@ -51,13 +50,13 @@ def config(records: Path, output: Path, **training: Any) -> RunConfig:
 
 def before_each_micro_batch(patched: pytest.MonkeyPatch, act: Callable[[int], object]) -> None:
     """Call `act(step)`, counted from 1."""
-    step = AdapterTrainer.training_step
+    step = Steps.one_pass
 
     def stepping(self, *args, **kwargs):
-        act(self.state.global_step + 1)
+        act(self.progress.global_step + 1)
         return step(self, *args, **kwargs)
 
-    patched.setattr(AdapterTrainer, "training_step", stepping)
+    patched.setattr(Steps, "one_pass", stepping)
 
 
 def poison(patched: pytest.MonkeyPatch, steps: Container[int], name: str, *, backward: bool = False) -> None:
@@ -77,7 +76,7 @@ def poison(patched: pytest.MonkeyPatch, steps: Container[int], name: str, *, bac
         target.register_full_backward_hook(gradient) if backward else target.register_forward_hook(forward)
         return plan
 
-    patched.setattr(module_of_train, "inject", injected)
+    patched.setattr(loading, "inject", injected)
 
 
 def all_finite(run: Path) -> bool:
@@ -149,19 +148,19 @@ def test_a_layer_that_is_not_finite(records, tmp_path, monkeypatch, capsys, name
 
 def test_a_step_left_out_is_a_step_without_gradient(records, tmp_path):
     """With a mean of losses that begins before a step left out, and one that ends with it."""
-    norm_of, steps = AdapterTrainer._get_grad_norm, {2, 5, 6}
+    norm_of, steps = Steps.gradient_norm, {2, 5, 6}
 
-    def without(self, model, grad_norm=None):
-        norm = norm_of(self, model, grad_norm)
-        if self.state.global_step + 1 in steps:
-            model.zero_grad()
+    def without(self):
+        norm = norm_of(self)
+        if self.progress.global_step + 1 in steps:
+            self.trained.model.zero_grad()
         return norm
 
     with pytest.MonkeyPatch.context() as patched:
         poison(patched, steps, f"{BLOCK}.mlp.up_proj")
         left_out = train(config(records, tmp_path / "left-out", on_nonfinite="skip"), say=silent)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(AdapterTrainer, "_get_grad_norm", without)
+        patched.setattr(Steps, "gradient_norm", without)
         expected = train(config(records, tmp_path / "expected", log_every=1), say=silent)
     assert same_tensors(left_out / ADAPTER, expected / ADAPTER) and all_finite(left_out)
     losses = {entry["step"]: entry["loss"] for entry in curve(expected) if "loss" in entry}

@@ -19,7 +19,7 @@ from mmdora.records.reader import read_records
 from mmdora.train import train
 from mmdora.train.loss import ChunkedLoss
 from mmdora.train.packing import check_packing
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.steps import Steps
 
 WORDS = 2100  # more than the small tokenizer has, with the words that a family adds
 
@@ -173,16 +173,16 @@ def test_a_packed_run_resumes_bit_equal(records, tmp_path, monkeypatch):
     assert all(
         0 < entry[f"{phase}_s"] < 60 for entry in steps for phase in ("data", "forward", "backward", "optimizer")
     )
-    step = AdapterTrainer.training_step
+    step = Steps.one_pass
 
     def stopping(self, *args, **kwargs):
-        if self.state.global_step == 3:
+        if self.progress.global_step == 3:
             raise StopError
         return step(self, *args, **kwargs)
 
     config = packing_config(records, tmp_path / "run")
     with monkeypatch.context() as patched:
-        patched.setattr(AdapterTrainer, "training_step", stopping)
+        patched.setattr(Steps, "one_pass", stopping)
         with pytest.raises(StopError):
             train(config, say=silent)
     run = train(config, resume=True, say=silent)

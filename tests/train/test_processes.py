@@ -20,14 +20,16 @@ import yaml
 from processes import finished, free_port, launched
 from safetensors.torch import load_file
 from tiny_run import config_of, contents, curve, first_turns, same_run, silent, tree_for
-from transformers import TrainingArguments
 
 from mmdora.batches.order import Batches
 from mmdora.batches.sampler import GroupedSampler
 from mmdora.cli import main
+from mmdora.config import Training
 from mmdora.errors import MmdoraError
-from mmdora.train import train
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train import objective, train
+from mmdora.train.processes import Processes
+from mmdora.train.saving import Checkpoints
+from mmdora.train.steps import Steps
 
 SAME = {"rel": 1e-5, "abs": 1e-6}
 DDP = Path(__file__).parents[2] / "configs" / "accelerate" / "8_gpus_ddp.yaml"
@@ -79,14 +81,14 @@ def same(ours, theirs):
 
 def asked_to_stop(index, step=4):
     """One of two processes gets SIGTERM within a step."""
-    training_step = AdapterTrainer.training_step
+    training_step = Steps.one_pass
 
     def stopping(self, *args, **kwargs):
-        if index == 1 and self.state.global_step == step - 1:
+        if index == 1 and self.progress.global_step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return training_step(self, *args, **kwargs)
 
-    AdapterTrainer.training_step = stopping
+    Steps.one_pass = stopping
 
 
 @pytest.fixture(scope="module")
@@ -102,19 +104,19 @@ def pair(records, tmp_path_factory):
 
     def watch(index):
         note = (output.parent / f"{index}.jsonl").open("a", buffering=1)
-        write_adapter = AdapterTrainer.write_adapter
+        write_result = Checkpoints.write_result
 
-        def noting(self, folder):
-            trained = [p for p in self.model.parameters() if p.requires_grad]
-            data = self.model_wrapped._get_ddp_logging_data()
+        def noting(self, folder, best):
+            trained = [p for p in self.trained.model.parameters() if p.requires_grad]
+            data = self.trained.wrapped._get_ddp_logging_data()
             note.write(json.dumps({
                 "reduced": [data["num_parameter_tensors"], data["total_parameter_size_bytes"]],
                 "trained": [len(trained), sum(p.numel() * p.element_size() for p in trained)],
-                "rates": {group["name"]: group["initial_lr"] for group in self.optimizer.param_groups},
+                "rates": {group["name"]: group["initial_lr"] for group in self.trained.optimizer.param_groups},
             }) + "\n")  # fmt: skip
-            write_adapter(self, folder)
+            write_result(self, folder, best)
 
-        AdapterTrainer.write_adapter = noting
+        Checkpoints.write_result = noting
 
         def heard(event, values):
             if event == "open" and str(values[0]).startswith(str(output)) and values[2] & (os.O_WRONLY | os.O_RDWR):
@@ -168,15 +170,24 @@ def test_a_micro_batch_without_an_image_gets_one_beside_it():
     ids=["several GPUs", "FSDP on a CPU"],
 )
 def test_what_would_silently_be_something_else(records, tmp_path, monkeypatch, capsys, gpus, fsdp, says):
-    """nn.DataParallel, and DDP on CPUs: said before anything is read or written."""
+    """GPUs that idle, and DDP on CPUs: said before anything is read or written."""
     monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
-    monkeypatch.setattr(TrainingArguments, "n_gpu", gpus)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree(records, tmp_path / "run")))
     assert main(["train", str(path)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.match(f"mmdora: error: {says}", line)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_launcher_says_of_precision_and_accumulation_does_not_count(monkeypatch):
+    """`accelerate launch` exports both, from its config or its defaults."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    for precision, name in (("fp32", "no"), ("bf16", "bf16")):
+        accelerator = Processes(Training(precision=precision)).accelerator
+        assert accelerator.gradient_accumulation_steps == 1 and accelerator.mixed_precision == name
 
 
 def test_what_is_frozen_is_not_reduced(pair):
@@ -197,7 +208,7 @@ def test_one_process_writes(whole, pair):
     output, notes, said = pair
     assert not [note["wrote"] for note in notes[1] if "wrote" in note]  # but its rng_state: torch.save tells nobody
     written = [note["wrote"] for note in notes[0] if "wrote" in note]
-    assert written.count(".complete.json.tmp") == written.count("plan.txt") == 1
+    assert written.count(".complete.json.partial") == written.count(".plan.txt.partial") == 1
     assert sum(name.endswith(".adapter_model.safetensors.partial") or name == ADAPTER for name in written) <= 4
 
     def names(run):
@@ -227,16 +238,16 @@ def test_stopped_in_one_process_and_resumed_in_two(records, whole, tmp_path, mon
     class StopError(Exception):
         pass
 
-    step = AdapterTrainer.training_step
+    step = Steps.one_pass
 
     def stopping(self, *args, **kwargs):
-        if self.state.global_step == 7:
+        if self.progress.global_step == 7:
             raise StopError
         return step(self, *args, **kwargs)
 
     run = tmp_path / "run"
     with monkeypatch.context() as patched, pytest.raises(StopError):
-        patched.setattr(AdapterTrainer, "training_step", stopping)
+        patched.setattr(Steps, "one_pass", stopping)
         alone(records, run)
     two(records, run, "--resume")
     same(run, whole)
@@ -300,13 +311,16 @@ def test_a_disk_that_is_full_for_one_process(records, tmp_path):
 
 def test_a_loss_that_is_not_finite_in_one_process(records, tmp_path):
     def poison(index):
-        compute_loss = AdapterTrainer.compute_loss
+        loss_of, one_pass, now = objective._loss_of, Steps.one_pass, [0]
 
-        def poisoned(self, *args, **kwargs):
-            loss = compute_loss(self, *args, **kwargs)
-            return loss * torch.inf if index == 1 and self.state.global_step == 3 else loss
+        def stepping(self, *args, **kwargs):
+            now[0] = self.progress.global_step
+            return one_pass(self, *args, **kwargs)
 
-        AdapterTrainer.compute_loss = poisoned
+        def poisoned(output):
+            return loss_of(output) * (torch.inf if index == 1 and now[0] == 3 else 1)
+
+        Steps.one_pass, objective._loss_of = stepping, poisoned
 
     said = two(records, tmp_path / "run", before=poison, codes=(2, 2))
     error = one_line(said)

@@ -15,7 +15,7 @@ from tiny_run import config_for, curve, first_turns, same_run, same_tensors, sil
 import mmdora
 from mmdora.errors import MmdoraError
 from mmdora.train import train
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.steps import Steps
 
 # every loss logged; and a loss whose mean begins before a checkpoint and ends after it
 SCHEDULES = {"every loss": {}, "means": {"log_every": 3, "eval_every": 2, "save_every": 4}}
@@ -75,16 +75,16 @@ def test_resumed_is_bit_equal(whole, records, tmp_path, monkeypatch, schedule, s
     class StopError(Exception):
         pass
 
-    step = AdapterTrainer.training_step
+    step = Steps.one_pass
 
     def stopping(self, *args, **kwargs):
-        if self.state.global_step == stop + 1:  # one step after the checkpoint, mid-way
+        if self.progress.global_step == stop + 1:  # one step after the checkpoint, mid-way
             raise StopError
         return step(self, *args, **kwargs)
 
     config = config_for(records, tmp_path / "run", **SCHEDULES[schedule])
     with monkeypatch.context() as patched:
-        patched.setattr(AdapterTrainer, "training_step", stopping)
+        patched.setattr(Steps, "one_pass", stopping)
         with pytest.raises(StopError):
             train(config, say=silent)
     assert not (tmp_path / "run" / "complete.json").exists()

@@ -19,7 +19,7 @@ from tiny_run import EVERY_TWO, config_for, contents, exit_code, forked, same_ru
 import mmdora
 from mmdora.train import train
 from mmdora.train.checkpoint import newest
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.saving import Checkpoints
 
 
 def load_faults(monkeypatch):
@@ -35,10 +35,10 @@ def load_faults(monkeypatch):
 
 def test_a_kill_before_any_file_operation_of_a_save(stopped, ten_rows, six_steps, tmp_path, monkeypatch):
     """A real save, killed before each of its file operations in turn: the newest is whole, the old or the new one."""
-    faults, save, told = load_faults(monkeypatch), AdapterTrainer._save_checkpoint, tmp_path / "operation"
+    faults, save, told = load_faults(monkeypatch), Checkpoints.save, tmp_path / "operation"
     outcomes: list[tuple[str, str]] = []  # operation, newest checkpoint after the kill
 
-    def save_until(number: int, python: Any, trainer, *rest) -> None:
+    def save_until(number: int, python: Any, checkpoints, *rest) -> None:
         operations = itertools.count()
         file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
@@ -48,18 +48,18 @@ def test_a_kill_before_any_file_operation_of_a_save(stopped, ten_rows, six_steps
                 os.kill(os.getpid(), signal.SIGKILL)
 
         random.setstate(python)  # a fork draws new numbers
-        AdapterTrainer._save_checkpoint = save
+        Checkpoints.save = save
         faults.watch_saves(before)
-        trainer._save_checkpoint(*rest)
+        checkpoints.save(*rest)
 
-    def saves_killed_everywhere(trainer, *rest):
+    def saves_killed_everywhere(checkpoints, *rest):
         before, kept = contents(stopped), shutil.copytree(stopped, tmp_path / "kept")
         killed = True
         while killed:
             python = random.getstate()
             if not (process := os.fork()):
                 try:
-                    save_until(len(outcomes), python, trainer, *rest)
+                    save_until(len(outcomes), python, checkpoints, *rest)
                 finally:
                     os._exit(0)
             if killed := exit_code(process) == -signal.SIGKILL:
@@ -73,9 +73,9 @@ def test_a_kill_before_any_file_operation_of_a_save(stopped, ten_rows, six_steps
                     assert (found / name).read_bytes() == (six_steps / found.name / name).read_bytes()
             shutil.rmtree(stopped)
             shutil.copytree(kept, stopped)
-        save(trainer, *rest)
+        save(checkpoints, *rest)
 
-    monkeypatch.setattr(AdapterTrainer, "_save_checkpoint", saves_killed_everywhere)
+    monkeypatch.setattr(Checkpoints, "save", saves_killed_everywhere)
     run = train(config_for(ten_rows, stopped, **EVERY_TWO, keep=1), resume=True, say=silent)
     operations, found = zip(*outcomes, strict=True)
     place = operations.index("rename to checkpoint") + 1

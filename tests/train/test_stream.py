@@ -15,7 +15,7 @@ from tiny_run import config_of, curve, first_turns, same_run, silent, tree_for
 from mmdora.errors import Interrupted, MmdoraError
 from mmdora.train import train
 from mmdora.train.overview import show_batch
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.steps import Steps
 
 ROWS = 17  # of an odd number two processes get shares that differ
 
@@ -41,12 +41,12 @@ def tree(shards: Path, output: Path, workers: int = 0, **training):
 
 def learned(note: Path):
     """Note the ids of each micro-batch that is run."""
-    step = AdapterTrainer.training_step
+    step = Steps.one_pass
 
     def noting(self, *args, **kwargs):
-        number = self.state.global_step * self.args.gradient_accumulation_steps + self._rounds
+        number = self.progress.global_step * self.feed.accumulation + len(self.in_hand)
         with note.open("a") as file:
-            file.write(json.dumps(self.batches.ids[number]) + "\n")
+            file.write(json.dumps(self.feed.batches.ids[number]) + "\n")
         return step(self, *args, **kwargs)
 
     return noting
@@ -61,7 +61,7 @@ def whole(shards, tmp_path_factory):
     """An undisturbed run, and the ids of its rows in the order in which they were learned."""
     output = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(AdapterTrainer, "training_step", learned(output.parent / "ids"))
+        patch.setattr(Steps, "one_pass", learned(output.parent / "ids"))
         train(config_of(tree(shards, output)), say=silent)
     return output, noted(output.parent / "ids")
 
@@ -77,19 +77,19 @@ def test_a_stream_is_learned_in_passes(whole):
 @pytest.mark.parametrize(("stop", "workers", "then"), [(4, 2, 2), (7, 0, 2)])
 def test_resumed_is_bit_equal(shards, whole, tmp_path, monkeypatch, stop, workers, then):
     """Stopped in the first pass and in the second; the number of loader processes changes nothing."""
-    step = AdapterTrainer.training_step
+    step = Steps.one_pass
 
     def stopping(self, *args, **kwargs):
-        if self.state.global_step == stop - 1:
+        if self.progress.global_step == stop - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return step(self, *args, **kwargs)
 
     output = tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(AdapterTrainer, "training_step", stopping)
+        patch.setattr(Steps, "one_pass", stopping)
         with pytest.raises(Interrupted, match=f"stopped after step {stop} of 8"):
             train(config_of(tree(shards, output, workers)), say=silent)
-    monkeypatch.setattr(AdapterTrainer, "training_step", learned(tmp_path / "ids"))
+    monkeypatch.setattr(Steps, "one_pass", learned(tmp_path / "ids"))
     train(config_of(tree(shards, output, then)), resume=True, say=silent)
     assert same_run(output, whole[0])
     assert noted(tmp_path / "ids") == whole[1][4 * stop :]
@@ -100,7 +100,7 @@ def test_two_processes_share_the_rows(shards, tmp_path):
     path.write_text(yaml.safe_dump(tree(shards, output, accumulation=1, steps=6)))
 
     def watch(index):
-        AdapterTrainer.training_step = learned(tmp_path / f"{index}.ids")
+        Steps.one_pass = learned(tmp_path / f"{index}.ids")
 
     codes = finished(launched(["train", str(path)], tmp_path, before=watch))
     said = [(tmp_path / f"{index}.stderr").read_text() for index in (0, 1)]
@@ -116,12 +116,12 @@ def test_two_processes_share_the_rows(shards, tmp_path):
 
 def test_what_is_not_finite_is_named_by_its_rows(shards, whole, tmp_path, monkeypatch):
     """The rows of the third step, though loader processes have read on."""
-    norm = AdapterTrainer.__mro__[1]._get_grad_norm
+    norm = Steps.gradient_norm
 
-    def broken(self, *args, **kwargs):
-        return norm(self, *args, **kwargs) * (float("nan") if self.state.global_step == 2 else 1)
+    def broken(self):
+        return norm(self) * (float("nan") if self.progress.global_step == 2 else 1)
 
-    monkeypatch.setattr(AdapterTrainer.__mro__[1], "_get_grad_norm", broken)
+    monkeypatch.setattr(Steps, "gradient_norm", broken)
     names = ", ".join(whole[1][8:12])
     with pytest.raises(MmdoraError, match=f"^step 3: gradient norm nan.*; rows {names}; the update was not made"):
         train(config_of(tree(shards, tmp_path / "run", workers=2)), say=silent)

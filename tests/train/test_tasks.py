@@ -95,7 +95,6 @@ def test_a_resumed_run_is_the_same_to_the_bit(home: Path, run: Path) -> None:
 
 def test_reach_looks_at_each_task(home: Path) -> None:
     from mmdora.train.processes import Processes
-    from mmdora.train.run import arguments_of
     from mmdora.train.sources import read_sources, rows_of
 
     config = config_of(tree(home, home / "reach"))
@@ -103,7 +102,7 @@ def test_reach_looks_at_each_task(home: Path) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad = "visual_embedding" in name
     sources = read_sources(config)
-    rows = rows_of(sources, family_of(processor), config, Processes(arguments_of(config)))
+    rows = rows_of(sources, family_of(processor), config, Processes(config.training))
     found = unreached(model, family_of(processor).batch, rows)  # type: ignore
     assert set(found) == {"image of vqa", "image of nlvr"}
     assert not any(found.values())

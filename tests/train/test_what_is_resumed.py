@@ -1,5 +1,6 @@
 """What a run is resumed from, and what it may differ in."""
 
+import hashlib
 import json
 import os
 import re
@@ -10,13 +11,15 @@ import pytest
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_run import EVERY_TWO, config_for, config_of, contents, same_run, silent, tree_for
+from transformers.trainer_callback import TrainerState
 
 from mmdora.cli import main
 from mmdora.errors import Interrupted, MmdoraError
 from mmdora.train import train
 from mmdora.train.checkpoint import checkpoints, manifest_of, newest
+from mmdora.train.evaluation import Evaluation
 from mmdora.train.resume import find_checkpoint
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.steps import Steps
 
 
 def test_a_truncated_adapter_is_passed_over(stopped, ten_rows, six_steps):
@@ -127,14 +130,29 @@ def test_changes_that_are_allowed(stopped, ten_rows, tmp_path, capsys):
     assert json.loads((stopped / "complete.json").read_text())["steps"] == 6
 
 
+def test_a_checkpoint_of_before_is_resumed(stopped, ten_rows, six_steps):
+    """When training went by transformers' Trainer, its own state was in `trainer_state.json`, which holds more."""
+    checkpoint = stopped / "checkpoint-4"
+    state, manifest = (json.loads((checkpoint / name).read_text()) for name in ("trainer_state.json", "manifest.json"))
+    TrainerState(**state, num_train_epochs=2, train_batch_size=2).save_to_json(str(checkpoint / "trainer_state.json"))
+    written = (checkpoint / "trainer_state.json").read_bytes()
+    entry = {"bytes": len(written), "sha256": hashlib.sha256(written).hexdigest()}
+    assert manifest["files"]["trainer_state.json"]["bytes"] < entry["bytes"]
+    manifest["files"]["trainer_state.json"] = entry
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest))
+    lines: list[str] = []
+    assert same_run(train(config_for(ten_rows, stopped, **EVERY_TWO), resume=True, say=lines.append), six_steps)
+    assert not [line for line in lines if "passed over" in line]
+
+
 def test_a_complete_run_is_extended(six_steps, ten_rows, tmp_path, monkeypatch):
-    run, step = shutil.copytree(six_steps, tmp_path / "run"), AdapterTrainer.training_step
+    run, step = shutil.copytree(six_steps, tmp_path / "run"), Steps.one_pass
 
     def not_complete(self, *args, **kwargs):
         assert not (run / "complete.json").exists()
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(AdapterTrainer, "training_step", not_complete)
+    monkeypatch.setattr(Steps, "one_pass", not_complete)
     train(config_for(ten_rows, run, **EVERY_TWO | {"steps": 8}), resume=True, allow_changes=True, say=silent)
     assert json.loads((run / "complete.json").read_text())["steps"] == 8
     assert newest(run, silent) == run / "checkpoint-8"
@@ -142,24 +160,29 @@ def test_a_complete_run_is_extended(six_steps, ten_rows, tmp_path, monkeypatch):
 
 def test_the_best_outlives_rotation_signals_and_a_move(ten_rows, tmp_path, monkeypatch):
     """Step 2 is the best of the regular checkpoints; step 3 is better, but saved only because of a signal."""
-    losses, evaluate = {1: 9.0, 2: 1.0, 3: 0.5, 4: 3.0, 5: 4.0, 6: 5.0}, AdapterTrainer.evaluate
+    losses, now, evaluate = {1: 9.0, 2: 1.0, 3: 0.5, 4: 3.0, 5: 4.0, 6: 5.0}, [0], Evaluation.run
+    step = Steps.one_pass
 
-    def evaluated(self, *args, **kwargs):
-        metrics = evaluate(self, *args, **kwargs) | {"eval_loss": losses[self.state.global_step]}
-        self.state.log_history[-1]["eval_loss"] = metrics["eval_loss"]
-        return metrics
+    def evaluated(self, model, objective, log):
+        changed = losses[max(now)]
+        return evaluate(self, model, objective, lambda logs: log(logs | {"eval_loss": changed})) | {
+            "eval_loss": changed
+        }
 
-    step = AdapterTrainer.training_step
-
-    def signalled(self, *args, **kwargs):
-        if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+    def counted(self, *args, **kwargs):
+        now.append(self.progress.global_step + 1)
         return step(self, *args, **kwargs)
 
-    monkeypatch.setattr(AdapterTrainer, "evaluate", evaluated)
+    def signalled(self, *args, **kwargs):
+        if self.progress.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return counted(self, *args, **kwargs)
+
+    monkeypatch.setattr(Evaluation, "run", evaluated)
+    monkeypatch.setattr(Steps, "one_pass", counted)
     schedule = {"steps": 6, "eval_every": 1, "save_every": 2, "keep": 1}
     with monkeypatch.context() as patched:
-        patched.setattr(AdapterTrainer, "training_step", signalled)
+        patched.setattr(Steps, "one_pass", signalled)
         with pytest.raises(Interrupted):
             train(config_for(ten_rows, tmp_path / "run", **schedule), say=silent)
     assert {path.name for path in checkpoints(tmp_path / "run")} == {"checkpoint-2", "checkpoint-3"}

@@ -4,9 +4,9 @@ import sys
 import time
 
 from mmdora.cli import main
-from mmdora.train.trainer import AdapterTrainer
+from mmdora.train.steps import Steps
 
-step = AdapterTrainer.training_step
+step = Steps.one_pass
 
 
 def slowly(self, *args, **kwargs):
@@ -14,5 +14,5 @@ def slowly(self, *args, **kwargs):
     return step(self, *args, **kwargs)
 
 
-AdapterTrainer.training_step = slowly
+Steps.one_pass = slowly
 sys.exit(main(sys.argv[1:]))

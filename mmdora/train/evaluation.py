@@ -1,0 +1,95 @@
+"""Held-out records in training: their loss, and the score of answers to some of them, by task."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from transformers.trainer_utils import speed_metrics
+
+from mmdora.config import RunConfig
+from mmdora.train.early_stopping import LOSS, SCORE, Answers
+from mmdora.train.objective import Objective
+from mmdora.train.processes import Processes
+
+Metrics = dict[str, float]
+
+
+class Evaluation:
+    """What is measured every `training.eval_every` steps.
+
+    Args:
+        held_out: the records, or those of each task.
+        collate: list of rows -> batch.
+        answers: what is generated and scored beside the loss, by the prefix of its metrics.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        held_out: Dataset[Any] | Mapping[str, Dataset[Any]],
+        collate: Callable[[list[Any]], dict[str, Any]],
+        answers: Mapping[str, Answers],
+        processes: Processes,
+    ):
+        self.held_out, self.collate, self.answers, self.processes = held_out, collate, answers, processes
+        self.rows, self.workers = config.training.batch_size, config.data.workers
+
+    def run(self, model: Any, objective: Objective, log: Callable[[Metrics], None]) -> Metrics:
+        """Evaluate, and log the results of each task by itself; of several tasks also the means.
+
+        Returns:
+            All results. `eval_loss` and `eval_score` are what the best checkpoint is chosen by.
+        """
+        model.eval()
+        try:
+            if not isinstance(self.held_out, Mapping):
+                metrics = self._measured(model, objective, self.held_out, "eval")
+                log(metrics)
+                return metrics
+            found: Metrics = {}
+            for task, rows in self.held_out.items():
+                metrics = self._measured(model, objective, rows, f"eval_{task}")
+                log(metrics)
+                found |= metrics
+            means = self._means(found, list(self.held_out))
+            log(means)
+            return found | means
+        finally:
+            model.train()
+
+    def _measured(self, model: Any, objective: Objective, rows: Any, prefix: str) -> Metrics:
+        begun = time.time()
+        metrics = {f"{prefix}_loss": self._loss(model, objective, rows)}
+        if prefix in self.answers:
+            metrics[f"{prefix}_score"] = self.answers[prefix].score(model)
+        steps = -(-len(rows) // (self.rows * self.processes.count))
+        return metrics | speed_metrics(prefix, begun, num_samples=len(rows), num_steps=steps)
+
+    def _loss(self, model: Any, objective: Objective, rows: Any) -> float:
+        """The mean over the rows of the mean loss of the batch that each is in."""
+        accelerator, losses = self.processes.accelerator, []
+        loader = DataLoader(
+            rows,
+            batch_size=self.rows,
+            collate_fn=self.collate,
+            num_workers=self.workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+        with torch.no_grad():
+            for batch in accelerator.prepare(loader):
+                loss = objective.evaluate(model, batch, objective.items([batch]))
+                # of the last batch, whose rows may be fewer, accelerate keeps as many as there are
+                losses.append(accelerator.gather_for_metrics(loss.detach().repeat(self.rows)))
+        return float(torch.cat(losses).float().cpu().numpy().mean())  # pyright: ignore[reportArgumentType]
+
+    @staticmethod
+    def _means(found: Metrics, tasks: list[str]) -> Metrics:
+        means = {}
+        for ending in (LOSS.removeprefix("eval"), SCORE.removeprefix("eval")):
+            if values := [found[key] for key in (f"eval_{task}{ending}" for task in tasks) if key in found]:
+                means[f"eval{ending}"] = sum(values) / len(values)
+        return means

@@ -1,0 +1,111 @@
+"""Model and data of a run, loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from transformers import set_seed
+
+from mmdora.adapt.inject import Plan, inject, trainable_parameters
+from mmdora.batches.fit import Rows
+from mmdora.batches.packing import PackedCollator, Packs
+from mmdora.batches.stream import Stream
+from mmdora.batches.tasks import TaskRows
+from mmdora.config import RunConfig
+from mmdora.families import Family, family_of
+from mmdora.models.load import load, load_processor
+from mmdora.train.early_stopping import Answers
+from mmdora.train.features import features_of
+from mmdora.train.packing import check_packing
+from mmdora.train.processes import Processes
+from mmdora.train.reach import unreached
+from mmdora.train.sources import Sources, answers_of, held_out_of, rows_of
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Model and data of a run.
+
+    Attributes:
+        rows: what is learned; `packs` of them where several rows share one.
+        collate: list of rows -> batch.
+        held_out: what is evaluated on, by task if there are several tasks; None if nothing is.
+        answers: what is generated at each evaluation, by the prefix of its metrics.
+    """
+
+    model: Any
+    processor: Any
+    family: Family
+    plan: Plan
+    rows: Rows | TaskRows | Stream
+    packs: Packs | None
+    collate: Callable[[list[Any]], dict[str, Any]]
+    held_out: Any
+    answers: Mapping[str, Answers]
+
+
+def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: bool, say: Say) -> Loaded:
+    """Load the base, adapt it, and get its data ready; in every process.
+
+    Raises:
+        MmdoraError: if model, data and config do not fit together.
+    """
+    with processes.together():
+        budget, training = config.data.image_tokens, config.training
+        processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget)
+        family = family_of(processor)
+        rows = rows_of(sources, family, config, processes)
+        held_out = held_out_of(sources, family, config)
+        set_seed(training.seed)
+        model, _ = load(config.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
+        plan = inject(model, config.adapt)
+        if training.precision == "bf16":
+            for _, parameter, _, _ in trainable_parameters(model):
+                parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
+        evaluated = list(held_out.values()) if isinstance(held_out, dict) else [held_out] if held_out else []
+        features = features_of(config, model, family, [rows, *evaluated], processes)
+    with processes.together():  # now that each has put its share of the features
+        collate: Any = partial(family.batch, features=features) if features else family.batch
+        packs = None
+        if config.data.packing:
+            assert config.data.max_length is not None and isinstance(rows, Rows)
+            packs, collate = Packs(rows, config.data.max_length, training.seed), PackedCollator(family, model)
+            check_packing(model.to(processes.device), collate, packs, bf16=training.precision == "bf16")
+        if processes.count > 1 and not processes.sharded:
+            _tell_ddp(processes, model, collate, packs or rows, say)
+        answers = answers_of(sources, processor, config)
+    return Loaded(
+        model=model,
+        processor=processor,
+        family=family,
+        plan=plan,
+        rows=rows,
+        packs=packs,
+        collate=collate,
+        held_out=held_out,
+        answers=answers,
+    )
+
+
+def _tell_ddp(processes: Processes, model: Any, collate: Any, rows: Any, say: Say) -> None:
+    """Whether DDP has to look for parameters without a gradient.
+
+    It waits for the gradient of each trained parameter, unless it looks which will come: a walk of the graph and
+    4 bytes per tensor more a step. Without need it complains. Which rows a stream will hold is not known.
+
+    Where it does not look, it lays out anew after the first step what it reduces. A sum of three or more numbers
+    depends on the place in that layout, so that a resumed run would differ in its last bits: there it always looks.
+    """
+    looks = True
+    if not isinstance(rows, Stream):
+        missing = unreached(model.to(processes.device), collate, rows)
+        looks = processes.count > 2 or any(missing.values())
+        if never := sorted(set.intersection(*map(set, missing.values()))):
+            say(f"note: {len(never)} trained tensors get no gradient, as nothing behind them is read: {never[0]}, …")
+    ddp: Any = processes.accelerator.ddp_handler
+    ddp.find_unused_parameters = looks

@@ -1,0 +1,82 @@
+"""Model, optimizer and schedule as accelerate prepares them for the processes of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.fsdp import register_fsdp_forward_method
+from transformers import get_scheduler
+
+from mmdora.adapter_files.adapters import restore_adapter
+from mmdora.config import RunConfig, Training
+from mmdora.train.groups import parameter_groups
+from mmdora.train.processes import Processes
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a step changes.
+
+    Attributes:
+        model: the model itself.
+        wrapped: what forward and backward go through: DDP's or DeepSpeed's wrapper around it, or the model.
+        optimizer: accelerate's wrapper of AdamW.
+        schedule: torch's, of one rate per group of parameters.
+    """
+
+    model: Any
+    wrapped: Any
+    optimizer: Any
+    schedule: Any
+
+
+def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, checkpoint: Path | None) -> Trained:
+    """Put the model on its device and wrap it.
+
+    Args:
+        steps: of the whole run, for the schedule.
+        checkpoint: its adapter is loaded first, while the parameters are whole (DeepSpeed loads its own later).
+    """
+    training = config.training
+    model.config.use_cache = False  # keys and values of earlier positions are of no use in training
+    if training.gradient_checkpointing:
+        # transformers renamed it in 5.23 and warns of the old name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    with processes.together():  # DDP waits for all processes, so none may fail by itself before
+        if not processes.sharded:
+            model.to(processes.device)
+        if checkpoint is not None and not processes.deepspeed:
+            restore_adapter(model, checkpoint)
+        plain = optimizer_of(parameter_groups(model, config.adapt, training), model, training)
+    wrapped, optimizer = processes.accelerator.prepare(model, plain)
+    if processes.fsdp:
+        register_fsdp_forward_method(wrapped, "generate")  # so that generation gathers the parameters too
+    return Trained(model, wrapped, optimizer, schedule_of(optimizer, training, steps))
+
+
+def optimizer_of(groups: Sequence[dict[str, Any]], model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """AdamW (arXiv 1711.05101), fused; or with its moments in 8 bits (arXiv 2110.02861)."""
+    options = {"lr": training.lr, "betas": (0.9, training.adam_beta2), "eps": training.adam_eps}
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(groups, **options, fused=True)
+    import bitsandbytes  # pyright: ignore[reportMissingImports]
+
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):  # whose gradients are too uneven for 8 bits (section 2.3 there)
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+    return bitsandbytes.optim.AdamW(groups, **options, optim_bits=8)
+
+
+def schedule_of(optimizer: Any, training: Training, steps: int) -> Any:
+    """The schedule by its name in transformers, with a linear warmup."""
+    warmup = int(training.warmup) if training.warmup >= 1 else math.ceil(steps * training.warmup)
+    name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
+    return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
