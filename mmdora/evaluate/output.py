@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +68,13 @@ def write_submission(out: Path, task: Task, records: Iterable[Row], rows: Iterab
     Raises:
         MmdoraError: if the records are not those that the dataset's preparation writes.
     """
-    if task.dataset is None:
+    if task.dataset is None or task.results is None:
         return None
     predictions = {row["id"]: submitted(task.scorer, row) for row in rows}
-    dataset = import_module(f"mmdora.data_prep.{task.dataset}")
     try:
-        return dataset.write_results(records, predictions, out / task.file)
+        return task.results.write(records, predictions, out / task.results.name)
     except KeyError as error:
         raise MmdoraError(
             f"task {task.name}: the records have no 'meta.{error.args[0]}', which its result file needs; prepare them "
-            f"with `mmdora prep {task.dataset.replace('_', '-')}`"
+            f"with `{task.dataset.command}`"
         ) from None
