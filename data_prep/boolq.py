@@ -17,7 +17,7 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, asked
 from mmdora.prepare.results import answered, write_jsonl
 from mmdora.prepare.rows import json_lines
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -30,7 +30,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     yield asked(number, [], f"{value['passage']}\n{value['question']}?", text, idx=number, title=value.get("title"))
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write JSON Lines of `{idx, label}`: "true" for yes, and "false" for every other text."""
     rows = (
         {"idx": meta["idx"], "label": "true" if text.lower().startswith("yes") else "false"}

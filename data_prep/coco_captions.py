@@ -21,7 +21,7 @@ from mmdora.prepare.joins import field, images_with_captions
 from mmdora.prepare.read import OfficialRow, Reader, split_of
 from mmdora.prepare.record import RecordDraft, captioned
 from mmdora.prepare.results import answered, write_json_list
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 PROMPT = "Provide a one-sentence caption for the provided image."
 """LLaVA-1.5 asks for captions in these words."""
@@ -56,7 +56,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
         yield {**record, "split": split} if split else record
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write `[{image_id, caption}]`, which coco-caption and the server read."""
     return write_json_list(
         path, ({"image_id": m["image_id"], "caption": text} for m, text in answered(records, predictions))

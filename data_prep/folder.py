@@ -16,7 +16,7 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, asked
 from mmdora.prepare.results import answered, write_jsonl
 from mmdora.prepare.rows import by_ending
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -27,7 +27,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     yield {**record, "split": value["split"]} if value.get("split") else record
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write JSON Lines of `{id, answer}`."""
     return write_jsonl(path, ({"id": m["id"], "answer": text} for m, text in answered(records, predictions)))
 

@@ -18,7 +18,7 @@ from mmdora.prepare.inputs import ImageInputs
 from mmdora.prepare.read import OfficialRow, Reader
 from mmdora.prepare.record import RecordDraft, asked
 from mmdora.prepare.results import answered, write_json_list
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
@@ -53,7 +53,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write `[{questionId, prediction}]`, in lower case without a full stop, as the official scorer compares them."""
     rows = (
         {"questionId": meta["question_id"], "prediction": text.rstrip(".").lower()}

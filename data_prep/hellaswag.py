@@ -16,7 +16,7 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, choice
 from mmdora.prepare.results import chosen_answers, write_csv
 from mmdora.prepare.rows import json_lines
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -37,7 +37,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write `annot_id` and a probability for each ending: 1 for the chosen one; all are 0 for an unusable answer."""
     head = ("annot_id", *(f"ending{number}" for number in range(4)))
     rows = (

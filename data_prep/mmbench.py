@@ -20,7 +20,7 @@ from mmdora.prepare.inputs import ImageInputs
 from mmdora.prepare.read import OfficialRow, Reader
 from mmdora.prepare.record import LETTERS, RecordDraft, choice
 from mmdora.prepare.results import answered, check_openpyxl, write_xlsx
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 LONGEST_REFERENCE = 64
 """A cell of at most so many characters is the index of another row, not a picture; VLMEvalKit has the same rule."""
@@ -80,7 +80,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write the workbook that the evaluation server reads."""
     head = ("index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category")
     rows = (

@@ -19,7 +19,7 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, asked
 from mmdora.prepare.results import answered, write_csv
 from mmdora.prepare.rows import json_lines
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -40,7 +40,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write CSV of `identifier,True|False`, which `metrics.py` reads; other texts stay as they are and are wrong."""
     said = {"true": "True", "yes": "True", "false": "False", "no": "False"}
     rows = (

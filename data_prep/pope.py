@@ -18,7 +18,7 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, asked
 from mmdora.prepare.results import answered, write_jsonl
 from mmdora.prepare.rows import json_lines
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -38,7 +38,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     yield {**record, "split": strategy}
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write JSON Lines of `{question, answer}`, which `evaluate.py` reads for one split."""
     rows = ({"question": meta["question"], "answer": text} for meta, text in answered(records, predictions))
     return write_jsonl(path, rows)

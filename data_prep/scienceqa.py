@@ -17,7 +17,7 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, choice
 from mmdora.prepare.results import chosen_answers, write_json_object
 from mmdora.prepare.rows import json_entries
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -39,7 +39,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     yield {**record, "split": value["split"]}
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write `{results: {pid: index}}`, which `evaluate_acc.py` reads."""
     results = {meta["pid"]: index for meta, index in chosen_answers(records, predictions)}
     return write_json_object(path, {"results": results})

@@ -18,7 +18,7 @@ from mmdora.prepare.joins import with_subtitles
 from mmdora.prepare.read import OfficialRow, split_of
 from mmdora.prepare.record import RecordDraft, captioned, feature_files
 from mmdora.prepare.results import answered, write_jsonl
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 PROMPT = "Describe what happens in this moment of the video."
 
@@ -45,7 +45,7 @@ def moment_captions(row: OfficialRow, prompt: str) -> Iterator[RecordDraft]:
         yield {**record, "features": feature_files(value["vid_name"])}
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write JSON Lines of `{vid_name, clip_id, ts, descs: [{desc}]}`, which VALUE's evaluation reads."""
     rows = (
         {"vid_name": m["vid_name"], "clip_id": m["clip_id"], "ts": m.get("ts"), "descs": [{"desc": text}]}

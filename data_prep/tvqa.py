@@ -17,7 +17,7 @@ from mmdora.prepare.joins import with_subtitles
 from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, choice, feature_files
 from mmdora.prepare.results import chosen_answers, write_json_object
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -42,7 +42,7 @@ def clip_question(row: OfficialRow, choices: int) -> RecordDraft:
     return {**record, "features": feature_files(str(value["vid_name"]))}
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write `{qid: index}`, which VALUE's evaluation reads."""
     return write_json_object(path, {str(m["qid"]): index for m, index in chosen_answers(records, predictions)})
 

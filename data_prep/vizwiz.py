@@ -17,7 +17,7 @@ from mmdora.prepare.read import OfficialRow, split_of
 from mmdora.prepare.record import RecordDraft, asked, most_common
 from mmdora.prepare.results import answered, write_json_list
 from mmdora.prepare.rows import json_elements
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -38,7 +38,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write `[{image, answer}]`."""
     rows = ({"image": meta["image"], "answer": text} for meta, text in answered(records, predictions))
     return write_json_list(path, rows)

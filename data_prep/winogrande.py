@@ -18,7 +18,7 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, choice
 from mmdora.prepare.results import chosen_answers, write_csv
 from mmdora.prepare.rows import json_lines
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
@@ -39,7 +39,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write a line of 1 or 2 for each record, in their order; an unusable answer gets 0."""
     return write_csv(path, ([index + 1] for _, index in chosen_answers(records, predictions)))
 

@@ -16,6 +16,7 @@ from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task
 from mmdora.files import write_json
 from mmdora.records.reader import Records, write_records
+from mmdora.records.record import RecordFacts
 from mmdora.records.row import Row
 from mmdora.records.turns import answer_text
 
@@ -62,7 +63,7 @@ def write_complete(
     write_json(out / METRICS, numbers | {"submission": file.name if file else None} | dict(facts))
 
 
-def write_submission(out: Path, task: Task, records: Iterable[Row], rows: Iterable[Prediction]) -> Path | None:
+def write_submission(out: Path, task: Task, records: Iterable[RecordFacts], rows: Iterable[Prediction]) -> Path | None:
     """The file that the task's official scorer or server reads; None where a task has none.
 
     Raises:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from mmdora.prepare.inputs import Inputs
 from mmdora.prepare.read import OfficialRow, Reader
 from mmdora.prepare.record import RecordDraft
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 Given = TypeVar("Given", bound=Inputs)
 
@@ -72,7 +72,7 @@ class ResultFile:
     """
 
     name: str
-    write: Callable[[Iterable[Record], Mapping[str, str], Path], Path]
+    write: Callable[[Iterable[RecordFacts], Mapping[str, str], Path], Path]
     check: Callable[[], None] = _nothing_needed
 
 

@@ -12,10 +12,10 @@ from typing import IO, Any
 from mmdora.errors import MmdoraError
 from mmdora.files import write_whole
 from mmdora.prepare.record import chosen
-from mmdora.records.record import Record
+from mmdora.records.record import RecordFacts
 
 
-def answered(records: Iterable[Record], predictions: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], str]]:
+def answered(records: Iterable[RecordFacts], predictions: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], str]]:
     """The `meta` of every record with the text that was predicted for it, in the order of the records.
 
     Args:
@@ -30,14 +30,16 @@ def answered(records: Iterable[Record], predictions: Mapping[str, str]) -> Itera
         yield record["meta"], predictions[record["id"]].strip()
 
 
-def chosen_answers(records: Iterable[Record], predictions: Mapping[str, str]) -> Iterator[tuple[dict[str, Any], int]]:
+def chosen_answers(
+    records: Iterable[RecordFacts], predictions: Mapping[str, str]
+) -> Iterator[tuple[dict[str, Any], int]]:
     """As `answered`, with the index of the choice instead of the text; -1, always wrong, if the text names none."""
     for meta, text in answered(records, predictions):
         index = chosen(text, meta["choices"])
         yield meta, -1 if index is None else index
 
 
-def answers_by_question(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
+def answers_by_question(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
     """Write `[{question_id, answer}]`, the result format of VQA's server and official scorer."""
     rows = ({"question_id": meta["question_id"], "answer": text} for meta, text in answered(records, predictions))
     return write_json_list(path, rows)

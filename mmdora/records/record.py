@@ -30,6 +30,13 @@ class Message(TypedDict):
     content: list[Part]
 
 
+class RecordFacts(TypedDict):
+    """What a result file needs of a record: its id and its `meta`. A record is one, and so is a row made of it."""
+
+    id: str
+    meta: dict[str, Any]
+
+
 class Record(TypedDict):
     """One conversation about pictures, or about none, as it stands in a file of records.
 

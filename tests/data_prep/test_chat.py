@@ -5,12 +5,12 @@ from pathlib import Path
 
 import datasets
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import llava, messages, sharegpt
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
 from mmdora.prepare.run import prepare
-from mmdora.records.reader import read_records
 
 IMAGE = {"type": "image"}
 
@@ -35,7 +35,7 @@ def test_llava_mix(official, picture, tmp_path):
     ]  # fmt: skip
     file = official("llava_v1_5_mix665k.json", rows)
     assert prepare(llava.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root)) == {"train": 4}
-    first, second, poem, unmarked = read_records(tmp_path / "out/train.jsonl", root)
+    first, second, poem, unmarked = records_in(tmp_path / "out/train.jsonl", root)
     assert first["messages"][0]["content"] == [IMAGE, text("What colours has the bus?")]
     assert [m["role"] for m in first["messages"]] == ["user", "assistant"] * 2
     assert first["messages"][2]["content"] == [text("Und auf Deutsch? 🚌")]
@@ -71,7 +71,7 @@ def test_llava_oddities(official, picture, tmp_path, records_of):
              "'from'", "'from'", "no assistant", "surrogate", "conversations", "kind", "broken JSON"]  # fmt: skip
     for row, word in zip(bad, words, strict=True):
         assert word in row["reason"], (word, row["reason"])
-    assert len(read_records(tmp_path / "out/train.jsonl", root)) == 1
+    assert len(records_in(tmp_path / "out/train.jsonl", root)) == 1
 
 
 def test_llava_images_need_a_root(official, tmp_path):
@@ -93,7 +93,7 @@ def test_sharegpt(official, picture, tmp_path):
     file = official("mllm_demo.json", rows)
     inputs = ImageInputs(files=[file], images=root, skip_bad=True)
     assert prepare(sharegpt.DATASET, tmp_path / "out", inputs) == {"train": 2}
-    both, who = read_records(tmp_path / "out/train.jsonl", root)
+    both, who = records_in(tmp_path / "out/train.jsonl", root)
     assert both["messages"][0] == {"role": "system", "content": [text("Be brief.")]}
     assert both["messages"][1]["content"] == [IMAGE, text("and"), IMAGE, text(": which?")]
     assert both["images"] == ["1.jpg", "2.jpg"] and both["id"] == "mllm_demo-0" and who["id"] == "mllm_demo-1"
@@ -127,12 +127,12 @@ def hub_folder(tmp_path: Path, picture) -> Path:
 def test_messages_of_the_hub_with_images_inside(picture, tmp_path):
     folder = hub_folder(tmp_path, picture)
     assert prepare(messages.DATASET, tmp_path / "out", ImageInputs(files=[folder])) == {"test": 1, "train": 2}
-    first, second = read_records(tmp_path / "out/train.jsonl")
+    first, second = records_in(tmp_path / "out/train.jsonl")
     assert first["messages"] == CHAT  # the `text: None` that datasets adds to image parts is gone
     for record, name in ((first, "one.png"), (second, "two.jpg")):
         kept = tmp_path / "out" / record["images"][0]
         assert kept.read_bytes() == (tmp_path / "images" / name).read_bytes() and kept.suffix == Path(name).suffix
-    (test,) = read_records(tmp_path / "out/test.jsonl")
+    (test,) = records_in(tmp_path / "out/test.jsonl")
     assert test["images"] == second["images"]  # one file for equal pictures
 
 
@@ -149,7 +149,7 @@ def test_messages_with_paths_and_plain_content(official, picture, tmp_path):
     folder = official("train.jsonl", rows, lines=True)
     inputs = ImageInputs(files=[folder], images=root, skip_bad=True)
     assert prepare(messages.DATASET, tmp_path / "out", inputs) == {"train": 2}
-    system, marked = read_records(tmp_path / "out/train.jsonl", root)
+    system, marked = records_in(tmp_path / "out/train.jsonl", root)
     assert system["messages"][1]["content"] == [IMAGE, text("Who?")] == marked["messages"][0]["content"]
     reasons = (tmp_path / "out/bad_rows.jsonl").read_text()
     assert "'video'" in reasons and "needs a role" in reasons

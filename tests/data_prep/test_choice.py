@@ -9,15 +9,16 @@ from typing import Any
 
 import pandas
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import mmbench, pope, scienceqa
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
 from mmdora.prepare.record import choice, chosen
 from mmdora.prepare.run import prepare
-from mmdora.records.images import open_image
-from mmdora.records.reader import read_records
+from mmdora.records.images import FileRef, open_image
 from mmdora.records.record import check_record
+from mmdora.records.row import row_of
 
 
 def problem(**fields) -> dict:
@@ -44,7 +45,7 @@ def test_scienceqa(official, picture, tmp_path, question_of, answer_of, full_mar
         prepare(scienceqa.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
     inputs = ImageInputs(files=[file], images=root, skip_bad=True)
     assert prepare(scienceqa.DATASET, tmp_path / "out", inputs) == {"test": 2, "train": 1, "val": 1}
-    hinted, pictured = records = list(read_records(tmp_path / "out/test.jsonl", root))
+    hinted, pictured = records = records_in(tmp_path / "out/test.jsonl", root)
     assert question_of(hinted) == "A stone is hard.\nWhich is a solid?\nA. milk\nB. a stone\nC. air"
     assert answer_of(hinted) == "B" and hinted["meta"]["type"] == "text" and pictured["meta"]["type"] == "image"
     assert pictured["images"] == ["test/2/image.png"] and pictured["meta"]["choices"] == ["a", "b"]
@@ -93,12 +94,12 @@ def test_mmbench(picture, tmp_path, question_of, answer_of, full_marks):
     file = tsv(tmp_path / "mmbench_dev_en_20231003.tsv", rows)
     out = tmp_path / "out"
     assert prepare(mmbench.DATASET, out, ImageInputs(files=[file])) == {"dev": 3}
-    shifted, plain, unanswered = records = list(read_records(out / "dev.jsonl"))
+    shifted, plain, unanswered = records = records_in(out / "dev.jsonl")
     assert question_of(plain) == "Look: 中文\nWhich, \"a\" or 'b'?\nA. a\nof two lines\nB. b"
     assert (answer_of(plain), answer_of(shifted), answer_of(unanswered)) == ("A", "B", None)
     assert shifted["images"] == plain["images"] != unanswered["images"]
     assert (out / plain["images"][0]).read_bytes() == (tmp_path / "images/one.jpg").read_bytes()
-    assert open_image(unanswered["images"][0]).size == (8, 6) and unanswered["images"][0].endswith(".png")
+    assert open_image(FileRef(unanswered["images"][0], out)).size == (8, 6) and unanswered["images"][0].endswith(".png")
     assert plain["meta"]["l2_category"] == "perception" and shifted["meta"]["index"] == 1_000_241
     assert full_marks("mmbench", records)
     said = {"241": "A & <b>", "1000241": "=1+1", "252": "b\x00"}
@@ -122,7 +123,7 @@ def test_a_missing_openpyxl_is_told_before_anything_is_answered(monkeypatch, tmp
             call()
     with pytest.raises(MmdoraError, match="needs openpyxl"):
         question = check_record(choice("1", [], "q", ["a", "b"], 0, index=1), "1")
-        evaluate(None, None, [question], tmp_path, task="mmbench", out=tmp_path / "out")
+        evaluate(None, None, [row_of(question, tmp_path)], task="mmbench", out=tmp_path / "out")
 
 
 def test_mmbench_oddities(picture, tmp_path, records_of):
@@ -156,7 +157,7 @@ def test_pope(official, picture, tmp_path, answer_of, full_marks):
     files = [official(f"coco_pope_{name}.json", rows, lines=True) for name in ("random", "adversarial")]
     counts = prepare(pope.DATASET, tmp_path / "out", ImageInputs(files=files, images=root))
     assert counts == {"random": 2, "adversarial": 2}
-    records = list(read_records(tmp_path / "out/random.jsonl", root))
+    records = records_in(tmp_path / "out/random.jsonl", root)
     assert [answer_of(record) for record in records] == ["yes", "no"] and records[0]["id"] == "random-1"
     assert full_marks("pope", records)
     said = {"random-1": "Yes, there is.", "random-2": "no"}

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import boolq, folder, hellaswag, winogrande
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs, Inputs
 from mmdora.prepare.run import prepare
-from mmdora.records.reader import read_records
 
 
 def test_boolq(official, tmp_path, question_of, answer_of, full_marks):
@@ -20,7 +20,7 @@ def test_boolq(official, tmp_path, question_of, answer_of, full_marks):
     ]  # fmt: skip
     file = official("dev.jsonl", rows, lines=True)
     assert prepare(boolq.DATASET, tmp_path / "out", Inputs(files=[file])) == {"dev": 3}
-    records = list(read_records(tmp_path / "out/dev.jsonl"))
+    records = records_in(tmp_path / "out/dev.jsonl")
     assert question_of(records[0]) == "At the Liberation …\nis france the same timezone as the uk?"
     assert [answer_of(record) for record in records] == ["no", "yes", None]
     assert full_marks("exact", records)
@@ -41,7 +41,7 @@ def test_hellaswag(official, tmp_path, question_of, answer_of, full_marks):
     rows = [row, row | {"ind": 30, "label": "1"}, row | {"ind": 31, "label": ""}]
     file = official("hellaswag_val.jsonl", rows, lines=True)
     prepare(hellaswag.DATASET, tmp_path / "out", Inputs(files=[file]))
-    records = list(read_records(tmp_path / "out/val.jsonl"))
+    records = records_in(tmp_path / "out/val.jsonl")
     assert question_of(records[0]).startswith("Roof shingle removal: A man is sitting on a roof. he\n")
     assert [answer_of(record) for record in records] == ["D", "B", None] and records[0]["meta"]["ind"] == 24
     assert full_marks("choice", records)
@@ -65,7 +65,7 @@ def test_winogrande(official, tmp_path, question_of, answer_of, full_marks):
     bare = {key: value for key, value in row.items() if key != "answer"} | {"qID": "3FCO-2"}
     file = official("train_xs.jsonl", [row, bare], lines=True)
     assert prepare(winogrande.DATASET, tmp_path / "out", Inputs(files=[file], split="train_xs")) == {"train_xs": 2}
-    records = list(read_records(tmp_path / "out/train_xs.jsonl"))
+    records = records_in(tmp_path / "out/train_xs.jsonl")
     assert [answer_of(record) for record in records] == ["B", None]
     assert question_of(records[0]).splitlines()[2:] == ["A. Ian", "B. Dennis"]
     assert full_marks("choice", records)
@@ -87,7 +87,7 @@ def test_folder_of_csv(picture, tmp_path, question_of, answer_of, records_of):
     file = tmp_path / "questions.csv"
     file.write_text("\ufeff" + TABLE, encoding="utf-8")
     assert prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root)) == {"train": 4}
-    records = list(read_records(tmp_path / "out/train.jsonl", root))
+    records = records_in(tmp_path / "out/train.jsonl", root)
     assert [record["id"] for record in records] == ["q1", "q2", "q3", "q4"]
     assert (question_of(records[0]), answer_of(records[0])) == ("What, then?", "two\nlines")
     assert records[1]["images"] == ["ä/b.png"] and records[2]["images"] == [] and answer_of(records[3]) is None
@@ -104,7 +104,7 @@ def test_folder_of_json(lines, official, picture, tmp_path):
     rows = [{"image": "a.jpg", "question": "q", "answer": "a", "split": "test"}, {"question": "q", "answer": "a"}]
     file = official("mine.jsonl" if lines else "mine.json", rows, lines=lines)
     assert prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root)) == {"test": 1, "train": 1}
-    assert read_records(tmp_path / "out/train.jsonl", root)[0]["id"] == "mine-1"
+    assert records_in(tmp_path / "out/train.jsonl", root)[0]["id"] == "mine-1"
 
 
 def test_folder_mistakes(tmp_path):

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import how2qa, tvc, tvqa, yc2c
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import VideoInputs
 from mmdora.prepare.run import prepare
-from mmdora.records.reader import read_records
 
 CLIP = "friends_s04e20_seg02_clip_07"
 
@@ -40,7 +40,7 @@ def test_tvqa(official, features, tmp_path, question_of, answer_of, full_marks):
     subtitles = official("tv_subtitles.jsonl", [{"vid_name": CLIP, "sub": speech}], lines=True)
     inputs = VideoInputs(files=[file], features=features, subtitles=subtitles)
     assert prepare(tvqa.DATASET, tmp_path / "out", inputs) == {"val": 3}
-    first, unmarked, unanswered = records = list(read_records(tmp_path / "out/val.jsonl"))
+    first, unmarked, unanswered = records = records_in(tmp_path / "out/val.jsonl")
     assert question_of(first).splitlines()[0] == "What is Robin holding?" and answer_of(first) == "E"
     assert first["images"] == [] and first["meta"]["features"] == f"{CLIP}.npz" and first["meta"]["frames"] == 41
     assert first["meta"]["ts"] == "1.21-8.49" and unmarked["meta"]["ts"] == "nan-nan"
@@ -57,7 +57,7 @@ def test_how2qa(official, features, tmp_path, full_marks):
            "vid_name": 12}  # fmt: skip
     file = official("how2qa_val_release.jsonl", [row], lines=True)
     prepare(how2qa.DATASET, tmp_path / "out", VideoInputs(files=[file], features=features))
-    records = list(read_records(tmp_path / "out/val.jsonl"))
+    records = records_in(tmp_path / "out/val.jsonl")
     assert records[0]["meta"] | {"ts": 0} == {
         "question": "How many?", "choices": ["a", "b", "c", "d"], "answer": 2, "qid": 5, "vid_name": 12, "ts": 0,
         "features": "12.npy", "frames": 9,
@@ -80,8 +80,8 @@ def test_captions(module, video, official, features, tmp_path, answer_of):
     out = tmp_path / "out"
     counts = prepare(module.DATASET, out, VideoInputs(files=files, features=features))
     assert counts == {"train": 2, "val": 1, "test": 1}
-    assert [answer_of(record) for record in read_records(out / "train.jsonl")] == ["Joey closes it.", "He smiles."]
-    (val,), (test,) = read_records(out / "val.jsonl"), read_records(out / "test.jsonl")
+    assert [answer_of(record) for record in records_in(out / "train.jsonl")] == ["Joey closes it.", "He smiles."]
+    (val,), (test,) = records_in(out / "val.jsonl"), records_in(out / "test.jsonl")
     assert val["meta"]["references"] == ["Joey closes it.", "He smiles."] and answer_of(test) is None
     path = module.write_results([val], {"86602": "joey reads"}, tmp_path / "r.jsonl")
     assert json.loads(path.read_text()) == {

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import gqa, okvqa, textvqa, vizwiz, vqav2
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
 from mmdora.prepare.results import answers_by_question
 from mmdora.prepare.run import prepare
-from mmdora.records.reader import read_records
 
 
 def note(question: int, image: int, answers: list[str], kind: str = "other") -> dict[str, Any]:
@@ -59,7 +59,7 @@ def coco(picture) -> Path:
 def test_vqav2(official, coco, tmp_path, question_of, answer_of, full_marks):
     out = tmp_path / "out"
     assert prepare(vqav2.DATASET, out, ImageInputs(files=vqa_files(official), images=coco)) == {"val": 3}
-    first, french, red = records = list(read_records(out / "val.jsonl", coco))
+    first, french, red = records = records_in(out / "val.jsonl", coco)
     assert first["id"] == "42001" and first["images"] == ["val2014/COCO_val2014_000000000042.jpg"]
     assert (question_of(first), answer_of(first)) == ("What is it?", "net")
     assert first["meta"]["answers"] == ["net"] * 6 + ["netting"] * 4
@@ -83,7 +83,7 @@ def test_vqav2_without_annotations_is_a_test_set(official, coco, tmp_path, answe
     questions, _ = vqa_files(official, "test-dev2015")
     out = tmp_path / "out"
     assert prepare(vqav2.DATASET, out, ImageInputs(files=[questions], images=coco)) == {"test-dev": 3}
-    records = list(read_records(out / "test-dev.jsonl", coco))
+    records = records_in(out / "test-dev.jsonl", coco)
     assert records[0]["images"] == ["test2015/COCO_test2015_000000000042.jpg"]
     assert {answer_of(record) for record in records} == {None} and "answers" not in records[0]["meta"]
     assert json.loads((out / "dataset_card.json").read_text())["splits"]["test-dev"]["unanswered"] == 3
@@ -92,7 +92,7 @@ def test_vqav2_without_annotations_is_a_test_set(official, coco, tmp_path, answe
 def test_vqav2_images_may_lie_flat(official, coco, tmp_path):
     inputs = ImageInputs(files=vqa_files(official), images=coco / "val2014")
     prepare(vqav2.DATASET, tmp_path / "out", inputs)
-    assert read_records(tmp_path / "out/val.jsonl", coco / "val2014")[2]["images"] == ["COCO_val2014_000000000007.jpg"]
+    assert records_in(tmp_path / "out/val.jsonl", coco / "val2014")[2]["images"] == ["COCO_val2014_000000000007.jpg"]
 
 
 def test_vqav2_oddities_are_listed(official, coco, tmp_path, records_of, capsys):
@@ -142,7 +142,7 @@ def test_okvqa(official, coco, tmp_path, answer_of, full_marks):
             answer["raw_answer"] = answer["answer"] + "s"
     notes.write_text(json.dumps(annotated))
     prepare(okvqa.DATASET, tmp_path / "out", ImageInputs(files=[notes, questions], images=coco))
-    records = list(read_records(tmp_path / "out/val.jsonl", coco))
+    records = records_in(tmp_path / "out/val.jsonl", coco)
     assert answer_of(records[0]) == "net" and records[0]["meta"]["raw_answers"][0] == "nets"
     assert full_marks("okvqa", records)
     path = answers_by_question(records, {record["id"]: "a" for record in records}, tmp_path / "r.json")
@@ -164,7 +164,7 @@ def test_gqa(official, picture, tmp_path, answer_of, full_marks):
     choices = official("testdev_choices.json", {"20644644": answers})
     inputs = ImageInputs(files=[file, choices], images=root)
     assert prepare(gqa.DATASET, tmp_path / "out", inputs) == {"testdev": 2}
-    room, dark = records = list(read_records(tmp_path / "out/testdev.jsonl", root))
+    room, dark = records = records_in(tmp_path / "out/testdev.jsonl", root)
     assert room["id"] == "20644644" and answer_of(room) == "bedroom" and room["meta"]["type"] == "query"
     assert room["meta"]["groups"] == full["groups"] and room["meta"]["entailed"] == ["20644645"]
     assert room["meta"]["choices"] == answers and room["meta"]["isBalanced"] is True
@@ -189,7 +189,7 @@ def test_textvqa_with_ocr(official, picture, tmp_path, answer_of, full_marks):
     tokens = [{"image_id": row["image_id"], "ocr_tokens": ["DAKOTA"]}, {"image_id": "other", "ocr_tokens": []}]
     ocr = official("TextVQA_Rosetta_OCR_v0.2_val.json", {"data": tokens})
     prepare(textvqa.DATASET, tmp_path / "out", ImageInputs(files=[questions, ocr], images=root))
-    (record,) = read_records(tmp_path / "out/val.jsonl", root)
+    (record,) = records_in(tmp_path / "out/val.jsonl", root)
     assert record["images"] == ["train_images/003a8ae2ef43b901.jpg"] and answer_of(record) == "dakota digital"
     assert record["meta"]["ocr_tokens"] == ["DAKOTA"] and len(record["meta"]["answers"]) == 10
     assert full_marks("textvqa", [record])
@@ -210,11 +210,11 @@ def test_vizwiz(official, picture, tmp_path, answer_of, full_marks):
     files = [official("val.json", [row]), official("test.json", [test])]
     counts = prepare(vizwiz.DATASET, tmp_path / "out", ImageInputs(files=files, images=root))
     assert counts == {"val": 1, "test": 1}
-    (record,) = read_records(tmp_path / "out/val.jsonl", root)
+    (record,) = records_in(tmp_path / "out/val.jsonl", root)
     assert record["images"] == ["val/VizWiz_val_00000000.jpg"] and answer_of(record) == "basil"
     assert record["meta"]["confidences"][:2] == ["yes", "maybe"] and record["meta"]["answerable"] == 1
     assert full_marks("vizwiz", [record])
-    (unanswered,) = read_records(tmp_path / "out/test.jsonl", root)
+    (unanswered,) = records_in(tmp_path / "out/test.jsonl", root)
     said = {unanswered["id"]: "Unanswerable."}
     path = vizwiz.write_results([unanswered], said, tmp_path / "r.json")
     assert json.loads(path.read_text()) == [{"image": "VizWiz_test_00000000.jpg", "answer": "Unanswerable."}]

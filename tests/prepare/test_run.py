@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from kept_records import records_in
 from PIL import Image
 
 from mmdora.data_prep import folder, llava, messages
@@ -22,7 +23,6 @@ from mmdora.prepare.read import OfficialRow, split_of
 from mmdora.prepare.run import CHUNK_ROWS, _converted, prepare, write_splits
 from mmdora.prepare.writer import Writer
 from mmdora.records.packed import read_packed
-from mmdora.records.reader import read_records
 from mmdora.records.record import Record, qa_record
 
 
@@ -134,7 +134,7 @@ def test_ids_that_come_twice(tmp_path, root):
     with pytest.raises(MmdoraError, match=r"train\.jsonl:5: the id 'q0' comes twice in train \(2 bad rows"):
         prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
     prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, skip_bad=True))
-    assert len(read_records(tmp_path / "out/train.jsonl", root)) == 4
+    assert len(records_in(tmp_path / "out/train.jsonl", root)) == 4
 
 
 def test_the_card(tmp_path, root):
@@ -179,7 +179,7 @@ def test_packed_records_round_trip_and_load_with_datasets(tmp_path, root):
     out = tmp_path / "out"
     assert prepare(folder.DATASET, out, ImageInputs(files=[file], images=root, pack=True)) == {"train": 30}
     prepare(folder.DATASET, tmp_path / "plain", ImageInputs(files=[file], images=root))
-    plain = list(read_records(tmp_path / "plain/train.jsonl", root))
+    plain = records_in(tmp_path / "plain/train.jsonl", root)
     packed = list(read_packed(out / "train.parquet"))
     assert [record for record, _ in packed] == plain
     for record, files in packed:
@@ -189,7 +189,7 @@ def test_packed_records_round_trip_and_load_with_datasets(tmp_path, root):
     assert card_of(out)["packed"] and "data:image/jpeg" in (out / "report.html").read_text()
     again = tmp_path / "again"  # the packed file is one of the hub's layouts itself
     assert prepare(messages.DATASET, again, ImageInputs(files=[out / "train.parquet"])) == {"train": 30}
-    assert read_records(again / "train.jsonl")[29]["messages"] == plain[29]["messages"]
+    assert records_in(again / "train.jsonl")[29]["messages"] == plain[29]["messages"]
 
 
 def test_equal_pictures_are_packed_once_per_group(tmp_path, root):

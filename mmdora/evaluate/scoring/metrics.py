@@ -1,4 +1,4 @@
-"""The questions and answers of records, and the score that knowing the questions alone gives.
+"""The questions and answers of records (or rows), and the score that knowing the questions alone gives.
 
 This module imports no torch.
 """
@@ -7,40 +7,40 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.exact import OTHER, YES_NO, normalize
 from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import score_rows
 from mmdora.evaluate.scoring.scores import Scores
-from mmdora.records.record import Message, Record
 from mmdora.records.turns import answer_text, prompt_messages
 
 
-def question_text(record: Record) -> str:
+def question_text(record: Mapping[str, Any]) -> str:
     """The text of the turn that the last answer replies to."""
     return _text(prompt_messages(record)[-1])
 
 
-def turns(record: Record) -> Iterator[tuple[str, str]]:
+def turns(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Every question of a record with its answer."""
     for asked, reply in itertools.pairwise(record["messages"]):
         if (asked["role"], reply["role"]) == ("user", "assistant"):
             yield _text(asked), _text(reply)
 
 
-def _text(message: Message) -> str:
+def _text(message: Mapping[str, Any]) -> str:
     return "".join(part["text"] for part in message["content"] if part["type"] == "text").strip()
 
 
-def answer_type(record: Record) -> str:
+def answer_type(record: Mapping[str, Any]) -> str:
     """`meta.type` if the data names it; else yes/no or other, after the reference answer."""
     named = (record.get("meta") or {}).get("type")
     return named or (YES_NO if normalize(answer_text(record)) in ("yes", "no") else OTHER)
 
 
-def majority_baseline(train: Iterable[Record], test: Iterable[Record]) -> Scores:
+def majority_baseline(train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]) -> Scores:
     """The score of a model that knows the questions alone: each gets its most frequent training answer.
 
     Every turn of a training record counts; of a test record the last turn is asked. A question that training did not
@@ -64,6 +64,6 @@ def majority_baseline(train: Iterable[Record], test: Iterable[Record]) -> Scores
     )
 
 
-def _answered(record: Record, text: str) -> Prediction:
+def _answered(record: Mapping[str, Any], text: str) -> Prediction:
     answer = answer_text(record)
     return {**record, "answer": answer, "prediction": text, "type": answer_type(record)}
