@@ -1,1 +1,1 @@
-"""Public datasets to records, one module each."""
+"""Public datasets, one module each; `table` lists them."""

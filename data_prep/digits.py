@@ -1,13 +1,13 @@
 """Handwritten digits (Alpaydin and Kaynak, 1998) as questions: 1,797 real scans, as scikit-learn carries them.
 
-`sklearn.datasets.load_digits`: images [1797, 8, 8] of 0 to 16, ink high, and targets 0 to 9 (checked against
-version 1.9). Here they are drawn 64x64, black on white. Which scans are tested on is told by a hash of their
-pixels. To train, a scan is one record of three turns; to test, every question is a record.
+`sklearn.datasets.load_digits` gives images [1797, 8, 8] with values from 0 (paper) to 16 (ink), and targets 0 to 9
+(checked against version 1.9). They are scaled to 64x64 pixels, black on white. A hash of a scan's pixels says whether
+it belongs to the test split. In the split train a scan is one record of three turns; in the split test every question
+is a record.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -16,23 +16,18 @@ import numpy as np
 from PIL import Image
 
 from mmdora.errors import MmdoraError
+from mmdora.prepare.dataset import Dataset, Origin
 from mmdora.prepare.held_out import held_out
 from mmdora.prepare.run import write_splits
 from mmdora.records.record import Record, qa_record
 
-NAME = "digits"
-LICENCE = "CC BY 4.0"
-SOURCE = "https://archive.ics.uci.edu/dataset/80/ (test set); sklearn.datasets.load_digits"
-UNVERIFIED = ("the licence: no statement of its owners was at hand",)
-
 SIDE = 64
+"""Width and height of a picture in pixels, as the pictures of easy-VQA and of the drawn scenes have."""
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def prepare(out: Path) -> dict[str, int]:
-    """Handwritten digits: `train.jsonl`, `test.jsonl`, `images/`, card and report. Needs scikit-learn.
-
-    Example: `mmdora prep digits --out data/digits`
+    """Write the digits as records; returns the number of records per split.
 
     Parameters
     ----------
@@ -55,18 +50,18 @@ def prepare(out: Path) -> dict[str, int]:
             splits[split].append(qa_record(f"{split}-{number}", name, pairs))
         else:
             splits[split] += _singly(f"{split}-{number}", name, pairs)
-    return write_splits(out, sys.modules[__name__], splits)
+    return write_splits(out, DATASET, splits)
 
 
 def _save(scan: np.ndarray, path: Path) -> None:
-    """A scan, [8, 8] uint8 of 0 to 16, as a picture."""
+    """Save a scan, [8, 8] uint8 of 0 to 16, as a picture."""
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(np.round(255 - scan * (255 / 16)).astype(np.uint8))
     picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
 
 
 def _questions(random: Random, digit: int) -> list[tuple[str, str]]:
-    """Which digit; whether it is even; whether it is the one named, as often as not."""
+    """Three questions: which digit it is, whether it is even, and whether it is the one named (half of the time)."""
     other = random.choice([number for number in range(10) if number != digit])
     named = digit if random.random() < 0.5 else other
     return [
@@ -79,3 +74,17 @@ def _questions(random: Random, digit: int) -> list[tuple[str, str]]:
 def _singly(name: str, image: str, pairs: list[tuple[str, str]]) -> Iterator[Record]:
     for number, pair in enumerate(pairs):
         yield qa_record(f"{name}-{number}", image, [pair])
+
+
+DATASET = Dataset(
+    name="digits",
+    summary="Handwritten digits as questions: 1,797 real scans",
+    details="Takes the scans from scikit-learn, so there is no file to give. Writes the pictures to images/ below OUT.",
+    example="--out data/digits",
+    origin=Origin(
+        licence="CC BY 4.0",
+        source="https://archive.ics.uci.edu/dataset/80/ (test set); sklearn.datasets.load_digits",
+        unverified=("the licence: no statement of its owners was at hand",),
+    ),
+    make=prepare,
+)

@@ -1,9 +1,9 @@
 """easy-VQA (Victor Zhou, 2019): one coloured shape per picture, questions with 13 answers.
 
-The PyPI package `easy-vqa` carries it whole: 4,000 pictures with 38,575 questions to train on and
-1,000 with 9,673 to test on, 64x64 RGB PNG. `questions.json` is a list of
-`[question, answer, image_id]` (checked against version 1.0). Pictures are synthetic; the questions
-are templates; the question alone gives 67.0% (see `mmdora.evaluate.scoring.metrics.majority_baseline`).
+The PyPI package `easy-vqa` holds all of it: 4,000 pictures with 38,575 questions to train on, and 1,000 with 9,673 to
+test on; pictures are 64x64 RGB PNG. `questions.json` is a list of `[question, answer, image_id]` (checked against
+version 1.0). The pictures are synthetic and the questions made from templates, so that the most frequent answer to each
+question is right for 67.0% of the test split (see `mmdora.evaluate.scoring.metrics.majority_baseline`).
 """
 
 from __future__ import annotations
@@ -11,25 +11,26 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import sys
 from collections import defaultdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from mmdora.errors import MmdoraError
+from mmdora.prepare.dataset import Dataset, Origin
 from mmdora.prepare.run import write_splits
-from mmdora.records.record import qa_record
-
-NAME = "easy-vqa"
-LICENCE = "MIT"
-SOURCE = "https://pypi.org/project/easy-vqa/"
-UNVERIFIED = ()
+from mmdora.records.record import Record, qa_record
 
 
 def prepare(out: Path) -> dict[str, int]:
-    """Write `train.jsonl` (a record per picture, its questions as turns), `test.jsonl` (a record per
-    question), `images/{train,test}/`, card and report below `out`; return the number of records in each.
+    """Write `train.jsonl`, `test.jsonl`, `images/{train,test}/`, card and report.
+
+    Returns the number of records per split.
+
+    Parameters
+    ----------
+    out
+        Folder for a file per split, dataset_card.json and report.html.
     """
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or spec.origin is None:
@@ -40,17 +41,17 @@ def prepare(out: Path) -> dict[str, int]:
         shutil.copytree(package / split / "images", out / "images" / split, dirs_exist_ok=True)
         rows = json.loads((package / split / "questions.json").read_text(encoding="utf-8"))
         splits[split] = _by_image(rows) if split == "train" else _by_question(rows)
-    return write_splits(out, sys.modules[__name__], splits)
+    return write_splits(out, DATASET, splits)
 
 
-def _by_image(rows: list[list[Any]]) -> list[dict[str, Any]]:
+def _by_image(rows: list[list[Any]]) -> list[Record]:
     turns = defaultdict(list)
     for question, answer, image in rows:
         turns[image].append((question, answer))
     return [qa_record(f"train-{image}", f"images/train/{image}.png", pairs) for image, pairs in turns.items()]
 
 
-def _by_question(rows: list[list[Any]]) -> list[dict[str, Any]]:
+def _by_question(rows: list[list[Any]]) -> list[Record]:
     return [
         qa_record(f"test-{number}", f"images/test/{image}.png", [(question, answer)])
         for number, (question, answer, image) in enumerate(rows)
@@ -58,10 +59,26 @@ def _by_question(rows: list[list[Any]]) -> list[dict[str, Any]]:
 
 
 def samples(count: int = 6) -> list[tuple[Path, str]]:
-    """Pictures and questions, none twice, the same at every call (at most 107 questions are different)."""
+    """So many pictures of the test split with a question each; no picture and no question comes twice.
+
+    Every call returns the same ones. There are 107 different questions, so there can be no more samples.
+    """
     folder = Path(str(files("easy_vqa"))) / "data" / "test"
     chosen: dict[int, str] = {}
     for question, _, image in json.loads((folder / "questions.json").read_text(encoding="utf-8"))[::7]:
         if len(chosen) < count and image not in chosen and question not in chosen.values():
             chosen[image] = question
     return [(folder / "images" / f"{image}.png", question) for image, question in chosen.items()]
+
+
+DATASET = Dataset(
+    name="easy-vqa",
+    summary="easy-VQA: one coloured shape per picture, 13 answers",
+    details=(
+        "Takes the pictures from the package easy-vqa, so there is no file to give. In train.jsonl a record is a "
+        "picture with its questions as turns, in test.jsonl one question."
+    ),
+    example="--out data/easy-vqa",
+    origin=Origin(licence="MIT", source="https://pypi.org/project/easy-vqa/"),
+    make=prepare,
+)

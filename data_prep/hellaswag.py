@@ -1,8 +1,8 @@
 """HellaSwag (Zellers et al., 2019): which ending follows? four choices; text only.
 
-JSON Lines: `{ind, activity_label, ctx_a, ctx_b, ctx, endings: [four], label: index, split, split_type,
-source_id}`; test has no label (the hub's copy an empty one, and labels as text). Result: CSV
-`annot_id,ending0,…,ending3` of probabilities, here 1 for the chosen ending.
+The files are JSON Lines of `{ind, activity_label, ctx_a, ctx_b, ctx, endings: [four], label: index, split, split_type,
+source_id}`. Those of the test split have no label; the hub's copy has an empty one there, and writes labels as text.
+The result file is CSV, `annot_id,ending0,…,ending3`, of probabilities; the chosen ending gets 1.
 """
 
 from __future__ import annotations
@@ -10,43 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin, ResultFile
 from mmdora.prepare.inputs import Inputs
-from mmdora.prepare.read import Reader, Row
-from mmdora.prepare.record import choice
+from mmdora.prepare.read import OfficialRow
+from mmdora.prepare.record import RecordDraft, choice
 from mmdora.prepare.results import chosen_answers, write_csv
-from mmdora.prepare.run import run
-from mmdora.records.record import Record
-
-NAME = "hellaswag"
-LICENCE = "MIT"
-SOURCE = (
-    "https://github.com/rowanz/hellaswag data/README.md; hellaswag_models/bertlarge-example-submission.csv (result)"
-)
-UNVERIFIED = (
-    "the number in annot_id (test-0, test-1 …), taken to be that of the line",
-    "the licence: no statement of its owners was at hand",
-)
+from mmdora.prepare.rows import json_lines
+from mmdora.records.record import RecordFacts
 
 
-def prepare(out: Path, *, inputs: Inputs) -> dict[str, int]:
-    """HellaSwag: hellaswag_train.jsonl, hellaswag_val.jsonl, hellaswag_test.jsonl.
-
-    Example: `mmdora prep hellaswag --in hellaswag_val.jsonl --out data/hellaswag`
-
-    Parameters
-    ----------
-    out
-        Folder for a file per split, dataset_card.json and report.html.
-    """
-    return run(out, __name__, inputs, rows, records)
-
-
-def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
-    for path in files:
-        yield from read.lines(path)
-
-
-def records(row: Row) -> Iterator[Record]:
+def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
     label = value.get("label")
     name = f"{value['split']}-{row.number}"
@@ -64,11 +37,32 @@ def records(row: Row) -> Iterator[Record]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
-    """CSV of `annot_id` and a probability for each ending: 1 for the chosen one, all 0 for an unusable answer."""
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
+    """Write `annot_id` and a probability for each ending: 1 for the chosen one; all are 0 for an unusable answer."""
     head = ("annot_id", *(f"ending{number}" for number in range(4)))
     rows = (
         (meta["annot_id"], *(float(index == number) for number in range(4)))
         for meta, index in chosen_answers(records, predictions)
     )
     return write_csv(path, (row for part in ([head], rows) for row in part))
+
+
+DATASET = Dataset(
+    name="hellaswag",
+    summary="HellaSwag: which of four endings follows; text only",
+    details="Give hellaswag_train.jsonl, hellaswag_val.jsonl or hellaswag_test.jsonl.",
+    example="--in hellaswag_val.jsonl --out data/hellaswag",
+    origin=Origin(
+        licence="MIT",
+        source=(
+            "https://github.com/rowanz/hellaswag data/README.md; "
+            "hellaswag_models/bertlarge-example-submission.csv (result)"
+        ),
+        unverified=(
+            "the number in annot_id (test-0, test-1 …), taken to be that of the line",
+            "the licence: no statement of its owners was at hand",
+        ),
+    ),
+    files=OfficialFiles(Inputs, json_lines, records),
+    results=ResultFile("results.csv", write_results),
+)

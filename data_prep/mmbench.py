@@ -1,9 +1,9 @@
 """MMBench (Liu et al., 2023): multiple choice on 20 abilities, images in base64 inside a TSV.
 
-Columns: `index, question, hint, A, B, C, D, answer, category, image, source, l2-category, comment, split`; a
-missing option, hint or answer (test) is an empty cell or "nan". `image` is base64, or the index of
-the row that holds the picture, which is how the rows of CircularEval share one. CCBench has the
-same columns. Result: a workbook (.xlsx) of `index, question, A, B, C, D, prediction, category, l2_category`.
+The columns are `index, question, hint, A, B, C, D, answer, category, image, source, l2-category, comment, split`. A
+missing option, hint or (in the test split) answer is an empty cell or "nan". `image` is base64, or the index of the row
+that holds the picture, since the rows of CircularEval share one. CCBench has the same columns. The result file is a
+workbook (.xlsx) of `index, question, A, B, C, D, prediction, category, l2_category`.
 """
 
 from __future__ import annotations
@@ -15,48 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.errors import MmdoraError
+from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin, ResultFile
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.prepare.read import Reader, Row
-from mmdora.prepare.record import LETTERS, choice
-from mmdora.prepare.results import answered, write_xlsx
-from mmdora.prepare.run import run
-from mmdora.records.record import Record
+from mmdora.prepare.read import OfficialRow, Reader
+from mmdora.prepare.record import LETTERS, RecordDraft, choice
+from mmdora.prepare.results import answered, check_openpyxl, write_xlsx
+from mmdora.records.record import RecordFacts
 
-NAME = "mmbench"
-LICENCE = "Apache-2.0; images of several sources"
-SOURCE = "https://github.com/open-compass/MMBench README.md (fields, result); VLMEvalKit vlmeval/dataset/image_base.py"
-UNVERIFIED = ("the licence: no statement of its owners was at hand",)
-
-REFERENCE = 64  # a cell up to this long is the index of another row (VLMEvalKit's rule)
+LONGEST_REFERENCE = 64
+"""A cell of at most so many characters is the index of another row, not a picture; VLMEvalKit has the same rule."""
 
 
-def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:
-    """MMBench's TSV files; their pictures go to images/ below OUT (or, with --pack, into the records).
-
-    Example: `mmdora prep mmbench --in mmbench_dev_en_20231003.tsv --out data/mmbench`
-
-    Parameters
-    ----------
-    out
-        Folder for a file per split, images/, dataset_card.json and report.html.
-    """
-    return run(out, __name__, inputs, rows, records)
-
-
-def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
-    """Rows whose `image` is base64 always."""
-    for path in files:
+def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
+    """The rows of TSV files, with the picture itself in `image` where it was the index of another row."""
+    for path in inputs.files:
         index = None
-        for row in read.table(path):
+        for row in reader.table(path):
             cell = row.value.get("image", "") if isinstance(row.value, dict) else ""
-            if cell and len(cell) <= REFERENCE:
-                index = index or read.index(_pictures(read, path), "index", complete=False)
+            if cell and len(cell) <= LONGEST_REFERENCE:
+                index = index or reader.index(_pictures(reader, path), "index", complete=False)
                 row = row._replace(value=_borrowed(row.value, index.all(cell)))
             yield row
 
 
-def _pictures(read: Reader, path: Path) -> Iterator[Row]:
-    return (row for row in read.table(path) if isinstance(row.value, dict) and len(row.value["image"]) > REFERENCE)
+def _pictures(reader: Reader, path: Path) -> Iterator[OfficialRow]:
+    """The rows of a TSV file that hold a picture themselves."""
+    for row in reader.table(path):
+        if isinstance(row.value, dict) and len(row.value["image"]) > LONGEST_REFERENCE:
+            yield row
 
 
 def _borrowed(value: dict[str, Any], owners: list[dict[str, Any]]) -> Any:
@@ -65,7 +51,7 @@ def _borrowed(value: dict[str, Any], owners: list[dict[str, Any]]) -> Any:
     return value | {"image": owners[0]["image"]}
 
 
-def records(row: Row) -> Iterator[Record]:
+def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = {key: "" if cell.strip().lower() in ("nan", "none") else cell for key, cell in row.value.items()}
     letters = [letter for letter in LETTERS if value.get(letter)]
     if letters != list(LETTERS[: len(letters)]):
@@ -94,11 +80,29 @@ def records(row: Row) -> Iterator[Record]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
-    """The workbook that the evaluation server takes; `path` ends in .xlsx."""
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
+    """Write the workbook that the evaluation server reads."""
     head = ("index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category")
     rows = (
         (m["index"], m["question"], *(m["choices"] + [""] * 4)[:4], text, m.get("type", ""), m.get("l2_category", ""))
         for m, text in answered(records, predictions)
     )
     return write_xlsx(path, (row for part in ([head], rows) for row in part))
+
+
+DATASET = Dataset(
+    name="mmbench",
+    summary="MMBench: multiple choice on 20 abilities",
+    details="Give its TSV files; their pictures go to images/ below OUT or, with --pack, into the records.",
+    example="--in mmbench_dev_en_20231003.tsv --out data/mmbench",
+    origin=Origin(
+        licence="Apache-2.0; images of several sources",
+        source=(
+            "https://github.com/open-compass/MMBench README.md (fields, result); VLMEvalKit "
+            "vlmeval/dataset/image_base.py"
+        ),
+        unverified=("the licence: no statement of its owners was at hand",),
+    ),
+    files=OfficialFiles(ImageInputs, rows, records),
+    results=ResultFile("results.xlsx", write_results, check_openpyxl),
+)

@@ -1,49 +1,24 @@
 """OK-VQA (Marino et al., 2019): questions on COCO images that need knowledge; VQA's format.
 
-Questions and annotations as in VQA v2; each answer has `raw_answer` and `answer` (stemmed), and there
-is no `multiple_choice_answer`: the most frequent answer is the record's. Images:
-`train2014/COCO_train2014_…jpg` below the root, or without the folder. Result: `[{question_id, answer}]`.
+Questions and annotations are as in VQA v2, but each answer has a `raw_answer` beside `answer`, which is stemmed, and
+there is no `multiple_choice_answer`: a record's answer is the most frequent one. Images are
+`train2014/COCO_train2014_…jpg` below the root, or lie there without the folder. The result file is
+`[{question_id, answer}]`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator
 
+from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin, ResultFile
 from mmdora.prepare.inputs import ImageInputs
 from mmdora.prepare.joins import questions_with_annotations
-from mmdora.prepare.read import Reader, Row
-from mmdora.prepare.record import asked, most_common
-from mmdora.prepare.results import answered, write_json
-from mmdora.prepare.run import run
-from mmdora.records.record import Record
-
-NAME = "okvqa"
-LICENCE = "not stated by its owners; images: COCO's terms of use"
-SOURCE = "https://okvqa.allenai.org/download.html; GT-Vision-Lab/VQA PythonHelperTools/vqaTools/vqa.py"
-UNVERIFIED = ("raw_answer and the missing multiple_choice_answer: no official annotation file was at hand",)
+from mmdora.prepare.read import OfficialRow
+from mmdora.prepare.record import RecordDraft, asked, most_common
+from mmdora.prepare.results import answers_by_question
 
 
-def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:
-    """OK-VQA: questions and annotations in VQA's format.
-
-    Example: `mmdora prep okvqa --in OpenEnded_mscoco_val2014_questions.json mscoco_val2014_annotations.json
-    --images coco --out data/okvqa`
-
-    Parameters
-    ----------
-    out
-        Folder for a file per split, dataset_card.json and report.html.
-    """
-    return run(out, __name__, inputs, rows, records)
-
-
-def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
-    """(data_subtype, question, annotation or None) of every question."""
-    yield from questions_with_annotations(read, files)
-
-
-def records(row: Row) -> Iterator[Record]:
+def records(row: OfficialRow) -> Iterator[RecordDraft]:
     subset, question, annotation = row.value
     answers = [answer["answer"] for answer in annotation["answers"]] if annotation else None
     image = f"COCO_{subset}_{question['image_id']:012d}.jpg"
@@ -60,7 +35,18 @@ def records(row: Row) -> Iterator[Record]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
-    """`[{question_id, answer}]`, what VQA's official scorer takes."""
-    rows = ({"question_id": m["question_id"], "answer": text} for m, text in answered(records, predictions))
-    return write_json(path, rows)
+DATASET = Dataset(
+    name="okvqa",
+    summary="OK-VQA: questions on COCO images that need knowledge",
+    details="Give questions and annotations, which are in VQA's format.",
+    example=(
+        "--in OpenEnded_mscoco_val2014_questions.json mscoco_val2014_annotations.json --images coco --out data/okvqa"
+    ),
+    origin=Origin(
+        licence="not stated by its owners; images: COCO's terms of use",
+        source="https://okvqa.allenai.org/download.html; GT-Vision-Lab/VQA PythonHelperTools/vqaTools/vqa.py",
+        unverified=("raw_answer and the missing multiple_choice_answer: no official annotation file was at hand",),
+    ),
+    files=OfficialFiles(ImageInputs, questions_with_annotations, records),
+    results=ResultFile("results.json", answers_by_question),
+)

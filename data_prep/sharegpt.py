@@ -1,46 +1,23 @@
 """ShareGPT's layout with images: `conversations` (or `messages`), `images`, `system`.
 
-`{conversations: [{from, value}], images: [path, …], system?}` with the speakers human, gpt and
-system; `<image>` in a value marks each image. `{role, content}` in place of `{from, value}` is
-read too, and `image` in place of `images`. Tool calls (observation, function_call) are bad rows.
+A row is `{conversations: [{from, value}], images: [path, …], system?}` with the speakers human, gpt and system;
+`<image>` in a value marks the place of each image. `{role, content}` instead of `{from, value}`, and `image` instead of
+`images`, are read too. Rows with tool calls (observation, function_call) are bad rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.prepare.read import Reader, Row
-from mmdora.prepare.run import run
+from mmdora.prepare.read import OfficialRow
+from mmdora.prepare.record import RecordDraft
+from mmdora.prepare.rows import by_ending
 from mmdora.records.llava_json import to_record
-from mmdora.records.record import Record
-
-NAME = "sharegpt"
-LICENCE = "that of the data at hand"
-SOURCE = "https://github.com/hiyouga/LLaMA-Factory data/README.md (sharegpt and multimodal formats)"
-UNVERIFIED = ()
 
 
-def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:
-    """ShareGPT-style conversations with images, as LLaMA-Factory and others read them (.json, .jsonl, .parquet).
-
-    Example: `mmdora prep sharegpt --in mllm_demo.json --images DIR --out data/demo`
-
-    Parameters
-    ----------
-    out
-        Folder for train.jsonl, dataset_card.json and report.html.
-    """
-    return run(out, __name__, inputs, rows, records, unique=False, split="train")
-
-
-def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
-    for path in files:
-        yield from read.rows(path)
-
-
-def records(row: Row) -> Iterator[Record]:
+def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
     turns = [_turn(turn) for turn in value.get("conversations") or value["messages"]]
     if value.get("system"):
@@ -48,8 +25,21 @@ def records(row: Row) -> Iterator[Record]:
     name = value.get("id", f"{row.file.stem}-{row.number}")
     images = value.get("images") or value.get("image") or []
     record = to_record({"id": name, "image": images, "conversations": turns}, f"row {row.number}")
-    yield record | {"meta": {"id": name}}
+    yield {**record, "meta": {"id": name}}
 
 
 def _turn(turn: dict[str, str]) -> dict[str, str]:
     return turn if "from" in turn else {"from": turn["role"], "value": turn["content"]}
+
+
+DATASET = Dataset(
+    name="sharegpt",
+    summary="Conversations with images in ShareGPT's layout",
+    details="Give .json, .jsonl or .parquet files, as LLaMA-Factory and others read them.",
+    example="--in mllm_demo.json --images DIR --out data/demo",
+    origin=Origin(
+        licence="that of the data at hand",
+        source="https://github.com/hiyouga/LLaMA-Factory data/README.md (sharegpt and multimodal formats)",
+    ),
+    files=OfficialFiles(ImageInputs, by_ending, records, unique_ids=False, split="train"),
+)

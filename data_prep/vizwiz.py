@@ -1,9 +1,9 @@
 """VizWiz-VQA (Gurari et al., 2018): questions blind people asked about their photographs, ten answers each.
 
-A JSON list of `{image, question, answers: [{answer, answer_confidence}], answer_type, answerable}`; the
-test split has image and question only. The name of the image is the id. Images: `train/…`, `val/…`,
-`test/…` below the root, or without the folder. Results: `[{image, answer}]`, and
-`[{image, answerable}]` for the answerability task.
+A file is a JSON list of `{image, question, answers: [{answer, answer_confidence}], answer_type, answerable}`; the test
+split has image and question only. The name of the image is the id. Images are `train/NAME`, `val/NAME` or `test/NAME`
+below the root, or lie there without the folder. The result file is `[{image, answer}]`. The answerability task's file,
+which asks for a confidence, is not written: a generated answer has none.
 """
 
 from __future__ import annotations
@@ -11,42 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin, ResultFile
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.prepare.read import Reader, Row
-from mmdora.prepare.record import asked, most_common
-from mmdora.prepare.results import answered, write_json
-from mmdora.prepare.run import run
-from mmdora.prepare.writer import split_of
-from mmdora.records.record import Record
-
-NAME = "vizwiz"
-LICENCE = "CC BY 4.0"
-SOURCE = "https://vizwiz.org/tasks-and-datasets/vqa/; LLaVA scripts/convert_vizwiz_for_submission.py (result)"
-UNVERIFIED = (
-    "the result file of the answerability task",
-    "the licence: no statement of its owners was at hand",
-)
+from mmdora.prepare.read import OfficialRow, split_of
+from mmdora.prepare.record import RecordDraft, asked, most_common
+from mmdora.prepare.results import answered, write_json_list
+from mmdora.prepare.rows import json_elements
+from mmdora.records.record import RecordFacts
 
 
-def prepare(out: Path, *, inputs: ImageInputs) -> dict[str, int]:
-    """VizWiz-VQA: train.json, val.json, test.json.
-
-    Example: `mmdora prep vizwiz --in val.json --images vizwiz --out data/vizwiz`
-
-    Parameters
-    ----------
-    out
-        Folder for a file per split, dataset_card.json and report.html.
-    """
-    return run(out, __name__, inputs, rows, records)
-
-
-def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
-    for path in files:
-        yield from read.elements(path)
-
-
-def records(row: Row) -> Iterator[Record]:
+def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
     image = value["image"]
     folder = split_of(row.file)
@@ -64,16 +38,22 @@ def records(row: Row) -> Iterator[Record]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
-    """`[{image, answer}]`."""
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
+    """Write `[{image, answer}]`."""
     rows = ({"image": meta["image"], "answer": text} for meta, text in answered(records, predictions))
-    return write_json(path, rows)
+    return write_json_list(path, rows)
 
 
-def write_answerability(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
-    """`[{image, answerable}]` with 0.0 where "unanswerable" was said and 1.0 elsewhere."""
-    rows = (
-        {"image": meta["image"], "answerable": float(text.rstrip(".").lower() != "unanswerable")}
-        for meta, text in answered(records, predictions)
-    )
-    return write_json(path, rows)
+DATASET = Dataset(
+    name="vizwiz",
+    summary="VizWiz-VQA: blind people's questions about their photos",
+    details="Give train.json, val.json or test.json.",
+    example="--in val.json --images vizwiz --out data/vizwiz",
+    origin=Origin(
+        licence="CC BY 4.0",
+        source="https://vizwiz.org/tasks-and-datasets/vqa/; LLaVA scripts/convert_vizwiz_for_submission.py (result)",
+        unverified=("the licence: no statement of its owners was at hand",),
+    ),
+    files=OfficialFiles(ImageInputs, json_elements, records),
+    results=ResultFile("results.json", write_results),
+)

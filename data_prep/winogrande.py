@@ -1,9 +1,9 @@
 """WinoGrande (Sakaguchi et al., 2020): which of two names fills the blank? text only.
 
-JSON Lines: `{qID, sentence with "_", option1, option2, answer: "1"|"2"}`; test has no answer (the hub's copy an
-empty one). Training files of several sizes (train_xs … train_xl) are told apart by `--split`. Result: a
-line of `1` or `2` for each question (`predictions.lst`; the leaderboard wants five such columns, one
-for each training size).
+The files are JSON Lines of `{qID, sentence with "_", option1, option2, answer: "1"|"2"}`. Those of the test split have
+no answer; the hub's copy has an empty one. Training files of several sizes (train_xs … train_xl) need a `--split` each,
+which tells them apart. The result file, `predictions.lst`, has a line of `1` or `2` for each question; the leaderboard
+wants five such columns, one for each training size.
 """
 
 from __future__ import annotations
@@ -12,38 +12,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from mmdora.errors import MmdoraError
+from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin, ResultFile
 from mmdora.prepare.inputs import Inputs
-from mmdora.prepare.read import Reader, Row
-from mmdora.prepare.record import choice
+from mmdora.prepare.read import OfficialRow
+from mmdora.prepare.record import RecordDraft, choice
 from mmdora.prepare.results import chosen_answers, write_csv
-from mmdora.prepare.run import run
-from mmdora.records.record import Record
-
-NAME = "winogrande"
-LICENCE = "CC BY (data)"
-SOURCE = "https://github.com/allenai/winogrande README.md (files, result), scripts/utils.py (fields)"
-UNVERIFIED = ()
+from mmdora.prepare.rows import json_lines
+from mmdora.records.record import RecordFacts
 
 
-def prepare(out: Path, *, inputs: Inputs) -> dict[str, int]:
-    """WinoGrande 1.1: train_xl.jsonl, dev.jsonl, test.jsonl.
-
-    Example: `mmdora prep winogrande --in dev.jsonl --out data/winogrande`
-
-    Parameters
-    ----------
-    out
-        Folder for a file per split, dataset_card.json and report.html.
-    """
-    return run(out, __name__, inputs, rows, records)
-
-
-def rows(read: Reader, files: list[Path]) -> Iterator[Row]:
-    for path in files:
-        yield from read.lines(path)
-
-
-def records(row: Row) -> Iterator[Record]:
+def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
     if value["sentence"].count("_") != 1:
         raise MmdoraError("the sentence needs one blank, written _")
@@ -61,6 +39,20 @@ def records(row: Row) -> Iterator[Record]:
     )
 
 
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
-    """A line of 1 or 2 for each record, in their order; 0 for an unusable answer."""
+def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
+    """Write a line of 1 or 2 for each record, in their order; an unusable answer gets 0."""
     return write_csv(path, ([index + 1] for _, index in chosen_answers(records, predictions)))
+
+
+DATASET = Dataset(
+    name="winogrande",
+    summary="WinoGrande: which of two names fills the blank; text only",
+    details="Give train_xl.jsonl, dev.jsonl or test.jsonl of version 1.1.",
+    example="--in dev.jsonl --out data/winogrande",
+    origin=Origin(
+        licence="CC BY (data)",
+        source="https://github.com/allenai/winogrande README.md (files, result), scripts/utils.py (fields)",
+    ),
+    files=OfficialFiles(Inputs, json_lines, records),
+    results=ResultFile("predictions.lst", write_results),
+)

@@ -1,73 +1,42 @@
 """YC2C: captions of the segments of YouCook2 (Zhou et al., 2018), as VALUE released them, with features.
 
-JSON Lines: `{vid_name, clip_id, duration, ts: [start, end], descs: [{desc, desc_id, type}]}`; test has no
-`descs`. To train, every caption is a record of its own; elsewhere a clip is one, its first caption the answer
-and all of them in `meta.references`. Features: `VID_NAME.npz` below `--features`, into `meta.features`;
-subtitles (VALUE's yc2_subtitles.jsonl) into `meta.subtitles`. Result: JSON Lines `{vid_name, clip_id, ts,
-descs: [{desc}]}`.
+Rows, records and result file are those of TVC (see `tvc`); a clip is a segment of a cooking video. Features are
+`VID_NAME.npz` below `--features`; subtitles are VALUE's yc2_subtitles.jsonl.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator
 
-from mmdora.prepare.features import names_of
+from mmdora.data_prep.tvc import moment_captions, write_results
+from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin, ResultFile
 from mmdora.prepare.inputs import VideoInputs
 from mmdora.prepare.joins import with_subtitles
-from mmdora.prepare.read import Row
-from mmdora.prepare.record import captioned
-from mmdora.prepare.results import answered, write_jsonl
-from mmdora.prepare.run import run
-from mmdora.prepare.writer import split_of
-from mmdora.records.record import Record
-
-NAME = "yc2c"
-LICENCE = "CC BY-NC-SA 4.0 (annotations)"
-SOURCE = "https://github.com/VALUE-Leaderboard DataRelease/DATA.md, vid_mapping/README.md; EvaluationTools/README.md"
-UNVERIFIED = (
-    "the rows: documented as formatted like TVC's, no file was at hand; ts and duration may be missing",
-    "the names inside VALUE's feature archives, taken to be VID_NAME.npz with the array features",
-)
+from mmdora.prepare.read import OfficialRow
+from mmdora.prepare.record import RecordDraft
 
 PROMPT = "Describe the step of the recipe that the video shows."
 
 
-def prepare(out: Path, *, inputs: VideoInputs) -> dict[str, int]:
-    """YC2C, YouCook2's captions as VALUE released them, with a feature file for each segment.
-
-    Example: `mmdora prep yc2c --in yc2c_val_release.jsonl --features yc2/clip-vit --out data/yc2c`
-
-    Parameters
-    ----------
-    out
-        Folder for a file per split, dataset_card.json and report.html.
-    """
-    return run(out, __name__, inputs, partial(with_subtitles, subtitles=inputs.subtitles), records)
+def records(row: OfficialRow) -> Iterator[RecordDraft]:
+    yield from moment_captions(row, PROMPT)
 
 
-def records(row: Row) -> Iterator[Record]:
-    value, subtitles = row.value
-    captions = [(caption["desc_id"], caption["desc"]) for caption in value.get("descs", [])]
-    for record in captioned(
-        value["clip_id"],
-        [],
-        PROMPT,
-        captions,
-        split_of(row.file),
-        clip_id=value["clip_id"],
-        vid_name=value["vid_name"],
-        ts=value.get("ts"),
-        subtitles=subtitles,
-    ):
-        yield record | {"features": names_of(value["vid_name"])}
-
-
-def write_results(records: Iterable[Record], predictions: Mapping[str, str], path: Path) -> Path:
-    """JSON Lines of `{vid_name, clip_id, ts, descs: [{desc}]}`, what VALUE's evaluation takes."""
-    rows = (
-        {"vid_name": m["vid_name"], "clip_id": m["clip_id"], "ts": m.get("ts"), "descs": [{"desc": text}]}
-        for m, text in answered(records, predictions)
-    )
-    return write_jsonl(path, rows)
+DATASET = Dataset(
+    name="yc2c",
+    summary="YC2C: captions of the steps of cooking videos",
+    details="Give VALUE's release of it; there is a feature file for each segment.",
+    example="--in yc2c_val_release.jsonl --features yc2/clip-vit --out data/yc2c",
+    origin=Origin(
+        licence="CC BY-NC-SA 4.0 (annotations)",
+        source=(
+            "https://github.com/VALUE-Leaderboard DataRelease/DATA.md, vid_mapping/README.md; EvaluationTools/README.md"
+        ),
+        unverified=(
+            "the rows: documented as formatted like TVC's, no file was at hand; ts and duration may be missing",
+            "the names inside VALUE's feature archives, taken to be VID_NAME.npz with the array features",
+        ),
+    ),
+    files=OfficialFiles(VideoInputs, with_subtitles, records),
+    results=ResultFile("results.jsonl", write_results),
+)

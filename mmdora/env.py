@@ -1,4 +1,7 @@
-"""Versions and devices, for bug reports and for the report of a run. Names no user, host or path."""
+"""The machine at hand: versions and devices, for bug reports and for the report of a run, and its usable cores.
+
+Nothing here names a user, a host or a path, and nothing imports torch before `collect` is called.
+"""
 
 from __future__ import annotations
 
@@ -47,6 +50,11 @@ def collect() -> dict[str, str]:
     if torch.backends.mps.is_available():
         facts["mps"] = "available"
     return facts | {name: os.environ[name] for name in SETTINGS if name in os.environ}
+
+
+def usable_cores() -> int:
+    """How many processor cores this process may use; a container or `taskset` may leave it fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _version(package: str) -> str | None:

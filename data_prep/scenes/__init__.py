@@ -1,35 +1,36 @@
 """Drawn scenes: pictures of one to four coloured shapes with conversations about them, and tasks on such pictures.
 
-Without `--kind`: what the bundled bases are pretrained on, so that the quickstart needs no network. Every
-scene follows from `seed` and its number alone. Shapes have a colour, a size and a place; the conversations
-hold captions, questions on colour, shape, size, place, number and relation, statements to confirm
-or deny, and follow-up turns. No sentence there is a question of easy-VQA (a test compares them).
+Without `--kind` they are the conversations that the bundled bases are pretrained on, so that the quickstart needs no
+network. Every scene follows from `seed` and its number alone. Shapes have a colour, a size and a place. The
+conversations hold captions, questions about colour, shape, size, place, number and relation, statements to confirm or
+deny, and follow-up turns. No sentence in them is a question of easy-VQA; a test compares them.
 
-With `--kind`: one of `tasks.KINDS`, each a small dataset in the form of a public one; `questions`, `places`,
-`names` and `pair-questions` are what `tiny-vlbart` is pretrained on.
+With `--kind` they are one of `tasks.KINDS`, each a small dataset in the form of a public one. `tiny-vlbart` is
+pretrained on `questions`, `places`, `names` and `pair-questions`.
 """
 
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Literal
 
 from mmdora.data_prep.scenes import tasks
 from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, SIDE, Thing, scene
 from mmdora.data_prep.scenes.language import caption, conversation, existence
 from mmdora.errors import MmdoraError
+from mmdora.prepare.dataset import Dataset, Origin
 from mmdora.prepare.run import write_splits
-from mmdora.records.record import qa_record
+from mmdora.records.record import Record, qa_record
 
 __all__ = ["COLOURS", "SHAPES", "SIDE", "Thing", "caption", "conversation", "existence", "prepare", "scene"]
 
-NAME = "scenes"
-LICENCE = "Apache-2.0 (drawn by this package)"
-SOURCE = "mmdora data_prep/scenes"
-UNVERIFIED = ()
+FIRST_TEST_SCENE = 10**9
+"""Test scenes are numbered from here, so that no number of training scenes reaches them."""
+SCENES_AT_ONCE = 200
+"""How many scenes a process draws before it hands over their records."""
 
 Kind = Literal[
     "caption", "count", "relation", "pope", "nlvr2", "ocr", "clips", "clip-features", "questions", "places",
@@ -47,9 +48,7 @@ def prepare(
     presence: float = 0.0,
     workers: int = 2,
 ) -> dict[str, int]:
-    """Drawn scenes: `train.jsonl`, `test.jsonl` (single questions, other scenes), `images/`, card and report.
-
-    Example: `mmdora prep scenes --kind count --out data/scenes-count`
+    """Draw the scenes and write their records; returns the number of records per split.
 
     Parameters
     ----------
@@ -58,37 +57,37 @@ def prepare(
     kind
         A task: captions, counting, relations, existence (POPE's form), statements on two pictures (NLVR2's form),
         words to read, clips as frames or as 512-wide features; the conversations' questions one by one, places and
-        sizes, names of things, questions on two pictures. Without: the conversations of the bundled base.
+        sizes, names of things, questions on two pictures. Without it: the conversations of the bundled base.
     rows
-        Scenes to train on.
+        How many scenes to train on.
     seed
-        Of the scenes to train on; a kind's test scenes are the same for every seed.
+        Seed of the scenes to train on; the test scenes of a kind are the same for every seed.
     held_out
-        Scenes to test on.
+        How many scenes to test on.
     presence
-        Share of the conversations that mostly show one thing and ask whether something is there, what a small
-        model learns last.
+        Share of the conversations that mostly show one thing and ask whether something is there, which is what a
+        small model learns last.
     workers
-        Processes.
+        How many processes draw.
     """
     if kind and presence:
         raise MmdoraError("--presence belongs to the conversations; leave it out with --kind")
     make = tasks.make if kind else _make
-    about = SimpleNamespace(NAME=f"{NAME}-{kind}" if kind else NAME, LICENCE=LICENCE, SOURCE=SOURCE, UNVERIFIED=())
+    dataset = replace(DATASET, name=f"{DATASET.name}-{kind}") if kind else DATASET
     with ProcessPoolExecutor(workers) as pool:
         splits = {}
-        for split, amount, first in (("train", rows, 0), ("test", held_out, 10**9)):
+        for split, amount, first in (("train", rows, 0), ("test", held_out, FIRST_TEST_SCENE)):
             if kind:
                 jobs = [(out, split, seed, number, kind) for number in range(amount)]
             else:
                 jobs = [(out, split, seed, first + i, presence) for i in range(amount)]
             (out / "images" / split).mkdir(parents=True, exist_ok=True)
-            splits[split] = (record for made in pool.map(make, jobs, chunksize=200) for record in made)
-        return write_splits(out, about, splits)
+            splits[split] = (record for made in pool.map(make, jobs, chunksize=SCENES_AT_ONCE) for record in made)
+        return write_splits(out, dataset, splits)
 
 
-def _make(job: tuple[Path, str, int, int, float]) -> list[dict[str, Any]]:
-    """A conversation; the draws are what the bundled base was trained on, so they stay as they are."""
+def _make(job: tuple[Path, str, int, int, float]) -> list[Record]:
+    """A conversation. The bundled base was trained on exactly these draws, so they must stay as they are."""
     out, split, seed, number, presence = job
     random = Random(f"{seed}:{number}")
     asks_presence = random.random() < presence
@@ -97,5 +96,19 @@ def _make(job: tuple[Path, str, int, int, float]) -> list[dict[str, Any]]:
     picture.save(out / name, optimize=False, compress_level=1)
     pairs = (existence if asks_presence else conversation)(random, things)
     if split == "test":
-        pairs = [random.choice([pair for pair in pairs if "it?" not in pair[0]])]  # no follow-up without its question
+        # A follow-up such as "how big is it?" makes no sense without the question before it.
+        pairs = [random.choice([pair for pair in pairs if "it?" not in pair[0]])]
     return [qa_record(f"{split}-{number}", name, pairs)]
+
+
+DATASET = Dataset(
+    name="scenes",
+    summary="Drawn scenes: conversations, or one of twelve small tasks",
+    details=(
+        "Draws the pictures, so there is no file to give. Writes train.jsonl, test.jsonl (single questions about other "
+        "scenes) and images/."
+    ),
+    example="--kind count --out data/scenes-count",
+    origin=Origin(licence="Apache-2.0 (drawn by this package)", source="mmdora data_prep/scenes"),
+    make=prepare,
+)

@@ -13,32 +13,42 @@ from PIL import Image, ImageDraw
 from mmdora.data_prep.scenes.drawing import SIDE, Asked, Draw, Thing, draw_thing, in_words, place_thing
 
 FRAMES = 4
+"""How many frames a clip has."""
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-GROWTH = {"grows": 1.35, "shrinks": 1 / 1.35}  # from frame to frame
-PIXELS, WIDTH = 16, 512  # a frame's features: its PIXELS x PIXELS colours under a fixed map to WIDTH numbers
+GROWTH = {"grows": 1.35, "shrinks": 1 / 1.35}
+"""How many times larger a thing is from one frame to the next."""
+STEP = 9
+"""How far a moving thing gets from one frame to the next, in pixels."""
+SMALLEST = 5
+"""A thing that is less wide or high than this, in pixels, can no longer be recognised."""
+THUMBNAIL, WIDTH = 16, 512
+"""Features of a frame: the colours of THUMBNAIL x THUMBNAIL pixels, mapped to WIDTH numbers (CLIP's width)."""
 
 
 def frames(random: Random, name: str) -> Draw:
-    """The pictures of a clip, FRAMES a record."""
+    """A clip as FRAMES pictures in one record."""
     about, asked, pictures = _clip(random)
     return Draw(about, [asked], pictures)
 
 
 def features(random: Random, name: str) -> Draw:
-    """The same as features, [FRAMES, WIDTH] float32: a random linear map of the pixels, the same for all clips."""
+    """A clip as features, [FRAMES, WIDTH] float32: a random linear map of the pixels, the same for all clips."""
     about, asked, pictures = _clip(random)
-    small = [np.asarray(picture.resize((PIXELS, PIXELS), Image.Resampling.BOX)).ravel() for picture in pictures]
+    small = [np.asarray(picture.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)).ravel() for picture in pictures]
     return Draw(about, [asked], features=((np.stack(small) / 127.5 - 1) @ _map()).astype(np.float32))
 
 
 def save(path: Path, values: np.ndarray) -> None:
+    """Write features as .npy."""
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, values)
 
 
 @cache
 def _map() -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(3 * PIXELS * PIXELS, WIDTH)) / np.sqrt(3 * PIXELS * PIXELS)
+    """[3 * THUMBNAIL * THUMBNAIL, WIDTH] float64."""
+    inputs = 3 * THUMBNAIL * THUMBNAIL
+    return np.random.default_rng(0).normal(size=(inputs, WIDTH)) / np.sqrt(inputs)
 
 
 def _clip(random: Random) -> tuple[str, Asked, list[Image.Image]]:
@@ -66,9 +76,10 @@ def _at(thing: Thing, change: str, number: int) -> Thing:
         factor = GROWTH[change] ** number
         return replace(thing, width=thing.width * factor, height=thing.height * factor)
     x, y = DIRECTIONS[change]
-    return replace(thing, x=thing.x + 9 * number * x, y=thing.y + 9 * number * y)
+    return replace(thing, x=thing.x + STEP * number * x, y=thing.y + STEP * number * y)
 
 
 def _inside(thing: Thing) -> bool:
     across = thing.width / 2 <= thing.x <= SIDE - thing.width / 2
-    return across and thing.height / 2 <= thing.y <= SIDE - thing.height / 2 and min(thing.width, thing.height) >= 5
+    down = thing.height / 2 <= thing.y <= SIDE - thing.height / 2
+    return across and down and min(thing.width, thing.height) >= SMALLEST

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 64
+"""Width and height of a picture in pixels, as the pictures of easy-VQA have."""
 SHAPES = ("circle", "rectangle", "triangle", "star", "cross")
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "black": ((0, 0, 0), (25, 25, 30)),
@@ -30,11 +31,13 @@ COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
 
 @dataclass(frozen=True)
 class Thing:
+    """A drawn shape. `x` and `y` are its centre, `width` and `height` its extent, all in pixels."""
+
     shape: str
     colour: str
-    x: float  # centre, pixels
+    x: float
     y: float
-    width: float  # extent, pixels
+    width: float
     height: float
 
     @property
@@ -53,7 +56,7 @@ class Thing:
 
 
 class Asked(NamedTuple):
-    """A question on a draw; `pictures` are the numbers of those it is about (None: all)."""
+    """A question about a draw; `pictures` are the numbers of the pictures it is about (None: all of them)."""
 
     text: str
     answer: str
@@ -63,16 +66,21 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """Pictures, and what is asked about them; `about` says in words what can be told apart in them."""
+    """Pictures and what is asked about them.
+
+    Attributes:
+        about: what can be told apart in the pictures, in words.
+        features: [frames, 512] float32, instead of pictures.
+    """
 
     about: str
     asked: Sequence[Asked]
     pictures: Sequence[Image.Image] = field(default_factory=list)
-    features: np.ndarray | None = None  # [frames, 512] float32, instead of pictures
+    features: np.ndarray | None = None
 
 
 def in_words(things: Sequence[Thing]) -> str:
-    """Things as one can tell them apart: without fractions of pixels and shades."""
+    """Things as one can tell them apart, without fractions of pixels and shades of a colour."""
     return "; ".join(sorted(f"{thing.size} {thing.name} at the {thing.place}" for thing in things))
 
 
@@ -85,8 +93,8 @@ def scene_of(random: Random, number: int) -> tuple[list[Thing], Image.Image]:
 
 
 def scene(random: Random, most: int = 4, *, number: int | None = None) -> tuple[list[Thing], Image.Image]:
-    """Draw one to `most` (or up to `number`) shapes that do not overlap, on a light, seldom a dark, background."""
-    scale = random.choice((1, 4))  # hard or smooth edges
+    """Draw one to `most` (or up to `number`) shapes that do not overlap, mostly on a light background."""
+    scale = random.choice((1, 4))  # edges are hard, or smooth
     light = random.random() < 0.85
     background = tuple(random.randint(228, 255) if light else random.randint(0, 255) for _ in range(3))
     picture = Image.new("RGB", (SIDE * scale, SIDE * scale), background)
@@ -103,6 +111,7 @@ def scene(random: Random, most: int = 4, *, number: int | None = None) -> tuple[
 def place_thing(
     random: Random, others: list[Thing], background: tuple[int, ...]
 ) -> tuple[Thing | None, tuple[int, ...]]:
+    """A new thing that overlaps no other and stands out from the background, with its RGB; None if 50 tries fail."""
     for _ in range(50):
         colour = random.choice(tuple(COLOURS))
         rgb = random.choice(COLOURS[colour])
@@ -118,6 +127,7 @@ def place_thing(
 
 
 def draw_thing(pen: ImageDraw.ImageDraw, thing: Thing, rgb: tuple[int, ...], scale: int) -> None:
+    """Draw a thing on a picture that is `scale` times larger than SIDE."""
     x, y, w, h = (value * scale for value in (thing.x, thing.y, thing.width / 2, thing.height / 2))
     box = (x - w, y - h, x + w, y + h)
     if thing.shape == "rectangle":

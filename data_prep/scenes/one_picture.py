@@ -1,4 +1,4 @@
-"""Tasks on one picture: captions, counting, relations, existence in POPE's form, and what tiny-vlbart learns first."""
+"""Tasks on one picture: captions, counting, relations, existence in POPE's form, and tiny-vlbart's first lessons."""
 
 from __future__ import annotations
 
@@ -9,13 +9,16 @@ from mmdora.data_prep.scenes import language
 from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Asked, Draw, Thing, in_words, scene, scene_of
 from mmdora.data_prep.scenes.language import NUMBERS, article, caption, plural, yes
 
-FREQUENT = SHAPES[:3]  # four of five things have one of these shapes
-APART = 8  # pixels, from which on things stand left of or above each other
-PRESENCE = 0.6  # share of the pictures with questions that mostly ask whether something is there
+FREQUENT = SHAPES[:3]
+"""Four of five things have one of these shapes."""
+APART = 8
+"""Two things count as left of or above each other if their centres are this many pixels apart, or more."""
+PRESENCE = 0.6
+"""Share of the pictures with questions that mostly ask whether something is there."""
 
 
 def questions(random: Random, name: str) -> Draw:
-    """What the conversations ask, each question alone, without captions and follow-ups."""
+    """The questions of a conversation one by one, without captions and follow-ups."""
     asks_presence = random.random() < PRESENCE
     things, picture = scene(random, most=random.choice((1, 1, 1, 2)) if asks_presence else 4)
     said = (language.existence if asks_presence else language.conversation)(random, things)
@@ -28,7 +31,7 @@ def questions(random: Random, name: str) -> Draw:
 
 
 def places(random: Random, name: str) -> Draw:
-    """Where things are and how big, and what is at a place, of pictures with several things."""
+    """Where things are, how big they are, and what is at a place, in pictures with several things."""
     things, picture = scene_of(random, random.randint(2, 4))
     thing, other = random.sample(things, 2)
     asked = [Asked(f"where is the {thing.name}?", f"at the {thing.place}", {"type": "place"})]
@@ -39,14 +42,14 @@ def places(random: Random, name: str) -> Draw:
 
 
 def names(random: Random, name: str) -> Draw:
-    """The things by colour and shape alone, from left to right: less than a caption says."""
+    """The colours and shapes of the things from left to right, which is less than a caption says."""
     things, picture = scene(random)
     said = _and([article(thing.name) for thing in sorted(things, key=lambda thing: thing.x)])
     return Draw(in_words(things), [Asked("name what is drawn.", said, {"type": NUMBERS[len(things)]})], [picture])
 
 
 def captions(random: Random, name: str) -> Draw:
-    """A caption with every thing; `meta.references` has four true ones, as COCO has five."""
+    """A caption that names every thing; `meta.references` has four true captions, where COCO has five."""
     things, picture = scene_of(random, random.randint(1, 3))
     by_row = sorted(things, key=lambda thing: thing.y)
     names = sorted((article(thing.name) for thing in things), key=lambda text: text.split()[1])
@@ -61,7 +64,7 @@ def captions(random: Random, name: str) -> Draw:
 
 
 def counts(random: Random, name: str) -> Draw:
-    """How many things, or things of a shape, there are; every number of things is as frequent."""
+    """How many things, or things of a shape, there are; all numbers of things are equally frequent."""
     things, picture = scene_of(random, random.randint(1, 4))
     shape = random.choice([*(thing.shape for thing in things), random.choice(SHAPES)])
     asked = [
@@ -95,10 +98,10 @@ def relations(random: Random, name: str) -> Draw:
 
 
 def existence(random: Random, name: str) -> Draw:
-    """POPE's three kinds of absent things, each beside a question on a present one.
+    """Questions about POPE's three kinds of absent things, each beside a question about one that is there.
 
-    `random`: any that is absent; `popular`: absent, of the shapes that most things have; `adversarial`:
-    absent, of the colour or the shape of something that is there.
+    `random` is anything absent; `popular` is absent and has one of the shapes that most things have; `adversarial` is
+    absent and has the colour or the shape of something that is there.
     """
     things, picture = scene_of(random, random.randint(1, 3))
     there = {(thing.colour, thing.shape) for thing in things}

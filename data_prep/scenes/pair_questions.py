@@ -1,4 +1,4 @@
-"""Questions on two pictures, in other words than the statements of `pairs`."""
+"""Questions about two pictures, worded differently from the statements of `pairs`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from random import Random
 from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Asked, Draw, Thing, in_words, scene_of
 from mmdora.data_prep.scenes.language import NUMBERS, Pairs, article, yes
 
-QUESTIONS = 4  # on a pair of pictures
-ABSENT = 3  # looks that neither picture has, asked for beside those that one has
+QUESTIONS = 4
+"""How many questions are asked about a pair of pictures."""
+ABSENT = 3
+"""How many looks that neither picture has are asked for, beside all those that one of them has."""
 LOOKS = (*(article(shape) for shape in SHAPES), *(f"{article(colour)} object" for colour in COLOURS))
 
 
 def questions(random: Random, name: str) -> Draw:
-    """Four of the kinds of questions on one pair; yes is as frequent as no where the pair has both."""
+    """Questions of four kinds about one pair; yes is as frequent as no wherever the pair allows both."""
     pair = [scene_of(random, random.randint(1, 3)) for _ in range(2)]
     left, right = (things for things, _ in pair)
     kinds, asked = _kinds(random, left, right), []
@@ -26,7 +28,7 @@ def questions(random: Random, name: str) -> Draw:
 
 
 def _kinds(random: Random, left: Sequence[Thing], right: Sequence[Thing]) -> dict[str, Pairs]:
-    """Every question that can be asked, by its kind."""
+    """Every question that can be asked about the two pictures, with its answer, by its kind."""
     sides = {"left": left, "right": right}
     seen = {side: {look for t in things for look in (article(t.shape), f"{article(t.colour)} object")}
             for side, things in sides.items()}  # fmt: skip
@@ -47,4 +49,4 @@ def _kinds(random: Random, left: Sequence[Thing], right: Sequence[Thing]) -> dic
         "sum": [("how many objects do the pictures show together?", NUMBERS[len(left) + len(right)])],
         "color": [(f"name the color of the {t.shape} in the {side} picture.", t.colour) for side, t in alone],
     }
-    return {kind: found for kind, found in kinds.items() if found}
+    return {kind: pairs for kind, pairs in kinds.items() if pairs}

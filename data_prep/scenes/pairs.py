@@ -1,4 +1,4 @@
-"""Statements on two pictures, in NLVR2's form: a sentence with four pairs, true of two and false of two."""
+"""Statements about two pictures, in NLVR2's form: a sentence with four pairs, two of which make it true."""
 
 from __future__ import annotations
 
@@ -11,21 +11,22 @@ from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Asked, Draw, Thing,
 from mmdora.data_prep.scenes.language import NUMBERS, article
 
 Things = Sequence[Thing]
-Statement = tuple[str, str, Callable[[Things, Things], bool]]  # the sentence, its kind, when it is true
-
-EACH = 2  # true pairs of a sentence, and false ones
+Statement = tuple[str, str, Callable[[Things, Things], bool]]
+"""The sentence, its kind, and whether it is true of two pictures."""
+PAIRS_EACH = 2
+"""How many pairs make a sentence true, and how many make it false."""
 
 
 def statements(random: Random, name: str) -> Draw:
-    """The identifier is split-set-pair-sentence, as NLVR2's: a draw is a set of one sentence."""
+    """A sentence about four pairs. A draw is a set of NLVR2, whose identifiers are split-set-pair-sentence."""
     sentence, kind, holds = _statement(random)
-    found: dict[bool, list[list[tuple[list[Thing], Image.Image]]]] = {True: [], False: []}
-    while min(map(len, found.values())) < EACH:
+    by_truth: dict[bool, list[list[tuple[list[Thing], Image.Image]]]] = {True: [], False: []}
+    while min(map(len, by_truth.values())) < PAIRS_EACH:
         pair = [scene_of(random, random.randint(1, 3)) for _ in range(2)]
-        same = found[holds(pair[0][0], pair[1][0])]
-        if len(same) < EACH:
+        same = by_truth[holds(pair[0][0], pair[1][0])]
+        if len(same) < PAIRS_EACH:
             same.append(pair)
-    chosen = [(pair, answer) for answer, pairs in found.items() for pair in pairs]
+    chosen = [(pair, answer) for answer, pairs in by_truth.items() for pair in pairs]
     random.shuffle(chosen)
     asked = []
     for number, (_, answer) in enumerate(chosen):

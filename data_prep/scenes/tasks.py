@@ -1,8 +1,8 @@
-"""Small tasks on drawn pictures, one kind a public dataset's form.
+"""Small tasks on drawn pictures; most kinds have the form of a public dataset.
 
-A draw follows from kind, split, seed and number alone. What it shows is put into words (`Draw.about`), and a
-hash of these words says whether it may be tested on: no scene of the test split looks like one that was
-trained on, whatever the seeds and the numbers of rows.
+A draw follows from kind, split, seed and number alone. `Draw.about` puts into words what it shows, and a hash of these
+words says whether it belongs to the test split. So no scene of the test split looks like one that was trained on,
+whatever the seeds and the numbers of rows.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from typing import Any
 from mmdora.data_prep.scenes import clips, one_picture, pair_questions, pairs, words
 from mmdora.data_prep.scenes.drawing import Draw
 from mmdora.prepare.held_out import held_out
-from mmdora.prepare.record import asked
-from mmdora.records.record import Record
+from mmdora.prepare.record import RecordDraft, asked
 
 KINDS: Mapping[str, Callable[[Random, str], Draw]] = {
     "caption": one_picture.captions,
@@ -35,15 +34,19 @@ KINDS: Mapping[str, Callable[[Random, str], Draw]] = {
 }
 
 
-def make(job: tuple[Path, str, int, int, str]) -> list[Record]:
-    """The records of one draw, its pictures written below the folder."""
+def make(job: tuple[Path, str, int, int, str]) -> list[RecordDraft]:
+    """The records of one draw, whose pictures (or features) are written below the folder.
+
+    Args:
+        job: the folder, the split, the seed, the number of the draw, and the kind.
+    """
     out, split, seed, number, kind = job
     draw = draw_of(kind, split, seed, number)
     names = []
     for index, picture in enumerate(draw.pictures):
         names.append(f"images/{split}/{number}{f'-{index}' if len(draw.pictures) > 1 else ''}.png")
         picture.save(out / names[-1], optimize=False, compress_level=1)
-    records = []
+    records: list[RecordDraft] = []
     for index, question in enumerate(draw.asked):
         name = f"{split}-{number}" + (f"-{index}" if len(draw.asked) > 1 else "")
         meta: dict[str, Any] = dict(question.meta)
@@ -57,7 +60,7 @@ def make(job: tuple[Path, str, int, int, str]) -> list[Record]:
 
 
 def draw_of(kind: str, split: str, seed: int, number: int) -> Draw:
-    """The first draw of this number that belongs to the split; `test` has a seed of its own."""
+    """The first draw of this number that belongs to the split; the seed of the split test is always 0."""
     for attempt in count():
         random = Random(f"{kind}:{split}:{seed if split == 'train' else 0}:{number}:{attempt}")
         draw = KINDS[kind](random, f"{split}-{number}")

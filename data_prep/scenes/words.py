@@ -1,4 +1,4 @@
-"""Drawn words to be read. They are made up, so that a word of the test split has to be read letter by letter."""
+"""Drawn words to be read. They are invented, so that a word of the test split must be read letter by letter."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from mmdora.errors import MmdoraError
 
 CONSONANTS, VOWELS = "BDFGKLMNPRSTVZ", "AEIOU"
 PATTERNS = ("CVC", "VCV", "CVCV")
-SIZES = (14, 16, 18)  # pixels
+"""The order of consonants (C) and vowels (V) in a word."""
+SIZES = (14, 16, 18)
+"""Heights of the letters in pixels."""
 
 
 def words(random: Random, name: str) -> Draw:
-    """One word in capitals on a light ground; the answer is in lower case."""
+    """One word in capitals on a light background; the answer is in lower case."""
     pattern = random.choice(PATTERNS)
     word = "".join(random.choice(CONSONANTS if kind == "C" else VOWELS) for kind in pattern)
     ground = tuple(random.randint(228, 255) for _ in range(3))
@@ -30,7 +32,7 @@ def words(random: Random, name: str) -> Draw:
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that Pillow carries."""
+    """The font that comes with Pillow."""
     font = ImageFont.load_default(size)
     if not isinstance(font, ImageFont.FreeTypeFont):
         raise MmdoraError("drawing words needs Pillow with FreeType; its wheels on PyPI have it")

@@ -20,6 +20,7 @@ from filelock import FileLock
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from mmdora.env import usable_cores
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
 from mmdora.files import write_whole
@@ -145,7 +146,7 @@ class _Chunks(Dataset[Any]):
 
 def _measured(records: Records, rows: np.ndarray, measure: Measure) -> np.ndarray:
     chunks = _Chunks(records, rows, measure)
-    workers = min(_cores(), len(chunks) // 8)  # a process is not worth less
+    workers = min(usable_cores(), len(chunks) // 8)  # a process is not worth less
     loader = DataLoader(
         chunks,
         batch_size=None,
@@ -162,10 +163,6 @@ def _measured(records: Records, rows: np.ndarray, measure: Measure) -> np.ndarra
             parts.append(part)
             bar.update(len(part))
     return np.concatenate(parts)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _one_thread(worker: int) -> None:

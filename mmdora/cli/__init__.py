@@ -1,7 +1,7 @@
-"""The command line: every command is a thin call of a function that Python users can call too.
+"""The command line: every command is a thin call of a function that Python users can call, too.
 
-A file for each command; importing it registers it. Rooms are imported inside the commands, so that `mmdora --help`
-does not wait for torch.
+Each command has a file, and importing the file registers the command. What a command needs is imported inside it, so
+that `mmdora --help` does not wait for torch.
 """
 
 from mmdora.cli import analyze, demo, env, evaluate, export, inspect, prep, quickstart, train, verify

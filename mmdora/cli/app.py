@@ -1,4 +1,4 @@
-"""The app that commands register with, and what several of them share."""
+"""The app that the commands register with, and what several of them share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ app = App(
 
 
 def named_models(models: Iterable[str]) -> dict[str, str]:
-    """NAME=MODEL or MODEL, which is then named by its last part."""
+    """Name -> model of arguments like NAME=MODEL; a mere MODEL is named by its last part.
+
+    Raises:
+        MmdoraError: there is none, or two have the same name.
+    """
     named: dict[str, str] = {}
     for spec in models:
         name, joined, path = spec.partition("=")

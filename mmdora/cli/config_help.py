@@ -1,4 +1,4 @@
-"""The config keys as help text, read from the dataclasses so that they cannot differ."""
+"""The config keys as help text. It is read from the dataclasses, so that the two cannot differ."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ class Key:
 
 
 def describe(kind: Any = RunConfig, prefix: str = "") -> dict[str, list[Key]]:
-    """Every key by section; the modalities, which have the same keys, are one: `adapt.MODALITY`."""
+    """The keys of every section. The modalities have the same keys, so they are one section, `adapt.MODALITY`."""
     sections: dict[str, list[Key]] = {}
     fields = kind.__pydantic_fields__
     for name, field in fields.items():
         hint, path = field.annotation, f"{prefix}{name}"
-        hint = next(filter(dataclasses.is_dataclass, get_args(hint)), hint)  # a section that may be left out
+        # A section that may be left out is one of a union of types.
+        hint = next(filter(dataclasses.is_dataclass, get_args(hint)), hint)
         if not dataclasses.is_dataclass(hint):
             default = "[needed]" if field.is_required() else f"[default: {_plain(field.default)}]"
             text = f"{field.description} {default}" if field.description else default
@@ -62,7 +63,7 @@ def _plain(value: Any) -> str:
 
 
 def draw(console: Any, options: Any, panel: Any) -> None:
-    """Help formatter of cyclopts that lists the config keys below a command's own options."""
+    """A help formatter for cyclopts that lists the config keys below a command's own options."""
     from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel, InlineText
 
     show = DefaultFormatter()

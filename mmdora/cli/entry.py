@@ -14,10 +14,10 @@ from mmdora.errors import Interrupted, MmdoraError
 
 
 def main(tokens: Iterable[str] | None = None) -> int:
-    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    """Run the command line and return its exit code; a user's mistake gives one line on stderr and the code 2."""
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
-        if isinstance(result, dict):  # what a dataset's `prepare` wrote
+        if isinstance(result, dict):  # the number of records per split that `mmdora prep NAME` wrote
             print(", ".join(f"{split}: {count:,} records" for split, count in result.items()))
     except Interrupted as stopped:
         if not stopped.told:
@@ -27,11 +27,12 @@ def main(tokens: Iterable[str] | None = None) -> int:
         return 2 if error.told else _fail(str(error))
     except CycloptsError as error:
         return _fail(str(error))
-    except BrokenPipeError:  # who reads the output, such as `head`, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at its end
+    except BrokenPipeError:  # the reader of the output, such as `head`, wants no more of it
+        # Python would otherwise complain when it closes the output at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE
     except OSError as error:
-        if error.errno is None:  # not from the operating system
+        if error.errno is None:  # it does not come from the operating system
             raise
         return _fail(f"{error.filename or 'input/output'}: {error.strerror}")
     except KeyboardInterrupt:
@@ -42,5 +43,5 @@ def main(tokens: Iterable[str] | None = None) -> int:
 
 def _fail(message: str) -> int:
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(message.split()))
-    print(f"mmdora: error: {shown}", file=sys.stderr)  # a file's control characters are no terminal's
+    print(f"mmdora: error: {shown}", file=sys.stderr)  # without control characters from a file
     return 2

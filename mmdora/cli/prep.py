@@ -1,30 +1,60 @@
-"""`mmdora prep`: a command for each module of `mmdora.data_prep`."""
+"""`mmdora prep`: a command for each dataset of `mmdora.data_prep.table`."""
 
 from __future__ import annotations
 
 import difflib
-import pkgutil
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from mmdora.cli.app import Flag, Overrides, app
 from mmdora.errors import MmdoraError
 
-prep = App(
-    name="prep",
-    help="Turn a public dataset into records: mmdora prep NAME --in FILES --images DIR --out DIR.",
-    sort_key=7,
-)
-app.command(prep)
-DATASETS = tuple(module.name for module in pkgutil.iter_modules([str(Path(__file__).parents[1] / "data_prep")]))
-for _name in DATASETS:
-    prep.command(f"mmdora.data_prep.{_name}:prepare", name=_name.replace("_", "-"))
+if TYPE_CHECKING:
+    from mmdora.prepare.dataset import Dataset
+
+HELP = "Turn a public dataset into records: mmdora prep NAME --in FILES --images DIR --out DIR."
+Out = Annotated[Path, Parameter(help="Folder for a file per split, dataset_card.json and report.html.")]
 
 
-@prep.default
+@app.command(name="prep", sort_key=7, help=HELP, help_flags=())
+def prep(*tokens: Overrides) -> Any:
+    """Hand everything behind `prep`, `--help` included, to an app of its own.
+
+    The datasets are imported only here, so that `mmdora --help` does not wait for them.
+    """
+    return datasets_app()(("prep", *tokens), exit_on_error=False, print_error=False, result_action="return_value")
+
+
+def datasets_app() -> App:
+    """An app with the commands `mmdora prep NAME`, one per dataset, and `mmdora prep --list`."""
+    from mmdora.data_prep.table import DATASETS
+
+    root = App(name="mmdora", default_parameter=app.default_parameter, suppress_keyboard_interrupt=False)
+    commands = App(name="prep", help=HELP)
+    root.command(commands)
+    for dataset in DATASETS.values():
+        text = f"{dataset.summary}\n\n{dataset.details}\n\nExample: `{dataset.command} {dataset.example}`"
+        commands.command(dataset.make or _conversion(dataset), name=dataset.name, help=text)
+    commands.default(prep_list)
+    return root
+
+
+def _conversion(dataset: Dataset) -> Callable[..., dict[str, int]]:
+    """The function behind the command of a dataset that reads official files; its arguments are the command's."""
+
+    def convert(out: Out, *, inputs: Any) -> dict[str, int]:
+        from mmdora.prepare.run import prepare
+
+        return prepare(dataset, out, inputs)
+
+    assert dataset.files is not None
+    convert.__annotations__ = {"out": Out, "inputs": dataset.files.inputs, "return": dict[str, int]}
+    return convert
+
+
 def prep_list(*unknown: Overrides, list: Annotated[bool, Flag] = False) -> None:
     """Turn a public dataset into records: `mmdora prep NAME --in FILES --images DIR --out DIR`.
 
@@ -35,13 +65,14 @@ def prep_list(*unknown: Overrides, list: Annotated[bool, Flag] = False) -> None:
     list
         List the datasets with licence and source.
     """
+    from mmdora.data_prep.table import DATASETS
+
     if unknown:
-        known = [name.replace("_", "-") for name in DATASETS]
-        close = difflib.get_close_matches(unknown[0], known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+        close = difflib.get_close_matches(unknown[0], DATASETS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(DATASETS)}"
         raise MmdoraError(f"prep: no dataset {unknown[0]!r}; {hint}")
-    for name in DATASETS:
-        module = import_module(f"mmdora.data_prep.{name}")
-        print(f"{module.NAME:<14} {module.LICENCE}\n{'':<14} {module.SOURCE}")
-        for note in module.UNVERIFIED:
+    for dataset in DATASETS.values():
+        origin = dataset.origin
+        print(f"{dataset.name:<14} {origin.licence}\n{'':<14} {origin.source}")
+        for note in origin.unverified:
             print(f"{'':<14} unverified: {note}")

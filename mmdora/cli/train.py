@@ -66,5 +66,5 @@ def train(
         allow_changes=allow_changes,
         trust_remote_code=trust_remote_code,
     )
-    if os.environ.get("RANK", "0") == "0":  # of the processes of a launcher, one speaks
+    if os.environ.get("RANK", "0") == "0":  # only one of a launcher's processes prints
         print(f"done: {folder}; next: mmdora eval {folder} --data RECORDS.jsonl, or mmdora export {folder} OUT")

@@ -146,9 +146,10 @@ def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -
     folder, console = settings.folder(source), Console()
     scored = {name: own.scores for name, own in found.items() if own.scores is not None}
     if not scored:
+        results = source.task.results
         console.print(
-            f"{source.task.name} ({source.split}): scored by its server; hand in {folder}/MODEL/{source.task.file}"
-            if source.task.dataset
+            f"{source.task.name} ({source.split}): scored by its server; hand in {folder}/MODEL/{results.name}"
+            if results
             else f"{source.task.name} ({source.split}): the records hold no answers; see {folder}/MODEL",
             highlight=False,
         )

@@ -1,4 +1,4 @@
-"""`mmdora eval --list`. No torch."""
+"""`mmdora eval --list`. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from mmdora.evaluate.tasks import TASKS
 
 
 def show() -> None:
-    """Print tasks with their number, preparation and result file, and the suites with their columns."""
+    """Print the tasks with their metric, preparation and result file, and the suites with their columns."""
     for task in TASKS.values():
-        made = f"; mmdora prep {task.dataset.replace('_', '-')}, {task.file}" if task.dataset else ""
+        made = f"; {task.dataset.command}, {task.results.name}" if task.dataset and task.results else ""
         print(f"{task.name:<20} {task.about}: {scorer_of(task.scorer).metric}{made}")
     for suite in SUITES.values():
         print(f"{suite.name:<20} {', '.join(f'{column.heading} ({column.task})' for column in suite.columns)}")

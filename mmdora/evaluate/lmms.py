@@ -77,7 +77,7 @@ class MmdoraModel(lmms):
         images, videos, sounds = chat.extract_media()
         if videos or sounds:
             raise MmdoraError(f"{task}: a video or sound in {number}; only text and images are answered")
-        messages = [
+        messages: list[Any] = [
             {
                 "role": message.role,
                 "content": [

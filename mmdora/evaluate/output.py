@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task
 from mmdora.files import write_json
 from mmdora.records.reader import Records, write_records
+from mmdora.records.record import RecordFacts
 from mmdora.records.row import Row
 from mmdora.records.turns import answer_text
 
@@ -63,20 +63,19 @@ def write_complete(
     write_json(out / METRICS, numbers | {"submission": file.name if file else None} | dict(facts))
 
 
-def write_submission(out: Path, task: Task, records: Iterable[Row], rows: Iterable[Prediction]) -> Path | None:
+def write_submission(out: Path, task: Task, records: Iterable[RecordFacts], rows: Iterable[Prediction]) -> Path | None:
     """The file that the task's official scorer or server reads; None where a task has none.
 
     Raises:
         MmdoraError: if the records are not those that the dataset's preparation writes.
     """
-    if task.dataset is None:
+    if task.dataset is None or task.results is None:
         return None
     predictions = {row["id"]: submitted(task.scorer, row) for row in rows}
-    dataset = import_module(f"mmdora.data_prep.{task.dataset}")
     try:
-        return dataset.write_results(records, predictions, out / task.file)
+        return task.results.write(records, predictions, out / task.results.name)
     except KeyError as error:
         raise MmdoraError(
             f"task {task.name}: the records have no 'meta.{error.args[0]}', which its result file needs; prepare them "
-            f"with `mmdora prep {task.dataset.replace('_', '-')}`"
+            f"with `{task.dataset.command}`"
         ) from None

@@ -84,6 +84,8 @@ def evaluate(
     found = survey(records, asking)
     if found.answered:
         ready(task.scorer)
+    if out is not None and task.results is not None:
+        task.results.check()
     settings = {"batch_size": batch_size, "beams": beams, "max_new_tokens": max_new_tokens or task.max_new_tokens}
     made_from = {"task": task.name, "records": found.digest, "model": _digest(model), **settings}
     made_from |= {"mmdora": __version__, "torch": torch.__version__}

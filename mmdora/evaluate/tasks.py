@@ -1,11 +1,11 @@
-"""What `mmdora eval --task` knows: how each task is asked, scored and handed in. No torch.
+"""What `mmdora eval --task` knows: how each task is asked, scored and handed in. This module imports no torch.
 
-Prompts and lengths are those of LLaVA-1.5's published evaluation where it has the task: the sentences of
-docs/Evaluation.md (https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md) and of its question
-files, whose wording for VizWiz, TextVQA and ScienceQA lmms-eval repeats (post_prompt and utils.py of
-lmms_eval/tasks/{vizwiz_vqa,textvqa,scienceqa}); at most 128 new tokens (llava/eval/model_vqa_loader.py),
-1,024 for multiple choice (model_vqa_science.py, model_vqa_mmbench.py); greedy; an answer ends with its
-end-of-turn token. VL-BART is asked by its own prompts instead.
+Prompts and lengths are those of LLaVA-1.5's published evaluation, for the tasks that it has. The sentences are in
+docs/Evaluation.md (https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md) and in its question files;
+lmms-eval repeats their wording for VizWiz, TextVQA and ScienceQA (post_prompt and utils.py of
+lmms_eval/tasks/{vizwiz_vqa,textvqa,scienceqa}). An answer has at most 128 new tokens (llava/eval/model_vqa_loader.py),
+or 1,024 for multiple choice (model_vqa_science.py, model_vqa_mmbench.py); decoding is greedy, and an answer ends with
+its end-of-turn token. VL-BART is asked by its own prompts instead.
 """
 
 from __future__ import annotations
@@ -15,12 +15,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mmdora.data_prep import (
+    boolq,
+    coco_captions,
+    folder,
+    gqa,
+    hellaswag,
+    how2qa,
+    mmbench,
+    nlvr2,
+    okvqa,
+    pope,
+    scienceqa,
+    textvqa,
+    tvc,
+    tvqa,
+    vizwiz,
+    vqav2,
+    winogrande,
+    yc2c,
+)
 from mmdora.errors import MmdoraError
+from mmdora.prepare.dataset import Dataset, ResultFile
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
-TRUE_OR_FALSE = "\nIs the statement true or false?"  # LLaVA-1.5 was not evaluated on NLVR2; these words are ours
+TRUE_OR_FALSE = "\nIs the statement true or false?"  # these words are ours: LLaVA-1.5 was not evaluated on NLVR2
 
 Ask = Callable[[Mapping[str, Any], str], str]
 
@@ -30,15 +51,15 @@ class Task:
     """One task.
 
     Attributes:
-        scorer: its name in `scoring.SCORERS`.
-        about: one line, for the list.
+        scorer: the name of its scorer in `scoring.scorers.SCORERS`.
+        about: one line for `mmdora eval --list`.
         ask: a record and the text of its question -> the text that is asked.
-        max_new_tokens: an answer's longest.
-        dataset: module of `mmdora.data_prep` whose `write_results` writes the official result file.
-        file: name of that file.
-        splits: of a prepared folder, the first that is there; `a+b` are evaluated together.
-        prefix: VL-BART's name of the task; it is then asked by that prompt.
-        answers: the only ones VL-BART may give; it reads them off its first step.
+        max_new_tokens: how long an answer may be.
+        dataset: the dataset whose `results` writes the official result file; None if there is no such file.
+        splits: the splits to evaluate, best first: of a prepared folder the first that is there is taken. `a+b` are
+            two that are evaluated together.
+        prefix: VL-BART's name of the task, if it was trained on it; it is then asked by that prompt.
+        answers: the only answers that VL-BART may give; they are compared at its first step.
     """
 
     name: str
@@ -46,11 +67,15 @@ class Task:
     about: str
     ask: Ask
     max_new_tokens: int = 128
-    dataset: str | None = None
-    file: str = "results.json"
+    dataset: Dataset | None = None
     splits: tuple[str, ...] = ("test",)
     prefix: str | None = None
     answers: tuple[str, ...] = ()
+
+    @property
+    def results(self) -> ResultFile | None:
+        """How the file for the task's official scorer or server is written; None if there is no such file."""
+        return self.dataset.results if self.dataset else None
 
 
 def _plain(record: Mapping[str, Any], question: str) -> str:
@@ -75,7 +100,8 @@ def _with_ocr(record: Mapping[str, Any], question: str) -> str:
 def _science(record: Mapping[str, Any], question: str) -> str:
     """LLaVA-1.5's ScienceQA question: the hint as context, the question, the options under letters."""
     hint = record["meta"].get("hint")
-    return f"Context: {question}{LETTER}" if hint else question + LETTER  # prep writes the hint before the question
+    # If there is a hint, `question` begins with it, as `mmdora prep` wrote it.
+    return f"Context: {question}{LETTER}" if hint else question + LETTER
 
 
 _TASKS = (
@@ -83,32 +109,34 @@ _TASKS = (
     Task("caption", "caption", "any records with meta.references", _plain, 64),
     Task("choice", "choice", "any records with meta.choices, answered by a letter", _then(LETTER), 1024),
     # the public datasets
-    Task("vqav2", "vqav2", "VQA v2", _then(SHORT), 128, "vqav2", splits=("test-dev", "test", "val"), prefix="vqa"),
-    Task("okvqa", "okvqa", "OK-VQA", _then(SHORT), 128, "okvqa", splits=("val", "test"), prefix="vqa"),
-    Task("gqa", "gqa", "GQA", _then(SHORT), 128, "gqa", splits=("testdev", "val", "test"), prefix="gqa"),
-    Task("vizwiz", "vizwiz", "VizWiz-VQA", _then(UNANSWERABLE, SHORT), 128, "vizwiz", splits=("test", "val")),
-    Task("scienceqa", "scienceqa", "ScienceQA", _science, 1024, "scienceqa"),
-    Task("textvqa", "textvqa", "TextVQA, with the image's OCR tokens", _with_ocr, 128, "textvqa", splits=("val",)),
-    Task("textvqa-plain", "textvqa", "TextVQA, the question alone", _then(SHORT), 128, "textvqa", splits=("val",)),
-    Task("pope", "pope", "POPE", _then(SHORT), 128, "pope", "results.jsonl", ("random+popular+adversarial",)),
-    Task("mmbench", "mmbench", "MMBench, CircularEval", _then(LETTER), 1024, "mmbench", "results.xlsx",
+    Task("vqav2", "vqav2", "VQA v2", _then(SHORT), 128, vqav2.DATASET, splits=("test-dev", "test", "val"),
+         prefix="vqa"),
+    Task("okvqa", "okvqa", "OK-VQA", _then(SHORT), 128, okvqa.DATASET, splits=("val", "test"), prefix="vqa"),
+    Task("gqa", "gqa", "GQA", _then(SHORT), 128, gqa.DATASET, splits=("testdev", "val", "test"), prefix="gqa"),
+    Task("vizwiz", "vizwiz", "VizWiz-VQA", _then(UNANSWERABLE, SHORT), 128, vizwiz.DATASET, splits=("test", "val")),
+    Task("scienceqa", "scienceqa", "ScienceQA", _science, 1024, scienceqa.DATASET),
+    Task("textvqa", "textvqa", "TextVQA, with the image's OCR tokens", _with_ocr, 128, textvqa.DATASET,
+         splits=("val",)),
+    Task("textvqa-plain", "textvqa", "TextVQA, the question alone", _then(SHORT), 128, textvqa.DATASET,
+         splits=("val",)),
+    Task("pope", "pope", "POPE", _then(SHORT), 128, pope.DATASET, ("random+popular+adversarial",)),
+    Task("mmbench", "mmbench", "MMBench, CircularEval", _then(LETTER), 1024, mmbench.DATASET, ("dev", "test")),
+    Task("mmbench-plain", "mmbench-plain", "MMBench, each question once", _then(LETTER), 1024, mmbench.DATASET,
          ("dev", "test")),
-    Task("mmbench-plain", "mmbench-plain", "MMBench, each question once", _then(LETTER), 1024, "mmbench",
-         "results.xlsx", ("dev", "test")),
-    Task("nlvr2", "nlvr2", "NLVR2, two images", _then(TRUE_OR_FALSE, SHORT), 128, "nlvr2", "results.csv",
-         ("test", "dev"), "nlvr", ("true", "false")),
-    Task("coco-captions", "caption", "COCO captions", _plain, 128, "coco_captions", splits=("test", "val"),
+    Task("nlvr2", "nlvr2", "NLVR2, two images", _then(TRUE_OR_FALSE, SHORT), 128, nlvr2.DATASET, ("test", "dev"),
+         "nlvr", ("true", "false")),
+    Task("coco-captions", "caption", "COCO captions", _plain, 128, coco_captions.DATASET, splits=("test", "val"),
          prefix="caption"),
-    Task("tvqa", "choice", "TVQA", _then(LETTER), 128, "tvqa", splits=("test", "val"), prefix="tvqa"),
-    Task("how2qa", "choice", "How2QA", _then(LETTER), 128, "how2qa", splits=("test", "val"), prefix="how2qa"),
-    Task("tvc", "caption", "TVC", _plain, 128, "tvc", "results.jsonl", ("test", "val"), "tvc"),
-    Task("yc2c", "caption", "YC2C", _plain, 128, "yc2c", "results.jsonl", ("test", "val"), "yc2c"),
-    Task("boolq", "exact", "BoolQ, text only", _then(SHORT), 32, "boolq", "results.jsonl", ("dev", "val", "test")),
-    Task("hellaswag", "choice", "HellaSwag, text only", _then(LETTER), 32, "hellaswag", "results.csv", ("val", "test")),
-    Task("winogrande", "choice", "WinoGrande, text only", _then(LETTER), 32, "winogrande", "predictions.lst",
-         ("dev", "val", "test")),
-    Task("folder", "exact", "your own folder", _plain, 32, "folder", "results.jsonl", ("test", "val", "dev", "train")),
-    # what this package draws or carries, asked as it is prepared
+    Task("tvqa", "choice", "TVQA", _then(LETTER), 128, tvqa.DATASET, splits=("test", "val"), prefix="tvqa"),
+    Task("how2qa", "choice", "How2QA", _then(LETTER), 128, how2qa.DATASET, splits=("test", "val"), prefix="how2qa"),
+    Task("tvc", "caption", "TVC", _plain, 128, tvc.DATASET, ("test", "val"), "tvc"),
+    Task("yc2c", "caption", "YC2C", _plain, 128, yc2c.DATASET, ("test", "val"), "yc2c"),
+    Task("boolq", "exact", "BoolQ, text only", _then(SHORT), 32, boolq.DATASET, ("dev", "val", "test")),
+    Task("hellaswag", "choice", "HellaSwag, text only", _then(LETTER), 32, hellaswag.DATASET, ("val", "test")),
+    Task("winogrande", "choice", "WinoGrande, text only", _then(LETTER), 32, winogrande.DATASET, ("dev", "val",
+         "test")),
+    Task("folder", "exact", "your own folder", _plain, 32, folder.DATASET, ("test", "val", "dev", "train")),
+    # drawn by this package or carried by another one; they are asked in the words of their records
     Task("easy-vqa", "exact", "easy-VQA", _plain, 32, prefix="vqa"),
     Task("scenes", "exact", "drawn scenes, all kinds of short questions", _plain, 32, prefix="vqa"),
     Task("scenes-caption", "caption", "drawn scenes: captions", _plain, 64, prefix="caption"),

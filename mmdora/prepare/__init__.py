@@ -1,1 +1,1 @@
-"""What every `mmdora prep NAME` shares: streamed rows, processes, bad rows, records files, card and report."""
+"""Turns official files into records: rows as streams, worker processes, bad rows, files of records, card, report."""

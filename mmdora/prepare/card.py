@@ -1,4 +1,4 @@
-"""`dataset_card.json`: what a folder of records holds, from which files, under which licence."""
+"""`dataset_card.json`: what a folder of records holds, from which files it was made, and under which licence."""
 
 from __future__ import annotations
 
@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.errors import MmdoraError
+from mmdora.files import write_whole
+from mmdora.prepare.dataset import Dataset
 from mmdora.version import __version__
 
 CARD = "dataset_card.json"
 
 
 def read(out: Path) -> dict[str, Any]:
-    """The card of a folder; empty where there is none."""
+    """The card of a folder; empty where there is none.
+
+    Raises:
+        MmdoraError: the file is not JSON.
+    """
     path = out / CARD
     if not path.is_file():
         return {}
@@ -31,21 +37,19 @@ def check_owner(out: Path, name: str) -> None:
         raise MmdoraError(f"{out}: holds records of {owner}; choose another folder for {name}")
 
 
-def write(out: Path, about: Any, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Add or replace splits in the folder's card.
+def write(out: Path, dataset: Dataset, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add splits to the folder's card, or replace those of the same name.
 
     Args:
-        about: the dataset's module, with NAME, LICENCE, SOURCE and UNVERIFIED.
-        splits: file, sha256, counts, histograms, inputs and numbers of sampled records of each.
+        splits: for each split its file and the file's SHA-256, the counts and histograms of `output.Counts`, the
+            official files, and the numbers of the records that the report shows.
     """
     card = {
-        "name": about.NAME,
-        "licence": about.LICENCE,
-        "source": about.SOURCE,
-        "unverified": list(about.UNVERIFIED),
+        "name": dataset.name,
+        "licence": dataset.origin.licence,
+        "source": dataset.origin.source,
+        "unverified": list(dataset.origin.unverified),
         "made_by": f"mmdora {__version__}",
         "splits": read(out).get("splits", {}) | dict(splits),
     }
-    partial = out / f"{CARD}.partial"
-    partial.write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(out / CARD)
+    write_whole(out / CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")

@@ -1,11 +1,9 @@
-"""Rows to finished lines: what the worker processes do."""
+"""From official rows to finished lines of JSON: the work of the worker processes."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256, write_whole
 from mmdora.prepare.features import measure
-from mmdora.prepare.read import Row
-from mmdora.prepare.record import Picture
+from mmdora.prepare.read import OfficialRow
+from mmdora.prepare.record import Picture, RecordDraft
 from mmdora.records.images import FileRef, image_size, locate, read_header
 from mmdora.records.json_stream import parse_line
 from mmdora.records.record import Record, check_record
@@ -23,29 +22,52 @@ from mmdora.records.record import Record, check_record
 
 @dataclass(frozen=True)
 class Job:
-    """What is the same for all rows of a run."""
+    """What is the same for all rows of a run.
 
-    records: Callable[[Row], Iterable[Record]]
-    root: Path | None  # of the image paths
+    Attributes:
+        records: makes the records of a row; see `dataset.OfficialFiles`.
+        root: the folder that image (or feature) paths start from; None if none was given.
+        out: the folder of the records.
+        pack: the records will hold their images themselves.
+    """
+
+    records: Callable[[OfficialRow], Iterable[RecordDraft]]
+    root: Path | None
     out: Path
     pack: bool
 
 
 class Shape(NamedTuple):
-    """What the statistics count of a record."""
+    """What the statistics count of a record.
 
-    question: int  # characters of the user's and the system's text
-    answer: int  # characters of the assistant's text
+    Attributes:
+        question: characters of the user's and the system's text.
+        answer: characters of the assistant's text.
+        turns: how many answers it has.
+        images: how many pictures, or feature files, it has.
+        answered: whether there is an answer at all.
+        type: its kind, `meta.type`; empty if it has none.
+    """
+
+    question: int
+    answer: int
     turns: int
-    images: int  # or feature files
+    images: int
     answered: bool
     type: str
 
 
 class Made(NamedTuple):
-    """A record as a line of JSON, with the contents of its image files when they are packed."""
+    """A record as a line of JSON.
 
-    row: int  # in its chunk
+    Attributes:
+        row: the place of its row in the chunk.
+        split: None if the row does not tell it.
+        line: UTF-8, with the line end.
+        files: the contents of its image files, if they are to be packed; else empty.
+    """
+
+    row: int
     split: str | None
     id: str
     line: bytes
@@ -54,17 +76,19 @@ class Made(NamedTuple):
 
 
 class Bad(NamedTuple):
+    """A row that cannot be used: its place in the chunk, and why."""
+
     row: int
     reason: str
 
 
-def convert(job: Job, rows: Sequence[Row]) -> list[Made | Bad]:
-    """Every row as its records, in order, or as the reason why it cannot be used."""
+def convert(job: Job, rows: Sequence[OfficialRow]) -> list[Made | Bad]:
+    """The records of every row, in order, or the reason why the row cannot be used."""
     done: list[Made | Bad] = []
     for index, row in enumerate(rows):
         try:
             value = _parsed(row.value)
-            done += [_made(job, index, record, row) for record in job.records(row._replace(value=value))]
+            done += [_made(job, index, draft) for draft in job.records(row._replace(value=value))]
         except KeyError as error:
             done.append(Bad(index, f"no field {error}"))
         except MmdoraError as error:
@@ -80,21 +104,26 @@ def _parsed(value: Any) -> Any:
     return parse_line(value) if isinstance(value, bytes) else value
 
 
-def _made(job: Job, index: int, record: Record, row: Row) -> Made:
-    split = record.pop("split", None)
-    names, files = [], []
-    for picture in record["images"]:
+def _made(job: Job, index: int, draft: RecordDraft) -> Made:
+    names, files, meta = [], [], draft["meta"]
+    for picture in draft["images"]:
         name, data = _placed(job, picture)
         names.append(name)
         files += [data] * (data is not None)
-    if features := record.pop("features", None):
+    if features := draft.get("features"):
         name, shape = measure(features, job.root)
-        record["meta"] |= {"features": name, "frames": shape[0]}
-    checked = check_record(record | {"images": names}, f"record {record.get('id')}")
-    return Made(index, split, checked["id"], line_of(checked), shape_of(checked), files)
+        meta = {**meta, "features": name, "frames": shape[0]}
+    row = {"id": draft["id"], "messages": draft["messages"], "images": names, "meta": meta}
+    record = check_record(row, f"record {draft['id']}")
+    return Made(index, draft.get("split"), record["id"], line_of(record), shape_of(record), files)
 
 
 def line_of(record: Record) -> bytes:
+    """A record as a line of JSON in UTF-8.
+
+    Raises:
+        MmdoraError: a text holds half of a surrogate pair, which UTF-8 has no code for.
+    """
     try:
         return json.dumps(record, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
@@ -102,6 +131,7 @@ def line_of(record: Record) -> bytes:
 
 
 def shape_of(record: Record) -> Shape:
+    """What the statistics count of a record."""
     question = answer = turns = 0
     for message in record["messages"]:
         size = sum(len(part.get("text", "")) for part in message["content"])
@@ -115,29 +145,29 @@ def shape_of(record: Record) -> Shape:
 
 
 def _placed(job: Job, picture: Picture) -> tuple[str, bytes | None]:
-    """The path a record keeps for a picture, and the file itself if it is to be packed."""
+    """The path that a record keeps for a picture, and the content of the file if it is to be packed."""
     if isinstance(picture, bytes):
-        name = _name_of(picture)
+        name = _content_name(picture)
         if job.pack:
             return name, picture
         if job.root is not None:
             raise MmdoraError("the file holds the images themselves; leave out --images, or --pack them")
-        _save(job.out / name, picture)
+        _save_once(job.out / name, picture)
         return name, None
     if job.root is None:
         raise MmdoraError(f"image {picture!r}: give the root of the image paths with --images")
-    name = _first(picture, job.root) if isinstance(picture, tuple) else picture
+    name = _first_usable(picture, job.root) if isinstance(picture, tuple) else picture
     if not isinstance(name, str):
         raise MmdoraError(f"an image must be a path, not {type(name).__name__}")
-    _check(name, job.root)
+    _check_image(name, job.root)
     return name, locate(name, job.root).read_bytes() if job.pack else None
 
 
-def _first(names: tuple[str, ...], root: Path) -> str:
-    """The first of the names that is a file below `root`; else the first, whose error then names it."""
+def _first_usable(names: tuple[str, ...], root: Path) -> str:
+    """The first of the names that is an image below `root`; if none is, the first, which is then reported."""
     for name in names:
         try:
-            _check(name, root)
+            _check_image(name, root)
             return name
         except MmdoraError:
             continue
@@ -145,22 +175,19 @@ def _first(names: tuple[str, ...], root: Path) -> str:
 
 
 @lru_cache(maxsize=4096)
-def _check(name: str, root: Path) -> None:
-    """Raise for an image that could not be opened; reads its header only. Rows in a row often share an image."""
+def _check_image(name: str, root: Path) -> None:
+    """Raise for an image that could not be opened, by its header. Results are kept: neighbouring rows share images."""
     image_size(FileRef(name, root))
 
 
-def _name_of(data: bytes) -> str:
-    """Where a picture without a path goes: named by its content, so that equal ones are one file."""
+def _content_name(data: bytes) -> str:
+    """The path of a picture that came without one: named by its content, so that equal pictures are one file."""
     kind = read_header(io.BytesIO(data), "in the row").format or ""
-    digest = hashlib.sha256(data).hexdigest()[:32]
+    digest = sha256(data)[:32]
     return f"images/{digest[:2]}/{digest}.{kind.lower().replace('jpeg', 'jpg')}"
 
 
-def _save(path: Path, data: bytes) -> None:
-    if path.exists():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(data)
-    partial.replace(path)
+def _save_once(path: Path, data: bytes) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, data, shared=True)

@@ -1,4 +1,4 @@
-"""Feature files of videos: found and measured without reading the features."""
+"""Feature files of videos: found, and measured by their headers alone."""
 
 from __future__ import annotations
 
@@ -11,18 +11,16 @@ from mmdora.errors import MmdoraError
 from mmdora.records.images import locate
 
 
-def names_of(video: str) -> tuple[str, ...]:
-    """The files that may hold a video's features."""
-    return f"{video}.npz", f"{video}.npy"
-
-
 def measure(names: tuple[str, ...], root: Path | None) -> tuple[str, tuple[int, ...]]:
-    """The first of the names that is there, and the shape of its features, [frames, width].
+    """The first of the files that exists, and the shape of its features, [frames, width].
 
-    An .npz holds them as `features`, or as its only array (HERO's extractor, VALUE's release).
+    An .npz holds them under the name `features`, or as its only array; HERO's extractor and VALUE's release differ.
+
+    Args:
+        names: the paths below `root` that the file may have.
 
     Raises:
-        MmdoraError: if there is no such file below `root`, or it holds no array of numbers.
+        MmdoraError: no `root` is given, there is no such file below it, or the file holds no array of numbers.
     """
     if root is None:
         raise MmdoraError("give the root of the feature files with --features")

@@ -1,4 +1,4 @@
-"""Objects by key on disk, for joins in constant memory, and the ids that were seen."""
+"""Two tables in scratch files on disk: objects by key, which joins files in constant memory, and ids seen so far."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from typing import Any
 
 from mmdora.errors import MmdoraError
 
-CACHE_KIB = 8_192  # four times as much makes random ids a sixth faster, others not
+CACHE_KIB = 8_192
+"""The size of SQLite's page cache, in KiB. Four times as much makes ids in random order a sixth faster, others not."""
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """A scratch database: nothing in it outlives the run, so nothing is made safe against a crash."""
+    """Open a scratch database. Nothing in it outlives the run, so nothing is made safe against a crash."""
     database = sqlite3.connect(path, isolation_level=None)
     for setting in ("journal_mode=OFF", "synchronous=OFF", "locking_mode=EXCLUSIVE", f"cache_size=-{CACHE_KIB}"):
         database.execute(f"PRAGMA {setting}")
@@ -22,7 +23,12 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 class Index:
-    """Several JSON texts per key, in the order they came."""
+    """JSON texts by key: several per key, in the order in which they came.
+
+    Args:
+        path: the file to make.
+        pairs: (key, JSON text).
+    """
 
     def __init__(self, path: Path, pairs: Iterable[tuple[str, str]]):
         self._database = _open(path)
@@ -35,28 +41,31 @@ class Index:
 
     def all(self, key: Any) -> list[Any]:
         """The objects of `key`, which now count as used."""
-        found = self._database.execute("SELECT value FROM rows WHERE key = ? ORDER BY rowid", (str(key),)).fetchall()
-        if found:
+        texts = self._database.execute("SELECT value FROM rows WHERE key = ? ORDER BY rowid", (str(key),)).fetchall()
+        if texts:
             self._database.execute("UPDATE rows SET used = 1 WHERE key = ?", (str(key),))
-        return [json.loads(value) for (value,) in found]
+        return [json.loads(text) for (text,) in texts]
 
     def one(self, key: Any, what: str) -> Any:
-        """The object of `key`.
+        """The object of `key`, which now counts as used.
+
+        Args:
+            what: what the key names, for the message, as in "question".
 
         Raises:
-            MmdoraError: if there is none, or more than one; `what` is the field's name.
+            MmdoraError: there is none, or more than one.
         """
-        found = self.all(key)
-        if len(found) != 1:
-            raise MmdoraError(f"{len(found)} annotations of {what} {key} instead of one")
-        return found[0]
+        objects = self.all(key)
+        if len(objects) != 1:
+            raise MmdoraError(f"{len(objects)} annotations of {what} {key} instead of one")
+        return objects[0]
 
     def __len__(self) -> int:
         return self._database.execute("SELECT count(*) FROM rows").fetchone()[0]
 
     @property
     def unused(self) -> int:
-        """How many objects nobody asked for."""
+        """How many objects were never asked for."""
         return self._database.execute("SELECT count(*) FROM rows WHERE used = 0").fetchone()[0]
 
     def close(self) -> None:
@@ -64,7 +73,7 @@ class Index:
 
 
 class Seen:
-    """Remembers names; a set on disk."""
+    """A set of names on disk."""
 
     def __init__(self, path: Path):
         self._database = _open(path)
@@ -72,7 +81,7 @@ class Seen:
         self._database.execute("BEGIN")
 
     def add(self, name: str) -> bool:
-        """Whether `name` is new."""
+        """Remember `name`; return whether it is new."""
         return self._database.execute("INSERT OR IGNORE INTO seen VALUES (?)", (name,)).rowcount == 1
 
     def close(self) -> None:

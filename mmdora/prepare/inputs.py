@@ -1,4 +1,7 @@
-"""The arguments that `mmdora prep NAME` takes for every dataset of a kind."""
+"""The arguments of `mmdora prep NAME`; they are the same for all datasets of a kind.
+
+The docstrings below are the help texts of the command line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of records while they are written, and what is counted meanwhile."""
+"""Files of records while they are written, and the statistics of what was written to them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,41 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mmdora.files import partial_path, sha256
 from mmdora.prepare.convert import Made, Shape
 
 SAMPLES = 24
-EDGES = (0, 1, 2, 3, *(round(2 ** (half / 2)) for half in range(4, 41)))  # of the length histograms
-MOST_TURNS = 20  # records of more count as having these
-MOST_KINDS = 40  # values of `meta.type` told apart; more are counted together
-GROUP_BYTES = 1 << 25  # of images in a Parquet row group
+"""How many records of a split the report shows."""
+EDGES = (0, 1, 2, 3, *(round(2 ** (half / 2)) for half in range(4, 41)))
+"""Upper edges of the bins of the length histograms, in characters: two for each doubling, up to a million."""
+MOST_TURNS = 20
+"""Records with more turns than this are counted as having this many."""
+MOST_KINDS = 40
+"""How many values of `meta.type` are counted apart; all others are counted together."""
+GROUP_BYTES = 1 << 25
+"""A row group of a Parquet file ends when it holds this many bytes of images; readers hold one group in memory."""
 GROUP_ROWS = 1000
+"""A row group of a Parquet file has at most so many rows."""
+ONCE: dict[str, Any] = {"use_dictionary": ["images.list.element.bytes"], "dictionary_pagesize_limit": 1 << 30}
+"""Options of Parquet that store equal images of a row group once; the dictionary must be able to hold all of them."""
 
 
 @dataclass
 class Counts:
-    """Statistics of a split; all of bounded size."""
+    """Statistics of a split. Their size is bounded, whatever the number of records."""
 
     records: int = 0
     unanswered: int = 0
     images: int = 0
     text_only: int = 0
-    turns: Counter[int] = field(default_factory=Counter)  # turns of a record -> records
-    question_characters: Counter[int] = field(default_factory=Counter)  # by `bin_of`
+    turns: Counter[int] = field(default_factory=Counter)  # how many records have so many turns
+    question_characters: Counter[int] = field(default_factory=Counter)  # how many records fall into each `bin_of`
     answer_characters: Counter[int] = field(default_factory=Counter)
     types: Counter[str] = field(default_factory=Counter)
-    _sampled: list[tuple[int, int]] = field(default_factory=list)  # (-hash, number) heap of the smallest hashes
+    _sampled: list[tuple[int, int]] = field(default_factory=list)  # a heap of (-hash, number): the smallest hashes
 
     def add(self, name: str, shape: Shape) -> None:
+        """Count one more record, whose id is `name`."""
         mark = -zlib.crc32(f"{name}:{self.records}".encode())
         if len(self._sampled) < SAMPLES:
             heapq.heappush(self._sampled, (mark, self.records))
@@ -54,7 +64,7 @@ class Counts:
             self.types[shape.type if known else "(others)"] += 1
 
     def to_dict(self) -> dict[str, Any]:
-        """For the card; `samples` are numbers of records in the file, chosen by a hash."""
+        """The statistics for the card. `samples` are places of records in the file, chosen by a hash of their ids."""
         plain = {name: getattr(self, name) for name in ("records", "unanswered", "images", "text_only")}
         binned = {
             name: {str(edge): count for edge, count in sorted(getattr(self, name).items())}
@@ -65,42 +75,44 @@ class Counts:
 
 
 def bin_of(characters: int) -> int:
-    """The first edge that is not below `characters`; more than the last counts as the last."""
+    """The bin of a length: the first of `EDGES` that is not below it, or the last."""
     return EDGES[min(bisect_left(EDGES, characters), len(EDGES) - 1)]
 
 
 class JsonlFile:
-    """A file of records as JSON Lines; it has its name only once it is complete."""
+    """A file of records as JSON Lines. It gets its name when it is complete, by `commit`."""
 
     suffix = ".jsonl"
 
     def __init__(self, path: Path):
         self.path, self.counts = path, Counts()
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = partial_path(path)
         self._file = self._partial.open("wb")
         self._digest = hashlib.sha256()
 
     def add(self, made: Made) -> None:
+        """Write one record."""
         self._file.write(made.line)
         self._digest.update(made.line)
         self.counts.add(made.id, made.shape)
 
     def commit(self) -> str:
-        """Give the file its name; return its sha256."""
+        """Give the file its name; return its SHA-256 in hexadecimal."""
         self._file.close()
         self._partial.replace(self.path)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
+        """Remove what was written."""
         self._file.close()
         self._partial.unlink(missing_ok=True)
 
 
 class ParquetFile:
-    """Records with their images inside, as the hub's image datasets store them.
+    """A file of records with their images inside, as the hub's image datasets store them.
 
-    Columns: `id` text, `messages` and `meta` JSON, `images` a list of {bytes, path}. `datasets` reads
-    them as `Json` and `Image`. Images of equal bytes in one row group are stored once.
+    Its columns are `id` (text), `messages` and `meta` (JSON), and `images` (a list of {bytes, path}); `datasets`
+    reads them as `Json` and `Image`. Equal images of one row group are stored once.
     """
 
     suffix = ".parquet"
@@ -110,7 +122,7 @@ class ParquetFile:
         import pyarrow.parquet as pq
 
         self.path, self.counts = path, Counts()
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = partial_path(path)
         features = {
             "id": {"dtype": "string", "_type": "Value"},
             "messages": {"_type": "Json"},
@@ -122,12 +134,12 @@ class ParquetFile:
             [("id", pa.string()), ("messages", pa.json_()), ("images", pa.list_(picture)), ("meta", pa.json_())],
             metadata={"huggingface": json.dumps({"info": {"features": features}})},
         )
-        once: dict[str, Any] = {"use_dictionary": ["images.list.element.bytes"], "dictionary_pagesize_limit": 1 << 30}
-        self._writer = pq.ParquetWriter(self._partial, self._schema, **once)
+        self._writer = pq.ParquetWriter(self._partial, self._schema, **ONCE)
         self._rows: list[dict[str, Any]] = []
         self._waiting = 0
 
     def add(self, made: Made) -> None:
+        """Write one record; its images are `made.files`."""
         record = json.loads(made.line)
         pictures = zip(record["images"], made.files, strict=True)
         self._rows.append(
@@ -156,17 +168,13 @@ class ParquetFile:
         self._rows, self._waiting = [], 0
 
     def commit(self) -> str:
-        """Give the file its name; return its sha256."""
+        """Give the file its name; return its SHA-256 in hexadecimal."""
         self._flush()
         self._writer.close()
         self._partial.replace(self.path)
         return sha256(self.path)
 
     def discard(self) -> None:
+        """Remove what was written."""
         self._writer.close()
         self._partial.unlink(missing_ok=True)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

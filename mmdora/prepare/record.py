@@ -1,35 +1,62 @@
-"""Records out of the parts that official rows have."""
+"""Makes records from the parts that official rows have: questions, choices, captions, conversations."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 from mmdora.errors import MmdoraError
-from mmdora.records.llava_json import PLACEHOLDER
-from mmdora.records.record import Record
+from mmdora.records.llava_json import text_parts
+from mmdora.records.record import ImagePart, Message, Part
 
 LETTERS = "ABCDEFGHIJ"
-
-# A path below the images root, a tuple of paths of which the first that exists is meant, or the file itself.
+"""The letters of the options of a multiple-choice question; none of the datasets here has more than ten."""
 Picture = str | tuple[str, ...] | bytes
+"""A path below the folder of images; or several, of which the first that exists is meant; or the file's content."""
 
 
-def asked(name: Any, pictures: Sequence[Picture], question: str, answer: str | None, /, **meta: Any) -> Record:
-    """A question, after its pictures, and its answer.
+class RecordDraft(TypedDict):
+    """A record before its files were looked for; `convert` makes a `records.record.Record` of it.
+
+    Attributes:
+        id, messages, meta: as in a record.
+        images: a `Picture` for each image part. (The type says `Any`, so that a draft may be used as a record where
+            all of them are single paths.)
+        split: where the row itself tells its split.
+        features: the paths below the folder of features that the video's file may have; see `feature_files`.
+    """
+
+    id: str
+    messages: list[Message]
+    images: list[Any]
+    meta: dict[str, Any]
+    split: NotRequired[str]
+    features: NotRequired[tuple[str, ...]]
+
+
+def feature_files(video: str) -> tuple[str, ...]:
+    """The files that may hold a video's features."""
+    return f"{video}.npz", f"{video}.npy"
+
+
+def asked(name: Any, pictures: Sequence[Picture], question: str, answer: str | None, /, **meta: Any) -> RecordDraft:
+    """A question, which its pictures precede, and its answer.
 
     Args:
         name: the official id; `record["id"]` is its text.
-        answer: None where the official file holds none (test sets): the last message is then empty.
-        meta: official ids and fields that a score or a result file needs; None values are left out.
+        answer: None if the official file holds none, as those of test sets do; the last message is then empty.
+        meta: official ids and fields that a score or a result file needs; those that are None are left out.
+
+    Raises:
+        MmdoraError: question or answer is not text.
     """
     for field, text in (("question", question), ("answer", answer or "")):
         if not isinstance(text, str):
             raise MmdoraError(f"{field} must be text, not {type(text).__name__}")
-    marks = [{"type": "image"} for _ in pictures]
-    reply = [] if answer is None else [{"type": "text", "text": answer}]
+    marks: list[ImagePart] = [{"type": "image"} for _ in pictures]
+    reply: list[Part] = [] if answer is None else [{"type": "text", "text": answer}]
     return {
         "id": str(name),
         "messages": [
@@ -50,10 +77,17 @@ def choice(
     *,
     context: str = "",
     **meta: Any,
-) -> Record:
-    """A multiple-choice question: options under letters, as LLaVA-1.5's evaluation writes them; the answer is a letter.
+) -> RecordDraft:
+    """A multiple-choice question with its options under letters, as LLaVA-1.5's evaluation writes them.
 
-    `meta` gains `question`, `choices` and, where it is known, the index `answer`.
+    The answer is a letter. `meta` gains `question`, `choices` and, if it is known, `answer`, an index of `choices`.
+
+    Args:
+        right: index of the right choice; None if it is not known.
+        context: text that comes before the question.
+
+    Raises:
+        MmdoraError: there are not 2 to 10 choices, or `right` is none of them; or as `asked`.
     """
     if not 2 <= len(choices) <= len(LETTERS):
         raise MmdoraError(f"{len(choices)} choices; 2 to {len(LETTERS)} are expected")
@@ -74,10 +108,15 @@ def captioned(
     captions: Sequence[tuple[Any, str]],
     split: str | None,
     **meta: Any,
-) -> Iterator[Record]:
-    """The captions, (id, text), of one image or clip: in `train` a record each, elsewhere one with all as `references`.
+) -> Iterator[RecordDraft]:
+    """The captions of one image or clip.
 
-    Without captions (test sets) the one record has no answer.
+    In the split `train` each is a record of its own. Elsewhere there is one record, whose answer is the first caption
+    and whose `meta.references` are all of them; without captions, as in test sets, it has no answer.
+
+    Args:
+        name: the id of the image or clip.
+        captions: (id, text) of each.
     """
     if split == "train":
         for number, text in captions:
@@ -89,7 +128,10 @@ def captioned(
 
 
 def chosen(text: str, choices: Sequence[str]) -> int | None:
-    """The index of the choice a generated text names: the text of a choice or its letter ("B", "(B)", "B. …")."""
+    """The index of the choice that a generated text names, or None.
+
+    The text is that of a choice, in any case, or begins with its letter ("B", "(B)", "B. …").
+    """
     wanted = text.strip().rstrip(".").lower()
     plain = [choice.strip().rstrip(".").lower() for choice in choices]
     if wanted in plain:
@@ -100,42 +142,32 @@ def chosen(text: str, choices: Sequence[str]) -> int | None:
 
 
 def most_common(answers: Sequence[str]) -> str:
-    """The answer most annotators gave; of several the first."""
+    """The answer that most annotators gave; of several such answers the first."""
     return Counter(answers).most_common(1)[0][0]
 
 
-def conversation(name: Any, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Picture], **meta: Any) -> Record:
-    """Chat messages of the hub's layouts as a record.
+def conversation(name: Any, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> RecordDraft:
+    """Chat messages of the hub's layouts as a record, with the name as `meta.id`.
 
-    `content` is text, in which `<image>` marks a picture, or a list of parts; fields of parts that are
-    None are left out (`datasets` fills parts up with them). One picture without a mark comes first.
+    `content` is text, in which `<image>` marks a picture, or a list of parts. Fields of parts that are None are left
+    out, since `datasets` adds them to make all parts alike. If there is one picture and no mark, it comes first.
 
     Raises:
         MmdoraError: for a role other than system, user, assistant or a part of another type.
     """
-    made = []
+    made: list[Message] = []
     for message in messages:
         content = message["content"]
-        parts = _parts(content) if isinstance(content, str) else [_part(part) for part in content]
+        parts = text_parts(content) if isinstance(content, str) else [_part(part) for part in content]
         made.append({"role": message["role"], "content": parts})
     marks = sum(part["type"] == "image" for message in made for part in message["content"])
     if not marks and len(pictures) == 1 and made:
         first = next((message for message in made if message["role"] != "system"), made[0])
         first["content"].insert(0, {"type": "image"})
-    return {"id": str(name), "messages": made, "images": list(pictures), "meta": meta}
+    return {"id": str(name), "messages": made, "images": list(pictures), "meta": {"id": name}}
 
 
-def _parts(text: str) -> list[dict[str, str]]:
-    parts: list[dict[str, str]] = []
-    for index, piece in enumerate(text.split(PLACEHOLDER)):
-        if index:
-            parts.append({"type": "image"})
-        if piece.strip():
-            parts.append({"type": "text", "text": piece.strip()})
-    return parts
-
-
-def _part(part: Mapping[str, Any]) -> dict[str, Any]:
+def _part(part: Mapping[str, Any]) -> Part:
     if part["type"] == "image":
         return {"type": "image"}
     if part["type"] == "text":

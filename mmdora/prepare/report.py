@@ -1,8 +1,10 @@
-"""`report.html` of a folder of records: card, length histograms, a grid of samples, bad rows; one file, no requests."""
+"""`report.html` of a folder of records: its card, histograms of lengths, some records, and the bad rows.
+
+The page is one file that asks for no other.
+"""
 
 from __future__ import annotations
 
-import base64
 import io
 import itertools
 import json
@@ -16,6 +18,8 @@ from typing import Any
 from PIL import Image
 
 from mmdora.errors import MmdoraError
+from mmdora.files import write_whole
+from mmdora.html import data_uri, environment
 from mmdora.prepare import card
 from mmdora.prepare.output import EDGES, MOST_TURNS
 from mmdora.records.images import FileRef, decode, open_image
@@ -23,29 +27,44 @@ from mmdora.records.packed import read_packed
 from mmdora.records.record import Record
 
 TEMPLATE = "report.html.j2"
-SIDE = 320  # pixels of a thumbnail's longer side
-PICTURES = 4  # shown of a record
-TEXT = 360  # characters shown of a question or an answer
-REASONS = 12  # kinds of bad rows listed
+THUMBNAIL_SIDE = 320
+"""The longer side of a picture on the page, in pixels: two cards stand beside each other on a narrow screen."""
+MOST_PICTURES = 4
+"""How many pictures of a record are shown; a card has room for no more."""
+MOST_CHARACTERS = 360
+"""How many characters of a question or an answer are shown: about eight lines of a card."""
+MOST_REASONS = 12
+"""How many kinds of bad rows are listed, the most frequent first."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Bars over bins; `note` says where the middle lies."""
+    """Bars over bins.
+
+    Attributes:
+        bars: (label, number of records, height in [0, 1]) of each.
+        note: where half and 95% of the records lie.
+    """
 
     title: str
-    bars: Sequence[tuple[str, int, float]]  # label, records, height in [0, 1]
+    bars: Sequence[tuple[str, int, float]]
     note: str
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A record as the page shows it; pictures as data URIs, or the reason why there is none."""
+    """A record as the page shows it.
+
+    Attributes:
+        more: how many turns are not shown.
+        pictures: data URIs.
+        problem: why a picture could not be shown; empty if all were.
+    """
 
     id: str
     question: str
     answer: str
-    more: int  # turns that are not shown
+    more: int
     type: str
     pictures: Sequence[str]
     problem: str
@@ -53,26 +72,16 @@ class Sample:
 
 def write_report(out: Path) -> Path:
     """Write `out/report.html` from the card and the files beside it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["thousands"] = lambda number: f"{number:,}"
-    environment.filters["size"] = lambda count: f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+    pages = environment(Path(__file__).parent)
+    pages.filters["thousands"] = lambda number: f"{number:,}"
+    pages.filters["size"] = lambda count: f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
     facts = card.read(out)
     shown = {
         name: {"histograms": list(_histograms(split)), "samples": list(_samples(out, split))}
         for name, split in facts["splits"].items()
     }
-    partial, path = out / "report.html.partial", out / "report.html"
-    page = environment.get_template(TEMPLATE).render(card=facts, shown=shown, bad=_bad_rows(out))
-    partial.write_text(page, encoding="utf-8")
-    partial.replace(path)
+    path = out / "report.html"
+    write_whole(path, pages.get_template(TEMPLATE).render(card=facts, shown=shown, bad=_bad_rows(out)))
     return path
 
 
@@ -98,12 +107,12 @@ def _histogram(title: str, counts: Mapping[int, int], sign: str) -> Histogram:
 def _samples(out: Path, split: Mapping[str, Any]) -> Iterator[Sample]:
     root = Path(split["images_root"]) if split["images_root"] else out
     path = out / Path(split["file"]).name
-    if not path.is_file():  # a split of an earlier run, moved away since
+    if not path.is_file():  # an earlier run wrote this split, and its file was moved away since
         return
     for record, files in _sampled(path, split["packed"], split["samples"]):
         pictures, problem = [], ""
         try:
-            for number, name in enumerate(record["images"][:PICTURES]):
+            for number, name in enumerate(record["images"][:MOST_PICTURES]):
                 pictures.append(_thumbnail(decode(files[number], name) if files else open_image(FileRef(name, root))))
         except MmdoraError as error:
             problem = str(error)
@@ -125,18 +134,18 @@ def _sampled(path: Path, packed: bool, numbers: Sequence[int]) -> Iterator[tuple
 
 
 def _thumbnail(image: Image.Image) -> str:
-    image.thumbnail((SIDE, SIDE))
+    image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     file = io.BytesIO()
     image.save(file, "JPEG", quality=90)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return data_uri(file.getvalue(), "image/jpeg")
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= TEXT else text[:TEXT].rstrip() + " …"
+    return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS].rstrip() + " …"
 
 
 def _bad_rows(out: Path) -> list[tuple[str, int, str]]:
-    """The most frequent reasons, with their number and first place; numbers and names in them count as equal."""
+    """(reason, number of rows, place of the first) of the most frequent reasons why rows could not be used."""
     path = out / "bad_rows.jsonl"
     if not path.exists():
         return []
@@ -149,9 +158,9 @@ def _bad_rows(out: Path) -> list[tuple[str, int, str]]:
             counts[kind] += 1
             place = f"{row['file']}:{row['line']}" if row["line"] else f"{row['file']}: row {row['row']}"
             first.setdefault(kind, (row["reason"], place))
-    return [(first[kind][0], count, first[kind][1]) for kind, count in counts.most_common(REASONS)]
+    return [(first[kind][0], count, first[kind][1]) for kind, count in counts.most_common(MOST_REASONS)]
 
 
 def _kind(reason: str) -> str:
-    """A reason without what differs from row to row."""
+    """A reason without the names and numbers in it, so that the same fault of two rows counts as one kind."""
     return re.sub(r"'[^']*'|\d+", "…", reason)

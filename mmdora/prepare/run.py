@@ -3,97 +3,91 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
+from mmdora.env import usable_cores
 from mmdora.errors import MmdoraError
 from mmdora.prepare.convert import Bad, Job, Made, convert, line_of, shape_of
+from mmdora.prepare.dataset import Dataset
 from mmdora.prepare.inputs import ImageInputs, Inputs, VideoInputs
-from mmdora.prepare.read import Reader, Row
+from mmdora.prepare.read import OfficialRow, Reader
+from mmdora.prepare.record import RecordDraft
 from mmdora.prepare.writer import Writer
 from mmdora.records.record import Record, check_record
 
 CHUNK_ROWS = 256
+"""How many rows a worker process is given at a time: enough that handing them over costs little."""
 CHUNK_BYTES = 1 << 23
+"""A chunk of large rows ends after this many bytes of the official files, which bounds what waits in memory."""
 
-Converted = tuple[list[Row], list[Made | Bad]]
+Converted = tuple[list[OfficialRow], list[Made | Bad]]
 
 
-def run(
-    out: Path,
-    module: str,
-    inputs: Inputs,
-    rows: Callable[[Reader, list[Path]], Iterator[Row]],
-    records: Callable[[Row], Iterable[Record]],
-    *,
-    unique: bool = True,
-    split: str | None = None,
-) -> dict[str, int]:
-    """Write `SPLIT.jsonl` (or .parquet), `dataset_card.json` and `report.html` below `out`.
+def prepare(dataset: Dataset, out: Path, inputs: Inputs) -> dict[str, int]:
+    """Turn official files into `SPLIT.jsonl` (or .parquet), `dataset_card.json` and `report.html` below `out`.
 
-    Memory does not grow with the number of rows. Files get their names when all is done; a second
-    run into the same folder adds or replaces its own splits.
+    Memory does not grow with the number of rows. The files get their names when all of them are complete; another
+    run into the same folder adds its splits, or replaces those of the same name.
 
     Args:
-        module: name of the dataset's module, whose NAME, LICENCE, SOURCE and UNVERIFIED go into the card.
-        rows: opens the official files.
-        records: makes the records of a row; a function of a module, since workers import it. A record
-            may have `split`, and images as `record.Picture`.
-        unique: ids are the key of the result file, so a second row of the same id is a bad row; else it
-            is only counted.
-        split: where neither the record nor `inputs` nor a file's name tells it.
+        dataset: one that reads official files.
+        inputs: of the kind `dataset.files.inputs`.
 
     Returns:
         The number of records per split.
 
     Raises:
-        MmdoraError: for the first bad rows (unless `inputs.skip_bad`), and when no row is left.
+        MmdoraError: a file is missing; a row is bad (unless `inputs.skip_bad`); no usable row is left.
     """
+    if dataset.files is None:
+        raise ValueError(f"{dataset.name} reads no official files; call `make`")
+    files = dataset.files
     root = inputs.images if isinstance(inputs, ImageInputs) else None
     root = inputs.features if isinstance(inputs, VideoInputs) else root
     for path in [*inputs.files, *([root] if root else [])]:
         if not path.exists():
             raise MmdoraError(f"{path}: no such file or folder")
     pack = isinstance(inputs, ImageInputs) and inputs.pack
-    job = Job(records, root, out, pack)
+    job = Job(files.records, root, out, pack)
     size = sum(path.stat().st_size for path in inputs.files if path.is_file())
     with (
-        Writer(out, sys.modules[module], pack=pack, unique=unique, split=inputs.split, default=split) as writer,
-        tqdm(total=size, desc=writer.about.NAME, unit="B", unit_scale=True, disable=None) as bar,
+        Writer(out, dataset, pack=pack, unique=files.unique_ids, split=inputs.split, default=files.split) as writer,
+        tqdm(total=size, desc=dataset.name, unit="B", unit_scale=True, disable=None) as bar,
         Reader(writer.scratch, bar.update) as reader,
     ):
-        chunks = _chunks(reader, rows(reader, inputs.files))
-        for chunk, done in _converted(job, chunks, inputs.workers or _cores()):
+        chunks = _chunks(reader, files.rows(reader, inputs))
+        for chunk, done in _converted(job, chunks, inputs.workers or usable_cores()):
             writer.take(chunk, done, skip_bad=inputs.skip_bad)
             bar.set_postfix(records=f"{writer.records:,}")
         return writer.finish(reader.files, root, reader.unmatched)
 
 
-def write_splits(out: Path, about: Any, splits: Mapping[str, Iterable[Record]]) -> dict[str, int]:
-    """Write records that are made here (their images below `out`) with card and report, as `run` does.
+def write_splits(out: Path, dataset: Dataset, splits: Mapping[str, Iterable[Record | RecordDraft]]) -> dict[str, int]:
+    """Write records that were made without official files, with card and report, as `prepare` does.
 
     Args:
-        about: see `Writer`.
+        splits: records by split; their images are files below `out`.
+
+    Raises:
+        MmdoraError: something is not a record, or two records of a split have the same id.
     """
-    with Writer(out, about) as writer:
+    with Writer(out, dataset) as writer:
         for split, records in splits.items():
-            for record in records:
-                checked = check_record(record, f"record {record.get('id')}")
-                if not writer.add(Made(0, split, checked["id"], line_of(record), shape_of(checked), []), split):
-                    raise MmdoraError(f"{out}: two records of the id {checked['id']!r} in {split}")
+            for made in records:
+                record = check_record(made, f"record {made['id']}")
+                if not writer.add(Made(0, split, record["id"], line_of(record), shape_of(record), []), split):
+                    raise MmdoraError(f"{out}: two records of the id {record['id']!r} in {split}")
         return writer.finish([], None, 0)
 
 
-def _chunks(reader: Reader, rows: Iterator[Row]) -> Iterator[list[Row]]:
-    chunk: list[Row] = []
+def _chunks(reader: Reader, rows: Iterator[OfficialRow]) -> Iterator[list[OfficialRow]]:
+    chunk: list[OfficialRow] = []
     begun = reader.read
     for row in rows:
         chunk.append(row)
@@ -104,8 +98,8 @@ def _chunks(reader: Reader, rows: Iterator[Row]) -> Iterator[list[Row]]:
         yield chunk
 
 
-def _converted(job: Job, chunks: Iterator[list[Row]], workers: int) -> Iterator[Converted]:
-    """Chunks with what became of them, in order; only a few are in memory at a time."""
+def _converted(job: Job, chunks: Iterator[list[OfficialRow]], workers: int) -> Iterator[Converted]:
+    """Every chunk of rows with what became of it, in order; only a few chunks are in memory at a time."""
     begun = [chunk for chunk in (next(chunks, None), next(chunks, None)) if chunk]
     if workers < 2 or len(begun) < 2:
         for chunk in begun:
@@ -113,9 +107,9 @@ def _converted(job: Job, chunks: Iterator[list[Row]], workers: int) -> Iterator[
         for chunk in chunks:
             yield chunk, convert(job, chunk)
         return
-    context = multiprocessing.get_context("spawn")  # a fork beside threads can hang
-    waiting: deque[tuple[list[Row], Future[list[Made | Bad]]]] = deque()
-    interrupt = (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is this process's to answer
+    context = multiprocessing.get_context("spawn")  # a process that was forked beside threads can hang
+    waiting: deque[tuple[list[OfficialRow], Future[list[Made | Bad]]]] = deque()
+    interrupt = (signal.SIGINT, signal.SIG_IGN)  # this process alone answers Ctrl-C
     with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=interrupt) as pool:
         try:
             waiting.extend((chunk, pool.submit(convert, job, chunk)) for chunk in begun)
@@ -130,7 +124,3 @@ def _converted(job: Job, chunks: Iterator[list[Row]], workers: int) -> Iterator[
         finally:
             for _, future in waiting:
                 future.cancel()
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

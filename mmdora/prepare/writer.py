@@ -1,4 +1,4 @@
-"""What one run writes: files of records, bad rows, card and report; all of it or nothing."""
+"""What one run writes: files of records, bad rows, card and report. It writes all of it or nothing."""
 
 from __future__ import annotations
 
@@ -14,44 +14,50 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 from mmdora.prepare import card
 from mmdora.prepare.convert import Bad, Made
+from mmdora.prepare.dataset import Dataset
 from mmdora.prepare.index import Seen
-from mmdora.prepare.output import JsonlFile, ParquetFile, sha256
-from mmdora.prepare.read import Row
+from mmdora.prepare.output import JsonlFile, ParquetFile
+from mmdora.prepare.read import OfficialRow, split_of
 from mmdora.prepare.report import write_report
 
-CONTENT = 2000  # characters of a bad row that are kept beside its place
+MOST_CONTENT = 2000
+"""How many characters of a bad row are kept beside its place: enough to recognise it."""
 BAD_ROWS = "bad_rows.jsonl"
 
 
 class Writer:
-    """Takes converted rows; `finish` gives the files their names, leaving without it removes them.
+    """Takes converted rows. `finish` gives the files their names; leaving the context without it removes them.
 
     Args:
-        about: a dataset's module, or what else has its NAME, LICENCE, SOURCE and UNVERIFIED.
-        pack: Parquet with the images inside.
+        pack: write Parquet with the images inside, instead of JSON Lines.
         unique: refuse an id that comes twice in a split.
-        split: of all records that do not tell theirs; else the file's name tells it, else it is `default`.
+        split: of all records that do not tell theirs; without it the name of their file tells it.
+        default: the split where that name tells none.
+
+    Raises:
+        MmdoraError: the folder holds the records of another dataset.
     """
 
     def __init__(
         self,
         out: Path,
-        about: Any,
+        dataset: Dataset,
         *,
         pack: bool = False,
         unique: bool = True,
         split: str | None = None,
         default: str | None = None,
     ):
-        self.out, self.about, self.records = out, about, 0
+        self.out, self.dataset, self.records = out, dataset, 0
         self._pack, self._unique, self._split, self._default = pack, unique, split, default
         self._files: dict[str, JsonlFile | ParquetFile] = {}
         self._duplicates: Counter[str] = Counter()
         self._rows = self._bad = 0
         self._stack = ExitStack()
-        card.check_owner(out, self.about.NAME)
+        card.check_owner(out, dataset.name)
 
     def __enter__(self) -> Writer:
         self.out.mkdir(parents=True, exist_ok=True)
@@ -65,12 +71,12 @@ class Writer:
         for file in self._files.values():
             file.discard()
         self._stack.close()
-        if isinstance(error, sqlite3.OperationalError):  # of the scratch files: most likely a full disk
+        if isinstance(error, sqlite3.OperationalError):  # the scratch files: most likely the disk is full
             raise MmdoraError(f"{self.out}: {error}; nothing was written") from None
 
-    def take(self, chunk: Sequence[Row], done: Sequence[Made | Bad], *, skip_bad: bool) -> None:
-        """Write a chunk's records and note its bad rows, which without `skip_bad` are an error."""
-        found: list[Bad] = []
+    def take(self, chunk: Sequence[OfficialRow], done: Sequence[Made | Bad], *, skip_bad: bool) -> None:
+        """Write a chunk's records, and note its bad rows; unless `skip_bad`, the first of them is an error."""
+        bad: list[Bad] = []
         for item in done:
             row = chunk[item.row]
             if isinstance(item, Made):
@@ -80,16 +86,16 @@ class Writer:
                 if self.add(item, split):
                     continue
                 item = Bad(item.row, f"the id {item.id!r} comes twice in {split}")
-            found.append(item)
+            bad.append(item)
             self._note(row, item.reason)
         self._rows += len(chunk)
-        if found and not skip_bad:
-            count = f" ({len(found)} bad rows in the first {self._rows:,})" if len(found) > 1 else ""
-            where, reason = chunk[found[0].row].where, found[0].reason
+        if bad and not skip_bad:
+            count = f" ({len(bad)} bad rows in the first {self._rows:,})" if len(bad) > 1 else ""
+            where, reason = chunk[bad[0].row].where, bad[0].reason
             raise MmdoraError(f"{where}: {reason}{count}; --skip-bad lists such rows and goes on without them")
 
     def add(self, made: Made, split: str) -> bool:
-        """Write a record; False, and nothing written, for an id that must not come twice."""
+        """Write a record. For an id that must not come twice nothing is written, and False is returned."""
         if not self._seen.add(f"{split}\0{made.id}"):
             if self._unique:
                 return False
@@ -108,8 +114,11 @@ class Writer:
 
         Args:
             inputs: the official files that were read.
-            root: of the image (or feature) paths; None where images lie below `out`.
-            unmatched: annotations that belong to no row.
+            root: the folder that image (or feature) paths start from; None if the images lie below `out`.
+            unmatched: how many annotations belong to no row.
+
+        Raises:
+            MmdoraError: there is no usable row.
         """
         if not self.records:
             raise MmdoraError(f"{self.out}: no usable row ({self._bad:,} bad ones); nothing was written")
@@ -122,23 +131,23 @@ class Writer:
             entries[split] = files | {"sha256": file.commit()} | numbers | run
             counts[split] = file.counts.records
         self._files = {}
-        card.write(self.out, self.about, entries)
+        card.write(self.out, self.dataset, entries)
         self._keep_bad_rows({str(path) for path in inputs})
         for number, what in ((self._bad, f"bad rows left out, see {self.out / BAD_ROWS}"),
                              (unmatched, "annotations that belong to no row")):  # fmt: skip
             if number:
-                print(f"{self.about.NAME}: {number:,} {what}", file=sys.stderr)
+                print(f"{self.dataset.name}: {number:,} {what}", file=sys.stderr)
         write_report(self.out)
         return counts
 
-    def _note(self, row: Row, reason: str) -> None:
+    def _note(self, row: OfficialRow, reason: str) -> None:
         self._bad += 1
         content = row.value.decode("utf-8", "replace") if isinstance(row.value, bytes) else repr(row.value)
         place: dict[str, Any] = {"file": str(row.file), "line": row.line, "row": row.number}
-        self._bad_file.write(json.dumps(place | {"reason": reason, "content": content[:CONTENT]}) + "\n")
+        self._bad_file.write(json.dumps(place | {"reason": reason, "content": content[:MOST_CONTENT]}) + "\n")
 
     def _keep_bad_rows(self, inputs: set[str]) -> None:
-        """Put this run's bad rows behind those of other files that went into the same folder."""
+        """Keep the bad rows of other files that went into the same folder, behind those of this run."""
         final = self.out / BAD_ROWS
         if final.exists():
             with final.open(encoding="utf-8") as earlier:
@@ -149,9 +158,3 @@ class Writer:
             written.replace(final)
         else:
             final.unlink(missing_ok=True)
-
-
-def split_of(path: Path) -> str | None:
-    """The split that the name of an official file tells: train, val, dev, test, test-dev, testdev, test-std."""
-    found = re.search(r"(?<![a-z])(train|validation|val|dev|test(?:-?(?:dev|std))?)(?![a-z])", path.name.lower())
-    return {"validation": "val"}.get(found[1], found[1]) if found else None

@@ -51,7 +51,7 @@ FAMILIES: Mapping[str, Family] = {
         configs={"LoRA": "lora", "DoRA": "dora"},
         tasks={"": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare)},
         out=Path("runs/quickstart"),
-        licences=(easy_vqa.LICENCE,),
+        licences=(easy_vqa.DATASET.origin.licence,),
     ),
     "vl-bart": Family(
         title="tiny-vlbart on three tasks: base, LoRA, DoRA",
@@ -71,6 +71,6 @@ FAMILIES: Mapping[str, Family] = {
             ),
         },
         out=Path("runs/quickstart-vl-bart"),
-        licences=(easy_vqa.LICENCE, scenes.LICENCE),
+        licences=(easy_vqa.DATASET.origin.licence, scenes.DATASET.origin.licence),
     ),
 }

@@ -1,7 +1,7 @@
-"""Values of a JSON text of any size, one at a time, with the line each begins on.
+"""Reads the values of a JSON text of any size one at a time, with the line on which each begins.
 
-`json.JSONDecoder.raw_decode` over a buffer that is filled as it is used up: memory is one buffer and
-one value. (ijson 3.5 with its C backend reads half as many rows per second and knows no lines.)
+`json.JSONDecoder.raw_decode` works on a buffer that is refilled when it is used up, so that memory holds one buffer and
+one value. ijson 3.5 with its C backend reads half as many rows per second, and does not know lines.
 """
 
 from __future__ import annotations
@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 
 from mmdora.errors import MmdoraError
 
-CHUNK = 1 << 20  # characters asked for at a time
-MAX_VALUE = 1 << 26  # a row longer than this is taken for broken JSON
-CUT = 16  # an error this close to the end of the buffer may be a literal or escape that was cut
+CHUNK = 1 << 20
+"""How many bytes of a file, or characters of a text, are read at a time."""
+MAX_VALUE = 1 << 26
+"""A value of more characters than this is taken for broken JSON whose end is not found."""
+LONGEST_TOKEN = 16
+"""An error this many characters before the end of the buffer, or nearer, may be a word or an escape that was cut."""
 BLANK = " \t\n\r"
 
 
 def text_of(path: Path, passed: Callable[[int], object] = lambda size: None) -> Iterator[str]:
-    """The text of a UTF-8 file (a byte order mark left out) in pieces; `passed` is told the bytes of each."""
+    """The text of a UTF-8 file in pieces, without its byte order mark; `passed` is told how many bytes each has."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         with path.open("rb") as file:
@@ -38,13 +41,13 @@ def parse_line(line: bytes) -> Any:
     """The value of a line of JSON Lines.
 
     Raises:
-        MmdoraError: saying what is wrong with it, not where it stands.
+        MmdoraError: it says what is wrong with the line, but not where the line stands.
     """
     try:
         value = json.loads(
             line.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number, parse_float=_finite
         )
-        if b"\\u" in line:  # half a pair of escapes is a string that is no text
+        if b"\\u" in line:  # half of a pair of escapes makes a string that UTF-8 cannot express
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         return value
     except UnicodeEncodeError:
@@ -57,12 +60,12 @@ def parse_line(line: bytes) -> Any:
         raise
     except RecursionError:
         raise MmdoraError("JSON nested too deeply") from None
-    except ValueError as error:  # a number of thousands of digits
+    except ValueError as error:  # Python refuses to read numbers of thousands of digits
         raise MmdoraError(f"JSON that is no data ({error})") from None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object; of two equal keys, readers differ in which they take."""
+    """An object without repeated keys, because readers differ in which of two equal keys they take."""
     values = dict(pairs)
     if len(values) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -81,7 +84,7 @@ def _finite(text: str) -> float:
 
 
 class Value(NamedTuple):
-    """A value below the top: its key in a dict (None in a list), and its line."""
+    """A value below the top, with its key in a dict (None in a list) and its line."""
 
     key: str | None
     value: Any
@@ -89,35 +92,39 @@ class Value(NamedTuple):
 
 
 class Scanner:
-    """Reads one JSON document from pieces of text; `name` stands in its errors."""
+    """Reads one JSON document from pieces of text.
+
+    Args:
+        name: how errors name the document.
+    """
 
     def __init__(self, pieces: Iterator[str], name: str):
         self._pieces, self._name = pieces, name
         self._text, self._at, self._ended = "", 0, False
-        self._line, self._counted = 1, 0  # the line of the character at `_counted`
+        self._line, self._counted = 1, 0  # `_line` is the line of the character at `_counted`
         self._decode = json.JSONDecoder().raw_decode
 
     def elements(self, member: str | None = None, *, optional: bool = False) -> Iterator[Value]:
         """The elements of the top-level list, or of the list that is `member` of the top-level dict.
 
         Raises:
-            MmdoraError: naming the line, for broken JSON or, unless it is `optional`, where there is no such list.
+            MmdoraError: the JSON is broken, which names the line; or there is no such list, unless it is `optional`.
         """
         if member is None:
             if self.peek() != "[":
                 raise self._error("expected a JSON list")
             yield from self._list()
         else:
-            found = False
+            there = False
             for key in self._keys():
                 if self.peek() != "[":
                     self._value()
                     continue
-                found |= key == member
+                there |= key == member
                 for element in self._list():
                     if key == member:
                         yield element
-            if not found and not optional:
+            if not there and not optional:
                 raise self._error(f"the JSON has no list {member!r}")
         if self.peek():
             raise self._error("broken JSON (text after the end)")
@@ -130,7 +137,7 @@ class Scanner:
             yield Value(key, self._value(), line)
 
     def header(self) -> tuple[dict[str, Any], str]:
-        """What stands in the top-level dict before its first list, and the name of that list (empty: none)."""
+        """What the top-level dict holds before its first list, and the key of that list (empty: there is none)."""
         values = {}
         for key in self._keys():
             if self.peek() == "[":
@@ -181,9 +188,10 @@ class Scanner:
         self._take("}")
 
     def _take(self, character: str) -> None:
-        found = self.peek()
-        if found != character:
-            raise self._error(f"broken JSON (expected {character!r}, found {repr(found) if found else 'the end'})")
+        following = self.peek()
+        if following != character:
+            shown = repr(following) if following else "the end"
+            raise self._error(f"broken JSON (expected {character!r}, found {shown})")
         self._at += 1
 
     def _value(self) -> Any:
@@ -191,21 +199,21 @@ class Scanner:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                if end + 2 < len(self._text) or self._ended:  # else a number may go on: "1" of "1.5", "1e-7"
+                if end + 2 < len(self._text) or self._ended:  # at the end a number may go on, as "1" in "1.5" or "1e-7"
                     self._at = end
                     return value
             except json.JSONDecodeError as error:
-                cut = error.pos >= len(self._text) - CUT or error.msg.startswith("Unterminated string")
+                cut = error.pos >= len(self._text) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
                 if self._ended or not cut or len(self._text) - self._at > MAX_VALUE:
                     self._at = error.pos
                     ending = "; the file seems cut short" if self._ended and cut else ""
                     raise self._error(f"broken JSON ({error.msg}{ending})") from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, endless brackets
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless brackets
                 raise self._error(f"JSON that is no data ({error})") from None
             self._more()
 
     def _more(self) -> None:
-        """Drop what was used and read on: as much again as is waiting, so that a long value costs linear time."""
+        """Drop what was used, and read at least as much as is waiting, so that a long value costs linear time."""
         self._line_here()
         parts, wanted = [self._text[self._at :]], max(CHUNK, len(self._text) - self._at)
         while wanted > 0:

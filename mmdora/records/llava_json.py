@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from mmdora.errors import MmdoraError
+from mmdora.records.record import Message, Part, Record
 
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+ROLES: dict[str, Literal["system", "user", "assistant"]] = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
+"""The role that each name of a speaker stands for."""
 PLACEHOLDER = "<image>"
+"""The text that marks where an image stands."""
 
 
-def to_record(row: dict[str, Any], where: str) -> dict[str, Any]:
-    """One LLaVA row as a record. Text-only rows have no `image`; `image` may be a list.
+def to_record(row: dict[str, Any], where: str) -> Record:
+    """One LLaVA row as a record. A row about text alone has no `image`; `image` may also be a list.
 
-    `<image>` in a value marks the place of an image; a row with one image and no mark gets it first.
+    `PLACEHOLDER` in a value marks the place of an image. If a row has one image and no mark, the image comes first.
+    `meta` is empty.
+
+    Args:
+        row: an object of the list.
+        where: how errors name the row; also its id if it has none.
 
     Raises:
         MmdoraError: naming `where`, for a missing field, an unknown speaker, or marks that do not
@@ -26,23 +40,24 @@ def to_record(row: dict[str, Any], where: str) -> dict[str, Any]:
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list):
         raise MmdoraError(f"{where}: 'image' must be a path or a list of paths, not {type(images).__name__}")
-    messages = []
+    messages: list[Message] = []
     for turn in turns:
         role = ROLES.get(str(turn.get("from"))) if isinstance(turn, dict) else None
         if role is None or not isinstance(turn.get("value"), str):
             raise MmdoraError(f"{where}: a turn needs 'from' (human or gpt) and a text 'value'")
-        messages.append({"role": role, "content": _content(turn["value"])})
+        messages.append({"role": role, "content": text_parts(turn["value"])})
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     if not marks and len(images) == 1:
         messages[0]["content"].insert(0, {"type": "image"})
         marks = 1
     if marks != len(images):
         raise MmdoraError(f"{where}: {marks} {PLACEHOLDER} marks for {len(images)} images")
-    return {"id": str(row.get("id", where)), "messages": messages, "images": list(images)}
+    return {"id": str(row.get("id", where)), "messages": messages, "images": list(images), "meta": {}}
 
 
-def _content(value: str) -> list[dict[str, str]]:
-    parts: list[dict[str, str]] = []
+def text_parts(value: str) -> list[Part]:
+    """A text as the parts of a message, an image part for each `PLACEHOLDER`; blank pieces are left out."""
+    parts: list[Part] = []
     for index, text in enumerate(value.split(PLACEHOLDER)):
         if index:
             parts.append({"type": "image"})

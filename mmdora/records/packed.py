@@ -1,4 +1,4 @@
-"""Records with their images inside, out of a Parquet file that `mmdora prep --pack` wrote."""
+"""Reads records with their images inside from a Parquet file that `mmdora prep --pack` wrote."""
 
 from __future__ import annotations
 
@@ -8,22 +8,25 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmdora.errors import MmdoraError
+from mmdora.records.record import Record
 
 SUFFIX = ".parquet"
 COLUMNS = ("id", "messages", "images", "meta")
-ROWS = 32  # read together
+ROWS = 32
+"""How many rows become Python objects at a time; with their images they are some MB."""
 
 
-def read_packed(path: Path | str, file: IO[bytes] | None = None) -> Iterator[tuple[dict[str, Any], list[bytes]]]:
-    """Each record, its `images` as names, with the contents of its image files in the same order.
+def read_packed(path: Path | str, file: IO[bytes] | None = None) -> Iterator[tuple[Record, list[bytes]]]:
+    """Each record, with the contents of its image files in the order of `images`, which holds their names.
 
-    Memory is that of a row group, which `prep` keeps near 32 MB.
+    Records are not checked. At most one row group is in memory; `mmdora prep` keeps those near 32 MB.
 
     Args:
-        file: it, opened, where `path` is its name only.
+        path: the file, or its name in errors if it is given as `file`.
+        file: the file, opened for reading.
 
     Raises:
-        MmdoraError: if this is no such file; other Parquet files go through `mmdora prep messages`.
+        MmdoraError: `mmdora prep --pack` did not write this file. `mmdora prep messages` reads other Parquet files.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -44,10 +47,10 @@ def read_packed(path: Path | str, file: IO[bytes] | None = None) -> Iterator[tup
         raise MmdoraError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())[:200]})") from None
 
 
-def _record(row: dict[str, Any], where: str) -> tuple[dict[str, Any], list[bytes]]:
+def _record(row: dict[str, Any], where: str) -> tuple[Record, list[bytes]]:
     try:
         pictures = row["images"]
-        record = {
+        record: Record = {
             "id": row["id"],
             "messages": json.loads(row["messages"]),
             "images": [picture["path"] for picture in pictures],

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -136,7 +136,7 @@ def read_records(path: Path | str, images: Path | str | None = None, *, max_turn
     return Records(path, images, max_turns=max_turns)
 
 
-def write_records(path: Path, rows: Iterable[Record]) -> int:
+def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     """Write JSONL through a temporary file, so that a half-written one never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0

@@ -1,27 +1,75 @@
-"""A record: what a row of every dataset becomes.
-
-It is `{"id", "messages", "images", "meta"?}`: `messages` is a list of `{role, content}` with content a list of
-`{"type": "text", "text": …}` and `{"type": "image"}` parts, `images` the paths (relative to a declared root) in the
-order of the image parts.
-"""
+"""A record: what a row of every dataset becomes, and what each line of a file of records holds."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from mmdora.errors import MmdoraError
 
-Record = dict[str, Any]
+
+class TextPart(TypedDict):
+    """A piece of text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImagePart(TypedDict):
+    """The place of a picture in a message; which picture it is, `Record.images` says."""
+
+    type: Literal["image"]
+
+
+Part = TextPart | ImagePart
+
+
+class Message(TypedDict):
+    """What one side of a conversation says at a time. Answers (of the role `assistant`) hold text only."""
+
+    role: Literal["system", "user", "assistant"]
+    content: list[Part]
+
+
+class RecordFacts(TypedDict):
+    """What a result file needs of a record: its id and its `meta`. A record is one, and so is a row made of it."""
+
+    id: str
+    meta: dict[str, Any]
+
+
+class Record(TypedDict):
+    """One conversation about pictures, or about none, as it stands in a file of records.
+
+    `check_record` says whether a row is one. In a file `id` and `meta` may be missing; they are filled in when the
+    file is read.
+
+    Attributes:
+        id: its name; result files of public datasets are keyed by it.
+        messages: the conversation, with at least one answer. An empty last answer is one that is not known.
+        images: paths relative to the folder of images that goes with the file, in the order of the image parts.
+        meta: what scores and result files need beside the conversation, under the dataset's own names, and `type`,
+            the kind of question, by which scores are grouped.
+    """
+
+    id: str
+    messages: list[Message]
+    images: list[str]
+    meta: dict[str, Any]
 
 
 def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
     """Questions and answers about one picture as a record; the picture stands in the first turn.
 
-    `meta.type`, by which the evaluation groups, is `yes/no` or `other`, after the last answer.
+    `meta.type`, by which scores are grouped, is `yes/no` if the last answer is one of the two, else `other`.
+
+    Args:
+        name: the record's id.
+        image: path of the picture.
+        pairs: (question, answer) of each turn, at least one.
     """
-    messages = []
+    messages: list[Message] = []
     for question, answer in pairs:
-        picture = [] if messages else [{"type": "image"}]
+        picture: list[Part] = [] if messages else [{"type": "image"}]
         messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     kind = "yes/no" if pairs[-1][1] in ("yes", "no") else "other"

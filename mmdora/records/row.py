@@ -47,7 +47,7 @@ def row_of(record: Record, root: Path, files: Sequence[bytes] | None = None) -> 
     clip = record["meta"].get("features")
     return {
         "id": record["id"],
-        "messages": record["messages"],
+        "messages": cast(Messages, record["messages"]),
         "images": images,
         "features": None if clip is None else FileRef(clip, root),
         "meta": record["meta"],

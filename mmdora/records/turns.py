@@ -1,4 +1,7 @@
-"""A record's conversation, cut where its last answer begins, or into pieces. No torch: scorers read records too."""
+"""A record's conversation: what comes before its last answer, the answer, and how a long one is cut into pieces.
+
+This module imports no torch, because scorers read records too.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 Messages = list[dict[str, Any]]
+"""A conversation as models are asked it: messages of a record, or such as a caller wrote them."""
 RecordOrRow = TypeVar("RecordOrRow", bound=Mapping[str, Any])
 
 
@@ -23,9 +27,13 @@ def answer_text(record: Mapping[str, Any]) -> str:
 
 
 def split_turns(record: RecordOrRow, most: int | None) -> list[RecordOrRow]:
-    """Cut a conversation into records of at most `most` turns (a turn: a question and its answer).
+    """Cut a conversation into records of at most `most` turns; a turn is a question and its answer.
 
-    Only conversations whose images all stand before the first answer can be cut; others stay whole.
+    Each piece has the images and the system text of the whole. A conversation in which an image stands behind the
+    first answer cannot be cut so, and is returned whole.
+
+    Args:
+        most: None leaves every conversation whole.
     """
     messages = record["messages"]
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]

@@ -20,6 +20,7 @@ from mmdora.data_prep import messages
 from mmdora.errors import MmdoraError
 from mmdora.families import family_of
 from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.run import prepare
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 
@@ -106,7 +107,7 @@ def test_the_limit_is_that_of_fit(scene_records, processor, policy):
 def test_packed_records(scene_records, tmp_path):
     shutil.copytree(scene_records.parent, tmp_path / "files")
     inputs = ImageInputs(files=[tmp_path / "files/records.jsonl"], images=tmp_path / "files", pack=True, split="train")
-    messages.prepare(tmp_path / "packed", inputs=inputs)
+    prepare(messages.DATASET, tmp_path / "packed", inputs)
     whole = {row["id"]: row for row in read_records(tmp_path / "packed/train.parquet")}
     found = {row["id"]: row for row in stream(tmp_path / "packed/train.parquet").one_pass(0)}
     assert found == whole

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mmdora.records.record import Record
+from mmdora.records.turns import answer_text
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def full_marks() -> Callable[[str, Iterable[Record]], bool]:
     def score(task: str, records: Iterable[Record]) -> bool:
         rows = []
         for record in records:
-            said = "".join(part["text"] for part in record["messages"][-1]["content"])
+            said = answer_text(record)
             fields = {key: record[key] for key in ("id", "images", "meta")}
             rows += [fields | {"answer": said, "prediction": said}] if said else []
         return len(rows) > 0 and score_rows(task, rows).overall.value == 1.0
@@ -63,10 +64,10 @@ def full_marks() -> Callable[[str, Iterable[Record]], bool]:
 
 
 @pytest.fixture
-def question_of() -> Callable[[Record], str]:
+def question_of() -> Callable[[Any], str]:
     return lambda record: record["messages"][0]["content"][-1]["text"]
 
 
 @pytest.fixture
-def answer_of() -> Callable[[Record], str | None]:
+def answer_of() -> Callable[[Any], str | None]:
     return lambda record: "".join(part["text"] for part in record["messages"][-1]["content"]) or None

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import datasets
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import llava, messages, sharegpt
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.records.reader import read_records
+from mmdora.prepare.run import prepare
 
 IMAGE = {"type": "image"}
 
@@ -33,8 +34,8 @@ def test_llava_mix(official, picture, tmp_path):
         {"id": 17, "image": "coco/train2017/000000033471.jpg", "conversations": turns("no mark", "x")},
     ]  # fmt: skip
     file = official("llava_v1_5_mix665k.json", rows)
-    assert llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root)) == {"train": 4}
-    first, second, poem, unmarked = read_records(tmp_path / "out/train.jsonl", root)
+    assert prepare(llava.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root)) == {"train": 4}
+    first, second, poem, unmarked = records_in(tmp_path / "out/train.jsonl", root)
     assert first["messages"][0]["content"] == [IMAGE, text("What colours has the bus?")]
     assert [m["role"] for m in first["messages"]] == ["user", "assistant"] * 2
     assert first["messages"][2]["content"] == [text("Und auf Deutsch? 🚌")]
@@ -63,20 +64,20 @@ def test_llava_oddities(official, picture, tmp_path, records_of):
     ]
     file = official("llava.jsonl", rows, lines=True)
     file.write_text(file.read_text() + '{"id": "cut", "conver')
-    llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, skip_bad=True))
+    prepare(llava.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, skip_bad=True))
     bad = records_of(tmp_path / "out/bad_rows.jsonl")
     assert [row["line"] for row in bad] == list(range(2, 17))
     words = ["empty", "not an image", "no such file", "outside", "relative to", "URLs", "not int", "2 <image> marks",
              "'from'", "'from'", "no assistant", "surrogate", "conversations", "kind", "broken JSON"]  # fmt: skip
     for row, word in zip(bad, words, strict=True):
         assert word in row["reason"], (word, row["reason"])
-    assert len(read_records(tmp_path / "out/train.jsonl", root)) == 1
+    assert len(records_in(tmp_path / "out/train.jsonl", root)) == 1
 
 
 def test_llava_images_need_a_root(official, tmp_path):
     file = official("l.json", [{"id": 1, "image": "a.jpg", "conversations": turns("<image>", "x")}])
     with pytest.raises(MmdoraError, match=r"l\.json:1: image 'a\.jpg': give the root .*--images"):
-        llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file]))
+        prepare(llava.DATASET, tmp_path / "out", ImageInputs(files=[file]))
 
 
 def test_sharegpt(official, picture, tmp_path):
@@ -91,8 +92,8 @@ def test_sharegpt(official, picture, tmp_path):
     ]  # fmt: skip
     file = official("mllm_demo.json", rows)
     inputs = ImageInputs(files=[file], images=root, skip_bad=True)
-    assert sharegpt.prepare(tmp_path / "out", inputs=inputs) == {"train": 2}
-    both, who = read_records(tmp_path / "out/train.jsonl", root)
+    assert prepare(sharegpt.DATASET, tmp_path / "out", inputs) == {"train": 2}
+    both, who = records_in(tmp_path / "out/train.jsonl", root)
     assert both["messages"][0] == {"role": "system", "content": [text("Be brief.")]}
     assert both["messages"][1]["content"] == [IMAGE, text("and"), IMAGE, text(": which?")]
     assert both["images"] == ["1.jpg", "2.jpg"] and both["id"] == "mllm_demo-0" and who["id"] == "mllm_demo-1"
@@ -125,13 +126,13 @@ def hub_folder(tmp_path: Path, picture) -> Path:
 
 def test_messages_of_the_hub_with_images_inside(picture, tmp_path):
     folder = hub_folder(tmp_path, picture)
-    assert messages.prepare(tmp_path / "out", inputs=ImageInputs(files=[folder])) == {"test": 1, "train": 2}
-    first, second = read_records(tmp_path / "out/train.jsonl")
+    assert prepare(messages.DATASET, tmp_path / "out", ImageInputs(files=[folder])) == {"test": 1, "train": 2}
+    first, second = records_in(tmp_path / "out/train.jsonl")
     assert first["messages"] == CHAT  # the `text: None` that datasets adds to image parts is gone
     for record, name in ((first, "one.png"), (second, "two.jpg")):
         kept = tmp_path / "out" / record["images"][0]
         assert kept.read_bytes() == (tmp_path / "images" / name).read_bytes() and kept.suffix == Path(name).suffix
-    (test,) = read_records(tmp_path / "out/test.jsonl")
+    (test,) = records_in(tmp_path / "out/test.jsonl")
     assert test["images"] == second["images"]  # one file for equal pictures
 
 
@@ -147,8 +148,8 @@ def test_messages_with_paths_and_plain_content(official, picture, tmp_path):
     ]  # fmt: skip
     folder = official("train.jsonl", rows, lines=True)
     inputs = ImageInputs(files=[folder], images=root, skip_bad=True)
-    assert messages.prepare(tmp_path / "out", inputs=inputs) == {"train": 2}
-    system, marked = read_records(tmp_path / "out/train.jsonl", root)
+    assert prepare(messages.DATASET, tmp_path / "out", inputs) == {"train": 2}
+    system, marked = records_in(tmp_path / "out/train.jsonl", root)
     assert system["messages"][1]["content"] == [IMAGE, text("Who?")] == marked["messages"][0]["content"]
     reasons = (tmp_path / "out/bad_rows.jsonl").read_text()
     assert "'video'" in reasons and "needs a role" in reasons
@@ -161,8 +162,8 @@ def test_messages_never_leave_the_folder(picture, tmp_path):
     outside.write_text(json.dumps({"messages": CHAT, "images": []}))
     (folder / "train.jsonl").symlink_to(outside)
     with pytest.raises(MmdoraError, match="outside"):
-        messages.prepare(tmp_path / "out", inputs=ImageInputs(files=[folder]))
+        prepare(messages.DATASET, tmp_path / "out", ImageInputs(files=[folder]))
     with pytest.raises(MmdoraError, match=r"no \.parquet"):
         empty = tmp_path / "empty"
         empty.mkdir()
-        messages.prepare(tmp_path / "out", inputs=ImageInputs(files=[empty]))
+        prepare(messages.DATASET, tmp_path / "out", ImageInputs(files=[empty]))

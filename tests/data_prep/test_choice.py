@@ -2,20 +2,23 @@
 
 import base64
 import csv
-import io
 import json
-import zipfile
+import sys
 from pathlib import Path
-from xml.etree import ElementTree
+from typing import Any
 
+import pandas
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import mmbench, pope, scienceqa
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.prepare.record import chosen
-from mmdora.records.images import open_image
-from mmdora.records.reader import read_records
+from mmdora.prepare.record import choice, chosen
+from mmdora.prepare.run import prepare
+from mmdora.records.images import FileRef, open_image
+from mmdora.records.record import check_record
+from mmdora.records.row import row_of
 
 
 def problem(**fields) -> dict:
@@ -39,10 +42,10 @@ def test_scienceqa(official, picture, tmp_path, question_of, answer_of, full_mar
     }
     file = official("problems.json", problems)
     with pytest.raises(MmdoraError, match=r"problems\.json: row 4: the answer 3 is none of the 3 choices"):
-        scienceqa.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+        prepare(scienceqa.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
     inputs = ImageInputs(files=[file], images=root, skip_bad=True)
-    assert scienceqa.prepare(tmp_path / "out", inputs=inputs) == {"test": 2, "train": 1, "val": 1}
-    hinted, pictured = records = list(read_records(tmp_path / "out/test.jsonl", root))
+    assert prepare(scienceqa.DATASET, tmp_path / "out", inputs) == {"test": 2, "train": 1, "val": 1}
+    hinted, pictured = records = records_in(tmp_path / "out/test.jsonl", root)
     assert question_of(hinted) == "A stone is hard.\nWhich is a solid?\nA. milk\nB. a stone\nC. air"
     assert answer_of(hinted) == "B" and hinted["meta"]["type"] == "text" and pictured["meta"]["type"] == "image"
     assert pictured["images"] == ["test/2/image.png"] and pictured["meta"]["choices"] == ["a", "b"]
@@ -90,24 +93,37 @@ def test_mmbench(picture, tmp_path, question_of, answer_of, full_marks):
     ]
     file = tsv(tmp_path / "mmbench_dev_en_20231003.tsv", rows)
     out = tmp_path / "out"
-    assert mmbench.prepare(out, inputs=ImageInputs(files=[file])) == {"dev": 3}
-    shifted, plain, unanswered = records = list(read_records(out / "dev.jsonl"))
+    assert prepare(mmbench.DATASET, out, ImageInputs(files=[file])) == {"dev": 3}
+    shifted, plain, unanswered = records = records_in(out / "dev.jsonl")
     assert question_of(plain) == "Look: 中文\nWhich, \"a\" or 'b'?\nA. a\nof two lines\nB. b"
     assert (answer_of(plain), answer_of(shifted), answer_of(unanswered)) == ("A", "B", None)
     assert shifted["images"] == plain["images"] != unanswered["images"]
     assert (out / plain["images"][0]).read_bytes() == (tmp_path / "images/one.jpg").read_bytes()
-    assert open_image(unanswered["images"][0]).size == (8, 6) and unanswered["images"][0].endswith(".png")
+    assert open_image(FileRef(unanswered["images"][0], out)).size == (8, 6) and unanswered["images"][0].endswith(".png")
     assert plain["meta"]["l2_category"] == "perception" and shifted["meta"]["index"] == 1_000_241
     assert full_marks("mmbench", records)
-    said = {"241": "A & <b>", "1000241": "B", "252": "b\x00"}
+    said = {"241": "A & <b>", "1000241": "=1+1", "252": "b\x00"}
     path = mmbench.write_results(records, said, tmp_path / "r.xlsx")
-    with zipfile.ZipFile(path) as file_:
-        sheet = ElementTree.parse(io.BytesIO(file_.read("xl/worksheets/sheet1.xml")))
-    space = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
-    table = [["".join(cell.itertext()) for cell in row.iter(f"{space}c")] for row in sheet.iter(f"{space}row")]
-    assert table[0] == ["index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category"]
-    assert table[2] == ["241", "Which, \"a\" or 'b'?", "a\nof two lines", "b", "", "", "A & <b>", "ocr", "perception"]
-    assert table[3][6] == "b" and len(table) == 4
+    table: Any = pandas.read_excel(path)  # as VLMEvalKit and MMBench's server read it
+    assert list(table) == ["index", "question", "A", "B", "C", "D", "prediction", "category", "l2_category"]
+    assert table["index"].tolist() == [1_000_241, 241, 252] and table["D"].isna().all()
+    assert table["A"][1] == "a\nof two lines" and table["question"][1] == "Which, \"a\" or 'b'?"
+    assert table["prediction"].tolist() == ["=1+1", "A & <b>", "b"], "no formula, no control character"
+    assert table["l2_category"][1] == "perception"
+
+
+def test_a_missing_openpyxl_is_told_before_anything_is_answered(monkeypatch, tmp_path):
+    from mmdora.evaluate.run import evaluate
+
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    results = mmbench.DATASET.results
+    assert results is not None
+    for call in (results.check, lambda: results.write([], {}, tmp_path / "r.xlsx")):
+        with pytest.raises(MmdoraError, match=r"needs openpyxl: pip install 'mmdora\[eval\]'"):
+            call()
+    with pytest.raises(MmdoraError, match="needs openpyxl"):
+        question = check_record(choice("1", [], "q", ["a", "b"], 0, index=1), "1")
+        evaluate(None, None, [row_of(question, tmp_path)], task="mmbench", out=tmp_path / "out")
 
 
 def test_mmbench_oddities(picture, tmp_path, records_of):
@@ -123,7 +139,7 @@ def test_mmbench_oddities(picture, tmp_path, records_of):
         mmbench_row(1, cell),
     ]
     file = tsv(tmp_path / "mmbench_dev.tsv", rows)
-    mmbench.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], skip_bad=True))
+    prepare(mmbench.DATASET, tmp_path / "out", ImageInputs(files=[file], skip_bad=True))
     bad = {row["row"]: (row["line"], row["reason"]) for row in records_of(tmp_path / "out/bad_rows.jsonl")}
     words = {1: "row 77", 2: "base64", 3: "not an image", 4: "the answer 'D'", 5: "leave one out", 6: "2 cells",
              7: "comes twice"}  # fmt: skip
@@ -139,9 +155,9 @@ def test_pope(official, picture, tmp_path, answer_of, full_marks):
         {"question_id": 2, "image": "COCO_val2014_000000016631.jpg", "text": "Is there a fridge?", "label": "no"},
     ]
     files = [official(f"coco_pope_{name}.json", rows, lines=True) for name in ("random", "adversarial")]
-    counts = pope.prepare(tmp_path / "out", inputs=ImageInputs(files=files, images=root))
+    counts = prepare(pope.DATASET, tmp_path / "out", ImageInputs(files=files, images=root))
     assert counts == {"random": 2, "adversarial": 2}
-    records = list(read_records(tmp_path / "out/random.jsonl", root))
+    records = records_in(tmp_path / "out/random.jsonl", root)
     assert [answer_of(record) for record in records] == ["yes", "no"] and records[0]["id"] == "random-1"
     assert full_marks("pope", records)
     said = {"random-1": "Yes, there is.", "random-2": "no"}
@@ -152,4 +168,4 @@ def test_pope(official, picture, tmp_path, answer_of, full_marks):
     ]
     with pytest.raises(MmdoraError, match="neither yes nor no"):
         maybe = official("coco_pope_popular.json", [rows[0] | {"label": "maybe"}], lines=True)
-        pope.prepare(tmp_path / "out", inputs=ImageInputs(files=[maybe], images=root))
+        prepare(pope.DATASET, tmp_path / "out", ImageInputs(files=[maybe], images=root))

@@ -4,12 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import coco_captions, nlvr2
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.run import prepare
 from mmdora.records.images import FileRef, open_image
-from mmdora.records.reader import read_records
 
 
 def nlvr2_row(identifier: str, label: str | None, **fields) -> dict:
@@ -33,8 +34,8 @@ def test_nlvr2(official, picture, tmp_path, answer_of, full_marks):
         nlvr2_row("dev-850-1-1", None),
     ]
     file = official("dev.json", rows, lines=True)
-    assert nlvr2.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root)) == {"dev": 3}
-    first, *_ = records = list(read_records(tmp_path / "out/dev.jsonl", root))
+    assert prepare(nlvr2.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root)) == {"dev": 3}
+    first, *_ = records = records_in(tmp_path / "out/dev.jsonl", root)
     assert first["images"] == ["dev/dev-850-0-img0.png", "dev/dev-850-0-img1.png"]
     assert [part["type"] for part in first["messages"][0]["content"]] == ["image", "image", "text"]
     assert all(open_image(FileRef(name, root)).size == (8, 6) for record in records for name in record["images"])
@@ -52,12 +53,12 @@ def test_nlvr2_training_images_lie_in_numbered_folders(official, picture, tmp_pa
     for side in (0, 1):
         picture(f"train/57/train-4100-2-img{side}.png")
     file = official("train.json", [nlvr2_row("train-4100-2-0", "True", directory=57)], lines=True)
-    nlvr2.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=tmp_path / "images"))
-    (record,) = read_records(tmp_path / "out/train.jsonl", tmp_path / "images")
+    prepare(nlvr2.DATASET, tmp_path / "out", ImageInputs(files=[file], images=tmp_path / "images"))
+    (record,) = records_in(tmp_path / "out/train.jsonl", tmp_path / "images")
     assert record["images"] == ["train/57/train-4100-2-img0.png", "train/57/train-4100-2-img1.png"]
     with pytest.raises(MmdoraError, match="neither True nor False"):
         bad = official("dev.json", [nlvr2_row("train-4100-2-0", "Maybe")], lines=True)
-        nlvr2.prepare(tmp_path / "out", inputs=ImageInputs(files=[bad], images=tmp_path / "images"))
+        prepare(nlvr2.DATASET, tmp_path / "out", ImageInputs(files=[bad], images=tmp_path / "images"))
 
 
 @pytest.fixture
@@ -80,12 +81,12 @@ def test_coco_official(official, coco, tmp_path, answer_of):
     val = captions_file(official, "val", [391895, 42], [(42, "A dog. "), (391895, "A man."), (42, "Ein Hund läuft.")])
     train = captions_file(official, "train", [9], [(9, "Food."), (9, "Lunch.")])
     out = tmp_path / "out"
-    counts = coco_captions.prepare(out, inputs=ImageInputs(files=[val, train], images=coco))
+    counts = prepare(coco_captions.DATASET, out, ImageInputs(files=[val, train], images=coco))
     assert counts == {"val": 2, "train": 2}
-    man, dog = records = list(read_records(out / "val.jsonl", coco))
+    man, dog = records = records_in(out / "val.jsonl", coco)
     assert (man["id"], dog["meta"]["references"]) == ("391895", ["A dog.", "Ein Hund läuft."])
     assert answer_of(dog) == "A dog." and dog["images"] == ["val2014/COCO_val2014_000000000042.jpg"]
-    food, lunch = read_records(out / "train.jsonl", coco)
+    food, lunch = records_in(out / "train.jsonl", coco)
     assert (answer_of(food), answer_of(lunch), lunch["id"], lunch["meta"]["image_id"]) == ("Food.", "Lunch.", "31", 9)
     path = coco_captions.write_results(records, {"391895": " a man", "42": "a dog"}, tmp_path / "r.json")
     assert json.loads(path.read_text()) == [
@@ -97,7 +98,7 @@ def test_coco_official(official, coco, tmp_path, answer_of):
 def test_coco_image_without_caption_and_caption_without_image(official, coco, tmp_path, capsys):
     file = captions_file(official, "val", [391895, 42], [(391895, "A man."), (7, "lost")])
     inputs = ImageInputs(files=[file], images=coco, skip_bad=True)
-    assert coco_captions.prepare(tmp_path / "out", inputs=inputs) == {"val": 1}
+    assert prepare(coco_captions.DATASET, tmp_path / "out", inputs) == {"val": 1}
     assert "image 42 has no caption" in (tmp_path / "out/bad_rows.jsonl").read_text()
     assert "1 annotations that belong to no row" in capsys.readouterr().err
 
@@ -105,8 +106,8 @@ def test_coco_image_without_caption_and_caption_without_image(official, coco, tm
 def test_coco_test_images_have_no_captions(official, coco, tmp_path, answer_of):
     content = {"images": [{"file_name": "COCO_val2014_000000000042.jpg", "id": 42}], "categories": []}
     file = official("image_info_test2014.json", content)
-    coco_captions.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=coco / "val2014"))
-    (record,) = read_records(tmp_path / "out/test.jsonl", coco / "val2014")
+    prepare(coco_captions.DATASET, tmp_path / "out", ImageInputs(files=[file], images=coco / "val2014"))
+    (record,) = records_in(tmp_path / "out/test.jsonl", coco / "val2014")
     assert answer_of(record) is None and "references" not in record["meta"]
 
 
@@ -124,8 +125,8 @@ def test_coco_karpathy(official, coco, tmp_path, answer_of):
     ]
     file = official("dataset_coco.json", {"images": images, "dataset": "coco"})
     out = tmp_path / "out"
-    counts = coco_captions.prepare(out, inputs=ImageInputs(files=[file], images=coco))
+    counts = prepare(coco_captions.DATASET, out, ImageInputs(files=[file], images=coco))
     assert counts == {"test": 1, "train": 3}
-    assert [r["meta"]["karpathy_split"] for r in read_records(out / "train.jsonl", coco)] == ["restval"] * 2 + ["train"]
-    (man,) = read_records(out / "test.jsonl", coco)
+    assert [r["meta"]["karpathy_split"] for r in records_in(out / "train.jsonl", coco)] == ["restval"] * 2 + ["train"]
+    (man,) = records_in(out / "test.jsonl", coco)
     assert man["meta"]["references"] == ["A man.", "A rider."] and man["meta"]["image_id"] == 391895

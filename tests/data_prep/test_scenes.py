@@ -8,11 +8,11 @@ from random import Random
 import easy_vqa
 import numpy as np
 import pytest
+from kept_records import records_in
 from PIL import Image
 
 from mmdora.data_prep import scenes
 from mmdora.data_prep.scenes import tasks
-from mmdora.records.reader import read_records
 
 
 def easy_vqa_questions() -> set[str]:
@@ -46,7 +46,7 @@ def test_scenes_follow_from_seed_and_number(tmp_path: Path):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     scenes.prepare(tmp_path / "c", rows=6, seed=4, held_out=4)
     assert (tmp_path / "a/train.jsonl").read_bytes() != (tmp_path / "c/train.jsonl").read_bytes()
-    records = read_records(tmp_path / "a" / "test.jsonl")
+    records = records_in(tmp_path / "a" / "test.jsonl")
     assert all(len(record["messages"]) == 2 for record in records)
 
 

@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import boolq, folder, hellaswag, winogrande
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs, Inputs
-from mmdora.records.reader import read_records
+from mmdora.prepare.run import prepare
 
 
 def test_boolq(official, tmp_path, question_of, answer_of, full_marks):
@@ -18,8 +19,8 @@ def test_boolq(official, tmp_path, question_of, answer_of, full_marks):
         {"question": "hidden", "passage": "It is."},
     ]  # fmt: skip
     file = official("dev.jsonl", rows, lines=True)
-    assert boolq.prepare(tmp_path / "out", inputs=Inputs(files=[file])) == {"dev": 3}
-    records = list(read_records(tmp_path / "out/dev.jsonl"))
+    assert prepare(boolq.DATASET, tmp_path / "out", Inputs(files=[file])) == {"dev": 3}
+    records = records_in(tmp_path / "out/dev.jsonl")
     assert question_of(records[0]) == "At the Liberation …\nis france the same timezone as the uk?"
     assert [answer_of(record) for record in records] == ["no", "yes", None]
     assert full_marks("exact", records)
@@ -29,7 +30,7 @@ def test_boolq(official, tmp_path, question_of, answer_of, full_marks):
     ]  # fmt: skip
     file = official("dev.jsonl", [rows[0] | {"answer": "no"}], lines=True)
     with pytest.raises(MmdoraError, match="neither true nor false"):
-        boolq.prepare(tmp_path / "other", inputs=Inputs(files=[file]))
+        prepare(boolq.DATASET, tmp_path / "other", Inputs(files=[file]))
 
 
 def test_hellaswag(official, tmp_path, question_of, answer_of, full_marks):
@@ -39,8 +40,8 @@ def test_hellaswag(official, tmp_path, question_of, answer_of, full_marks):
            "source_id": "activitynet~v_-JhWjGDPHMY"}  # fmt: skip
     rows = [row, row | {"ind": 30, "label": "1"}, row | {"ind": 31, "label": ""}]
     file = official("hellaswag_val.jsonl", rows, lines=True)
-    hellaswag.prepare(tmp_path / "out", inputs=Inputs(files=[file]))
-    records = list(read_records(tmp_path / "out/val.jsonl"))
+    prepare(hellaswag.DATASET, tmp_path / "out", Inputs(files=[file]))
+    records = records_in(tmp_path / "out/val.jsonl")
     assert question_of(records[0]).startswith("Roof shingle removal: A man is sitting on a roof. he\n")
     assert [answer_of(record) for record in records] == ["D", "B", None] and records[0]["meta"]["ind"] == 24
     assert full_marks("choice", records)
@@ -63,8 +64,8 @@ def test_winogrande(official, tmp_path, question_of, answer_of, full_marks):
     }
     bare = {key: value for key, value in row.items() if key != "answer"} | {"qID": "3FCO-2"}
     file = official("train_xs.jsonl", [row, bare], lines=True)
-    assert winogrande.prepare(tmp_path / "out", inputs=Inputs(files=[file], split="train_xs")) == {"train_xs": 2}
-    records = list(read_records(tmp_path / "out/train_xs.jsonl"))
+    assert prepare(winogrande.DATASET, tmp_path / "out", Inputs(files=[file], split="train_xs")) == {"train_xs": 2}
+    records = records_in(tmp_path / "out/train_xs.jsonl")
     assert [answer_of(record) for record in records] == ["B", None]
     assert question_of(records[0]).splitlines()[2:] == ["A. Ian", "B. Dennis"]
     assert full_marks("choice", records)
@@ -72,7 +73,7 @@ def test_winogrande(official, tmp_path, question_of, answer_of, full_marks):
     assert path.read_text() == "2\n1\n"
     with pytest.raises(MmdoraError, match="one blank"):
         two = official("dev.jsonl", [row | {"sentence": "_ and _"}], lines=True)
-        winogrande.prepare(tmp_path / "o", inputs=Inputs(files=[two]))
+        prepare(winogrande.DATASET, tmp_path / "o", Inputs(files=[two]))
 
 
 TABLE = (
@@ -85,8 +86,8 @@ def test_folder_of_csv(picture, tmp_path, question_of, answer_of, records_of):
     picture("ä/b.png", "PNG")
     file = tmp_path / "questions.csv"
     file.write_text("\ufeff" + TABLE, encoding="utf-8")
-    assert folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root)) == {"train": 4}
-    records = list(read_records(tmp_path / "out/train.jsonl", root))
+    assert prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root)) == {"train": 4}
+    records = records_in(tmp_path / "out/train.jsonl", root)
     assert [record["id"] for record in records] == ["q1", "q2", "q3", "q4"]
     assert (question_of(records[0]), answer_of(records[0])) == ("What, then?", "two\nlines")
     assert records[1]["images"] == ["ä/b.png"] and records[2]["images"] == [] and answer_of(records[3]) is None
@@ -94,7 +95,7 @@ def test_folder_of_csv(picture, tmp_path, question_of, answer_of, records_of):
     assert records_of(path)[1] == {"id": "q2", "answer": "x"}
     file.write_text(TABLE + "a.jpg,too,many,cells,here\n../a.jpg,q,a,q6\n", encoding="utf-8")
     with pytest.raises(MmdoraError, match=r"questions\.csv:7: 5 cells in a table of 4 columns \(2 bad rows"):
-        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+        prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
 
 
 @pytest.mark.parametrize("lines", [True, False])
@@ -102,15 +103,15 @@ def test_folder_of_json(lines, official, picture, tmp_path):
     root = picture("a.jpg").parent
     rows = [{"image": "a.jpg", "question": "q", "answer": "a", "split": "test"}, {"question": "q", "answer": "a"}]
     file = official("mine.jsonl" if lines else "mine.json", rows, lines=lines)
-    assert folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root)) == {"test": 1, "train": 1}
-    assert read_records(tmp_path / "out/train.jsonl", root)[0]["id"] == "mine-1"
+    assert prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root)) == {"test": 1, "train": 1}
+    assert records_in(tmp_path / "out/train.jsonl", root)[0]["id"] == "mine-1"
 
 
 def test_folder_mistakes(tmp_path):
     def fails(name: str, data: bytes, message: str) -> None:
         (tmp_path / name).write_bytes(data)
         with pytest.raises(MmdoraError, match=message):
-            folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[tmp_path / name]))
+            prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[tmp_path / name]))
         assert not (tmp_path / "out/train.jsonl").exists()
 
     fails("a.csv", b"", "begins with the names")
@@ -123,4 +124,4 @@ def test_folder_mistakes(tmp_path):
     fails("h.jsonl", b'{"question": "\xff"}\n', "not UTF-8")
     fails("i.jsonl", b"\n\n", "no usable row")
     with pytest.raises(MmdoraError, match="no such file"):
-        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[Path("gone.csv")]))
+        prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[Path("gone.csv")]))

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import how2qa, tvc, tvqa, yc2c
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import VideoInputs
-from mmdora.records.reader import read_records
+from mmdora.prepare.run import prepare
 
 CLIP = "friends_s04e20_seg02_clip_07"
 
@@ -38,8 +39,8 @@ def test_tvqa(official, features, tmp_path, question_of, answer_of, full_marks):
     speech = [{"text": " Ross : Hi. ", "start": 0.8, "end": 1.8}, {"text": "Hey!", "start": 2, "end": 3}]
     subtitles = official("tv_subtitles.jsonl", [{"vid_name": CLIP, "sub": speech}], lines=True)
     inputs = VideoInputs(files=[file], features=features, subtitles=subtitles)
-    assert tvqa.prepare(tmp_path / "out", inputs=inputs) == {"val": 3}
-    first, unmarked, unanswered = records = list(read_records(tmp_path / "out/val.jsonl"))
+    assert prepare(tvqa.DATASET, tmp_path / "out", inputs) == {"val": 3}
+    first, unmarked, unanswered = records = records_in(tmp_path / "out/val.jsonl")
     assert question_of(first).splitlines()[0] == "What is Robin holding?" and answer_of(first) == "E"
     assert first["images"] == [] and first["meta"]["features"] == f"{CLIP}.npz" and first["meta"]["frames"] == 41
     assert first["meta"]["ts"] == "1.21-8.49" and unmarked["meta"]["ts"] == "nan-nan"
@@ -55,8 +56,8 @@ def test_how2qa(official, features, tmp_path, full_marks):
     row = {"a0": "a", "a1": "b", "a2": "c", "a3": "d", "answer_idx": 2, "q": "How many?", "qid": 5, "ts": "0.0-9.2",
            "vid_name": 12}  # fmt: skip
     file = official("how2qa_val_release.jsonl", [row], lines=True)
-    how2qa.prepare(tmp_path / "out", inputs=VideoInputs(files=[file], features=features))
-    records = list(read_records(tmp_path / "out/val.jsonl"))
+    prepare(how2qa.DATASET, tmp_path / "out", VideoInputs(files=[file], features=features))
+    records = records_in(tmp_path / "out/val.jsonl")
     assert records[0]["meta"] | {"ts": 0} == {
         "question": "How many?", "choices": ["a", "b", "c", "d"], "answer": 2, "qid": 5, "vid_name": 12, "ts": 0,
         "features": "12.npy", "frames": 9,
@@ -74,13 +75,13 @@ def test_captions(module, video, official, features, tmp_path, answer_of):
     ]
     row = {"vid_name": video, "duration": 94.03, "ts": [35.73, 40.9], "descs": texts, "clip_id": 86602}
     hidden = {key: value for key, value in row.items() if key not in ("descs", "ts")}
-    files = [official(f"{module.NAME}_{split}_release.jsonl", rows, lines=True)
+    files = [official(f"{module.DATASET.name}_{split}_release.jsonl", rows, lines=True)
              for split, rows in (("train", [row]), ("val", [row]), ("test", [hidden]))]  # fmt: skip
     out = tmp_path / "out"
-    counts = module.prepare(out, inputs=VideoInputs(files=files, features=features))
+    counts = prepare(module.DATASET, out, VideoInputs(files=files, features=features))
     assert counts == {"train": 2, "val": 1, "test": 1}
-    assert [answer_of(record) for record in read_records(out / "train.jsonl")] == ["Joey closes it.", "He smiles."]
-    (val,), (test,) = read_records(out / "val.jsonl"), read_records(out / "test.jsonl")
+    assert [answer_of(record) for record in records_in(out / "train.jsonl")] == ["Joey closes it.", "He smiles."]
+    (val,), (test,) = records_in(out / "val.jsonl"), records_in(out / "test.jsonl")
     assert val["meta"]["references"] == ["Joey closes it.", "He smiles."] and answer_of(test) is None
     path = module.write_results([val], {"86602": "joey reads"}, tmp_path / "r.jsonl")
     assert json.loads(path.read_text()) == {
@@ -100,9 +101,9 @@ def test_feature_files_that_cannot_be_used(official, features, tmp_path, records
     file = official("tvqa_train.jsonl", rows, lines=True)
     file.write_text(file.read_text() + '{"cut": ')
     inputs = VideoInputs(files=[file], features=features, skip_bad=True)
-    assert tvqa.prepare(tmp_path / "out", inputs=inputs) == {"train": 1}
+    assert prepare(tvqa.DATASET, tmp_path / "out", inputs) == {"train": 1}
     reasons = [row["reason"] for row in records_of(tmp_path / "out/bad_rows.jsonl")]
     words = ["BadZipFile", "ValueError", "ValueError", "KeyError", "outside", "no such file", "outside", "broken JSON"]
     assert all(word in reason for word, reason in zip(words, reasons, strict=True))
     with pytest.raises(MmdoraError, match="no such file or folder"):
-        tvqa.prepare(tmp_path / "x", inputs=VideoInputs(files=[file], features=tmp_path / "none"))
+        prepare(tvqa.DATASET, tmp_path / "x", VideoInputs(files=[file], features=tmp_path / "none"))

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kept_records import records_in
 
 from mmdora.data_prep import gqa, okvqa, textvqa, vizwiz, vqav2
 from mmdora.errors import MmdoraError
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.records.reader import read_records
+from mmdora.prepare.results import answers_by_question
+from mmdora.prepare.run import prepare
 
 
 def note(question: int, image: int, answers: list[str], kind: str = "other") -> dict[str, Any]:
@@ -56,8 +58,8 @@ def coco(picture) -> Path:
 
 def test_vqav2(official, coco, tmp_path, question_of, answer_of, full_marks):
     out = tmp_path / "out"
-    assert vqav2.prepare(out, inputs=ImageInputs(files=vqa_files(official), images=coco)) == {"val": 3}
-    first, french, red = records = list(read_records(out / "val.jsonl", coco))
+    assert prepare(vqav2.DATASET, out, ImageInputs(files=vqa_files(official), images=coco)) == {"val": 3}
+    first, french, red = records = records_in(out / "val.jsonl", coco)
     assert first["id"] == "42001" and first["images"] == ["val2014/COCO_val2014_000000000042.jpg"]
     assert (question_of(first), answer_of(first)) == ("What is it?", "net")
     assert first["meta"]["answers"] == ["net"] * 6 + ["netting"] * 4
@@ -67,21 +69,21 @@ def test_vqav2(official, coco, tmp_path, question_of, answer_of, full_marks):
     }  # fmt: skip
     assert full_marks("vqav2", records)
     said = {"42001": "net", "42000": " là ", "7003": "yes"}
-    path = vqav2.write_results(records, said, tmp_path / "results.json")
+    path = answers_by_question(records, said, tmp_path / "results.json")
     assert json.loads(path.read_text()) == [
         {"question_id": 42001, "answer": "net"},
         {"question_id": 42000, "answer": "là"},
         {"question_id": 7003, "answer": "yes"},
     ]
     with pytest.raises(MmdoraError, match="no prediction for record 42000"):
-        vqav2.write_results(records, {"42001": "net"}, tmp_path / "results.json")
+        answers_by_question(records, {"42001": "net"}, tmp_path / "results.json")
 
 
 def test_vqav2_without_annotations_is_a_test_set(official, coco, tmp_path, answer_of):
     questions, _ = vqa_files(official, "test-dev2015")
     out = tmp_path / "out"
-    assert vqav2.prepare(out, inputs=ImageInputs(files=[questions], images=coco)) == {"test-dev": 3}
-    records = list(read_records(out / "test-dev.jsonl", coco))
+    assert prepare(vqav2.DATASET, out, ImageInputs(files=[questions], images=coco)) == {"test-dev": 3}
+    records = records_in(out / "test-dev.jsonl", coco)
     assert records[0]["images"] == ["test2015/COCO_test2015_000000000042.jpg"]
     assert {answer_of(record) for record in records} == {None} and "answers" not in records[0]["meta"]
     assert json.loads((out / "dataset_card.json").read_text())["splits"]["test-dev"]["unanswered"] == 3
@@ -89,8 +91,8 @@ def test_vqav2_without_annotations_is_a_test_set(official, coco, tmp_path, answe
 
 def test_vqav2_images_may_lie_flat(official, coco, tmp_path):
     inputs = ImageInputs(files=vqa_files(official), images=coco / "val2014")
-    vqav2.prepare(tmp_path / "out", inputs=inputs)
-    assert read_records(tmp_path / "out/val.jsonl", coco / "val2014")[2]["images"] == ["COCO_val2014_000000000007.jpg"]
+    prepare(vqav2.DATASET, tmp_path / "out", inputs)
+    assert records_in(tmp_path / "out/val.jsonl", coco / "val2014")[2]["images"] == ["COCO_val2014_000000000007.jpg"]
 
 
 def test_vqav2_oddities_are_listed(official, coco, tmp_path, records_of, capsys):
@@ -108,7 +110,7 @@ def test_vqav2_oddities_are_listed(official, coco, tmp_path, records_of, capsys)
     annotated["annotations"] += [note(6, 99, ["x"] * 10), note(8, 42, ["x"] * 10), note(1234, 42, ["lost"] * 10)]
     notes.write_text(json.dumps(annotated))
     inputs = ImageInputs(files=[questions, notes], images=coco, skip_bad=True)
-    assert vqav2.prepare(tmp_path / "out", inputs=inputs) == {"val": 3}
+    assert prepare(vqav2.DATASET, tmp_path / "out", inputs) == {"val": 3}
     bad = records_of(tmp_path / "out/bad_rows.jsonl")
     reasons = {row["row"]: row["reason"] for row in bad}
     assert "comes twice" in reasons[3] and "0 annotations of question 5" in reasons[4]
@@ -119,16 +121,16 @@ def test_vqav2_oddities_are_listed(official, coco, tmp_path, records_of, capsys)
     said = capsys.readouterr().err
     assert "5 bad rows" in said and "1 annotations that belong to no row" in said
     with pytest.raises(MmdoraError, match=r"questions\.json:\d+: the id '42001' comes twice.*\(5 bad rows.*--skip-bad"):
-        vqav2.prepare(tmp_path / "strict", inputs=ImageInputs(files=[questions, notes], images=coco))
+        prepare(vqav2.DATASET, tmp_path / "strict", ImageInputs(files=[questions, notes], images=coco))
     assert not (tmp_path / "strict/val.jsonl").exists() and not list((tmp_path / "strict").iterdir())
 
 
 def test_vqav2_files_that_do_not_belong_together(official, coco, tmp_path):
     _, notes = vqa_files(official)
     with pytest.raises(MmdoraError, match="annotations without the questions of val2014"):
-        vqav2.prepare(tmp_path / "out", inputs=ImageInputs(files=[notes], images=coco))
+        prepare(vqav2.DATASET, tmp_path / "out", ImageInputs(files=[notes], images=coco))
     with pytest.raises(MmdoraError, match="expected data_subtype"):
-        vqav2.prepare(tmp_path / "out", inputs=ImageInputs(files=[official("q.json", {"a": []})], images=coco))
+        prepare(vqav2.DATASET, tmp_path / "out", ImageInputs(files=[official("q.json", {"a": []})], images=coco))
 
 
 def test_okvqa(official, coco, tmp_path, answer_of, full_marks):
@@ -139,11 +141,11 @@ def test_okvqa(official, coco, tmp_path, answer_of, full_marks):
         for answer in annotation["answers"]:
             answer["raw_answer"] = answer["answer"] + "s"
     notes.write_text(json.dumps(annotated))
-    okvqa.prepare(tmp_path / "out", inputs=ImageInputs(files=[notes, questions], images=coco))
-    records = list(read_records(tmp_path / "out/val.jsonl", coco))
+    prepare(okvqa.DATASET, tmp_path / "out", ImageInputs(files=[notes, questions], images=coco))
+    records = records_in(tmp_path / "out/val.jsonl", coco)
     assert answer_of(records[0]) == "net" and records[0]["meta"]["raw_answers"][0] == "nets"
     assert full_marks("okvqa", records)
-    path = okvqa.write_results(records, {record["id"]: "a" for record in records}, tmp_path / "r.json")
+    path = answers_by_question(records, {record["id"]: "a" for record in records}, tmp_path / "r.json")
     assert json.loads(path.read_text())[0] == {"question_id": 42001, "answer": "a"}
 
 
@@ -161,8 +163,8 @@ def test_gqa(official, picture, tmp_path, answer_of, full_marks):
     answers = {"valid": ["bedroom", "kitchen"], "plausible": ["bedroom"]}
     choices = official("testdev_choices.json", {"20644644": answers})
     inputs = ImageInputs(files=[file, choices], images=root)
-    assert gqa.prepare(tmp_path / "out", inputs=inputs) == {"testdev": 2}
-    room, dark = records = list(read_records(tmp_path / "out/testdev.jsonl", root))
+    assert prepare(gqa.DATASET, tmp_path / "out", inputs) == {"testdev": 2}
+    room, dark = records = records_in(tmp_path / "out/testdev.jsonl", root)
     assert room["id"] == "20644644" and answer_of(room) == "bedroom" and room["meta"]["type"] == "query"
     assert room["meta"]["groups"] == full["groups"] and room["meta"]["entailed"] == ["20644645"]
     assert room["meta"]["choices"] == answers and room["meta"]["isBalanced"] is True
@@ -186,12 +188,12 @@ def test_textvqa_with_ocr(official, picture, tmp_path, answer_of, full_marks):
     questions = official("TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": [row]})
     tokens = [{"image_id": row["image_id"], "ocr_tokens": ["DAKOTA"]}, {"image_id": "other", "ocr_tokens": []}]
     ocr = official("TextVQA_Rosetta_OCR_v0.2_val.json", {"data": tokens})
-    textvqa.prepare(tmp_path / "out", inputs=ImageInputs(files=[questions, ocr], images=root))
-    (record,) = read_records(tmp_path / "out/val.jsonl", root)
+    prepare(textvqa.DATASET, tmp_path / "out", ImageInputs(files=[questions, ocr], images=root))
+    (record,) = records_in(tmp_path / "out/val.jsonl", root)
     assert record["images"] == ["train_images/003a8ae2ef43b901.jpg"] and answer_of(record) == "dakota digital"
     assert record["meta"]["ocr_tokens"] == ["DAKOTA"] and len(record["meta"]["answers"]) == 10
     assert full_marks("textvqa", [record])
-    path = textvqa.write_results([record], {"34602": "dakota"}, tmp_path / "r.json")
+    path = answers_by_question([record], {"34602": "dakota"}, tmp_path / "r.json")
     assert json.loads(path.read_text()) == [{"question_id": 34602, "answer": "dakota"}]
 
 
@@ -206,15 +208,13 @@ def test_vizwiz(official, picture, tmp_path, answer_of, full_marks):
            "answer_type": "other", "answerable": 1}  # fmt: skip
     test = {"image": "VizWiz_test_00000000.jpg", "question": "And this?"}
     files = [official("val.json", [row]), official("test.json", [test])]
-    counts = vizwiz.prepare(tmp_path / "out", inputs=ImageInputs(files=files, images=root))
+    counts = prepare(vizwiz.DATASET, tmp_path / "out", ImageInputs(files=files, images=root))
     assert counts == {"val": 1, "test": 1}
-    (record,) = read_records(tmp_path / "out/val.jsonl", root)
+    (record,) = records_in(tmp_path / "out/val.jsonl", root)
     assert record["images"] == ["val/VizWiz_val_00000000.jpg"] and answer_of(record) == "basil"
     assert record["meta"]["confidences"][:2] == ["yes", "maybe"] and record["meta"]["answerable"] == 1
     assert full_marks("vizwiz", [record])
-    (unanswered,) = read_records(tmp_path / "out/test.jsonl", root)
+    (unanswered,) = records_in(tmp_path / "out/test.jsonl", root)
     said = {unanswered["id"]: "Unanswerable."}
     path = vizwiz.write_results([unanswered], said, tmp_path / "r.json")
     assert json.loads(path.read_text()) == [{"image": "VizWiz_test_00000000.jpg", "answer": "Unanswerable."}]
-    path = vizwiz.write_answerability([unanswered], said, tmp_path / "a.json")
-    assert json.loads(path.read_text()) == [{"image": "VizWiz_test_00000000.jpg", "answerable": 0.0}]

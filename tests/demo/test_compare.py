@@ -151,8 +151,9 @@ def test_a_second_question_is_answered_in_the_light_of_the_first(columns, models
     content = lambda *parts: [{"type": "text", "text": part} for part in parts]  # noqa: E731
     for index, model in enumerate(models):
         prompt = ask("what shape is it?", PICTURE)
-        prompt.messages.append({"role": "assistant", "content": content(turn.answers[index].text)})
-        prompt.messages.append({"role": "user", "content": content(QUESTION)})
+        turns = [("assistant", turn.answers[index].text), ("user", QUESTION)]
+        more = [{"role": role, "content": content(text)} for role, text in turns]
+        prompt = replace(prompt, messages=[*prompt.messages, *more])
         assert found[index].text == generate(model, processor, [prompt], max_new_tokens=8)[0]
     assert found[0].text != turn.answers[0].text
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mmdora.evaluate.scoring.significance import Comparison
 from mmdora.evaluate.table import ScoreRow, scores_table
 from mmdora.evaluate.tasks import TASKS
 from mmdora.prepare.record import asked
+from mmdora.records.record import Record
 from mmdora.records.row import row_of
 
 EVIL = "<script>alert('x')</script>"
@@ -56,7 +58,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def rows_of(records: list[dict], texts: list[str], scores: list[float]) -> list[dict[str, Any]]:
+def rows_of(records: Sequence[Record], texts: list[str], scores: list[float]) -> list[dict[str, Any]]:
     return [
         {"id": r["id"], "question": r["messages"][0]["content"][-1]["text"], "answer": "yes", "prediction": text,
          "images": r["images"], "meta": r["meta"], "type": r["meta"].get("type"), "score": score}
@@ -64,9 +66,10 @@ def rows_of(records: list[dict], texts: list[str], scores: list[float]) -> list[
     ]  # fmt: skip
 
 
-def page_of(root: Path, records: list[dict], answers: dict[str, list[dict[str, Any]]], task: str = "vqav2") -> str:
-    rows = [row_of(record, root) for record in records]
-    write_gallery(root / "errors.html", TASKS[task], answers, rows)
+def page_of(
+    root: Path, records: Sequence[Record], answers: dict[str, list[dict[str, Any]]], task: str = "vqav2"
+) -> str:
+    write_gallery(root / "errors.html", TASKS[task], answers, [row_of(record, root) for record in records])
     assert not list(root.glob("*.partial"))
     return (root / "errors.html").read_text(encoding="utf-8")
 

@@ -2,8 +2,8 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -15,6 +15,7 @@ from mmdora.evaluate.suites import SUITES, Cell, Column, average, entered_scores
 from mmdora.evaluate.tasks import TASKS
 from mmdora.prepare.record import asked
 from mmdora.records.reader import write_records
+from mmdora.records.record import Record
 
 # DoRA, arXiv 2402.09353: rows of tables 2, 3 and 5 with the averages printed there
 PUBLISHED = [
@@ -87,7 +88,7 @@ def test_the_table_says_where_a_column_is_scored():
 # --- end to end, with answers instead of a model
 
 
-def prepared(data: Path, task: str, split: str, records: list[dict[str, Any]]) -> None:
+def prepared(data: Path, task: str, split: str, records: Sequence[Record]) -> None:
     write_records(data / task / f"{split}.jsonl", records)
     entry = {"file": f"{split}.jsonl", "images_root": None, "packed": False}
     (data / task / "dataset_card.json").write_text(json.dumps({"name": task, "splits": {split: entry}}))

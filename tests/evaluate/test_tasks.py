@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from mmdora.data_prep.table import DATASETS
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.output import write_submission
+from mmdora.evaluate.scoring.metrics import question_text
 from mmdora.evaluate.scoring.scorers import SCORERS
 from mmdora.evaluate.source import find, first
 from mmdora.evaluate.tasks import TASKS, task_of
 from mmdora.prepare.record import asked, choice
 from mmdora.records.reader import write_records
 
-REPOSITORY = Path(__file__).parents[2]
 OCR = {"ocr_tokens": ["DAKOTA", "DIGITAL"]}
 OPTIONS = ["a stone", "a magnet"]
 
@@ -48,17 +49,19 @@ def test_textvqa_shows_the_ocr_tokens():
 
 def test_scienceqa_names_the_hint_a_context():
     record = choice("1", [], "Which sticks?", OPTIONS, 1, context="It is iron.", hint="It is iron.")
-    question = record["messages"][0]["content"][-1]["text"]
+    question = question_text(record)
     expected = "Context: It is iron.\nWhich sticks?\nA. a stone\nB. a magnet\nAnswer with the option's letter from the "
     assert TASKS["scienceqa"].ask(record, question) == expected + "given choices directly."
     bare = choice("2", [], "Which sticks?", OPTIONS, 1)
     assert TASKS["scienceqa"].ask(bare, "Which sticks?").startswith("Which sticks?")
 
 
-def test_every_task_has_a_scorer_and_every_dataset_its_module():
+def test_every_task_has_a_scorer_and_every_dataset_is_known():
     assert {task.scorer for task in TASKS.values()} == set(SCORERS)
-    modules = {path.stem for path in (REPOSITORY / "data_prep").iterdir()}
-    assert {task.dataset for task in TASKS.values()} - {None} <= modules
+    datasets = [task.dataset for task in TASKS.values() if task.dataset is not None]
+    assert all(dataset is DATASETS[dataset.name] and dataset.results is not None for dataset in datasets)
+    with_results = {name for name, dataset in DATASETS.items() if dataset.results is not None}
+    assert with_results == {dataset.name for dataset in datasets}, "a result file that no task writes"
     assert all(name == task.name for name, task in TASKS.items())
 
 

@@ -2,6 +2,7 @@ import pytest
 from openai_stub import checkpoint, serving
 
 from mmdora.cli import main
+from mmdora.evaluate.scoring.metrics import question_text
 from mmdora.export import verify as module
 from mmdora.export.verify import Pair, Side, summary, verify
 from mmdora.records.reader import read_records
@@ -47,7 +48,7 @@ def test_questions_of_records(served, scene_records):
         pairs = verify("tiny-llava", stub.url, data=scene_records, limit=2, max_new_tokens=8)
         asked = [body["messages"][-1]["content"][-1]["text"] for body in stub.asked]
     records = read_records(scene_records)
-    assert asked == [records[i]["messages"][-2]["content"][-1]["text"] for i in range(2)]
+    assert asked == [question_text(records[i]) for i in range(2)]
     assert [pair.difference for pair in pairs] == [None, None] and summary(pairs)
 
 

@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from kept_records import records_in
 from PIL import Image
 
 from mmdora.data_prep import folder, llava, messages
@@ -18,12 +19,11 @@ from mmdora.errors import MmdoraError
 from mmdora.prepare.convert import Job, Made
 from mmdora.prepare.index import Seen
 from mmdora.prepare.inputs import ImageInputs
-from mmdora.prepare.read import Row
-from mmdora.prepare.run import CHUNK_ROWS, _converted, write_splits
-from mmdora.prepare.writer import Writer, split_of
+from mmdora.prepare.read import OfficialRow, split_of
+from mmdora.prepare.run import CHUNK_ROWS, _converted, prepare, write_splits
+from mmdora.prepare.writer import Writer
 from mmdora.records.packed import read_packed
-from mmdora.records.reader import read_records
-from mmdora.records.record import qa_record
+from mmdora.records.record import Record, qa_record
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_several_processes_give_what_one_gives(tmp_path, root):
     )
     for workers in (1, 2):
         inputs = ImageInputs(files=[file], images=root, skip_bad=True, workers=workers)
-        assert folder.prepare(tmp_path / f"out{workers}", inputs=inputs) == {"train": 3 * CHUNK_ROWS - 8}
+        assert prepare(folder.DATASET, tmp_path / f"out{workers}", inputs) == {"train": 3 * CHUNK_ROWS - 8}
     for name in ("train.jsonl", "bad_rows.jsonl", "dataset_card.json", "report.html"):
         assert (tmp_path / "out1" / name).read_bytes() == (tmp_path / "out2" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "out2").iterdir()) == [
@@ -70,10 +70,10 @@ def test_several_processes_give_what_one_gives(tmp_path, root):
 def test_the_processes_are_never_far_behind_the_file(tmp_path):
     read = 0
 
-    def chunks() -> Iterator[list[Row]]:
+    def chunks() -> Iterator[list[OfficialRow]]:
         nonlocal read
         for read in range(1, 41):
-            yield [Row({"question": "q", "answer": str(read)}, tmp_path / "f.csv", read, read)]
+            yield [OfficialRow({"question": "q", "answer": str(read)}, tmp_path / "f.csv", read, read)]
 
     job = Job(folder.records, None, tmp_path, False)
     for taken, (chunk, (made,)) in enumerate(_converted(job, chunks(), 2), 1):
@@ -85,17 +85,17 @@ def test_the_processes_are_never_far_behind_the_file(tmp_path):
 def test_a_bad_row_far_in_stops_everything(tmp_path, root):
     file = table(tmp_path / "train.jsonl", 3 * CHUNK_ROWS, lambda n, row: {} if n == 2 * CHUNK_ROWS + 5 else row)
     with pytest.raises(MmdoraError, match=rf"train\.jsonl:{2 * CHUNK_ROWS + 6}: no field 'question'; --skip-bad"):
-        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, workers=2))
+        prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, workers=2))
     assert not list((tmp_path / "out").iterdir())
 
 
 def test_an_earlier_result_stays_when_a_run_fails(tmp_path, root):
     out, inputs = tmp_path / "out", ImageInputs(files=[table(tmp_path / "train.jsonl", 5)], images=root)
-    folder.prepare(out, inputs=inputs)
+    prepare(folder.DATASET, out, inputs)
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     table(tmp_path / "train.jsonl", 5, lambda n, row: {} if n == 4 else row)
     with pytest.raises(MmdoraError):
-        folder.prepare(out, inputs=inputs)
+        prepare(folder.DATASET, out, inputs)
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
 
 
@@ -105,7 +105,7 @@ def test_a_full_disk_is_one_line(tmp_path, root, monkeypatch):
 
     monkeypatch.setattr(Seen, "add", full)
     with pytest.raises(MmdoraError, match="disk is full; nothing was written"):
-        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[table(tmp_path / "train.jsonl", 5)], images=root))
+        prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[table(tmp_path / "train.jsonl", 5)], images=root))
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -115,26 +115,26 @@ def test_splits_gather_in_one_folder(tmp_path, root):
         split: table(tmp_path / f"{split}.jsonl", 4, lambda n, row: {} if n == 3 else row) for split in ("train", "val")
     }
     for file in files.values():
-        folder.prepare(out, inputs=ImageInputs(files=[file], images=root, skip_bad=True))
+        prepare(folder.DATASET, out, ImageInputs(files=[file], images=root, skip_bad=True))
     assert list(json.loads((out / "dataset_card.json").read_text())["splits"]) == ["train", "val"]
     page = (out / "report.html").read_text()
     assert page.count("<article") == 6 and ">val <" in page
     places = [json.loads(line)["file"] for line in (out / "bad_rows.jsonl").read_text().splitlines()]
     assert sorted(places) == sorted(map(str, files.values()))
     table(files["val"], 4)
-    folder.prepare(out, inputs=ImageInputs(files=[files["val"]], images=root))
+    prepare(folder.DATASET, out, ImageInputs(files=[files["val"]], images=root))
     assert card_of(out, "val")["records"] == 4 and card_of(out, "train")["bad_rows"] == 1
     assert len((out / "bad_rows.jsonl").read_text().splitlines()) == 1
     with pytest.raises(MmdoraError, match="holds records of folder; choose another folder for messages"):
-        messages.prepare(out, inputs=ImageInputs(files=[files["val"]], images=root))
+        prepare(messages.DATASET, out, ImageInputs(files=[files["val"]], images=root))
 
 
 def test_ids_that_come_twice(tmp_path, root):
     file = table(tmp_path / "train.jsonl", 6, lambda n, row: row | {"id": f"q{n % 4}"})
     with pytest.raises(MmdoraError, match=r"train\.jsonl:5: the id 'q0' comes twice in train \(2 bad rows"):
-        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
-    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, skip_bad=True))
-    assert len(read_records(tmp_path / "out/train.jsonl", root)) == 4
+        prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
+    prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, skip_bad=True))
+    assert len(records_in(tmp_path / "out/train.jsonl", root)) == 4
 
 
 def test_the_card(tmp_path, root):
@@ -142,7 +142,7 @@ def test_the_card(tmp_path, root):
         return row | {"image": ""} if number == 2 else row
 
     file = table(tmp_path / "train.jsonl", 5, change)
-    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+    prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
     card = json.loads((tmp_path / "out/dataset_card.json").read_text())
     assert card["name"] == "folder" and card["licence"] and card["source"] and card["unverified"] == []
     split = card["splits"]["train"]
@@ -164,7 +164,7 @@ def test_the_card(tmp_path, root):
 def test_the_report_escapes_and_asks_for_nothing(tmp_path, root):
     evil = "<script>alert(1)</script>"
     file = table(tmp_path / "train.jsonl", 30, lambda n, row: row | {"question": f"{evil} {n}"})
-    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+    prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
     page = (tmp_path / "out/report.html").read_text(encoding="utf-8")
     assert "&lt;script&gt;" in page and "<script" not in page
     assert not re.search(r"""(?:src|href)=["'](?!data:image/jpeg;base64,)""", page) and "@import" not in page
@@ -177,9 +177,9 @@ def test_packed_records_round_trip_and_load_with_datasets(tmp_path, root):
 
     file = table(tmp_path / "train.jsonl", 30, lambda n, row: row | {"image": ""} if n == 4 else row)
     out = tmp_path / "out"
-    assert folder.prepare(out, inputs=ImageInputs(files=[file], images=root, pack=True)) == {"train": 30}
-    folder.prepare(tmp_path / "plain", inputs=ImageInputs(files=[file], images=root))
-    plain = list(read_records(tmp_path / "plain/train.jsonl", root))
+    assert prepare(folder.DATASET, out, ImageInputs(files=[file], images=root, pack=True)) == {"train": 30}
+    prepare(folder.DATASET, tmp_path / "plain", ImageInputs(files=[file], images=root))
+    plain = records_in(tmp_path / "plain/train.jsonl", root)
     packed = list(read_packed(out / "train.parquet"))
     assert [record for record, _ in packed] == plain
     for record, files in packed:
@@ -188,8 +188,8 @@ def test_packed_records_round_trip_and_load_with_datasets(tmp_path, root):
     assert loaded[0]["messages"] == plain[0]["messages"] and loaded[0]["images"][0].size == (40, 30)
     assert card_of(out)["packed"] and "data:image/jpeg" in (out / "report.html").read_text()
     again = tmp_path / "again"  # the packed file is one of the hub's layouts itself
-    assert messages.prepare(again, inputs=ImageInputs(files=[out / "train.parquet"])) == {"train": 30}
-    assert read_records(again / "train.jsonl")[29]["messages"] == plain[29]["messages"]
+    assert prepare(messages.DATASET, again, ImageInputs(files=[out / "train.parquet"])) == {"train": 30}
+    assert records_in(again / "train.jsonl")[29]["messages"] == plain[29]["messages"]
 
 
 def test_equal_pictures_are_packed_once_per_group(tmp_path, root):
@@ -197,7 +197,7 @@ def test_equal_pictures_are_packed_once_per_group(tmp_path, root):
     Image.frombytes("RGB", (200, 150), noise).save(root / "0.png")
     size = (root / "0.png").stat().st_size
     file = table(tmp_path / "train.jsonl", 200, lambda n, row: row | {"image": "0.png"})
-    folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, pack=True))
+    prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, pack=True))
     assert (tmp_path / "out/train.parquet").stat().st_size < 5 * size
 
 
@@ -219,7 +219,7 @@ def test_nothing_outside_the_root_is_read(name, pack, tmp_path, root):
     file = tmp_path / "l.json"
     file.write_text(json.dumps([row]))
     with pytest.raises(MmdoraError, match=r"l\.json:1: "):
-        llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root, pack=pack))
+        prepare(llava.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, pack=pack))
 
 
 def test_memory_is_flat_over_50_000_rows(tmp_path, monkeypatch):
@@ -238,7 +238,7 @@ def test_memory_is_flat_over_50_000_rows(tmp_path, monkeypatch):
     monkeypatch.setattr(Writer, "take", take)
     tracemalloc.start()
     try:
-        assert llava.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], workers=1)) == {"train": 50_000}
+        assert prepare(llava.DATASET, tmp_path / "out", ImageInputs(files=[file], workers=1)) == {"train": 50_000}
     finally:
         tracemalloc.stop()
     half = len(peaks) // 2
@@ -246,16 +246,16 @@ def test_memory_is_flat_over_50_000_rows(tmp_path, monkeypatch):
 
 
 def test_made_records_are_written_whole_or_not_at_all(tmp_path):
-    def failing() -> Iterator[dict]:
+    def failing() -> Iterator[Record]:
         yield qa_record("a", "a.png", [("q", "a")])
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_splits(tmp_path / "out", folder, {"train": failing()})
+        write_splits(tmp_path / "out", folder.DATASET, {"train": failing()})
     assert not list((tmp_path / "out").iterdir())
     twice = [qa_record("a", "a.png", [("q", "a")])] * 2
     with pytest.raises(MmdoraError, match="two records of the id 'a'"):
-        write_splits(tmp_path / "out", folder, {"train": twice})
+        write_splits(tmp_path / "out", folder.DATASET, {"train": twice})
 
 
 @pytest.mark.parametrize(
@@ -274,5 +274,5 @@ def test_the_split_in_a_name(name: str, split: str | None):
 def test_a_split_needs_a_name(tmp_path, root):
     file = table(tmp_path / "rows.jsonl", 2, lambda n, row: row | {"split": "../../evil"})
     with pytest.raises(MmdoraError, match="a split needs a name"):
-        folder.prepare(tmp_path / "out", inputs=ImageInputs(files=[file], images=root))
+        prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
     assert split_of(file) is None

@@ -20,6 +20,7 @@ from mmdora.evaluate.run import evaluate
 from mmdora.families import family_of
 from mmdora.models.load import load
 from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.run import prepare
 from mmdora.records import images
 from mmdora.records.images import FileRef, image_size, open_image
 from mmdora.records.reader import Records, read_records
@@ -32,7 +33,7 @@ def both(scene_records: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     folder = tmp_path_factory.mktemp("packed")
     shutil.copytree(scene_records.parent, folder / "files")
     inputs = ImageInputs(files=[folder / "files/records.jsonl"], images=folder / "files", pack=True, split="train")
-    messages.prepare(folder / "packed", inputs=inputs)
+    prepare(messages.DATASET, folder / "packed", inputs)
     shutil.rmtree(folder / "files")
     return read_records(scene_records), read_records(folder / "packed/train.parquet")
 

@@ -4,6 +4,7 @@ import json
 import pickle
 import tracemalloc
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -22,7 +23,7 @@ def said(role: str, text: str, *before) -> dict:
     return {"role": role, "content": [*before, {"type": "text", "text": text}]}
 
 
-def conversation(turns: int, images: int = 1) -> dict:
+def conversation(turns: int, images: int = 1) -> Any:
     messages = []
     for turn in range(turns):
         messages += [said("user", f"q{turn}", *([IMAGE] * images if turn == 0 else [])), said("assistant", f"a{turn}")]
@@ -74,7 +75,7 @@ def test_a_changed_file_is_read_anew(tmp_path: Path):
 def test_turns_are_cut_and_every_piece_has_the_images_and_the_system_text():
     record = conversation(5)
     record["messages"].insert(0, said("system", "be brief"))
-    pieces = split_turns(record, 2)
+    pieces: list[Any] = split_turns(record, 2)
     assert [[m["content"][-1]["text"] for m in piece["messages"]] for piece in pieces] == [
         ["be brief", "q0", "a0", "q1", "a1"],
         ["be brief", "q2", "a2", "q3", "a3"],

@@ -1,8 +1,8 @@
 """Intervals by the bootstrap (Efron 1979), for any number that is a function of sums over rows.
 
-Whole groups of rows are drawn with replacement: questions about one image are not independent.
-Drawing groups weights every row of a group alike, so a resample is one matrix product of the draw
-counts [resamples, groups] with the groups' sums [groups, columns].
+Whole groups of rows are drawn with replacement, because questions about one image are not independent. All rows of a
+group are drawn equally often, so that a resample is one matrix product: how often each group was drawn [resamples,
+groups] times the sums of the groups [groups, columns].
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import numpy as np
 
 from mmdora.evaluate.scoring.scores import Score
 
-RESAMPLES = 2000  # enough for percentiles 2.5 and 97.5 (Efron and Tibshirani 1993, ch. 13)
-AT_ONCE = 2**22  # draws in memory together
+RESAMPLES = 2000
+"""This many are enough for percentiles 2.5 and 97.5 (Efron and Tibshirani 1993, ch. 13)."""
+DRAWS_AT_ONCE = 2**22
+"""How many draws of a group are in memory at a time: 32 MB of them."""
 
 Array = np.ndarray
 Name = TypeVar("Name", bound=Hashable)
@@ -27,9 +29,9 @@ class Part:
     """A number as a function of sums.
 
     Attributes:
-        columns: float [rows, k].
-        estimate: from sums [..., k] to the number [...]; nan where a resample does not determine it.
-        n: rows it is over, as reported.
+        columns: float [rows, k]; their sums over the rows are what `estimate` takes.
+        estimate: makes the number [...] from sums [..., k]; nan where a resample does not determine it.
+        n: how many rows the number is over, as it is reported.
     """
 
     columns: Array
@@ -49,7 +51,7 @@ def resample(columns: Array, groups: Sequence[Hashable], resamples: int = RESAMP
     inverse = np.array([names.setdefault(group, len(names)) for group in groups])
     count = len(names)
     sums = np.stack([np.bincount(inverse, column, count) for column in columns.T], 1)
-    random, drawn, chunk = np.random.default_rng(seed), [], max(1, AT_ONCE // count)
+    random, drawn, chunk = np.random.default_rng(seed), [], max(1, DRAWS_AT_ONCE // count)
     for start in range(0, resamples, chunk):
         size = min(chunk, resamples - start)
         picks = random.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
@@ -58,7 +60,11 @@ def resample(columns: Array, groups: Sequence[Hashable], resamples: int = RESAMP
 
 
 def measure(parts: Mapping[Name, Part], groups: Sequence[Hashable], seed: int = 0) -> dict[Name, Score]:
-    """Every part that the rows determine, with its percentile interval; all from the same resamples."""
+    """Every part that the rows determine, with its percentile interval; all parts use the same resamples.
+
+    Args:
+        groups: [rows] names; rows of one name are drawn together.
+    """
     values = {name: float(part.estimate(part.columns.sum(0))) for name, part in parts.items()}
     known = {name: parts[name] for name, value in values.items() if not np.isnan(value)}
     if not known:

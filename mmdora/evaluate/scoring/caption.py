@@ -1,4 +1,4 @@
-"""CIDEr (Vedantam et al. 2015) of captions, by pycocoevalcap after its PTB tokeniser, as published scores are."""
+"""CIDEr (Vedantam et al. 2015) of captions, as published scores are made: by pycocoevalcap and its PTB tokeniser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmdora.errors import MmdoraError
 
 
 def needs() -> None:
-    """Raise if pycocoevalcap or Java is not there: other tokenisers give other scores, so there is no second choice."""
+    """Raise if pycocoevalcap or Java is missing. Another tokeniser would give other scores, so none takes its place."""
     try:
         import pycocoevalcap.cider.cider  # pyright: ignore[reportMissingImports] # noqa: F401
     except ImportError:
@@ -25,14 +25,14 @@ def needs() -> None:
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
     """CIDEr-D of every caption, [rows] float64, mostly within 0 and 2 (papers print 100 times the mean).
 
-    Words weigh by how rare they are among the references given here, so a row's score depends on the
-    other rows, and of one image it is 0.
+    A word counts the more, the rarer it is among the references given here. So the score of a row depends on the other
+    rows, and a single image scores 0.
 
     Args:
         references: the captions that people wrote for each image.
 
     Raises:
-        MmdoraError: as `needs`, for a caption without reference, or when the tokeniser fails.
+        MmdoraError: as `needs`; or a caption has no reference, or the tokeniser fails.
     """
     needs()
     from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]
@@ -46,14 +46,14 @@ def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.nd
 def _tokenise(captions: Sequence[Sequence[str]]) -> dict[int, list[str]]:
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer  # pyright: ignore[reportMissingImports]
 
-    # one line a caption: the tokeniser breaks lines at \r, \x85 or \u2028 too, and every later caption would shift
+    # A caption must be one line. The tokeniser also breaks lines at \r, \x85 or \u2028, and later captions would shift.
     given = {i: [{"caption": " ".join(text.split())} for text in texts] for i, texts in enumerate(captions)}
     try:
-        found = PTBTokenizer().tokenize(given)
-    except OSError as error:  # it writes beside its jar
+        tokens = PTBTokenizer().tokenize(given)
+    except OSError as error:  # it writes files beside its jar
         raise MmdoraError(
             f"the PTB tokeniser of pycocoevalcap cannot run ({error}); install it where you may write"
         ) from None
-    if [len(texts) for texts in given.values()] != [len(found.get(i, ())) for i in given]:
+    if [len(texts) for texts in given.values()] != [len(tokens.get(i, ())) for i in given]:
         raise MmdoraError("the PTB tokeniser gave back other captions than it got; try `java -version`")
-    return found
+    return tokens

@@ -1,7 +1,7 @@
-"""Multiple choice by generation: which option a text names, or none.
+"""Multiple choice by generation: which option a text names, if any.
 
-An answer that names none is wrong and is counted; nothing is drawn at random and no other model is
-asked.
+An answer that names none is wrong, and such answers are counted. No option is drawn at random instead, and no other
+model is asked.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from mmdora.evaluate.scoring.parts import Kinds, Parts, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-FEWEST = 5  # LLaVA looks for A to E however few the options are: naming a missing one is wrong
-# what may stand around a letter, in the order of MMBench's scorer
+FEWEST_LETTERS = 5
+"""LLaVA looks for A to E however few the options are; an answer that names a missing option is wrong."""
 MARKS = [("", mark) for mark in ("", ".", ",", ":", ")", ").")] + [("(", ")"), ("(", ").")]
 MARKS += [(":", mark) for mark in ("", ",", ".", ")", ").")]
-ARTICLE = 3  # a bare "A" among more words than this is taken for the article
+"""What may stand before and after a letter, in the order in which MMBench's scorer tries them."""
+LONGEST_BARE_A = 3
+"""In an answer of more words than this, a bare "A" is taken for the article, not the letter."""
 UNPARSABLE = "unparsable"
 
 
 def parse_letter(text: str, options: int) -> str | None:
-    """The letter named in an answer to a question with so many options, as LLaVA's eval_science_qa.py reads it.
+    """The letter that an answer to a question with so many options names, as LLaVA's eval_science_qa.py reads it.
 
-    The text is the letter alone, or begins with `B. `, or says `The answer is B`; a new line reads
-    as `. `. `B.`, `b` and `(B)` name none.
+    The text is the letter alone, or begins with `B. `, or says `The answer is B`; a line break counts as `. `. The
+    texts `B.`, `b` and `(B)` name none.
     """
-    letters = LETTERS[: max(options, FEWEST)]
+    letters = LETTERS[: max(options, FEWEST_LETTERS)]
     text = text.replace("\n", ". ")
     alone = re.fullmatch(rf"\s*([{letters}])\s*", text) or re.match(rf"([{letters}])\. ", text)
     named = (
@@ -39,16 +41,16 @@ def parse_letter(text: str, options: int) -> str | None:
 
 
 def match_option(text: str, options: Sequence[str]) -> str | None:
-    """The option named by letter or by words, as MMBench's own scorer reads it before it asks ChatGPT.
+    """The option that a text names by letter or by words, as MMBench's own scorer reads it before it asks ChatGPT.
 
-    One letter stands among the words, bare or as `B.`, `(B)` and the like, but for a bare `A` among more
-    than three words; else the words of one option only are found in the text. What that scorer would
-    show to ChatGPT names none here, so that the number is at most the server's.
+    Either exactly one letter stands among the words, bare or as `B.`, `(B)` and the like (a bare `A` among more than
+    three words does not count), or the text contains the words of exactly one option. A text that MMBench's scorer
+    would pass on to ChatGPT names none here, so that the number is at most the server's.
     """
-    letters, words = LETTERS[: max(len(options), FEWEST)], text.split()
+    letters, words = LETTERS[: max(len(options), FEWEST_LETTERS)], text.split()
     for before, after in MARKS:
         named = [letter for letter in letters if before + letter + after in words]
-        article = not (before or after) and named == ["A"] and len(words) > ARTICLE
+        article = not (before or after) and named == ["A"] and len(words) > LONGEST_BARE_A
         if len(named) == 1 and not article:
             return named[0] if named[0] in LETTERS[: len(options)] else None
     held = [letter for letter, option in zip(LETTERS, options, strict=False) if option.lower() in text.lower()]
@@ -56,7 +58,7 @@ def match_option(text: str, options: Sequence[str]) -> str | None:
 
 
 def letter(row: Prediction) -> str:
-    """The letter that the prediction names, or nothing."""
+    """The letter that the prediction names; empty if it names none."""
     return parse_letter(row["prediction"], len(need(row, "choices"))) or ""
 
 
@@ -68,7 +70,7 @@ def answer(row: Prediction) -> str:
     """The letter of the right option.
 
     Raises:
-        MmdoraError: if the row's answer names none.
+        MmdoraError: the row's answer names none of its options.
     """
     choices = need(row, "choices")
     named = parse_letter(row["answer"], len(choices))

@@ -13,7 +13,7 @@ from mmdora.evaluate.scoring.bootstrap import Array, ratio
 
 
 def confusion(predicted: Iterable[bool], truth: Iterable[bool]) -> Array:
-    """One of four columns set in each row: float [rows, 4]."""
+    """float [rows, 4] with a 1 in each row, in the column of what the prediction is."""
     p, t = np.array(list(predicted), bool), np.array(list(truth), bool)
     return np.stack([p & t, p & ~t, ~p & ~t, ~p & t], 1).astype(float)
 
@@ -33,7 +33,7 @@ def recall(sums: Array) -> Array:
 
 
 def f1(sums: Array) -> Array:
-    """0 where nothing is positive nor predicted so."""
+    """0 where nothing is positive and nothing was predicted positive."""
     return ratio(2 * sums[..., 0], 2 * sums[..., 0] + sums[..., 1] + sums[..., 3], 0.0)
 
 
@@ -45,8 +45,8 @@ def positive_ratio(sums: Array) -> Array:
 def average_precision(sums: Array) -> Array:
     """Average precision of predictions that are 0 or 1; nan where nothing is positive.
 
-    There are two thresholds: the predicted positives, and all rows, whose recall is 1 and whose
-    precision is the share of positives.
+    Such predictions have two thresholds. The higher one selects the predicted positives; the lower one selects all
+    rows, where recall is 1 and precision is the share of positives.
     """
-    share, found = ratio(sums[..., 0] + sums[..., 3], sums.sum(-1)), recall(sums)
-    return np.where(share > 0, found * precision(sums) + (1 - found) * share, np.nan)
+    share, recalled = ratio(sums[..., 0] + sums[..., 3], sums.sum(-1)), recall(sums)
+    return np.where(share > 0, recalled * precision(sums) + (1 - recalled) * share, np.nan)

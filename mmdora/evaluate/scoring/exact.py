@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-YES_NO, OTHER = "yes/no", "other"  # answer types
+YES_NO, OTHER = "yes/no", "other"
+"""The kinds of answers, where the data names none."""
 
 
 def normalize(text: str) -> str:
-    """Lower case, inner white space made single, no white space or `.!?,` at the end.
+    """A text in lower case, with single spaces, and without white space or `.!?,` at the end.
 
-    Articles and inner punctuation stay: answers that differ there are different answers.
+    Articles and punctuation inside stay, because answers that differ there are different answers.
     """
     return " ".join(text.lower().split()).rstrip(" .!?,")
 

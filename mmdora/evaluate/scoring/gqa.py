@@ -1,7 +1,7 @@
 """GQA as its eval.py scores it (Hudson and Manning 2019, section 4.4).
 
-All numbers are over balanced questions; others serve consistency only. Grounding, which needs
-attention maps, is not computed.
+All numbers are over the balanced questions; the others serve consistency only. Grounding needs attention maps and is
+not computed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 from mmdora.evaluate.scoring.scores import Score
 
-COMMON = ("color", "material", "shape")  # what eval.py allows where the question is what two things share
+COMMON = ("color", "material", "shape")
+"""The answers that eval.py allows to a question about what two things have in common."""
 SEMANTIC = {"attr": "attribute", "cat": "category", "global": "scene", "obj": "object", "rel": "relation"}
 
 
 def submitted(text: str) -> str:
-    """LLaVA's convert_gqa_for_eval.py: lower case, no periods at the end."""
+    """The text in lower case without periods at the end, as LLaVA's convert_gqa_for_eval.py hands it in."""
     return text.strip().rstrip(".").lower()
 
 
@@ -30,7 +31,7 @@ def right(row: Prediction) -> bool:
 
 
 def kinds(row: Prediction) -> Iterable[str]:
-    """Open or binary, structural type and semantic type, where `meta.types` has them."""
+    """Whether the question is open or binary, its structural type and its semantic type, if `meta.types` is there."""
     types = row["meta"].get("types")
     if types:
         yield "open" if types["structural"] == "query" else "binary"
@@ -39,12 +40,11 @@ def kinds(row: Prediction) -> Iterable[str]:
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
-    """Accuracy, and what the files allow of eval.py's other numbers.
+    """Accuracy, and those of eval.py's other numbers for which the rows have the fields.
 
-    Validity and plausibility need `meta.choices` (`{valid, plausible}`, from the choices file) and
-    `meta.types`; consistency needs `meta.entailed` and predictions on those questions too; the
-    distribution score, where lower is better, needs `meta.groups`. Rows without `meta.isBalanced`
-    count as balanced.
+    Validity and plausibility need `meta.types` and `meta.choices`, which is `{valid, plausible}` from the file of
+    choices. Consistency needs `meta.entailed`, and predictions for the questions named there. The distribution score,
+    of which less is better, needs `meta.groups`. Rows without `meta.isBalanced` count as balanced.
     """
     counted = np.array([bool(row["meta"].get("isBalanced", True)) for row in rows])
     chosen = [row for row, kept in zip(rows, counted, strict=True) if kept]

@@ -1,4 +1,7 @@
-"""Questions and answers in records, and what knowing the questions alone is worth. No torch."""
+"""The questions and answers of records (or rows), and the score that knowing the questions alone gives.
+
+This module imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from mmdora.records.turns import answer_text, prompt_messages
 
 def question_text(record: Mapping[str, Any]) -> str:
     """The text of the turn that the last answer replies to."""
-    return _text(prompt_messages(dict(record))[-1])
+    return _text(prompt_messages(record)[-1])
 
 
 def turns(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -32,17 +35,20 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 def answer_type(record: Mapping[str, Any]) -> str:
-    """`meta.type` where the data names it, else yes/no or other by the reference answer."""
+    """`meta.type` if the data names it; else yes/no or other, after the reference answer."""
     named = (record.get("meta") or {}).get("type")
-    return named or (YES_NO if normalize(answer_text(dict(record))) in ("yes", "no") else OTHER)
+    return named or (YES_NO if normalize(answer_text(record)) in ("yes", "no") else OTHER)
 
 
 def majority_baseline(train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]) -> Scores:
-    """What knowing the questions alone is worth: each question gets its most frequent training answer.
+    """The score of a model that knows the questions alone: each gets its most frequent training answer.
 
-    Every turn of a training record counts; of a test record the last is asked. A question not seen
-    in training gets the most frequent answer of all. Of equally frequent answers the one that comes
-    first in the training records is taken. Scored by exact match, as the task `exact`.
+    Every turn of a training record counts; of a test record the last turn is asked. A question that training did not
+    have gets the most frequent answer of all. Of equally frequent answers the one that comes first in the training
+    records is taken. Answers are scored by exact match, as those of the task `exact`.
+
+    Raises:
+        MmdoraError: there are no training records.
     """
     by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()
@@ -59,5 +65,5 @@ def majority_baseline(train: Iterable[Mapping[str, Any]], test: Iterable[Mapping
 
 
 def _answered(record: Mapping[str, Any], text: str) -> Prediction:
-    answer = answer_text(dict(record))
+    answer = answer_text(record)
     return {**record, "answer": answer, "prediction": text, "type": answer_type(record)}

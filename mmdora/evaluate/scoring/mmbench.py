@@ -1,7 +1,7 @@
 """MMBench (Liu et al. 2023): plain accuracy, and CircularEval over the rotations of a question's options.
 
-In its files a rotated question is a row of its own, with the options and the answer rotated, whose
-index is that of the question plus a multiple of 1,000,000.
+In its files a rotated question is a row of its own with rotated options and answer. Its index is that of the question
+plus a multiple of `ROTATION`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROTATION = 1_000_000
 
 
 def option(row: Prediction) -> str | None:
-    """The letter that the prediction, handed in as it came, names."""
+    """The letter that the prediction names, which is handed in as it was generated."""
     return match_option(row["prediction"], need(row, "choices"))
 
 
@@ -29,12 +29,12 @@ def right(row: Prediction) -> bool:
 
 
 def question(row: Prediction) -> int:
-    """The index of the question that a row is, or is a rotation of."""
+    """The index of the question that the row asks, rotated or not."""
     return int(need(row, "index")) % ROTATION
 
 
 def plain(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
-    """The questions as they stand; rotations do not count."""
+    """Accuracy over the questions as they are; rotations do not count."""
     main = _unrotated(rows)
     parts = means(rows, each, kinds, main)
     parts.counts[UNPARSABLE] = sum(option(row) is None for row, kept in zip(rows, main, strict=True) if kept)
@@ -42,10 +42,10 @@ def plain(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
 
 
 def circular(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
-    """A question is right if it is under every rotation.
+    """CircularEval: a question counts as right if it is right in every rotation.
 
     Raises:
-        MmdoraError: if a question has not as many rows as options, or not itself among them.
+        MmdoraError: a question does not have a row for each of its options, or none of them is unrotated.
     """
     rounds: dict[int, list[int]] = {}
     for number, row in enumerate(rows):

@@ -15,7 +15,7 @@ SAID = {"yes": "true", "no": "false"}
 
 
 def submitted(text: str) -> str:
-    """Lower case (metrics.py compares without case), no periods at the end; yes is true and no is false."""
+    """The text in lower case (metrics.py ignores case) without periods at the end; yes is true, and no is false."""
     text = text.strip().rstrip(".").lower()
     return SAID.get(text, text)
 
@@ -25,7 +25,7 @@ def right(row: Prediction) -> bool:
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
-    """Consistency is the share of sentences that are judged right on all their pairs."""
+    """Accuracy, and consistency, the share of sentences that are judged right for all of their pairs."""
     sentences: dict[Hashable, list[int]] = {}
     for number, row in enumerate(rows):
         split, group, _, sentence = _identifier(row)
@@ -39,7 +39,7 @@ def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
 
 
 def picture_set(row: Prediction) -> Hashable:
-    """Split and set: the sentences of a set are about the same pictures."""
+    """The split and the set of a row; the sentences of a set are about the same pictures."""
     return tuple(_identifier(row)[:2])
 
 

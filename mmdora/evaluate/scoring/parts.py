@@ -12,12 +12,13 @@ from mmdora.evaluate.scoring.exact import YES_NO
 from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scores import Score
 
-Kinds = Callable[[Prediction], Iterable[str]]  # the kinds a row counts under; they may overlap
+Kinds = Callable[[Prediction], Iterable[str]]
+"""The kinds of questions that a row counts under; a row may have several."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """As in `Scores`, before measuring; `plain` are numbers that are no function of sums."""
+    """The numbers of `Scores` before they are measured; `plain` are those that are not functions of sums."""
 
     overall: Part
     by_type: dict[str, Part] = field(default_factory=dict)
@@ -28,7 +29,7 @@ class Parts:
 
 
 def mean(scores: Array, chosen: Array | None = None) -> Part:
-    """The mean of scores [rows] over the chosen rows (bool [rows]; all, where not given)."""
+    """The mean of the scores [rows] over the chosen rows (bool [rows]; None: all of them)."""
     weight = np.ones(len(scores)) if chosen is None else chosen.astype(float)
     columns = np.stack([scores * weight, weight], 1)
     return Part(columns, quotient, int(weight.sum()))
@@ -39,7 +40,12 @@ def quotient(sums: Array) -> Array:
 
 
 def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array | None = None) -> Parts:
-    """The mean score [rows] of the chosen rows, and of those of each kind; yes/no comes before other kinds."""
+    """The mean score over the chosen rows, and over those of each kind; the kind yes/no comes first.
+
+    Args:
+        each: float [rows], the score of each row.
+        chosen: bool [rows]; None: all of them.
+    """
     kept = np.ones(len(rows), bool) if chosen is None else chosen
     of_row = [set(kinds(row)) for row in rows]
     names = sorted(set().union(*of_row), key=lambda name: (name != YES_NO, name))
@@ -48,7 +54,7 @@ def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array |
 
 
 def meta_kinds(row: Prediction) -> Iterable[str]:
-    """The kinds that `meta.type` (and `meta.l2_category`, of MMBench) names."""
+    """The kinds that `meta.type` names, and with MMBench `meta.l2_category`."""
     return [row["meta"][name] for name in ("l2_category", "type") if row["meta"].get(name)]
 
 

@@ -1,4 +1,4 @@
-"""POPE (Li et al. 2023): does the model see objects that are not there. Yes is the positive class."""
+"""POPE (Li et al. 2023): whether a model sees objects that are not there. Yes is the positive class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NUMBERS = {"accuracy": accuracy, "precision": precision, "recall": recall, "F1":
 
 
 def says_yes(text: str) -> bool:
-    """The official reading (evaluate.py): no, if the first sentence holds the word no, No or not; else yes."""
+    """Whether an answer says yes, as evaluate.py reads it: unless its first sentence has the word no, No or not."""
     words = text.split(".")[0].replace(",", "").split(" ")
     return not {"No", "not", "no"} & set(words)
 
@@ -32,12 +32,12 @@ def _label(row: Prediction) -> bool:
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
-    """The mean of the splits' F1, which papers print as POPE; F1 and all five numbers of each split.
+    """The mean of the three splits' F1, which papers print as POPE; beside it, all five numbers of each split.
 
-    A number that the official scorer cannot divide is 0.
+    Where the official scorer would divide by 0, the number is 0.
     """
     columns = confusion((says_yes(row["prediction"]) for row in rows), map(_label, rows))
-    split = np.array([need(row, "type") for row in rows])  # random, popular, adversarial
+    split = np.array([need(row, "type") for row in rows])  # its kind is its split: random, popular or adversarial
     splits = {str(name): columns * (split == name)[:, None] for name in np.unique(split)}
 
     def mean_f1(sums: Array) -> Array:

@@ -1,7 +1,7 @@
-"""A row of predictions, what every scorer reads.
+"""A row of predictions, which every scorer reads.
 
-`{"id", "answer", "prediction", "images", "meta", "type"?}`: a record's id, last answer, image paths
-and meta beside the generated text. `meta` keeps the fields of the official files under their names.
+It is `{"id", "answer", "prediction", "images", "meta", "type"?}`: a record's id, last answer, image paths and meta
+beside the generated text. `meta` keeps the fields of the official files under their own names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def need(row: Prediction, name: str) -> Any:
     """`meta[name]` of a row.
 
     Raises:
-        MmdoraError: naming the row, if it is not there: test splits are scored by their servers.
+        MmdoraError: the row does not have it; test splits do not, because their servers score them.
     """
     value = (row.get("meta") or {}).get(name)
     if value is None:

@@ -1,6 +1,6 @@
-"""Task name -> how a prediction is submitted, scored and summed up: `score_rows(task, rows)`. No torch.
+"""How the predictions of each task are submitted, scored and summed up; `score_rows(task, rows)` does it.
 
-Every scorer follows a published one, named in its module.
+Every scorer follows a published one, which its module names. Nothing here imports torch.
 
 | task | the number | what it needs in `meta` |
 |---|---|---|
@@ -16,7 +16,7 @@ Every scorer follows a published one, named in its module.
 | choice | accuracy | choices |
 | caption | CIDEr | references |
 
-Kinds come from `meta.type`, where nothing else is said.
+The kinds of questions come from `meta.type`, unless the scorer has its own `kinds`.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from mmdora.evaluate.scoring.rows import Prediction, need
 from mmdora.evaluate.scoring.scores import Scores
 
 EMPTY = {"images": (), "meta": {}}
-
-
-CIDER = "CIDEr"  # no percentage
+"""Fields that a row may leave out."""
+CIDER = "CIDEr"
+"""The one metric that is not a percentage; tables print 100 times it, as papers do."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ class Scorer:
     """How a task is scored.
 
     Attributes:
-        metric: what the number is.
-        score: rows with submitted predictions -> the score of each.
-        submit: a row -> the text that is scored, and handed in to a server.
-        kinds: the kinds a row counts under.
-        sum_up: rows, their scores and `kinds` -> the numbers.
-        unit: rows of one unit are resampled together.
+        metric: the name of its number.
+        score: takes rows with submitted predictions, gives the score of each.
+        submit: takes a row, gives the text that is scored and that its server is given.
+        kinds: takes a row, gives the kinds of questions that it counts under.
+        sum_up: takes rows, their scores and `kinds`, gives the numbers.
+        unit: takes a row; rows with the same result are resampled together.
         ready: raises if the scorer cannot run here.
     """
 
@@ -118,7 +118,7 @@ def scorer_of(task: str) -> Scorer:
 
 
 def ready(task: str) -> None:
-    """Raise now what scoring would raise after hours of generation: a program that is not there."""
+    """Raise at once what scoring would raise after hours of generation, such as for a missing program."""
     scorer_of(task).ready()
 
 
@@ -146,8 +146,8 @@ def score_rows(task: str, rows: Sequence[Prediction], *, seed: int = 0) -> Score
     """Score predictions as the task's published scorer does.
 
     Args:
-        rows: see `rows`; `prediction` is the generated text as it came.
-        seed: of the bootstrap, whose percentiles 2.5 and 97.5 are the intervals.
+        rows: as the module `rows` describes; `prediction` is the text as it was generated.
+        seed: of the bootstrap; the intervals are its percentiles 2.5 and 97.5.
 
     Raises:
         MmdoraError: as `sum_up`.
@@ -155,16 +155,16 @@ def score_rows(task: str, rows: Sequence[Prediction], *, seed: int = 0) -> Score
     each, parts, units = sum_up(task, rows)
     groups = {"overall": {"": parts.overall}, "by_type": parts.by_type, "details": parts.details}
     asked = {(group, name): part for group, own in groups.items() for name, part in own.items()}
-    found = measure(asked, units, seed)
-    if ("overall", "") not in found:
+    measured = measure(asked, units, seed)
+    if ("overall", "") not in measured:
         raise MmdoraError(f"task {task}: none of the {len(rows)} rows counts")
     by_type, details = (
-        {name: found[group, name] for name in groups[group] if (group, name) in found}
+        {name: measured[group, name] for name in groups[group] if (group, name) in measured}
         for group in ("by_type", "details")
     )
-    unknown = dict.fromkeys((name for _, name in asked.keys() - found.keys()), "these rows do not determine it")
+    unknown = dict.fromkeys((name for _, name in asked.keys() - measured.keys()), "these rows do not determine it")
     return Scores(
-        found["overall", ""],
+        measured["overall", ""],
         by_type,
         details | parts.plain,
         parts.counts,

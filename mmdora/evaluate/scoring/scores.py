@@ -1,4 +1,4 @@
-"""What an evaluation found: a number with its interval, and all numbers of one task. No torch."""
+"""The result of an evaluation: a number with its interval, and all numbers of one task. No torch is imported here."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """A number, how many rows it is over, and its 95% interval (None where there is none to give)."""
+    """A number, how many rows it is over, and its 95% interval (None if it has none)."""
 
     value: float
     n: int
@@ -37,9 +37,9 @@ class Scores:
         overall: the number that papers print; `metric` names it.
         by_type: the same number over the rows of each kind; kinds may overlap.
         details: other numbers of the official scorer.
-        counts: of rows, such as those that could not be read.
+        counts: how many rows there are of a kind, such as those whose answer could not be read.
         left_out: numbers of the official scorer that these rows do not allow, with the reason.
-        each: the score of every row, in order; not written by `to_dict`, nor compared.
+        each: the score of every row, in their order; `to_dict` does not write it, and `==` does not compare it.
     """
 
     overall: Score

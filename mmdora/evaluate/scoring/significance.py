@@ -1,4 +1,4 @@
-"""Do two models differ on one task, or is it chance: paired tests on the same rows. No torch."""
+"""Whether two models differ on one task by more than chance: paired tests on the same rows. No torch is imported."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MCNEMAR, BOOTSTRAP = "McNemar, exact", "paired bootstrap"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Second minus first: the difference of the task's number, its 95% interval, and a two-sided p of `test`."""
+    """The second model's number minus the first's, its 95% interval, and the two-sided p of `test`."""
 
     difference: float
     interval: tuple[float, float]
@@ -29,12 +29,13 @@ class Comparison:
 def compare(task: str, first: Sequence[Prediction], second: Sequence[Prediction], *, seed: int = 0) -> Comparison:
     """Compare two models' predictions on the same rows.
 
-    The interval resamples units (images), both models' rows together. Means of 0 and 1 are tested by
-    McNemar's exact test, which takes questions as independent; other numbers by the share of resamples
-    whose difference is as far from the one seen as that is from 0 (Efron and Tibshirani 1993, ch. 16).
+    The interval resamples units (images), with the rows of both models together. If the number is a mean of zeros and
+    ones, p is that of McNemar's exact test, which assumes that questions are independent. For any other number it is
+    the share of resamples whose difference is as far from the observed one as that is from 0 (Efron and Tibshirani
+    1993, ch. 16).
 
     Raises:
-        MmdoraError: if the rows are not the same, by id and order.
+        MmdoraError: the rows are not the same, in the same order, by their ids.
     """
     if [row["id"] for row in first] != [row["id"] for row in second]:
         raise MmdoraError("two models are compared on the same rows; these differ in their ids or order")
@@ -46,7 +47,8 @@ def compare(task: str, first: Sequence[Prediction], second: Sequence[Prediction]
     differences = two.estimate(drawn[:, width:]) - one.estimate(drawn[:, :width])
     low, high = np.nanpercentile(differences, [2.5, 97.5])
     if one.estimate is quotient and np.isin(columns, (0, 1)).all():
-        right, right_too = ((part.columns[:, 0] == 1).tolist() for part in (one, two))  # rows not asked: wrong in both
+        # A row that does not count is wrong in both.
+        right, right_too = ((part.columns[:, 0] == 1).tolist() for part in (one, two))
         p, test = mcnemar(right, right_too).p, MCNEMAR
     else:
         far = np.count_nonzero(np.abs(differences - seen) >= abs(seen) - 1e-12)
@@ -56,7 +58,7 @@ def compare(task: str, first: Sequence[Prediction], second: Sequence[Prediction]
 
 @dataclass(frozen=True)
 class Paired:
-    """Two models on the same questions: those only one of them got right, and McNemar's p."""
+    """How many of the same questions only one of two models got right, and McNemar's p."""
 
     only_first: int
     only_second: int
@@ -69,7 +71,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
     only_first = sum(bool(a and not b) for a, b in pairs)
     only_second = sum(bool(b and not a) for a, b in pairs)
     n = only_first + only_second
-    term, tail = 1, 1  # exact integers: sum of C(n, i) for i up to the smaller count
+    term, tail = 1, 1  # exact integers: the sum of C(n, i) for i up to the smaller count
     for i in range(min(only_first, only_second)):
         term = term * (n - i) // (i + 1)
         tail += term

@@ -1,4 +1,4 @@
-"""VizWiz beside its soft accuracy: how well a model tells that a question cannot be answered."""
+"""VizWiz's numbers beside soft accuracy: how well a model recognises that a question cannot be answered."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from mmdora.evaluate.scoring.confusion import accuracy, average_precision, confu
 from mmdora.evaluate.scoring.parts import Kinds, Parts, means
 from mmdora.evaluate.scoring.rows import Prediction
 
-UNANSWERABLE = "unanswerable"  # what LLaVA's prompt asks for, and what the people wrote
+UNANSWERABLE = "unanswerable"
+"""LLaVA's prompt asks for this word, and the annotators wrote it."""
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
-    """Average precision and F1 of the class "unanswerable", as VizWiz's evaluate_unanswerability, and accuracy.
+    """Soft accuracy; and average precision, F1 and accuracy of the class "unanswerable".
 
-    That scorer takes a confidence; a generated text gives 0 or 1: it is `unanswerable` or is not.
+    The first two are those of VizWiz's evaluate_unanswerability. It takes a confidence; a generated text has one of 1
+    if it is "unanswerable", and of 0 otherwise.
     """
     parts = means(rows, each, kinds)
     if any("answerable" not in row["meta"] for row in rows):

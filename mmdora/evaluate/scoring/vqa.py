@@ -1,15 +1,16 @@
-"""Soft accuracy of VQAv2 and its kin: an answer is worth what nine of ten people think of it (Antol et al. 2015).
+"""Soft accuracy of VQAv2 and similar datasets: how many people gave the same answer (Antol et al. 2015).
 
-Three scorers of one idea that differ in what they clean:
+The three scorers differ in which texts they clean before they compare them:
 
-- VQAv2, OK-VQA (GT-Vision-Lab/VQA, vqaEval.py, master): answers and prediction are cleaned only
-  when the ten answers differ; else they are compared as they are but for case.
-- VizWiz (its API, vqaEval.py): the prediction is always cleaned, the answers never.
-- TextVQA (MMF's EvalAIAnswerProcessor and TextVQAAccuracyEvaluator, which LLaVA uses): all are cleaned,
-  after commas and question marks are dropped and `'s` is split off.
+- VQAv2 and OK-VQA (GT-Vision-Lab/VQA, vqaEval.py, master): answers and prediction are cleaned only if the ten answers
+  differ; otherwise only their case is ignored.
+- VizWiz (its API, vqaEval.py): the prediction is always cleaned, the answers never are.
+- TextVQA (MMF's EvalAIAnswerProcessor and TextVQAAccuracyEvaluator, which LLaVA uses): all are cleaned, after commas
+  and question marks are removed and `'s` is split off.
 
-The official code finds "the other nine" by comparing annotations, which works because they carry an
-`answer_id`; VizWiz lacks it and drops by index, as is done here throughout.
+Each person's answer is left out in turn, and the prediction compared with the other nine. The official code finds "the
+other nine" by comparing annotations, which works because they have an `answer_id`. VizWiz's have none, and its code
+goes by position, as this module does for all three.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 ARTICLES = ("a", "an", "the")
-# What the official table restores; its entries are these words with exactly one apostrophe left out.
+# The official table restores these words where exactly one of their apostrophes was left out.
 CONTRACTED = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
 he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
 needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
@@ -35,24 +36,25 @@ would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll yo
 CONTRACTIONS = {
     word[:i] + word[i + 1 :]: word for word in CONTRACTED.split() for i, mark in enumerate(word) if mark == "'"
 }
-CONTRACTIONS["somebody'd"] = "somebodyd"  # the wrong way round in the official table too
-PERIODS = 32  # the official code hands re.UNICODE (32) to `sub` where the most substitutions are meant
+CONTRACTIONS["somebody'd"] = "somebodyd"  # this entry is the wrong way round in the official table, too
+MOST_PERIODS = 32
+"""So many periods are removed at most: the official code passes re.UNICODE, which is 32, to `sub` as its count."""
 
 
-@lru_cache(2**16)  # people give the same answers over and over
+@lru_cache(2**16)  # people give the same answers again and again
 def clean(text: str) -> str:
-    """The official processPunctuation, then processDigitArticle."""
+    """The text after the official processPunctuation and then processDigitArticle."""
     digits = re.search(r"\d,\d", text) is not None
     cleaned = text
     for mark in PUNCTUATION:
         cleaned = cleaned.replace(mark, "" if digits or f"{mark} " in text or f" {mark}" in text else " ")
-    cleaned = re.sub(r"\.(?!\d)", "", cleaned, count=PERIODS)
+    cleaned = re.sub(r"\.(?!\d)", "", cleaned, count=MOST_PERIODS)
     words = (NUMBERS.get(word, word) for word in cleaned.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
 def evalai(text: str) -> str:
-    """TextVQA's answer processor; LLaVA passes its answers to VQAv2 and VizWiz through it before submission."""
+    """The text after TextVQA's answer processor, which LLaVA also applies to its answers to VQAv2 and VizWiz."""
     return clean(_flat(text.lower().replace(",", "").replace("?", "").replace("'s", " 's")))
 
 
@@ -61,10 +63,10 @@ def _flat(text: str) -> str:
 
 
 def agreement(prediction: str, answers: Sequence[str]) -> float:
-    """Mean over the annotators of min(1, matches among the others / 3), matches being exact.
+    """The mean over the annotators of min(1, equal answers among the others / 3).
 
     Raises:
-        MmdoraError: if there are not at least two answers.
+        MmdoraError: there are fewer than two answers.
     """
     n = len(answers)
     if n < 2:
@@ -84,7 +86,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 def vizwiz_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """VizWiz's score of one answer, in [0, 1].
 
-    Copies of the official file hold typographic apostrophes in the contractions; here they are plain.
+    Some copies of the official file have typographic apostrophes in its contractions; here they are plain ones.
     """
     return agreement(clean(_flat(prediction)), answers)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmdora.errors import MmdoraError
-from mmdora.evaluate.scoring.bootstrap import AT_ONCE, Part, measure, ratio, resample
+from mmdora.evaluate.scoring.bootstrap import DRAWS_AT_ONCE, Part, measure, ratio, resample
 from mmdora.evaluate.scoring.parts import mean
 from mmdora.evaluate.scoring.significance import BOOTSTRAP, MCNEMAR, compare
 
@@ -34,8 +34,8 @@ def test_whole_groups_are_drawn():
 def test_chunks_change_nothing(monkeypatch):
     values = np.arange(12.0).reshape(6, 2)
     whole = resample(values, "aabbcd", resamples=50)
-    monkeypatch.setattr("mmdora.evaluate.scoring.bootstrap.AT_ONCE", 4 * 7)
-    assert AT_ONCE > 200 and (resample(values, "aabbcd", resamples=50) == whole).all()
+    monkeypatch.setattr("mmdora.evaluate.scoring.bootstrap.DRAWS_AT_ONCE", 4 * 7)
+    assert DRAWS_AT_ONCE > 200 and (resample(values, "aabbcd", resamples=50) == whole).all()
     assert (resample(values, "aabbcd", resamples=50, seed=1) != whole).any()
 
 

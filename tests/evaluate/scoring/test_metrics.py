@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from mmdora.evaluate.scoring.significance import mcnemar
 from mmdora.records.reader import read_records
 
 
-def record(question: str, answer: str, **meta: str) -> dict:
+def record(question: str, answer: str, **meta: str) -> Any:
     return {
         "id": f"{question}-{answer}",
         "messages": [
