@@ -133,7 +133,7 @@ class Bare(Dataset[None]):
     """Pictures opened and resized by Pillow as the processor would, and let go."""
 
     def __init__(self, rows: Rows, pixels: int):
-        self.files = [rows.records.root / record["images"][0] for record in rows.records]
+        self.files = [record["images"][0].path for record in rows.records]
         self.size = (pixels, pixels) if pixels == 64 else (pixels * 640 // 480, pixels)
 
     def __getitem__(self, index: int) -> None:

@@ -79,7 +79,7 @@ class Ready:
     def __init__(self, collate: Any):
         self.collate, self.made = collate, {}
 
-    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: list[Any]) -> dict[str, torch.Tensor]:
         name = " ".join(row["id"] for row in rows)
         if name not in self.made:
             self.made[name] = self.collate(rows)

@@ -78,7 +78,7 @@ def test_a_template_without_generation_block(processor, scene_records, tiny_llav
 
 def test_what_follows_the_last_answer_is_not_learned(processor, scene_records):
     record = read_records(scene_records)[0]
-    longer = record | {"messages": [*record["messages"], said("user", "and now?")]}
+    longer = changed(record, messages=[*record["messages"], said("user", "and now?")])
     batch = family_of(processor).batch([record, longer])
     assert learned(processor, batch, 1) == learned(processor, batch, 0) == answers(record)
     texts = [processor.decode(ids) for ids in batch["input_ids"]]

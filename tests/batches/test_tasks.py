@@ -54,15 +54,15 @@ def test_answers_are_drawn_in_proportion_to_their_scores():
 def test_a_row_knows_its_task_and_its_root(tasks: TaskRows, tmp_path: Path):
     assert len(tasks) == sum(SIZES.values())
     last = tasks[len(tasks) - 1]
-    assert (last["id"], last["task"], last["images"]) == ("nlvr-8", "nlvr", [FileRef("0.png", tmp_path / "nlvr")])
+    assert (last["id"], last.get("task"), last["images"]) == ("nlvr-8", "nlvr", [FileRef("0.png", tmp_path / "nlvr")])
     assert tasks[37]["id"] == "caption-0" and "weight" not in tasks[37]
-    assert tasks[~40]["masked"] is True and tasks[~40]["id"] == tasks[40]["id"]
+    assert tasks[~40].get("masked") is True and tasks[~40]["id"] == tasks[40]["id"]
 
 
 def test_soft_answers_follow_seed_epoch_and_row(tasks: TaskRows):
     def drawn() -> list[tuple[str, float]]:
         found = [tasks[i] for i in range(SIZES["vqa"])]
-        return [(row["messages"][-1]["content"][0]["text"], row["weight"]) for row in found]
+        return [(row["messages"][-1]["content"][0]["text"], row.get("weight", 1.0)) for row in found]
 
     first = drawn()
     assert first == drawn() and len(set(first)) == 3

@@ -60,7 +60,7 @@ def root(tmp_path: Path) -> Path:
 
 def rows_of(records: Sequence[Record], texts: list[str], scores: list[float]) -> list[dict[str, Any]]:
     return [
-        {"id": r["id"], "question": r["messages"][0]["content"][-1]["text"], "answer": "yes", "prediction": text,
+        {"id": r["id"], "question": r["messages"][0]["content"][-1].get("text"), "answer": "yes", "prediction": text,
          "images": r["images"], "meta": r["meta"], "type": r["meta"].get("type"), "score": score}
         for r, text, score in zip(records, texts, scores, strict=True)
     ]  # fmt: skip

@@ -105,7 +105,7 @@ def test_beams_are_searched_as_before(loaded):
 
 
 def test_only_where_it_is_exact(loaded):
-    inputs = dict.fromkeys(("input_ids", "attention_mask", "pixel_values"))
+    inputs: dict[str, Any] = dict.fromkeys(("input_ids", "attention_mask", "pixel_values"))
     model = shrunken("llava")
     family = family_of(loaded[1])
     assert family.shares_prefix(loaded[0], inputs) and family.shares_prefix(model, inputs)

@@ -65,7 +65,7 @@ def records(scene_records):
 def packed(made, records, capacity):
     model, processor = made
     rows = fit(read_records(records), family_of(processor), capacity, "error")
-    return model, PackedCollator(family_of(processor).batch, model), Packs(rows, capacity, 0)
+    return model, PackedCollator(family_of(processor), model), Packs(rows, capacity, 0)
 
 
 def loss_of(model, batch):
@@ -89,12 +89,12 @@ def test_every_row_has_the_loss_it_has_alone(family, attention, flat, records):
     for number, pack in enumerate(items):
         row, start = (0, start) if flat else (number, 0)
         for record in pack:
-            single = collate.collator([record])
+            single = collate.family.batch([record])
             mine = torch.full_like(labels, IGNORE)
             inside = slice(start, start := start + single["labels"].shape[1])
             mine[row, inside] = labels[row, inside]
             assert loss_of(model, {**batch, "labels": mine}) == pytest.approx(loss_of(model, single), rel=1e-5)
-    together = collate.collator([record for pack in items for record in pack])
+    together = collate.family.batch([record for pack in items for record in pack])
     assert loss_of(model, batch) == pytest.approx(loss_of(model, together), rel=1e-5)  # weighed per token
     assert ChunkedLoss(model).problem({k: v for k, v in batch.items() if k != "samples"}) is None
 

@@ -11,7 +11,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -185,7 +185,8 @@ def test_what_a_launcher_says_of_precision_and_accumulation_does_not_count(monke
     """`accelerate launch` exports both, from its config or its defaults."""
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    for precision, name in (("fp32", "no"), ("bf16", "bf16")):
+    names: dict[Literal["fp32", "bf16"], str] = {"fp32": "no", "bf16": "bf16"}
+    for precision, name in names.items():
         accelerator = Processes(Training(precision=precision)).accelerator
         assert accelerator.gradient_accumulation_steps == 1 and accelerator.mixed_precision == name
 

@@ -283,7 +283,7 @@ def test_both_stages_and_the_export_between(parts, scene_records, tmp_path):
     assert kinds == [LlavaForConditionalGeneration, CLIPVisionModel]
     records = read_records(scene_records)
     rows = [records[i] for i in range(2)]
-    images = [[open_image(FileRef(name, scene_records.parent)) for name in row["images"]] for row in rows]
+    images = [[open_image(image) for image in row["images"]] for row in rows]
     inputs = encode_prompts(processor, [row["messages"][:1] for row in rows], images)
     theirs = encode_prompts(
         AutoProcessor.from_pretrained(tmp_path / "final"), [r["messages"][:1] for r in rows], images

@@ -24,6 +24,8 @@ from mmdora.families.template import IGNORE
 from mmdora.models.llava.compose import LLAVA_V1, processor_of
 from mmdora.models.llava.from_parts import compose, read_projector
 from mmdora.models.llava.tower import Tower
+from mmdora.records.record import check_record
+from mmdora.records.row import row_of
 
 TOKENS = {
     "▁": 29871, "<0x0A>": 13, "▁A": 319, "▁chat": 13563, "▁between": 1546, "▁a": 263, "▁curious": 12758, "▁user": 1404,
@@ -114,7 +116,9 @@ def test_prompts_are_llavas(tokenizer: LlamaTokenizer, parts: Any, projector: Pa
 def test_training_learns_the_answers_of_the_same_prompt(tokenizer: Any, parts: Any, projector: Path, tmp_path: Path):
     _, processor = compose(parts[0], tokenizer, parts[1], read_projector(projector))
     Image.new("RGB", (20, 10), "red").save(tmp_path / "a.png")
-    batch = family_of(processor).batch([{"id": "r", "messages": MESSAGES, "images": ["a.png"]}])
+    batch = family_of(processor).batch(
+        [row_of(check_record({"messages": MESSAGES, "images": ["a.png"]}, "r"), tmp_path)]
+    )
     asked = encode_prompts(processor, [MESSAGES[:3]], [[Image.new("RGB", (20, 10), "red")]])
     ids = batch["input_ids"][0].tolist()
     assert ids == [*asked["input_ids"][0].tolist(), 694, 2]

@@ -18,11 +18,16 @@ from mmdora.families import family_of
 from mmdora.models.vlbart.feature_cache import FeatureCache
 from mmdora.models.vlbart.mapped_rows import INDEX, ROWS
 from mmdora.records.images import FileRef, open_image
+from mmdora.records.row import Row
 
 
 @pytest.fixture(scope="module")
 def model_and_processor():
     return small_vlbart("resnet", grid=2)
+
+
+def row_with(name: str, images: list[FileRef]) -> Row:
+    return {"id": name, "messages": [], "images": images, "features": None, "meta": {}}
 
 
 @pytest.fixture
@@ -34,7 +39,7 @@ def images(tmp_path):
         picture(number, side=60 + 8 * number).save(root / f"{number}.png")
     names = [["0.png"], ["1.png", "2.png"], [], ["0.png"], ["3.png"], ["4.png", "0.png"], ["5.png"], ["6.png"]]
     rows = [[FileRef(name, root) for name in row] for row in names]
-    return root, [{"id": f"r{i}", "images": row} for i, row in enumerate(rows)]
+    return root, [row_with(f"r{i}", row) for i, row in enumerate(rows)]
 
 
 class Counted:
@@ -76,7 +81,7 @@ def frozen(model):
 
 
 def one_row(root, name="0.png"):
-    return [{"id": "r", "images": [FileRef(name, root)]}]
+    return [row_with("r", [FileRef(name, root)])]
 
 
 def test_another_image_tower_or_preprocessing_is_computed_anew(images, tmp_path):
@@ -92,7 +97,7 @@ def test_another_image_tower_or_preprocessing_is_computed_anew(images, tmp_path)
     assert filled() == 0  # by content: known under another name
     image = picture(99)
     image.save(root / "0.bmp")  # bitmaps alike but for the last bytes
-    rows.append({"id": "last", "images": [FileRef("0.bmp", root)]})
+    rows.append(row_with("last", [FileRef("0.bmp", root)]))
     assert filled() == 1
     image.putpixel((image.width - 1, 0), (1, 2, 3))
     image.save(root / "0.bmp")
@@ -133,7 +138,7 @@ def test_packed_images_of_one_name_are_told_apart(model_and_processor, images, t
     root = images[0]
     one, two = (FileRef("x.png", data=(root / f"{i}.png").read_bytes()) for i in range(2))
     cache = FeatureCache.of(frozen(model), family_of(processor), tmp_path / "cache")
-    assert cache.fill([{"id": "r", "images": [one]}, {"id": "s", "images": [two]}]) == 2
+    assert cache.fill([row_with("r", [one]), row_with("s", [two])]) == 2
     assert not torch.equal(cache.features(one), cache.features(two))
     assert cache.fill(one_row(root)) == 0  # the same bytes in a file
 
@@ -226,13 +231,14 @@ def test_what_cannot_be_cached_is_refused(images, tmp_path):
         FeatureCache.of(model, family_of(processor), tmp_path / "cache")
     with pytest.raises(MmdoraError, match="LlavaForConditionalGeneration takes no features in place of pixels"):
         FeatureCache.of(frozen(shrunken_llava()), family_of(processor), tmp_path / "cache")
+    towerless, texts = small_vlbart(None)
     with pytest.raises(MmdoraError, match="no image tower"):
-        FeatureCache.of(*small_vlbart(None), tmp_path / "cache")
+        FeatureCache.of(towerless, family_of(texts), tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
     cache = FeatureCache.of(frozen(model), family_of(processor), tmp_path / "cache")
     (images[0] / "bad.png").write_bytes(b"no picture")
     with pytest.raises(MmdoraError, match=r"record r: image .*bad\.png: not an image of a known format"):
-        cache.fill(one_row("bad.png"), images[0])
+        cache.fill(one_row(images[0], "bad.png"))
     with pytest.raises(MmdoraError, match="missing or damaged"):
         cache.features(FileRef("0.png", images[0]))
 
@@ -241,6 +247,6 @@ def test_filling_leaves_the_random_numbers_alone(model_and_processor, images, tm
     model, processor = model_and_processor
     cache = FeatureCache.of(frozen(model), family_of(processor), tmp_path / "cache")
     before = torch.get_rng_state()
-    cache.fill(images[1], images[0])
+    cache.fill(images[1])
     assert torch.equal(torch.get_rng_state(), before)
     assert Path(cache.rows.folder, "about.json").read_text().startswith("{")
