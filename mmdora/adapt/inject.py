@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mmdora.adapt.fingerprint import fingerprint
-from mmdora.adapt.modality import Parts, find_parts
+from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapt.targets import ROLES, candidates_of, resolve, unused_in_tower
 from mmdora.config import Adapt, Modality, as_modalities, validate
@@ -46,7 +46,7 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
 
 
 def build_plan(
-    model: nn.Module, parts: Parts, entries: list[Entry], full: list[str], notes: list[str] | tuple[str, ...] = ()
+    model: nn.Module, parts: ModelParts, entries: list[Entry], full: list[str], notes: list[str] | tuple[str, ...] = ()
 ) -> Plan:
     """Count and fingerprint; the model must be the untouched base.
 
@@ -171,7 +171,7 @@ def _plan(model: nn.Module) -> Plan:
     return plan
 
 
-def _full(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> list[str]:
+def _full(model: nn.Module, parts: ModelParts, modality: str, settings: Modality) -> list[str]:
     if settings.targets != ("all",):
         raise MmdoraError(f"adapt.{modality}.targets: method full trains the whole part; leave targets out")
     parameters = {name: p for name, p in model.named_parameters() if parts.of(name) == modality}
@@ -183,7 +183,7 @@ def _full(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> 
     return list(parameters)
 
 
-def _biases_and_norms(model: nn.Module, parts: Parts, modality: str, settings: Modality) -> list[str]:
+def _biases_and_norms(model: nn.Module, parts: ModelParts, modality: str, settings: Modality) -> list[str]:
     """Names of the biases and of the norms' weights of a modality, as far as they are to train."""
     wanted = {"bias": settings.bias, "norms": settings.norms}
     names_of: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
@@ -203,7 +203,7 @@ def _biases_and_norms(model: nn.Module, parts: Parts, modality: str, settings: M
 
 
 def _entries(
-    model: nn.Module, parts: Parts, modality: str, settings: Modality, method: Method
+    model: nn.Module, parts: ModelParts, modality: str, settings: Modality, method: Method
 ) -> tuple[list[Entry], list[str]]:
     candidates = candidates_of(model, parts, modality)
     rank = settings.rank_of(modality)

@@ -1,8 +1,8 @@
-"""Which modules of a vision-language model are its tower, its projector, its language model.
+"""Which modules of a vision-language model are its tower, its projector and its language model.
 
-By identity of configs, not by names: a root is the outermost module whose `.config` *is* one of the model's
-sub-configs. What lies outside the roots and is neither an embedding nor the head is the projector; so are the
-last children of a tower that end at the text width (Qwen's `visual.merger`).
+They are found by the identity of configs, not by names: a root is the outermost module whose `.config` *is* one of the
+model's sub-configs. The projector is everything outside of the roots that is neither an embedding nor the head. The
+last children of a tower whose output has the text width belong to it too (Qwen's `visual.merger`).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ OTHER_BLOCKS = ("MllamaCrossAttentionDecoderLayer", "IdeficsGatedCrossAttentionL
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelParts:
     """Prefixes of modules (and of loose parameters, such as `model.image_newline`) per modality.
 
-    The longest prefix of a name decides, so a projector may lie inside a tower. `other` holds what is none of
-    the three (audio, gated cross-attention): it is never adapted.
+    The longest prefix of a name decides, so a projector may lie inside a tower. Modules that belong to none of the
+    three (audio, gated cross-attention) are under `other` and are never adapted.
     """
 
     vision: tuple[str, ...] = ()
@@ -45,22 +45,22 @@ class Parts:
 
     def of(self, name: str) -> str | None:
         """The modality of a module or parameter, or None."""
-        found = [
+        matches = [
             (len(prefix), modality)
             for modality in (*MODALITIES, "other")
             for prefix in getattr(self, modality)
             if name == prefix or name.startswith(prefix + ".")
         ]
-        modality = max(found, default=(0, "other"))[1]
+        modality = max(matches, default=(0, "other"))[1]
         return None if modality == "other" else modality
 
 
-def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None = None) -> Parts:
+def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None = None) -> ModelParts:
     """Find the parts, or check the ones given by hand.
 
     Args:
         model: a `transformers` vision-language model, adapted or not.
-        prefixes: modality -> module prefixes; nothing is searched then.
+        prefixes: modality -> module prefixes, which are then taken as they are.
 
     Raises:
         MmdoraError: with the module tree, where a part cannot be found.
@@ -79,26 +79,26 @@ def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None 
             + _tree(model)
         )
     modules = dict(model.named_modules())
-    found: dict[str, list[str]] = {kind: [] for kind in (*MODALITIES, "other")}
+    prefixes_of: dict[str, list[str]] = {kind: [] for kind in (*MODALITIES, "other")}
     for name, kind in roots.items():
-        found[kind].append(name)
-    width = _text_width(modules[found["language"][0]])
-    for name in found["vision"]:
-        found["projector"] += _inner_projectors(name, modules[name], width)
+        prefixes_of[kind].append(name)
+    width = _text_width(modules[prefixes_of["language"][0]])
+    for name in prefixes_of["vision"]:
+        prefixes_of["projector"] += _inner_projectors(name, modules[name], width)
     heads = _embeddings(model)
-    found["language"] += [name for name in heads if not _within(name, roots)]
-    found["projector"] += _outside(model, "", {*roots, *heads}, found["other"])
-    found["other"] += [
+    prefixes_of["language"] += [name for name in heads if not _within(name, roots)]
+    prefixes_of["projector"] += _outside(model, "", {*roots, *heads}, prefixes_of["other"])
+    prefixes_of["other"] += [
         name
-        for root in found["language"]
+        for root in prefixes_of["language"]
         for name, module in modules[root].named_modules(prefix=root)
         if type(module).__name__ in OTHER_BLOCKS
     ]
     order = {name: index for index, name in enumerate([*modules, *dict(model.named_parameters())])}
-    return Parts(**{kind: tuple(sorted(set(names), key=order.__getitem__)) for kind, names in found.items()})
+    return ModelParts(**{kind: tuple(sorted(set(names), key=order.__getitem__)) for kind, names in prefixes_of.items()})
 
 
-def _given(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]]) -> Parts:
+def _given(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]]) -> ModelParts:
     known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
     for modality, names in prefixes.items():
         for name in names:
@@ -107,7 +107,7 @@ def _given(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]]) -> Parts:
                     f"adapt.parts.{modality}: {type(model).__name__} has no module {name!r}. Its modules: "
                     + _tree(model)
                 )
-    return Parts(**{kind: tuple(names) for kind, names in prefixes.items()})
+    return ModelParts(**{kind: tuple(names) for kind, names in prefixes.items()})
 
 
 def _roots(model: nn.Module) -> dict[str, str]:
@@ -147,15 +147,15 @@ def _name_of(model: nn.Module, module: Any) -> str | None:
 
 def _embeddings(model: nn.Module) -> list[str]:
     """Names of the input embedding and the output head."""
-    found = []
+    names = []
     for getter in ("get_input_embeddings", "get_output_embeddings"):
         try:
             module = getattr(model, getter)()
         except (AttributeError, NotImplementedError):
             continue
         if module is not None and (name := _name_of(model, module)):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _text_width(language: nn.Module) -> int | None:
@@ -164,19 +164,19 @@ def _text_width(language: nn.Module) -> int | None:
 
 
 def _inner_projectors(name: str, tower: nn.Module, text_width: int | None) -> list[str]:
-    """Children after the tower's blocks that end at the text width and do not keep the block's width."""
+    """Children behind the tower's blocks whose output has the text width, unless the blocks have that width already."""
     children = list(tower.named_children())
     blocks = [i for i, (_, child) in enumerate(children) if _blocks(child)]
     if not blocks:
         return []
     block_width = _widths(_blocks(children[blocks[-1]][1])[-1])[-1:]
-    found = []
+    projectors = []
     for leaf, child in children[blocks[-1] + 1 :]:
         widths = _widths(child)
         keeps = block_width and widths and widths[0][0] == block_width[0][1] == text_width
         if widths and widths[-1][1] == text_width and not keeps:
-            found.append(f"{name}.{leaf}")
-    return found
+            projectors.append(f"{name}.{leaf}")
+    return projectors
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
@@ -185,30 +185,30 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 def _widths(module: nn.Module) -> list[tuple[int, int]]:
     """(in, out) of every linear, convolution or adapted linear, in order of registration."""
-    found = []
+    widths = []
     for child in module.modules():
         if hasattr(child, "in_features") and hasattr(child, "out_features"):
-            found.append((child.in_features, child.out_features))
+            widths.append((child.in_features, child.out_features))
         elif isinstance(child, (nn.modules.conv._ConvNd, AdaptedConv)):
-            found.append((child.in_channels, child.out_channels))
-    return found
+            widths.append((child.in_channels, child.out_channels))
+    return widths
 
 
 def _outside(module: nn.Module, name: str, taken: set[str], other: list[str]) -> list[str]:
-    """Outermost modules and loose parameters that hold nothing taken; audio ones go to `other`."""
+    """Outermost modules and loose parameters without a module of `taken` inside. Those for audio go to `other`."""
     join = f"{name}.{{}}".format if name else str
-    found = [join(leaf) for leaf, _ in module.named_parameters(recurse=False)]
+    outermost = [join(leaf) for leaf, _ in module.named_parameters(recurse=False)]
     for leaf, child in module.named_children():
         path = join(leaf)
         if path in taken or not any(True for _ in child.parameters()):
             continue
         if any(entry.startswith(path + ".") for entry in taken):
-            found += _outside(child, path, taken, other)
+            outermost += _outside(child, path, taken, other)
         elif any(word in leaf for word in SUBCONFIGS["other"]):
             other.append(path)
         else:
-            found.append(path)
-    return found
+            outermost.append(path)
+    return outermost
 
 
 def _within(name: str, roots: Mapping[str, str] | set[str]) -> bool:
@@ -216,7 +216,7 @@ def _within(name: str, roots: Mapping[str, str] | set[str]) -> bool:
 
 
 def _tree(model: nn.Module) -> str:
-    """The two upper levels on one line."""
+    """The two upper levels of the module tree, on one line."""
     return ", ".join(
         f"{name} ({type(module).__name__})" for name, module in model.named_modules() if name and name.count(".") < 2
     )

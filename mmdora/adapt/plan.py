@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mmdora.adapt.modality import Parts
+from mmdora.adapt.modality import ModelParts
 from mmdora.config import MAX_RANK, METHODS, MODALITIES
 from mmdora.layers import BY_NAME, DropoutMode, Method
 
@@ -65,15 +65,15 @@ class ModalityRow:
 class Plan:
     """What is adapted and trained: `entries` by adapters, `full` (names of parameters) as they are."""
 
-    parts: Parts
+    parts: ModelParts
     entries: tuple[Entry, ...]
     full: tuple[str, ...]
     base_sizes: Mapping[str, int]
     """Parameters of the base per modality, and under "other"."""
     full_sizes: Mapping[str, int]
-    """Those of them that train in full."""
+    """Parameters of the base that train in full, likewise."""
     notes: tuple[str, ...] = ()
-    """What was left out, and why."""
+    """Which modules were left out, and why."""
     fingerprint: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -153,7 +153,7 @@ class Plan:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         return cls(
-            parts=Parts(**{kind: tuple(names) for kind, names in values["parts"].items()}),
+            parts=ModelParts(**{kind: tuple(names) for kind, names in values["parts"].items()}),
             entries=tuple(map(_entry, values["entries"])),
             full=tuple(values["full"]),
             base_sizes=dict(values["base_sizes"]),

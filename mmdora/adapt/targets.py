@@ -1,7 +1,7 @@
-"""Which modules of a modality a list of targets means: roles, names, glob patterns.
+"""Which modules of a modality a list of targets means: roles, names and glob patterns.
 
-Roles are of linears, as `all-linear` in PEFT, and of `nn.MultiheadAttention`, whose name means its fused in-projection
-and whose `out_proj` is a linear; convolutions and embeddings are named (`patch_embedding`).
+Linears have roles, as in PEFT's `all-linear`. So has `nn.MultiheadAttention`: its name means its fused in-projection,
+and its `out_proj` is a linear of its own. Convolutions and embeddings have to be named (`patch_embedding`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from mmdora.adapt.modality import Parts
+from mmdora.adapt.modality import ModelParts
 from mmdora.errors import MmdoraError
 from mmdora.layers import WEIGHTS, AdaptedLinear, kind_of
 
@@ -25,21 +25,26 @@ ROLES = ("attention", "mlp", "all")
 
 ATTENTION = re.compile(r"attn|attention", re.I)
 MLP = re.compile(r"mlp|feed_?forward|ffn|intermediate|relu_?dense|gated_?dense", re.I)
-"""Looked for in the name and class of each module around a linear, nearest first."""
+"""Both are looked for in the names and classes of the modules around a linear, the nearest one first."""
 
 MLP_NAMES = re.compile(r"fc\d|lin\d|w[123]|wi(_\d)?|wo|linear_fc\d|(gate|up|down|gate_up)_proj|c_fc|c_proj")
-"""Linears of a feed-forward that lie directly in the block (OPT, BART, T5)."""
+"""Names of the linears of a feed-forward that has no module of its own inside its block (OPT, BART, T5)."""
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
+"""Names of the linears that choose experts: they lie in the feed-forward, and no role means them but `all`."""
 
 
 @dataclass
 class Candidates:
-    """What a modality offers: modules by name with their role, and what is left out, with the reason.
+    """The modules of a modality that targets can mean, and those that are left out.
 
-    `experts` and `bare` are parameters outside of linears that no adapter knows: experts' 3-D ones, and an attention's
-    projections, as open_clip's own `Attention` keeps them. The role of a linear is attention, mlp, head or linear (none
-    of these); of others it is their kind, attention, conv or embedding.
+    Attributes:
+        roles: module name -> role. A linear's role is attention, mlp, head, or linear where it is none of these. The
+            role of another module is its kind: attention, conv or embedding.
+        refused: module name -> why it cannot be adapted.
+        unused: module name -> why it never runs.
+        experts: modules that hold the weights of experts as 3-D parameters, for which there is no adapter.
+        bare: projections that an attention keeps as parameters of its own, as open_clip's `Attention` does.
     """
 
     roles: dict[str, str] = field(default_factory=dict)
@@ -49,27 +54,27 @@ class Candidates:
     bare: list[str] = field(default_factory=list)
 
 
-def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
+def candidates_of(model: nn.Module, parts: ModelParts, modality: str) -> Candidates:
     """Every module of a modality that there is an adapter for, in the model's order."""
     modules = dict(model.named_modules())
     tied = _tied(model)
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = get_head()
     unused = unused_in_tower(model, parts) if modality == "vision" else {}
-    found = Candidates()
+    candidates = Candidates()
     for name, module in modules.items():
         if parts.of(name) != modality:
             continue
         if "expert" in (name + type(module).__name__).lower() and any(
             p.ndim == 3 for p in module.parameters(recurse=False)
         ):
-            found.experts.append(name)
+            candidates.experts.append(name)
         if (kind := kind_of(module)) is None:
             own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
-            found.bare += [parameter for parameter in own if parameter.endswith("proj_weight")]
+            candidates.bare += [parameter for parameter in own if parameter.endswith("proj_weight")]
             continue
         path, _, leaf = name.rpartition(".")
-        reason = kind.problem(module) or _read_by_torch(modules[path], found.refused.get(path))
+        reason = kind.problem(module) or _read_by_torch(modules[path], candidates.refused.get(path))
         if name in tied:
             reason = f"its weight is tied to {tied[name]}, which a merge would change too"
         elif not reason and _only_read(type(modules[path]), leaf):
@@ -78,13 +83,13 @@ def candidates_of(model: nn.Module, parts: Parts, modality: str) -> Candidates:
             )
         skipped = next((why for prefix, why in unused.items() if name.startswith(prefix + ".")), None)
         if skipped:
-            found.unused[name] = skipped
+            candidates.unused[name] = skipped
         elif reason:
-            found.refused[name] = reason
+            candidates.refused[name] = reason
         else:
             role = _role(name, modules, parts) if kind is AdaptedLinear else kind.kind
-            found.roles[name] = "head" if module is head else role
-    return found
+            candidates.roles[name] = "head" if module is head else role
+    return candidates
 
 
 def resolve(candidates: Candidates, targets: Iterable[str], modality: str) -> dict[str, str]:
@@ -145,8 +150,8 @@ def _read_by_torch(parent: nn.Module, refused: str | None) -> str | None:
 def _only_read(parent: type[nn.Module], leaf: str) -> bool:
     """Whether the code of this class reads `self.leaf.weight` and uses `self.leaf` in no other way.
 
-    An adapter acts where its module is called. Nothing tells of a weight that is read elsewhere (as SigLIP and CLIP
-    do with `position_embedding` when they interpolate it, beside calling it), so only the sure case is told.
+    An adapter acts where its module is called. A weight may also be read elsewhere, beside being called (SigLIP and
+    CLIP do that to interpolate `position_embedding`); this finds only the certain case, a weight that is never called.
     """
     own = [kind for kind in parent.__mro__ if kind is not object and not kind.__module__.startswith("torch.")]
     try:
@@ -158,7 +163,7 @@ def _only_read(parent: type[nn.Module], leaf: str) -> bool:
     return bool(read) and all(use.startswith(".") for use in uses)
 
 
-def _role(name: str, modules: dict[str, nn.Module], parts: Parts) -> str:
+def _role(name: str, modules: dict[str, nn.Module], parts: ModelParts) -> str:
     """attention or mlp, by what the linear lies in; linear for neither."""
     path, _, leaf = name.rpartition(".")
     parent = path.rpartition(".")[2]
@@ -187,23 +192,23 @@ def _tied(model: nn.Module) -> dict[str, str]:
     }
 
 
-def unused_in_tower(model: nn.Module, parts: Parts) -> dict[str, str]:
-    """Modules of the tower that never run: layers behind `vision_feature_layer`, pooling heads."""
+def unused_in_tower(model: nn.Module, parts: ModelParts) -> dict[str, str]:
+    """Modules of the tower that never run, with the reason: layers behind `vision_feature_layer` and pooling heads."""
     config = getattr(model, "config", None)
     layer = getattr(config, "vision_feature_layer", getattr(config, "vision_feature_layers", None))
     chosen = [layer] if isinstance(layer, int) else list(layer or [])
-    found = {}
+    unused = {}
     for name, module in model.named_modules():
         if parts.of(name) != "vision":
             continue
         if "PoolingHead" in type(module).__name__:
-            found[name] = "the pooling head does not reach the projector"
+            unused[name] = "the pooling head does not reach the projector"
         if not (chosen and isinstance(module, nn.ModuleList) and _blocks(module)):
             continue
         needed = max(index if index >= 0 else len(module) + 1 + index for index in chosen)
         for index in range(needed, len(module)):
-            found[f"{name}.{index}"] = f"it does not run: vision_feature_layer is {layer}"
-    return found
+            unused[f"{name}.{index}"] = f"it does not run: vision_feature_layer is {layer}"
+    return unused
 
 
 def _blocks(module: nn.ModuleList) -> bool:

@@ -16,7 +16,7 @@ WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmd
 PICKLE = "adapter_model.bin"
 PREFIX = "base_model.model."
 BASE = "base_layer"
-"""Where PEFT has what a module that it adapts held before: its bias, the `out_proj` of an attention."""
+"""PEFT moves what an adapted module held before under this name: its bias, the `out_proj` of an attention."""
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -31,7 +31,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise MmdoraError(f"{folder}: no adapter here ({WEIGHTS} is missing)")
     try:
         tensors = load_file(path)
-    except Exception as error:  # safetensors raises its own class, not exported as a base of one kind
+    except Exception as error:  # safetensors has several classes of errors, without a common base
         raise MmdoraError(f"{path}: not a readable safetensors file ({error})") from None
     if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
         raise MmdoraError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(tensors)} tensors); train it again")
@@ -42,17 +42,17 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _own_name(name: str) -> str:
     name = name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    # an embedding's weight is a copy that PEFT adds, looked at by that name
+    # The weight of an embedding is a copy that PEFT adds; `peft_config` looks for it under this name.
     return name if name.endswith(f".{BASE}.weight") else name.replace(f".{BASE}.", ".")
 
 
 def pefts_name(name: str, adapted: set[str]) -> str:
     """A tensor's name in PEFT's files, without its prefix, where these modules are adapted."""
     parts = name.split(".")
-    found = parts[:1]
+    spelled = parts[:1]
     for index, part in enumerate(parts[1:], 1):
-        found += [BASE, part] if ".".join(parts[:index]) in adapted and not part.startswith("lora_") else [part]
-    return ".".join(found)
+        spelled += [BASE, part] if ".".join(parts[:index]) in adapted and not part.startswith("lora_") else [part]
+    return ".".join(spelled)
 
 
 def refuse_pickle(folder: Path) -> None:

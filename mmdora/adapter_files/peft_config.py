@@ -36,11 +36,12 @@ UNSUPPORTED = (
 
 BIAS_MODES = ("none", "all", "lora_only")
 
-REPEATS = 3
-"""Repetitions in a pattern of an adapter's config; matching takes time as the length of a name to this power."""
+MOST_REPEATS = 3
+"""How many repetitions (`*`, `+`) a pattern in an adapter's config may have. Matching takes time as the length of a
+module's name to the power of their number, and nothing can interrupt it."""
 
 KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mipl")
-"""Values of `init_lora_weights` that leave the base's weights alone; PiSSA and its kin change them."""
+"""Values of `init_lora_weights` that leave the base's weights as they are. PiSSA and its like change them."""
 
 
 def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *, base: str | None) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *,
 
     Args:
         plan: with at least one entry.
-        ranks: of the modules that PEFT is to adapt, as their tensors are written.
+        ranks: module name -> rank of its tensors in the file, for every module that PEFT shall adapt.
         whole: modules trained in full.
         base: name or folder of the base.
     """
@@ -110,9 +111,10 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
         method = "dora" if config.get("use_dora") else "lora"
         target = name
         if isinstance(modules[owner := name.rpartition(".")[0]], nn.MultiheadAttention):
-            target = owner  # PEFT adapts an attention whole
+            target = owner  # PEFT adapts an attention as a whole.
             lora_B = tensors.get(f"{name}.lora_B.weight")
-            if method == "lora" and lora_B is not None and lora_B.any():  # PEFT cannot have trained the others
+            # PEFT cannot have trained an `out_proj` in any other way.
+            if method == "lora" and lora_B is not None and lora_B.any():
                 raise MmdoraError(f"{folder}: {name}: {TWICE}; merge this adapter with peft and load the checkpoint")
         alpha = float(_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", 8)))
         scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
@@ -174,7 +176,7 @@ def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any
 
 
 def _check_patterns(config: Mapping[str, Any], where: Path) -> None:
-    """Raise for values of another kind, and for patterns that may backtrack for ever: Python cannot break them off."""
+    """Raise for values of a wrong kind, and for patterns whose matching may never end: Python cannot interrupt it."""
     for key in ("lora_alpha", "lora_dropout"):
         value = config.get(key, 0)
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
@@ -191,7 +193,7 @@ def _check_patterns(config: Mapping[str, Any], where: Path) -> None:
             re.compile(pattern)
         except re.error as error:
             raise MmdoraError(f"{where}: alpha_pattern: {pattern[:80]!r} is no pattern ({error})") from None
-        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > REPEATS:
+        if re.search(r"\)[*+{]", pattern) or len(re.findall(r"(?<!\\)[*+{]", pattern)) > MOST_REPEATS:
             raise MmdoraError(
                 f"{where}: alpha_pattern: {pattern[:80]!r} repeats too much to be matched in bounded time; name modules"
             )

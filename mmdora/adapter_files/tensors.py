@@ -8,8 +8,8 @@ is written with magnitude ||W0 + s B A||, which changes nothing, and a magnitude
     embedding   lora_embedding_A [R, V]     lora_embedding_B [D, R]          lora_magnitude_vector [D]
     attention   lora_A.weight [R, E]        lora_B.weight [3E, R]            lora_magnitude_vector [3E]
 
-An attention's are those of its fused in-projection; its `out_proj` is a linear. PEFT has LoRA for both together, and
-no DoRA. A grouped convolution's A is the only tensor that is not ours as it stands: see `AdaptedConv`.
+The tensors of an attention are those of its fused in-projection; its `out_proj` is a linear. PEFT has LoRA for both
+together, and no DoRA. Only the A of a grouped convolution differs from ours in a file: see `AdaptedConv`.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from mmdora.layers import Adapted, AdaptedAttention, AdaptedConv, AdaptedEmbeddi
 KEYS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 EMBEDDING_KEYS = {**KEYS, "lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
 
-
 TWICE = "PEFT adds the update of the out_proj of an nn.MultiheadAttention twice (peft#3774)"
 
 
 def keys_of(kind: type[Adapted] | None) -> dict[str, str]:
-    """Own parameter name -> key in a file, behind the module's name."""
+    """The name of our parameter -> its key in a file, which follows the module's name there."""
     return EMBEDDING_KEYS if kind is AdaptedEmbedding else KEYS
 
 
 def file_rank(base: nn.Module, rank: int) -> int:
-    """The rank a module is written with."""
+    """The rank a module is written with: its own, or for a magnitude alone the least one that PEFT reads."""
     return rank or int(getattr(base, "groups", 1))
 
 
@@ -129,6 +128,6 @@ def _spread(lora_A: Tensor, groups: int) -> Tensor:
 
 
 def _gather(lora_A: Tensor, groups: int) -> Tensor:
-    """[R, C, K] to [R, C/G, K]: of each filter the channels of its group."""
+    """[R, C, K] to [R, C/G, K]: each filter keeps the channels of its group."""
     blocks = lora_A.unflatten(1, (groups, -1)).unflatten(0, (groups, -1))  # [G, R/G, G, C/G, K]
     return torch.cat([blocks[group, :, group] for group in range(groups)])

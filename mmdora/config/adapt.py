@@ -45,14 +45,16 @@ class Modality:
     ] = ("all",)
     bias: Annotated[StrictBool, Field(description="its biases train too, those of norms among them")] = False
     norms: Annotated[StrictBool, Field(description="the weights of its norms train too")] = False
-    lr: Annotated[Rate | None, Field(description="learning rate here; default training.lr")] = None
+    lr: Annotated[Rate | None, Field(description="learning rate of this modality; default training.lr")] = None
     lora_plus_ratio: Annotated[
         float | None,
         Field(gt=0, allow_inf_nan=False, description="learning rate of B over that of A (LoRA+: about 16); default 1"),
     ] = None
-    magnitude_lr: Annotated[Rate | None, Field(description="of magnitudes; default lr of this modality")] = None
-    weight_decay: Annotated[Rate | None, Field(description="default training.weight_decay")] = None
-    magnitude_weight_decay: Annotated[Rate, Field(description="of magnitudes")] = 0.0
+    magnitude_lr: Annotated[
+        Rate | None, Field(description="learning rate of magnitudes; default lr of this modality")
+    ] = None
+    weight_decay: Annotated[Rate | None, Field(description="of this modality; default training.weight_decay")] = None
+    magnitude_weight_decay: Annotated[Rate, Field(description="weight decay of magnitudes")] = 0.0
 
     def rank_of(self, modality: str) -> int:
         """The rank of B A for this modality; 0 where the method has no B A."""

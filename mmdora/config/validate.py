@@ -1,4 +1,4 @@
-"""Plain values become a section; the first thing that is wrong with them, in a line."""
+"""Plain values become a section of the config; what is wrong with them first becomes one line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def validate(kind: type[T], values: Any, where: Callable[[str], str]) -> T:
 
 
 def _first_problem(kind: type, error: ValidationError, where: Callable[[str], str]) -> str:
-    found, unknown = error.errors(include_url=False), ("unexpected_keyword_argument", "extra_forbidden")
-    problem = next((one for one in found if one["type"] in unknown), found[0])  # a misspelt key is missing too
+    problems, unknown = error.errors(include_url=False), ("unexpected_keyword_argument", "extra_forbidden")
+    # A misspelt key is also reported as a missing one; the unknown key tells more.
+    problem = next((one for one in problems if one["type"] in unknown), problems[0])
     location = [str(part) for part in problem["loc"]]
     key = ".".join(location)
     if problem["type"] in unknown:

@@ -30,12 +30,13 @@ __all__ = [
 KINDS: tuple[type[Adapted], ...] = (AdaptedLinear, AdaptedConv, AdaptedEmbedding, AdaptedAttention)
 BY_NAME = {kind.kind: kind for kind in KINDS}
 WEIGHTS = {kind.weight_name for kind in KINDS}
+"""Names of the parameters of plain modules that are adapted."""
 BIASES = {kind.bias_name for kind in KINDS}
-"""Names of the base's parameters that are adapted, and of those beside them."""
+"""Names of the biases beside them."""
 
 
 def kind_of(module: nn.Module) -> type[Adapted] | None:
-    """The kind that is made for a plain or adapted module, whether or not it can be adapted; None for other modules."""
+    """The kind for a plain or adapted module, whether or not this very module can be adapted; None if there is none."""
     return next((kind for kind in KINDS if isinstance(module, (*kind.plain, kind))), None)
 
 

@@ -51,7 +51,7 @@ class AdaptedAttention(Adapted):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As `nn.MultiheadAttention`'s; the hint `is_causal` is not made use of.
+        """The forward of `nn.MultiheadAttention`. It makes no use of the hint `is_causal`.
 
         Args:
             query: [B, L, E], [L, B, E] without `batch_first`, or [L, E]; key and value: the same with length S.
@@ -103,7 +103,7 @@ class AdaptedAttention(Adapted):
         return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
     def _mask(self, attn_mask: Tensor | None, padding: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        """What is added to the scores, in a shape that fits [B, heads, L, S]."""
+        """The sum of the masks, as numbers to add to the scores, in a shape that fits [B, heads, L, S]."""
         if attn_mask is not None and attn_mask.dim() == 3:
             attn_mask = attn_mask.unflatten(0, (-1, self.num_heads))
         if padding is not None:

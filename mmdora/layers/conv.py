@@ -25,8 +25,9 @@ class AdaptedConv(Adapted):
     hold (it refuses to merge), and its norm mixes the groups up (peft#2549). Here the filters of a group see the
     channels of that group; in PEFT's layout the rest is zeros.
 
-    A convolution gives its sum in its input's dtype. So that c meets the sum before the one rounding, all is
-    computed in fp32 or better here; in a tower this is the first layer, a small share, with no input gradient.
+    A convolution rounds its sum to its input's dtype. c shall meet the sum before that one rounding, so everything is
+    computed in fp32 or better here. In a tower this is the first layer: a small share of the work, and no gradient
+    for its input.
     """
 
     kind = "conv"
@@ -52,7 +53,7 @@ class AdaptedConv(Adapted):
             if self.lora_A is not None and self.lora_B is not None:
                 z = z + self._pointwise(self._convolve(dropped, self.lora_A), self.lora_B * self.scaling)
             if scaled is not None and self.magnitude is not None:
-                # c, whose gradient for m is 1 / n, so that dm = sum g z / n also where c is next to nothing
+                # This is c, written so that its gradient for m is 1 / n: dm = sum g z / n holds even for a tiny c.
                 c = scaled.factor + (self.magnitude - self.magnitude.detach()) * scaled.inverse_norm
                 z = z * c.view(per_channel)
             if scaled_input is not x:

@@ -16,7 +16,7 @@ from rich.tree import Tree
 from torch import nn
 
 from mmdora.adapt.inject import make_plan
-from mmdora.adapt.modality import Parts, find_parts
+from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.adapt.plan import Plan
 from mmdora.batches.fit import fit
 from mmdora.batches.stream import Shards, admit, rows_of
@@ -73,7 +73,7 @@ def show_data(
     console.print(drawing(survey(records, family_of(processor), config)), highlight=False)
 
 
-def module_tree(model: nn.Module, parts: Parts, plan: Plan | None = None) -> Tree:
+def module_tree(model: nn.Module, parts: ModelParts, plan: Plan | None = None) -> Tree:
     """The model's parts as a tree; repeated blocks are drawn once, planned modules carry their method."""
     marks: dict[str, str] = {}
     if plan is not None:
@@ -94,7 +94,7 @@ def module_tree(model: nn.Module, parts: Parts, plan: Plan | None = None) -> Tre
 
 
 def _draw(
-    branch: Tree, label: str, path: str, module: nn.Module, parts: Parts, modality: str, marks: dict[str, str]
+    branch: Tree, label: str, path: str, module: nn.Module, parts: ModelParts, modality: str, marks: dict[str, str]
 ) -> None:
     direct = {
         marks[f"{path}.{leaf}"] for leaf, _ in module.named_parameters(recurse=False) if f"{path}.{leaf}" in marks

@@ -7,14 +7,14 @@ from shrunken import CONFIGS, shrunken
 from torch import nn
 
 from mmdora.adapt.inject import inject
-from mmdora.adapt.modality import Parts, find_parts
+from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.errors import MmdoraError
 
 TOWER, PROJECTOR, TEXT = "model.vision_tower", "model.multi_modal_projector", ("model.language_model", "lm_head")
-USUAL = Parts((TOWER,), (PROJECTOR,), TEXT)
-WITH_NEWLINE = Parts((TOWER,), (PROJECTOR, "model.image_newline"), TEXT)
-QWEN = Parts(("model.visual",), ("model.visual.merger",), TEXT)
-IDEFICS = Parts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
+USUAL = ModelParts((TOWER,), (PROJECTOR,), TEXT)
+WITH_NEWLINE = ModelParts((TOWER,), (PROJECTOR, "model.image_newline"), TEXT)
+QWEN = ModelParts(("model.visual",), ("model.visual.merger",), TEXT)
+IDEFICS = ModelParts(("model.vision_model",), ("model.connector",), ("model.text_model", "lm_head"))
 
 EXPECTED = {
     "llava": USUAL,
@@ -22,15 +22,15 @@ EXPECTED = {
     "llava_onevision": WITH_NEWLINE,
     "qwen2_vl": QWEN,
     "qwen2_5_vl": QWEN,
-    "qwen3_vl": Parts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), TEXT),
+    "qwen3_vl": ModelParts(("model.visual",), ("model.visual.merger", "model.visual.deepstack_merger_list"), TEXT),
     "paligemma": USUAL,
     "gemma3": USUAL,
     "idefics3": IDEFICS,
     "smolvlm": IDEFICS,
     "internvl": USUAL,
-    "blip-2": Parts(("vision_model",), ("qformer", "language_projection", "query_tokens"), ("language_model",)),
+    "blip-2": ModelParts(("vision_model",), ("qformer", "language_projection", "query_tokens"), ("language_model",)),
     "mistral3": USUAL,
-    "mllama": Parts(("model.vision_model",), (PROJECTOR,), TEXT, ("model.language_model.layers.1",)),
+    "mllama": ModelParts(("model.vision_model",), (PROJECTOR,), TEXT, ("model.language_model.layers.1",)),
 }
 
 
@@ -66,6 +66,6 @@ def test_no_parts_is_an_error_with_the_tree_and_the_way_out():
     with pytest.raises(MmdoraError, match=r"adapt\.parts.*eye \(Linear\)"):
         find_parts(Odd())
     given = find_parts(Odd(), {"vision": ("eye",)})
-    assert given == Parts(vision=("eye",))
+    assert given == ModelParts(vision=("eye",))
     with pytest.raises(MmdoraError, match=r"adapt\.parts\.vision.*'nose'"):
         find_parts(Odd(), {"vision": ("nose",)})

@@ -110,13 +110,11 @@ def sharded(mesh: Any, recompute: bool, **options: Any) -> nn.Module:
     return net
 
 
-def versions_alone(tensors: Any, steps: int) -> list[int]:
-    return [steps, *(tensor._version for tensor in tensors)]
-
-
 def main(rank: int, folder: Path) -> None:
     # CUDA's allocator gives a gathered parameter the same address again and again; the CPU's does by chance only.
-    scales.Stamp._read = staticmethod(versions_alone)  # type: ignore[method-assign] (the test's own way to read)
+    # So neither addresses nor values may be what shows a write here.
+    scales.Stamp._is_of = lambda self, tensors: True
+    scales._readable = lambda tensor: False
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     net = Net()

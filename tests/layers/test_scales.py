@@ -178,7 +178,7 @@ DATA_WRITES = {
     "init": lambda layer: nn.init.normal_(layer.magnitude.data, 3.0),
     "moving average": lambda layer: [p.data.lerp_(torch.randn_like(p), 0.5) for p in trained(layer)],
     "own optimizer": own_optimizer,
-    "foreach": lambda layer: torch._foreach_add_([p.data for p in trained(layer)], 0.7),  # type: ignore[attr-defined]
+    "foreach": lambda layer: torch._foreach_add_([p.data for p in trained(layer)], 0.7),  # pyright: ignore
     "base": lambda layer: weight(layer).data.mul_(2),
     "one value": lambda layer: layer.magnitude.data[1].mul_(3),
 }  # fmt: skip
@@ -220,7 +220,8 @@ def test_merging_and_saving_see_a_write_through_data(kind, write):
         _, layer = make(kind, method)
         shake(layer)
         x = inputs(kind)
-        output(layer, x), to_file(layer, magnitude=True)
+        output(layer, x)
+        to_file(layer, magnitude=True)
         with torch.no_grad():
             write(layer)
         layer.refresh()  # as `save_adapter` does

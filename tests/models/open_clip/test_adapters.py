@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText
 
 import mmdora
 from mmdora.adapt.inject import adapted_modules, inject, make_plan, merge, trainable_parameters, unload
-from mmdora.adapt.modality import Parts
+from mmdora.adapt.modality import ModelParts
 from mmdora.adapt.targets import candidates_of
 from mmdora.errors import MmdoraError
 from mmdora.export.merge_disk import DiskMerge
@@ -286,7 +286,7 @@ def test_the_pool_is_open_clips():
     assert all(max_rel(a, b) <= 1e-5 or b.abs().max() < 1e-5 for a, b in zip(*results, strict=True))
     alone: Any = nn.Module()
     alone.visual = theirs  # open_clip's own pool, in a model that is not ours, stays refused
-    refused = candidates_of(alone, Parts(vision=("visual",), projector=(), language=()), "vision").refused
+    refused = candidates_of(alone, ModelParts(vision=("visual",), projector=(), language=()), "vision").refused
     assert len(refused) == 4 and all("never calls it" in why for why in refused.values())
 
 

@@ -5,7 +5,7 @@ import torch
 from shrunken_vlbart import IMAGES, ORDER, TEXTS, picture, small_bart, small_vlbart
 from torch.nn import functional as F
 
-from mmdora.adapt.modality import Parts, find_parts
+from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.errors import MmdoraError
 from mmdora.models.vlbart.visual import VisualEmbedding, as_clip
 
@@ -205,5 +205,5 @@ def test_gradient_checkpointing_changes_nothing():
 
 
 def test_parts(pair):
-    expected = Parts(("model.vision_tower",), ("model.visual_embedding",), ("model.language_model", "lm_head"))
+    expected = ModelParts(("model.vision_tower",), ("model.visual_embedding",), ("model.language_model", "lm_head"))
     assert find_parts(pair[0]) == expected
