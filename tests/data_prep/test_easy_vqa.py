@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmdora.data_prep import easy_vqa
+from mmdora.records.reader import read_records
 
 
 @pytest.fixture(scope="module")
@@ -15,10 +16,10 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def test_all_questions_are_there(prepared):
-    train = kept(prepared / "train.jsonl")
+    train = read_records(prepared / "train.jsonl")
     assert sum(len(record["messages"]) // 2 for record in train) == 38575
-    assert len(kept(prepared / "train.jsonl", max_turns=1)) == 38575
-    test = kept(prepared / "test.jsonl")
+    assert len(read_records(prepared / "train.jsonl", max_turns=1)) == 38575
+    test = read_records(prepared / "test.jsonl")
     assert len(test) == 9673
     kinds = [record["meta"]["type"] for record in test]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"yes/no": 7136, "other": 2537}
