@@ -24,7 +24,7 @@ def test_all_questions_are_there(prepared):
     kinds = [record["meta"]["type"] for record in test]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"yes/no": 7136, "other": 2537}
     assert test[0]["messages"][0]["content"] == [{"type": "image"}, {"type": "text", "text": "what is the red shape?"}]
-    assert (prepared / test[0]["images"][0]).is_file()
+    assert test[0]["images"][0].path.is_file()
 
 
 def test_no_picture_is_in_both_splits(prepared):

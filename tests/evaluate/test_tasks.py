@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -105,9 +106,10 @@ def test_a_file_of_a_folder_takes_its_root_and_task_from_the_card(tmp_path):
     (tmp_path / "pictures").mkdir()
     card["splits"]["val"]["images_root"] = str(tmp_path / "pictures")
     (data / "dataset_card.json").write_text(json.dumps(card))
-    source = find(data / "val.jsonl")
+    source: Any = find(data / "val.jsonl")
     assert (source.task.name, source.records.root, source.split) == ("gqa", tmp_path / "pictures", "val")
-    assert find(data / "val.jsonl", images=data).records.root == data
+    elsewhere: Any = find(data / "val.jsonl", images=data)
+    assert elsewhere.records.root == data
     with pytest.raises(MmdoraError, match="is a file; name its folder"):
         find(data / "val.jsonl", split="val")
 
@@ -117,7 +119,7 @@ def test_a_folder_without_a_card_and_a_file_without_one(tmp_path):
     (data / "dataset_card.json").unlink()
     with pytest.raises(MmdoraError, match=r"no dataset_card\.json"):
         find(data)
-    source = find(data / "val.jsonl")
+    source: Any = find(data / "val.jsonl")
     assert (source.task.name, source.records.root) == ("exact", data)
     shutil.copy(data / "val.jsonl", data / "more.jsonl")
     assert len(first(source.records, 5)) == len(first(source.records, None)) == 1
