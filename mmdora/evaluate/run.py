@@ -73,19 +73,19 @@ def evaluate(
         progress: show a bar with the time left.
 
     Raises:
-        MmdoraError: no records, an image that cannot be read (naming its record), or what the task's
-            scorer lacks, before anything is generated.
+        MmdoraError: no records, an image that cannot be read (naming its record), or a
+            package that the task's scorer or result file needs is missing; all before anything is generated.
     """
     task = task if isinstance(task, Task) else task_of(task)
     out, main = None if out is None else Path(out), processes().is_main_process
     if not len(records):
         raise MmdoraError("nothing to evaluate: there are no records")
+    if out is not None and task.results is not None:
+        task.results.check()
     asking = Asking(processor, task)
     found = survey(records, asking)
     if found.answered:
         ready(task.scorer)
-    if out is not None and task.results is not None:
-        task.results.check()
     settings = {"batch_size": batch_size, "beams": beams, "max_new_tokens": max_new_tokens or task.max_new_tokens}
     made_from = {"task": task.name, "records": found.digest, "model": _digest(model), **settings}
     made_from |= {"mmdora": __version__, "torch": torch.__version__}
