@@ -10,11 +10,13 @@ from collections.abc import Iterable
 from cyclopts import CycloptsError
 
 from mmdora.cli.app import app
+from mmdora.env import wait_passively
 from mmdora.errors import Interrupted, MmdoraError
 
 
 def main(tokens: Iterable[str] | None = None) -> int:
     """Run the command line and return its exit code; a user's mistake gives one line on stderr and the code 2."""
+    wait_passively()
     try:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         if isinstance(result, dict):  # the number of records per split that `mmdora prep NAME` wrote

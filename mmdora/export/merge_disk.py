@@ -21,7 +21,6 @@ from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.shards import Rewrite, Stored, UnsureError, write_index, write_shard
 from mmdora.layers import wrapper
 from mmdora.ops.merge import merged_rows, pieces
-from mmdora.ops.reference import adapted_weight
 
 
 @dataclass(frozen=True)
@@ -67,9 +66,9 @@ class DiskMerge:
     def __init__(self, base: Path, adapter: Path | None, dtype: str):
         self.base, self.dtype = MappedCheckpoint(base), dtype
         self.plan: Plan | None = None
-        self._adapter: dict[str, Tensor] = {}
+        self.adapter: dict[str, Tensor] = {}
         if adapter is not None:
-            self.plan, self._adapter = read_adapter(self.base.model, adapter, lambda _: self.base.fingerprint())
+            self.plan, self.adapter = read_adapter(self.base.model, adapter, lambda _: self.base.fingerprint())
         self.rows = self._table()
 
     def __str__(self) -> str:
@@ -118,22 +117,10 @@ class DiskMerge:
                 write_shard(shard, folder / shard.path.name, rewrites, bar.update)
         write_index(folder, self._written())
 
-    @torch.no_grad()
-    def expected(self, row: TensorRow, indices: Tensor) -> Tensor:
-        """What the merged model has in some rows of a tensor, in float64.
-
-        Args:
-            indices: in the first dimension.
-        """
-        if isinstance(row.change, Tensor):
-            return torch.atleast_1d(row.change)[indices].double()
-        weight = torch.atleast_1d(self.base.tensors[row.file_name])[indices].double()
-        if row.change is None:
-            return weight
-        a, b, magnitude = factors(self.base.model, self._adapter, row.change)
-        a = None if a is None else a.double()
-        b, magnitude = (None if tensor is None else tensor[indices].double() for tensor in (b, magnitude))
-        return adapted_weight(weight.flatten(1), a, b, magnitude, row.change.scaling).view(weight.shape)
+    def trained_whole(self) -> dict[str, Tensor]:
+        """The tensors of the adapter's file that take the place of the base's, by their names there."""
+        state = self.base.model.state_dict()
+        return {place: tensor for place, tensor in self.adapter.items() if place in state}
 
     @torch.no_grad()
     def _values(self, row: TensorRow) -> Iterator[Tensor]:
@@ -141,7 +128,7 @@ class DiskMerge:
         dtype = DTYPES[self.dtype]
         tensor = row.change if isinstance(row.change, Tensor) else self.base.tensors[row.file_name]
         if isinstance(row.change, Entry):
-            parts = factors(self.base.model, self._adapter, row.change)
+            parts = factors(self.base.model, self.adapter, row.change)
             for piece in merged_rows(tensor.flatten(1), *parts, row.change.scaling):
                 yield piece.to(dtype)
             return
@@ -174,9 +161,9 @@ class DiskMerge:
             if entry.kind == "embedding":
                 raise UnsureError(f"{entry.name} is an adapted embedding, whose norms run over all its rows")
             changes[self._file_name(entry.weight)] = entry
-        buffers = [place for place, _ in self.base.model.named_buffers() if place in self._adapter]
+        buffers = [place for place, _ in self.base.model.named_buffers() if place in self.adapter]
         for place in [*self.plan.full, *buffers]:
-            changes[self._file_name(place)] = self._adapter[place]
+            changes[self._file_name(place)] = self.adapter[place]
         return changes
 
     def _file_name(self, place: str) -> str:

@@ -30,8 +30,9 @@ from mmdora.export.card import card
 from mmdora.export.facts import ExportFacts, licence_of, parity_facts, run_facts, shown_base, token_facts, versions
 from mmdora.export.layout import save_checkpoint
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.parity import LogitCheck, Parity, TensorParity, prompts, tensor_parity
+from mmdora.export.parity import LogitCheck, Parity, prompts
 from mmdora.export.shards import UnsureError
+from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
 from mmdora.families.ending import stop_ids
 from mmdora.files import PARTIAL, read_json, write_json
@@ -87,7 +88,8 @@ def export(
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
         asked = prompts(config, rows)
         model, processor = load(location)
-        measure = LogitCheck(model, processor, *asked, dtype).compare
+        trained = disk or TrainedModel(model, location.adapter)
+        measure = LogitCheck(model, processor, *asked, trained, dtype).compare
     else:
         measure = partial(tensor_parity, disk)
     merged = disk or _MergedModel(model, base, dtype)

@@ -25,7 +25,7 @@ import mmdora.ops.merge
 from mmdora.dtypes import DTYPES
 from mmdora.export import shards
 from mmdora.export.layout import save_checkpoint
-from mmdora.export.parity import tensor_parity
+from mmdora.export.tensor_parity import tensor_parity
 from mmdora.ops.reference import adapted_weight
 
 
@@ -151,7 +151,7 @@ MEASURE = """
 import re, sys, threading, time
 from pathlib import Path
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.parity import tensor_parity
+from mmdora.export.tensor_parity import tensor_parity
 def anonymous():
     return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 DiskMerge(Path(sys.argv[4]), None, "bf16")  # what is imported on first use is not the merge's

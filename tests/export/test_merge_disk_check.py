@@ -7,7 +7,7 @@ from torch import Tensor
 from mmdora.errors import MmdoraError
 from mmdora.export import merge_disk
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.parity import tensor_parity
+from mmdora.export.tensor_parity import tensor_parity
 
 
 def forget_magnitudes(monkeypatch):

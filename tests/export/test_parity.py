@@ -24,6 +24,8 @@ from mmdora.models.locate import resolve
 from mmdora.records.reader import read_records
 from mmdora.records.row import Row
 
+NAN = float("nan")
+
 
 @pytest.fixture(scope="module")
 def adapter(tiny_llava, tmp_path_factory):
@@ -149,11 +151,16 @@ def test_a_run_is_compared_on_its_own_data(adapter, tiny_llava, tmp_path, few_ro
 
 @pytest.mark.parametrize(
     "change",
-    [{"max_rel": 1.1e-5}, {"max_rel": float("nan")}, {"top1": 0.96}, {"same_text": False}],
-    ids=lambda change: next(iter(change)),
+    [
+        *({"max_rel": 8.1e-6}, {"max_rel": NAN}, {"own": NAN}, {"same_text": 0.49}),
+        *({"tensors": {"beyond": 1.1e-5}}, {"tensors": {"beyond": NAN}}, {"tensors": {"wrong": ("lm_head.weight",)}}),
+    ],
+    ids=str,
 )
 def test_each_bound_can_fail(change):
-    good = Parity(1e-6, 1.0, 8, "fp32", True)
+    good = Parity(7.9e-6, 1e-6, 1.0, 8, "fp32", TensorParity(0.9e-5, 1e-3, 2, 1, "fp32"), 0.5)
+    if "tensors" in change:
+        change = {"tensors": dataclasses.replace(good.tensors, **change["tensors"])}
     good.check()
     with pytest.raises(MmdoraError, match="nothing was exported"):
         dataclasses.replace(good, **change).check()
@@ -166,7 +173,8 @@ def test_top1_counts_every_position_that_is_no_tie_in_the_written_precision():
     ids = [torch.tensor([1])]
 
     def top1(dtype):
-        return parity._compare(parity._Outputs([want], ids, None), parity._Outputs([got], ids, None), dtype, "").top1
+        one, other = (parity._Outputs([logits], ids, None) for logits in (want, got))
+        return parity._compare(one, other, 1.0, TensorParity(0.0, 0.0, 0, 0, dtype), "").top1
 
     assert top1("fp32") == 2 / 4
     assert top1("bf16") == pytest.approx(2 / 3)  # 4.00 and 3.99 are one number in bf16
@@ -175,4 +183,4 @@ def test_top1_counts_every_position_that_is_no_tie_in_the_written_precision():
 def test_other_token_ids_are_an_error():
     one, other = (parity._Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
     with pytest.raises(MmdoraError, match="other token ids"):
-        parity._compare(one, other, "fp32", "")
+        parity._compare(one, other, 1.0, TensorParity(0.0, 0.0, 0, 0, "fp32"), "")

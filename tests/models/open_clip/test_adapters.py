@@ -23,7 +23,7 @@ from mmdora.adapt.modality import ModelParts
 from mmdora.adapt.targets import candidates_of
 from mmdora.errors import MmdoraError
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.parity import tensor_parity
+from mmdora.export.tensor_parity import tensor_parity
 from mmdora.layers import AdaptedAttention
 from mmdora.ops import reference
 

@@ -1,0 +1,246 @@
+"""Whether a written checkpoint holds what was trained: every number of it against the equations in float64.
+
+Rounding cannot be taken for an error here, nor an error for rounding. A tensor that no adapter is merged into is the
+trained one, rounded to the written dtype: it is equal to the bit, or wrong. A merged number is computed in fp32 and
+rounded once. So it may be off by half a step of the dtype, and by what fp32 does to the sums it is made of, which is
+relative to their terms: c (|W0| + s |B| |A|), and not to a result in which the terms may cancel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmdora.adapt.inject import adapted_modules
+from mmdora.adapt.plan import Entry
+from mmdora.adapter_files.files import read_tensors
+from mmdora.adapter_files.tensors import keys_of, to_file
+from mmdora.dtypes import DTYPES
+from mmdora.errors import MmdoraError
+from mmdora.export.mapped import MappedCheckpoint
+from mmdora.export.merge_disk import DiskMerge, factors
+from mmdora.export.shards import UnsureError
+from mmdora.ops.merge import pieces
+from mmdora.ops.reference import adapted_weight, direction
+
+BEYOND = 1e-5
+"""How far a merged number may be off beyond its one rounding, relative to the largest terms of its row.
+
+The merge in fp32 stays below 1e-6. One tensor off by a thousandth of its norm is above 1e-4 somewhere.
+"""
+
+
+@dataclass(frozen=True)
+class TensorParity:
+    """How far the written tensors are from the trained ones."""
+
+    beyond: float  # max over merged rows of (|written - trained|, less half a step of `dtype`) / largest terms
+    max_rel: float  # max over tensors of max|written - trained| / max|trained|
+    tensors: int
+    merged: int  # of them by adapters
+    dtype: str
+    worst: str = ""  # the tensor that `beyond` was found in
+    wrong: tuple[str, ...] = ()  # tensors without an adapter that are not the trained ones, rounded
+
+    kind = "tensors"
+    how = "The files were read back, their names and shapes checked against the model's, and every number compared"
+    how += " with the equations in float64"
+
+    def check(self) -> None:
+        """Raise `MmdoraError` if a tensor is not the trained one (NaN never is)."""
+        if self.wrong or not self.beyond <= BEYOND:
+            raise MmdoraError(f"the merged tensors are not the trained ones; nothing was exported: {self}")
+
+    def __str__(self) -> str:
+        where = f" in {self.worst}" if not self.beyond <= BEYOND else ""
+        copies = f"{len(self.wrong)} others differ, such as {self.wrong[0]}" if self.wrong else "the others equal"
+        return (
+            f"{self.dtype}, tensor by tensor: {self.merged} of {self.tensors} merged, each number against the "
+            f"equations in float64: max-rel {self.max_rel:.1e}, beyond one rounding {self.beyond:.1e}{where} "
+            f"(at most {BEYOND:.0e}); {copies}"
+        )
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """A written tensor beside the trained one; both as matrices [O, I], or as they are where nothing is merged."""
+
+    name: str
+    written: Tensor
+    weight: Tensor
+    factors: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None  # A, B, m
+    scaling: float = 1.0
+
+
+def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
+    """Read back what `merge` wrote to `folder`.
+
+    Raises:
+        MmdoraError: if transformers would miss a tensor, not know one or find one of another shape.
+    """
+    try:
+        written = MappedCheckpoint(folder)
+    except UnsureError as reason:
+        raise MmdoraError(f"the written checkpoint does not load: {reason}") from None
+    return compare(_disk_pairs(merge, written), merge.dtype)
+
+
+def _disk_pairs(merge: DiskMerge, written: MappedCheckpoint) -> Iterator[_Pair]:
+    for name, row in merge.rows.items():
+        found, weight = written.tensors[row.hub_name], merge.base.tensors[name]
+        if isinstance(row.change, Entry):
+            parts = factors(merge.base.model, merge.adapter, row.change)
+            yield _Pair(name, found.flatten(1), weight.flatten(1), parts, row.change.scaling)
+        elif row.change is None:
+            yield _Pair(name, found, weight)
+    # By their names in the adapter's file, of which several may lead to one tensor of the model.
+    for place, tensor in merge.trained_whole().items():
+        name = merge.base.file_name(place)
+        assert name is not None  # or the merge would have refused
+        yield _Pair(place, written.tensors[merge.rows[name].hub_name], tensor)
+
+
+class TrainedModel:
+    """What an unmerged model holds, kept for the comparison with a checkpoint while the model itself is merged.
+
+    It takes as much memory as the base's files in their own dtype.
+
+    Args:
+        model: unmerged; adapted or plain.
+        adapter: the folder that it was adapted by. What was trained is what lies there, and not what was loaded.
+
+    Raises:
+        MmdoraError: if a tensor of the adapter is not what the model holds.
+    """
+
+    def __init__(self, model: nn.Module, adapter: Path | None):
+        saved = {} if adapter is None else read_tensors(adapter)
+        modules = adapted_modules(model)
+        self._adapted: dict[str, tuple[Any, list[Tensor | None]]] = {}
+        own: set[str] = set()
+        for name, module in modules.items():
+            parts = (module.lora_A, module.lora_B, module.magnitude)
+            kept = [None if part is None else part.detach().clone() for part in parts]
+            self._adapted[f"{name}.{module.weight_name}"] = module, kept
+            own |= {f"{name}.{leaf}" for leaf in ("lora_A", "lora_B", "magnitude")}
+            _check_loaded(name, module, saved)
+        kept_by_storage: dict[int, Tensor] = {}  # tied tensors are kept once
+        self._tensors: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            if name not in own:
+                compact = saved.get(name)
+                if compact is None:
+                    compact = kept_by_storage.setdefault(tensor.data_ptr(), _compact(tensor))
+                self._tensors[name] = compact
+
+    def parity(self, written: nn.Module, dtype: str) -> TensorParity:
+        """How far the tensors of `written`, the checkpoint as it was loaded, are from the trained ones."""
+        return compare(self._pairs(written.state_dict()), dtype)
+
+    def _pairs(self, written: dict[str, Tensor]) -> Iterator[_Pair]:
+        for name, weight in self._tensors.items():
+            if name not in written:
+                raise MmdoraError(f"the written checkpoint does not load: it has no {name}")
+            if name not in self._adapted:
+                yield _Pair(name, written[name], weight)
+                continue
+            module, (a, b, magnitude) = self._adapted[name]
+            if a is not None and b is not None:
+                a, b = module.factors(a, b)
+            matrices = [module.matrix(tensor).flatten(1) for tensor in (written[name], weight)]
+            yield _Pair(name, matrices[0], matrices[1], (a, b, magnitude), module.scaling)
+
+
+def _check_loaded(name: str, module: Any, saved: dict[str, Tensor]) -> None:
+    if not saved:
+        return
+    held = to_file(module, magnitude=module.magnitude is not None)
+    for leaf, key in keys_of(type(module)).items():
+        if getattr(module, leaf) is None:
+            continue
+        if not torch.equal(held[key], saved[f"{name}.{key}"].to(held[key].dtype)):
+            raise MmdoraError(f"{name}.{key}: the model does not hold what the file does; nothing was exported")
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """A copy, in bf16 where that loses nothing, as with a base whose files are in bf16."""
+    if tensor.dtype != torch.float32:
+        return tensor.detach().clone()
+    half = tensor.detach().to(torch.bfloat16)
+    return half if torch.equal(half.float(), tensor) else tensor.detach().clone()
+
+
+@torch.no_grad()
+def compare(pairs: Iterator[_Pair], dtype: str) -> TensorParity:
+    """Every number of every pair, some rows at a time."""
+    found = TensorParity(0.0, 0.0, 0, 0, dtype)
+    for pair in pairs:
+        exact = pair.factors is None
+        error, beyond = (_copied if exact else _merged)(pair, DTYPES[dtype])
+        found = replace(found, tensors=found.tensors + 1, merged=found.merged + (not exact))
+        found = replace(found, max_rel=_larger(found.max_rel, error))
+        if exact and beyond != 0:
+            found = replace(found, wrong=(*found.wrong, pair.name))
+        elif not exact and not beyond <= found.beyond:
+            found = replace(found, beyond=_larger(found.beyond, beyond), worst=pair.name)
+    return found
+
+
+def _ratio(error: float, size: float) -> float:
+    return error / size if size else math.inf if error else 0.0
+
+
+def _larger(a: float, b: float) -> float:
+    """The larger of the two; NaN if one is."""
+    return a if a != a or a >= b else b
+
+
+def _copied(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
+    """Error relative to the largest number; and 0 if every number is the trained one, rounded once."""
+    written, weight = (torch.atleast_1d(tensor) for tensor in (pair.written, pair.weight))
+    wrong, error, largest = 0.0, 0.0, 0.0
+    for start, stop in pieces(len(weight), max(1, weight[:1].numel())):
+        got, want = written[start:stop], weight[start:stop]
+        if want.is_floating_point():
+            wrong += not torch.equal(got.double(), want.float().to(dtype).double())
+        else:
+            wrong += not torch.equal(got, want)
+        if want.numel():
+            error = _larger(error, float((got.double() - want.double()).abs().max()))
+            largest = _larger(largest, float(want.double().abs().max()))
+    return _ratio(error, largest), wrong
+
+
+def _merged(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
+    """Error relative to the largest number; and the largest beyond one rounding, relative to its row's terms."""
+    assert pair.factors is not None
+    lora_A, lora_B, magnitude = pair.factors
+    a = None if lora_A is None else lora_A.double()
+    error, largest, beyond = 0.0, 0.0, 0.0
+    for start, stop in pieces(*pair.weight.shape):
+        b, m = (None if tensor is None else tensor[start:stop].double() for tensor in (lora_B, magnitude))
+        weight = pair.weight[start:stop].double()
+        want = adapted_weight(weight, a, b, m, pair.scaling)
+        sums = direction(weight, a, b, pair.scaling).norm(dim=1)
+        sizes = [None if factor is None else factor.abs() for factor in (a, b)]
+        terms = direction(weight.abs(), sizes[0], sizes[1], abs(pair.scaling))
+        factor = torch.where(sums > 0, want.norm(dim=1) / sums.where(sums > 0, 1), 1)
+        off = (pair.written[start:stop].double() - want).abs()
+        error, largest = _larger(error, float(off.max())), _larger(largest, float(want.abs().max()))
+        more = (off - half_step(want, dtype)).clamp(min=0).amax(1)
+        beyond = _larger(beyond, float(torch.where(more == 0, 0, more / (factor * terms.amax(1))).max()))
+    return _ratio(error, largest), beyond
+
+
+def half_step(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half the distance of neighbouring numbers of `dtype` at `values`: the most of one rounding."""
+    info = torch.finfo(dtype)
+    # The power of two at or below |value|; frexp gives zero the exponent of a half.
+    power = torch.exp2(torch.frexp(values).exponent.to(values.dtype) - 1).masked_fill(values == 0, 0)
+    return power.clamp(min=info.smallest_normal).mul(info.eps / 2)
