@@ -34,7 +34,6 @@ from mmdora.export.parity import LogitCheck, Parity, prompts
 from mmdora.export.shards import UnsureError
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
-from mmdora.families.ending import stop_ids
 from mmdora.files import PARTIAL, read_json, write_json
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
@@ -134,8 +133,8 @@ def _write_stops(folder: Path, family: Family) -> None:
     """Let generation stop at the end of turn that training taught, beside what the base's own file names."""
     path = folder / "generation_config.json"
     tree = read_json(path, "generation config") if path.is_file() else {}
-    stops = family.stops(GenerationConfig(eos_token_id=tree.get("eos_token_id")))
-    if stops != stop_ids(GenerationConfig(eos_token_id=tree.get("eos_token_id")), family.tokenizer):
+    own = GenerationConfig(eos_token_id=tree.get("eos_token_id"))
+    if (stops := family.ending.stops(own)) != family.ending.base_stops(own):
         write_json(path, tree | {"eos_token_id": stops})
 
 

@@ -24,18 +24,55 @@ def written_end(text: str, ends: Sequence[str]) -> str | None:
     return max((end for end in ends if body.endswith(end)), key=len, default=None)
 
 
-def with_end(messages: Messages, end: str) -> Messages:
-    """The conversation, `end` behind the text of each answer."""
-    return [_ended(message, end) if message["role"] == "assistant" else message for message in messages]
+class Ending:
+    """The end of an answer, as a family teaches it and as generation stops at it.
 
+    Args:
+        tokenizer: of the family's processor.
+        written: the token that the chat template writes behind an answer; None where it writes none. The tokenizer's
+            own end is then added, as LLaVA-1.5 was trained with `</s>` behind each answer.
+    """
 
-def _ended(message: dict[str, Any], end: str) -> dict[str, Any]:
-    *before, last = message["content"] or [{"type": "text", "text": ""}]
-    return message | {"content": [*before, last | {"text": last["text"] + end}]}
+    def __init__(self, tokenizer: Any, written: str | None):
+        self.tokenizer, self.written = tokenizer, written
+        self.token: str | None = written or tokenizer.eos_token
 
+    @property
+    def token_id(self) -> int | None:
+        return None if self.token is None else self.tokenizer.convert_tokens_to_ids(self.token)
 
-def stop_ids(generation_config: Any, tokenizer: Any) -> list[int]:
-    """The ids that a base's generation stops at, by its own files."""
-    stops = generation_config.eos_token_id if generation_config is not None else None
-    stops = tokenizer.eos_token_id if stops is None else stops
-    return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+    def added(self, messages: Messages) -> Messages:
+        """The conversation with the token behind each answer, where the template writes none."""
+        if self.written is not None or self.token is None:
+            return messages
+        return [self._ended(message) if message["role"] == "assistant" else message for message in messages]
+
+    def _ended(self, message: Any) -> Any:
+        *before, last = message["content"] or [{"type": "text", "text": ""}]
+        return message | {"content": [*before, last | {"text": last["text"] + self.token}]}
+
+    def base_stops(self, generation_config: Any) -> list[int]:
+        """The ids that generation stops at by the base's own files."""
+        stops = generation_config.eos_token_id if generation_config is not None else None
+        stops = self.tokenizer.eos_token_id if stops is None else stops
+        return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
+
+    def stops(self, generation_config: Any) -> list[int]:
+        """The ids that generation stops at: those of the base's files, and the end that answers are taught."""
+        stops, end = self.base_stops(generation_config), self.token_id
+        return stops if end is None or end in stops else [*stops, end]
+
+    def notes(self, generation_config: Any) -> list[str]:
+        """What a person should know before training: an end that is added, files that disagree, no end at all."""
+        if self.token is None:
+            return ["neither the chat template nor the tokenizer has an end of turn: this model will never stop"]
+        notes, stops = [], self.base_stops(generation_config)
+        if self.written is None:
+            notes.append(f"the chat template writes no end of turn, so {self.token} is added behind each answer")
+        if self.token_id not in stops:
+            told = ", ".join(self.tokenizer.convert_ids_to_tokens(stops)) or "nothing"
+            notes.append(
+                f"answers end with {self.token}, but the base's generation config stops at {told}: evaluation, page and "
+                "export stop at both"
+            )
+        return notes

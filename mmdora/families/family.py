@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
-from mmdora.families.ending import end_tokens, stop_ids, with_end, written_end
+from mmdora.families.ending import Ending, end_tokens, written_end
 from mmdora.families.positions import RopeIndex
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import (
@@ -73,7 +73,7 @@ class Family:
 
     def render(self, messages: Messages, *, generation_prompt: bool = False) -> str:
         """The conversation as the model reads it, pictures still as their placeholder."""
-        return render(self.processor, self.ended(messages), generation_prompt=generation_prompt)
+        return render(self.processor, self.ending.added(messages), generation_prompt=generation_prompt)
 
     def asked(self, messages: Messages, task: str | None, instruct: Callable[[str], str]) -> Messages:
         """A conversation, its last question worded for a task.
@@ -84,49 +84,13 @@ class Family:
         """
         return with_question(messages, instruct)
 
-    # --- how an answer ends
-
     @cached_property
-    def template_end(self) -> str | None:
-        """The token that the chat template writes behind an answer; None where it writes none."""
+    def ending(self) -> Ending:
+        """How an answer ends; found by rendering one."""
         asked = {"role": "user", "content": [{"type": "text", "text": "a"}]}
         answered = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
-        return written_end(render(self.processor, [asked, answered]), end_tokens(self.tokenizer))
-
-    def ended(self, messages: Messages) -> Messages:
-        """The conversation with the end-of-text token behind each answer, where the template writes no end.
-
-        LLaVA-1.5 was trained with `</s>` behind each answer (the separators of its conversation `v1`), which its
-        template on the hub leaves out.
-        """
-        end = self.tokenizer.eos_token
-        return messages if self.template_end or not end else with_end(messages, end)
-
-    def end_id(self) -> int | None:
-        """The id of the token that is learned as the end of an answer; None for a base that has none at all."""
-        end = self.template_end or self.tokenizer.eos_token
-        return self.tokenizer.convert_tokens_to_ids(end) if end else None
-
-    def stops(self, generation_config: Any) -> list[int]:
-        """The ids that generation stops at: those of the base's files, and the end that answers are taught."""
-        stops, end = stop_ids(generation_config, self.tokenizer), self.end_id()
-        return stops if end is None or end in stops else [*stops, end]
-
-    def end_notes(self, generation_config: Any) -> list[str]:
-        """What a person should know before training: an end that is added, files that disagree, no end at all."""
-        end, stops = self.end_id(), stop_ids(generation_config, self.tokenizer)
-        if end is None:
-            return ["neither the chat template nor the tokenizer has an end of turn: this model will never stop"]
-        token, notes = self.tokenizer.convert_ids_to_tokens(end), []
-        if self.template_end is None:
-            notes.append(f"the chat template writes no end of turn, so {token} is added behind each answer")
-        if end not in stops:
-            told = ", ".join(self.tokenizer.convert_ids_to_tokens(stops)) or "nothing"
-            notes.append(
-                f"answers end with {token}, but the base's generation config stops at {told}: evaluation, the page and "
-                "the export stop at both"
-            )
-        return notes
+        text = render(self.processor, [asked, answered])
+        return Ending(self.tokenizer, written_end(text, end_tokens(self.tokenizer)))
 
     # --- lengths in tokens
 
@@ -181,7 +145,7 @@ class Family:
         for row in rows:
             with naming(row):
                 self.check_row(row)
-                text, answers = render_with_answers(self.processor, self.ended(row["messages"]))
+                text, answers = render_with_answers(self.processor, self.ending.added(row["messages"]))
                 texts.append(text)
                 spans.append(answers)
                 images.append([open_image(image) for image in row["images"]])
@@ -283,7 +247,7 @@ class Family:
             "top_p": None,
             "top_k": None,
             "pad_token_id": self.tokenizer.pad_token_id,
-            "eos_token_id": self.stops(model.generation_config),
+            "eos_token_id": self.ending.stops(model.generation_config),
         }
 
     def choices(self, answers: Sequence[str]) -> Sequence[str]:

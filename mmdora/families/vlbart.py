@@ -6,6 +6,7 @@ Prompts by task and what the decoder begins with: VL-Adapter (Sung et al., CVPR 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
+from mmdora.families.ending import Ending
 from mmdora.families.family import Family, Features, Shown, naming
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import IGNORE, encode, with_question
@@ -30,10 +32,10 @@ class VLBart(Family):
 
     one_stream = False
 
-    @property
-    def template_end(self) -> str | None:  # type: ignore[override]
+    @cached_property
+    def ending(self) -> Ending:
         """The tokenizer puts its end behind a target; the template writes questions only."""
-        return self.tokenizer.eos_token
+        return Ending(self.tokenizer, self.tokenizer.eos_token)
 
     def check_row(self, row: Row) -> None:
         if sum(message["role"] == "assistant" for message in row["messages"]) > 1:

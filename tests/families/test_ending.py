@@ -49,7 +49,7 @@ TALK = [said("user", "What?"), said("assistant", "A cat."), said("user", "And?")
 
 def test_each_answer_of_a_template_without_ends_gets_one(tiny_llava: str):
     family = family_of(processor_with(tiny_llava, LLAVA_HUB))
-    text, spans = render_with_answers(family.processor, family.ended(TALK))
+    text, spans = render_with_answers(family.processor, family.ending.added(TALK))
     assert text == "USER: What? ASSISTANT: A cat.</s> USER: And? ASSISTANT: A dog.</s> "
     assert [text[start:end] for start, end in spans] == [" A cat.</s>", " A dog.</s>"]
     assert family.render(TALK[:3], generation_prompt=True) == text[: spans[1][0]], "a prompt is what was learned"
@@ -72,22 +72,22 @@ def test_the_labels_end_where_generation_stops(tiny_llava: str, scene_records: P
 def test_a_template_that_ends_its_turns_stays_as_it_is(tiny_llava: str):
     for template in (CHATML, AutoProcessor.from_pretrained(tiny_llava).chat_template):
         family = family_of(processor_with(tiny_llava, template))
-        assert family.template_end == "</s>" and family.ended(TALK) is TALK
-        assert not family.end_notes(GenerationConfig(eos_token_id=family.tokenizer.eos_token_id))
+        assert family.ending.written == "</s>" and family.ending.added(TALK) is TALK
+        assert not family.ending.notes(GenerationConfig(eos_token_id=family.tokenizer.eos_token_id))
 
 
 def test_files_that_disagree_are_told_and_generation_stops_at_both(tiny_llava: str):
     family = family_of(AutoProcessor.from_pretrained(tiny_llava))
-    assert family.stops(GenerationConfig(eos_token_id=3)) == [3, family.tokenizer.eos_token_id]
-    assert family.stops(None) == [family.tokenizer.eos_token_id]
-    (note,) = family.end_notes(GenerationConfig(eos_token_id=3))
+    assert family.ending.stops(GenerationConfig(eos_token_id=3)) == [3, family.tokenizer.eos_token_id]
+    assert family.ending.stops(None) == [family.tokenizer.eos_token_id]
+    (note,) = family.ending.notes(GenerationConfig(eos_token_id=3))
     assert "answers end with </s>" in note and "stop at both" in note
 
 
 def test_a_base_that_never_stops_is_told(tiny_llava: str):
     processor = processor_with(tiny_llava, LLAVA_HUB)
     processor.tokenizer.eos_token = None
-    (note,) = family_of(processor).end_notes(GenerationConfig())
+    (note,) = family_of(processor).ending.notes(GenerationConfig())
     assert "will never stop" in note
 
 
