@@ -72,7 +72,7 @@ class Ending:
         if self.token_id not in stops:
             told = ", ".join(self.tokenizer.convert_ids_to_tokens(stops)) or "nothing"
             notes.append(
-                f"answers end with {self.token}, but the base's generation config stops at {told}: evaluation, page and "
-                "export stop at both"
+                f"answers end with {self.token}, but the base's generation config stops at {told}: evaluation, page "
+                "and export stop at both"
             )
         return notes
