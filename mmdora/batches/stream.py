@@ -69,14 +69,14 @@ class Shards:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the files' names and sizes, and of what is in those on disk."""
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name in self.files:
             protocol, remote, _ = name.rpartition("://")
             size = fsspec.filesystem(protocol).size(name) if remote else Path(name).stat().st_size
-            found.update(f"{Path(name).name}\0{size}\0".encode())
+            digest.update(f"{Path(name).name}\0{size}\0".encode())
             if not remote:
-                found.update(bytes.fromhex(sha256(Path(name))))
-        return found.hexdigest()
+                digest.update(bytes.fromhex(sha256(Path(name))))
+        return digest.hexdigest()
 
     def check(self, max_turns: int | None = None) -> None:
         """Raise what is wrong with the first record of each file on disk, or of the first one elsewhere."""
@@ -123,13 +123,13 @@ class Stream(Dataset[Row]):
 
     def __iter__(self) -> Iterator[Row]:
         for number in count():
-            found = self.one_pass(number)
-            first = next(found, None)
+            rows = self.one_pass(number)
+            first = next(rows, None)
             if first is None:
                 who = f"process {self.process} of {self.processes} gets" if self.processes > 1 else "holds"
                 raise MmdoraError(f"{self.shards.place}: {who} no row to learn; give more, or raise data.max_length")
             yield first
-            yield from found
+            yield from rows
 
     def one_pass(self, number: int) -> Iterator[Row]:
         """Every row of this process's share, once."""

@@ -24,7 +24,7 @@ BINS, BAR, NAMED = 12, 40, 5
 
 
 @dataclass(frozen=True)
-class Survey:
+class LengthSurvey:
     """What is in a file of records, in the tokens of one model.
 
     Attributes:
@@ -43,7 +43,7 @@ class Survey:
     batch: int
 
 
-def survey(records: Records, family: Family, config: RunConfig) -> Survey:
+def survey(records: Records, family: Family, config: RunConfig) -> LengthSurvey:
     """Count the tokens of every row (kept for the training run) and the filling that batches of them would have.
 
     Raises:
@@ -56,7 +56,7 @@ def survey(records: Records, family: Family, config: RunConfig) -> Survey:
     if not len(fits):
         raise MmdoraError(f"{records.path}: no record fits data.max_length {data.max_length}")
     rows = Rows(records, fits, np.zeros_like(fits), lengths[fits], image_tokens[fits] > 0)
-    return Survey(
+    return LengthSurvey(
         path=str(records.path),
         lengths=lengths,
         image_tokens=image_tokens,
@@ -86,26 +86,26 @@ def _padding(rows: Rows, batch: int, seed: int, limit: int | None) -> Iterator[t
         yield f"packed, {len(rows) / len(packs):.1f} rows in one", filling(packs.lengths[order], batch)
 
 
-def drawing(found: Survey) -> Group:
+def drawing(shown: LengthSurvey) -> Group:
     """The survey for a terminal: figures, a histogram of lengths, the filling."""
-    lengths, images = found.lengths, found.image_tokens
+    lengths, images = shown.lengths, shown.image_tokens
     quantiles = np.quantile(lengths, [0.5, 0.95], method="higher").astype(int)
     pictured = int((images > 0).sum())
     lines = [
-        f"{found.path}: {len(lengths):,} rows, {pictured:,} with images; {lengths.sum():,} tokens, "
+        f"{shown.path}: {len(lengths):,} rows, {pictured:,} with images; {lengths.sum():,} tokens, "
         f"{images.sum() / lengths.sum():.1%} of them images'",
         f"tokens of a row: {lengths.min():,} to {lengths.max():,}, median {quantiles[0]:,}, 95% below {quantiles[1]:,}",
     ]
     if pictured:
         mine = images[images > 0]
         lines.append(f"image tokens of a row that has any: {mine.min():,} to {mine.max():,}")
-    parts: list[Any] = [Text("\n".join(lines)), Text(""), histogram(lengths, found.limit), Text("")]
-    if found.limit is not None:
-        count = int((lengths > found.limit).sum())
-        named = f": {', '.join(found.over)}{', …' if count > len(found.over) else ''}" if count else ""
-        parts.append(Text(f"over data.max_length {found.limit:,}: {count:,} rows{named}", "red" if count else ""))
-    shares = "; ".join(f"{name} {share:.1%}" for name, share in found.padding.items())
-    parts.append(Text(f"padding in batches of {found.batch}: {shares}"))
+    parts: list[Any] = [Text("\n".join(lines)), Text(""), histogram(lengths, shown.limit), Text("")]
+    if shown.limit is not None:
+        count = int((lengths > shown.limit).sum())
+        named = f": {', '.join(shown.over)}{', …' if count > len(shown.over) else ''}" if count else ""
+        parts.append(Text(f"over data.max_length {shown.limit:,}: {count:,} rows{named}", "red" if count else ""))
+    shares = "; ".join(f"{name} {share:.1%}" for name, share in shown.padding.items())
+    parts.append(Text(f"padding in batches of {shown.batch}: {shares}"))
     return Group(*parts)
 
 

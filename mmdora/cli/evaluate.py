@@ -75,7 +75,7 @@ def evaluate(
     from mmdora.evaluate import command
     from mmdora.evaluate.source import find
 
-    settings = command.Settings(out, limit, batch_size, dtype, trust_remote_code)
+    settings = command.EvaluationSettings(out, limit, batch_size, dtype, trust_remote_code)
     if suite:
         command.run_suite(named_models(models), suite, data, settings, scores or ())
     else:

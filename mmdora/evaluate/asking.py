@@ -89,7 +89,7 @@ class Asking:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Questions:
     """What one pass over the records finds, before the first batch."""
 
     lengths: list[int]  # of every record, in characters, an image counting for many
@@ -98,7 +98,7 @@ class Survey:
     answered: bool
 
 
-def survey(records: Records | Sequence[Row], asking: Asking) -> Survey:
+def survey(records: Records | Sequence[Row], asking: Asking) -> Questions:
     """Look at every record.
 
     Raises:
@@ -115,4 +115,4 @@ def survey(records: Records | Sequence[Row], asking: Asking) -> Survey:
         digest.update(json.dumps([record["id"], messages, list(map(str, record["images"]))]).encode())
     if 0 < answers < len(lengths):
         raise MmdoraError(f"{len(lengths) - answers:,} of {len(lengths):,} records have no answer to be scored by")
-    return Survey(lengths, pictures, digest.hexdigest(), answers > 0)
+    return Questions(lengths, pictures, digest.hexdigest(), answers > 0)

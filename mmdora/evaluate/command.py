@@ -17,7 +17,7 @@ from mmdora.evaluate.output import GALLERY
 from mmdora.evaluate.processes import processes
 from mmdora.evaluate.run import Evaluation, evaluate
 from mmdora.evaluate.scoring.significance import Comparison, compare
-from mmdora.evaluate.source import Source, find, first
+from mmdora.evaluate.source import TaskRecords, find, first
 from mmdora.evaluate.suites import ENTERED, LOCAL, SERVER, Cell, Suite, average, entered_scores, suite_of, suite_table
 from mmdora.evaluate.table import ScoreRow, scores_table
 from mmdora.files import write_json
@@ -27,7 +27,7 @@ COMPARISON = "comparison.json"
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How every model is asked; see `mmdora eval --help`."""
 
     out: Path
@@ -36,27 +36,27 @@ class Settings:
     dtype: str = "fp32"
     trust_remote_code: bool = False
 
-    def folder(self, source: Source) -> Path:
+    def folder(self, source: TaskRecords) -> Path:
         """Where a task's results go: those of another split, or of a rehearsal, replace none."""
         return self.out / (source.name if self.limit is None else f"{source.name}-first-{self.limit}")
 
 
-def run_task(models: Mapping[str, str], source: Source, settings: Settings) -> dict[str, Evaluation]:
-    """Evaluate models on one task, print the table; results go to `Settings.folder`/MODEL.
+def run_task(models: Mapping[str, str], source: TaskRecords, settings: EvaluationSettings) -> dict[str, Evaluation]:
+    """Evaluate models on one task, print the table; results go to `EvaluationSettings.folder`/MODEL.
 
     Args:
         models: name -> what `mmdora.load` opens.
     """
-    found = {}
+    evaluations = {}
     for name, model, processor in _opened(models, settings):
-        found[name] = _evaluate(model, processor, name, source, settings)
+        evaluations[name] = _evaluate(model, processor, name, source, settings)
     if processes().is_main_process:
-        _show(found, source, settings)
-    return found
+        _show(evaluations, source, settings)
+    return evaluations
 
 
 def run_suite(
-    models: Mapping[str, str], name: str, data: Path, settings: Settings, given: Iterable[str] = ()
+    models: Mapping[str, str], name: str, data: Path, settings: EvaluationSettings, given: Iterable[str] = ()
 ) -> dict[str, dict[str, Cell]]:
     """Evaluate models on the columns of a suite, print each task's table and the suite's.
 
@@ -70,13 +70,13 @@ def run_suite(
     suite = suite_of(name)
     entered = entered_scores(suite, list(models), given)
     sources = _sources(suite, data, {task for row in entered.values() for task in row})
-    found: dict[str, dict[str, Evaluation]] = {column.task: {} for column in suite.columns}
+    evaluations: dict[str, dict[str, Evaluation]] = {column.task: {} for column in suite.columns}
     for model_name, model, processor in _opened(models, settings) if sources else ():
         for task, source in sources.items():
-            found[task][model_name] = _evaluate(model, processor, model_name, source, settings, suite)
+            evaluations[task][model_name] = _evaluate(model, processor, model_name, source, settings, suite)
     cells: dict[str, dict[str, Cell]] = {model: {} for model in models}
     for column in suite.columns:
-        for model, evaluation in found[column.task].items():
+        for model, evaluation in evaluations[column.task].items():
             scores, split = evaluation.scores, sources[column.task].split
             value = None if scores is None else 100 * column.number(scores).value
             cells[model][column.task] = Cell(value, SERVER if scores is None else LOCAL, split)
@@ -85,12 +85,12 @@ def run_suite(
             cells[model][task] = Cell(value, ENTERED, sources[task].split if task in sources else None)
     if processes().is_main_process:
         for task, source in sources.items():
-            _show(found[task], source, settings)
+            _show(evaluations[task], source, settings)
         _report(suite, cells, settings)
     return cells
 
 
-def _sources(suite: Suite, data: Path, entered: set[str]) -> dict[str, Source]:
+def _sources(suite: Suite, data: Path, entered: set[str]) -> dict[str, TaskRecords]:
     """The data of each column; those without any are named in one line."""
     if not data.is_dir():
         raise MmdoraError(f"{data}: no folder; a suite reads DIR/TASK, as `mmdora prep … --out DIR/TASK` writes it")
@@ -105,7 +105,7 @@ def _sources(suite: Suite, data: Path, entered: set[str]) -> dict[str, Source]:
     return {task: find(data / task, task) for task in there}
 
 
-def _opened(models: Mapping[str, str], settings: Settings) -> Iterator[tuple[str, Any, Any]]:
+def _opened(models: Mapping[str, str], settings: EvaluationSettings) -> Iterator[tuple[str, Any, Any]]:
     """One model after the other; the last one is let go before the next is loaded."""
     device = str(processes().device)
     for name, path in models.items():
@@ -121,9 +121,9 @@ def _opened(models: Mapping[str, str], settings: Settings) -> Iterator[tuple[str
 
 
 def _evaluate(
-    model: Any, processor: Any, name: str, source: Source, settings: Settings, suite: Suite | None = None
+    model: Any, processor: Any, name: str, source: TaskRecords, settings: EvaluationSettings, suite: Suite | None = None
 ) -> Evaluation:
-    found = evaluate(
+    evaluation = evaluate(
         model,
         processor,
         first(source.records, settings.limit),
@@ -134,17 +134,17 @@ def _evaluate(
         out=settings.folder(source) / name,
         progress=True,
     )
-    if found.reused and processes().is_main_process:
+    if evaluation.reused and processes().is_main_process:
         Console(stderr=True).print(
-            f"{name}: {found.reused:,} answers of an earlier run were taken up", highlight=False, markup=False
+            f"{name}: {evaluation.reused:,} answers of an earlier run were taken up", highlight=False, markup=False
         )
-    return found
+    return evaluation
 
 
-def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -> None:
+def _show(evaluations: Mapping[str, Evaluation], source: TaskRecords, settings: EvaluationSettings) -> None:
     """The table of a task; for several models with their comparison, also in OUT/TASK."""
     folder, console = settings.folder(source), Console()
-    scored = {name: own.scores for name, own in found.items() if own.scores is not None}
+    scored = {name: own.scores for name, own in evaluations.items() if own.scores is not None}
     if not scored:
         results = source.task.results
         console.print(
@@ -155,8 +155,10 @@ def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -
         )
         return
     rows = [ScoreRow(name, scores.to_dict()) for name, scores in scored.items()]
-    versus = {name: _versus(found, name) for name in list(scored)[1:]}
-    asked = "" if settings.limit is None else f", a rehearsal on the first {len(next(iter(found.values())).rows):,}"
+    versus = {name: _versus(evaluations, name) for name in list(scored)[1:]}
+    asked = (
+        "" if settings.limit is None else f", a rehearsal on the first {len(next(iter(evaluations.values())).rows):,}"
+    )
     title = f"{escape(source.task.name)} ({escape(source.split)}{asked}): {rows[0].scores['metric']}"
     console.print(scores_table(rows, title, versus))
     for name, scores in scored.items():
@@ -175,18 +177,18 @@ def _show(found: Mapping[str, Evaluation], source: Source, settings: Settings) -
         write_gallery(
             folder / GALLERY,
             source.task,
-            {name: evaluation.rows for name, evaluation in found.items()},
+            {name: evaluation.rows for name, evaluation in evaluations.items()},
             first(source.records, settings.limit),
         )
     console.print(f"files: {folder}", highlight=False, markup=False)
 
 
-def _versus(found: Mapping[str, Evaluation], name: str) -> Comparison:
-    base = next(iter(found.values()))
-    return compare(base.task.scorer, base.rows, found[name].rows)
+def _versus(evaluations: Mapping[str, Evaluation], name: str) -> Comparison:
+    base = next(iter(evaluations.values()))
+    return compare(base.task.scorer, base.rows, evaluations[name].rows)
 
 
-def _report(suite: Suite, cells: Mapping[str, Mapping[str, Cell]], settings: Settings) -> None:
+def _report(suite: Suite, cells: Mapping[str, Mapping[str, Cell]], settings: EvaluationSettings) -> None:
     console = Console()
     console.print(suite_table(suite, cells))
     blank = {

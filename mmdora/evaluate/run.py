@@ -83,17 +83,20 @@ def evaluate(
     if out is not None and task.results is not None:
         task.results.check()
     asking = Asking(processor, task)
-    found = survey(records, asking)
-    if found.answered:
+    questions = survey(records, asking)
+    if questions.answered:
         ready(task.scorer)
     settings = {"batch_size": batch_size, "beams": beams, "max_new_tokens": max_new_tokens or task.max_new_tokens}
-    made_from = {"task": task.name, "records": found.digest, "model": _digest(model), **settings}
+    made_from = {"task": task.name, "records": questions.digest, "model": _digest(model), **settings}
     made_from |= {"mmdora": __version__, "torch": torch.__version__}
     journal = Journal(out, key_of(made_from), processes().process_index)
 
     begun = time.perf_counter()
-    texts, reused = _answer(model, processor, records, asking, plan(found.lengths, found.pictures, batch_size), journal,
-                            max_new_tokens=settings["max_new_tokens"], beams=beams, progress=progress)  # fmt: skip
+    batches = plan(questions.lengths, questions.pictures, batch_size)
+    texts, reused = _answer(
+        model, processor, records, asking, batches, journal,
+        max_new_tokens=settings["max_new_tokens"], beams=beams, progress=progress,
+    )  # fmt: skip
     seconds = time.perf_counter() - begun
 
     rows: list[Prediction] = prediction_rows(records, texts)
@@ -101,7 +104,7 @@ def evaluate(
     if main:
         if out is not None:
             write_predictions(out, rows)  # before scoring, which may fail
-        scored = [score_rows(task.scorer, rows) if found.answered else None]
+        scored = [score_rows(task.scorer, rows) if questions.answered else None]
     scores: Scores | None = broadcast_object_list(scored)[0]
     if scores is not None:
         rows = [{**row, "score": score} for row, score in zip(rows, scores.each, strict=True)]

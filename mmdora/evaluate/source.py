@@ -15,7 +15,7 @@ from mmdora.records.row import Row
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskRecords:
     """Records of a task."""
 
     task: Task
@@ -28,7 +28,7 @@ class Source:
         return self.task.name if self.split == self.task.splits[0] else f"{self.task.name}-{self.split}"
 
 
-def find(data: Path, task: str | None = None, *, split: str | None = None, images: Path | None = None) -> Source:
+def find(data: Path, task: str | None = None, *, split: str | None = None, images: Path | None = None) -> TaskRecords:
     """The records below `data`.
 
     Args:
@@ -54,7 +54,7 @@ def find(data: Path, task: str | None = None, *, split: str | None = None, image
     entries = [facts["splits"][name] for name in names] or [{"file": data.name}]
     parts = [read_records(folder / entry["file"], images or entry.get("images_root") or folder) for entry in entries]
     records = parts[0] if len(parts) == 1 else list(chain.from_iterable(parts))
-    return Source(chosen, records, "+".join(names) or data.stem)
+    return TaskRecords(chosen, records, "+".join(names) or data.stem)
 
 
 def first(records: Records | Sequence[Row], limit: int | None) -> Records | Sequence[Row]:

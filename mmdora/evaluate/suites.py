@@ -37,10 +37,10 @@ class Column:
         """
         if self.kind is None:
             return scores.overall
-        found = scores.by_type.get(self.kind) or scores.details.get(self.kind)
-        if found is None:
+        score = scores.by_type.get(self.kind) or scores.details.get(self.kind)
+        if score is None:
             raise MmdoraError(f"column {self.heading}: none of the questions is of the kind {self.kind!r}")
-        return found
+        return score
 
 
 @dataclass(frozen=True)
@@ -135,12 +135,12 @@ def entered_scores(suite: Suite, models: Sequence[str], given: Iterable[str]) ->
     Raises:
         MmdoraError: for an unknown model or column, or what is no number from 0 to 1000.
     """
-    found: dict[str, dict[str, float]] = {model: {} for model in models}
+    entered: dict[str, dict[str, float]] = {model: {} for model in models}
     for text in given:
         place, _, number = text.rpartition("=")
         model, _, task = place.rpartition(":")
         model = model or (models[0] if len(models) == 1 else "")
-        if model not in found:
+        if model not in entered:
             raise MmdoraError(f"--scores {text}: say which model it is of, as in {models[0]}:{task or 'vqav2'}=78.6")
         try:
             value = float(number)
@@ -148,8 +148,8 @@ def entered_scores(suite: Suite, models: Sequence[str], given: Iterable[str]) ->
             value = -1.0
         if not 0 <= value <= 1000:  # CIDEr goes beyond 100
             raise MmdoraError(f"--scores {text}: {number!r} is no score in percent")
-        found[model][suite.column(task).task] = value
-    return found
+        entered[model][suite.column(task).task] = value
+    return entered
 
 
 def suite_table(suite: Suite, cells: Mapping[str, Mapping[str, Cell]]) -> Table:

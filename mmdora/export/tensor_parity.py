@@ -93,12 +93,12 @@ def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
 
 def _disk_pairs(merge: DiskMerge, written: MappedCheckpoint) -> Iterator[_Pair]:
     for name, row in merge.rows.items():
-        found, weight = written.tensors[row.hub_name], merge.base.tensors[name]
+        merged, weight = written.tensors[row.hub_name], merge.base.tensors[name]
         if isinstance(row.change, Entry):
             parts = factors(merge.base.model, merge.adapter, row.change)
-            yield _Pair(name, found.flatten(1), weight.flatten(1), parts, row.change.scaling)
+            yield _Pair(name, merged.flatten(1), weight.flatten(1), parts, row.change.scaling)
         elif row.change is None:
-            yield _Pair(name, found, weight)
+            yield _Pair(name, merged, weight)
     # By their names in the adapter's file, of which several may lead to one tensor of the model.
     for place, tensor in merge.trained_whole().items():
         name = merge.base.file_name(place)
@@ -179,17 +179,17 @@ def _compact(tensor: Tensor) -> Tensor:
 @torch.no_grad()
 def compare(pairs: Iterator[_Pair], dtype: str) -> TensorParity:
     """Every number of every pair, some rows at a time."""
-    found = TensorParity(0.0, 0.0, 0, 0, dtype)
+    parity = TensorParity(0.0, 0.0, 0, 0, dtype)
     for pair in pairs:
         exact = pair.factors is None
         error, beyond = (_copied if exact else _merged)(pair, DTYPES[dtype])
-        found = replace(found, tensors=found.tensors + 1, merged=found.merged + (not exact))
-        found = replace(found, max_rel=_larger(found.max_rel, error))
+        parity = replace(parity, tensors=parity.tensors + 1, merged=parity.merged + (not exact))
+        parity = replace(parity, max_rel=_larger(parity.max_rel, error))
         if exact and beyond != 0:
-            found = replace(found, wrong=(*found.wrong, pair.name))
-        elif not exact and not beyond <= found.beyond:
-            found = replace(found, beyond=_larger(found.beyond, beyond), worst=pair.name)
-    return found
+            parity = replace(parity, wrong=(*parity.wrong, pair.name))
+        elif not exact and not beyond <= parity.beyond:
+            parity = replace(parity, beyond=_larger(parity.beyond, beyond), worst=pair.name)
+    return parity
 
 
 def _ratio(error: float, size: float) -> float:

@@ -22,12 +22,12 @@ SIDES = (32, 56, 96, 150, 224, 336, 448, 640, 1000, 1500, 2240, 4000)
 SIZES = [(height, width) for height, width in product(SIDES, SIDES) if max(height, width) <= 4 * min(height, width)]
 """(height, width) in pixels of the pictures that are counted: up to 4000 pixels and 4:1."""
 
-Settings = dict[str, Any]
+ImageSettings = dict[str, Any]
 IN_MODEL = "image_grid_pinpoints"
 """A setting that the model's config repeats: there the features of an image are put together by it."""
 
 
-def set_image_tokens(processor: Any, budget: ImageTokens) -> Settings:
+def set_image_tokens(processor: Any, budget: ImageTokens) -> ImageSettings:
     """Change the settings of a processor's images so that every picture of `SIZES` takes min to max tokens.
 
     Resolution-true processors (Qwen2-VL to Qwen3-VL, GLM-4V) get the pixels of so many tokens, (patch merge)^2 each;
@@ -64,13 +64,13 @@ def set_image_tokens(processor: Any, budget: ImageTokens) -> Settings:
     )
 
 
-def set_in_model(model: Any, settings: Settings) -> None:
+def set_in_model(model: Any, settings: ImageSettings) -> None:
     """Tell a model what it has to know of its processor's settings."""
     if IN_MODEL in settings and hasattr(model.config, IN_MODEL):
         setattr(model.config, IN_MODEL, settings[IN_MODEL])
 
 
-def write_image_tokens(folder: Path, settings: Settings, *, trust_remote_code: bool = False) -> None:
+def write_image_tokens(folder: Path, settings: ImageSettings, *, trust_remote_code: bool = False) -> None:
     """Put changed settings into the files of a checkpoint.
 
     Raises:
@@ -92,7 +92,7 @@ def write_image_tokens(folder: Path, settings: Settings, *, trust_remote_code: b
             raise MmdoraError(f"{folder}: {name} {_plain(value)} of the images cannot be written into its files")
 
 
-def _for_file(part: dict[str, Any], settings: Settings, model: bool) -> Settings:
+def _for_file(part: dict[str, Any], settings: ImageSettings, model: bool) -> ImageSettings:
     """What of the settings belongs there, in that file's words."""
     if model:
         return {IN_MODEL: settings[IN_MODEL]} if IN_MODEL in part and IN_MODEL in settings else {}
@@ -112,7 +112,7 @@ def _counts(processor: Any) -> tuple[int, int]:
     return int(min(counts)), int(max(counts))
 
 
-def _candidates(images: Any, least: int, most: int | None) -> Iterator[Settings]:
+def _candidates(images: Any, least: int, most: int | None) -> Iterator[ImageSettings]:
     """Settings to try, those with the most tokens first."""
     size = _plain(getattr(images, "size", None) or {})
     patch = getattr(images, "patch_size", None)
@@ -134,7 +134,7 @@ def _candidates(images: Any, least: int, most: int | None) -> Iterator[Settings]
             yield {"size": {"longest_edge": edge}}
 
 
-def _pixels(images: Any, size: Mapping[str, int], pixels: int, least: int, most: int | None) -> Iterator[Settings]:
+def _pixels(images: Any, size: Mapping[str, int], pixels: int, least: int, most: int | None) -> Iterator[ImageSettings]:
     """Pixels of so many tokens; GLM-4V counts those of the frames that an image is repeated to."""
     for frames in (getattr(images, "temporal_patch_size", 1), 1):
         longest = size["longest_edge"] if most is None else most * pixels * frames
@@ -142,7 +142,7 @@ def _pixels(images: Any, size: Mapping[str, int], pixels: int, least: int, most:
         yield {"size": {**size, "shortest_edge": shortest, "longest_edge": longest}}
 
 
-def _grids(pinpoints: list[list[int]], least: int) -> Iterator[Settings]:
+def _grids(pinpoints: list[list[int]], least: int) -> Iterator[ImageSettings]:
     """The grids up to an area, and then from an area where there is a minimum."""
     areas = sorted({height * width for height, width in pinpoints})
     for highest in reversed(areas):
@@ -150,7 +150,7 @@ def _grids(pinpoints: list[list[int]], least: int) -> Iterator[Settings]:
             yield {IN_MODEL: [[h, w] for h, w in pinpoints if lowest <= h * w <= highest]}
 
 
-def _set(images: Any, settings: Settings) -> None:
+def _set(images: Any, settings: ImageSettings) -> None:
     for name, value in settings.items():
         own = getattr(images, name)
         setattr(images, name, type(own)(**value) if is_dataclass(own) and isinstance(value, dict) else value)

@@ -59,23 +59,23 @@ class Pictures(Dataset[dict[str, Tensor]]):
 
 def labels(things: list[Thing], grid: int) -> np.ndarray:
     """[7, grid, grid] float32: shape and colour of the centre, of the cover, size, offset x and y of the centre."""
-    found = np.zeros((7, grid, grid), np.float32)
-    found[4:] = UNASKED
+    cells = np.zeros((7, grid, grid), np.float32)
+    cells[4:] = UNASKED
     cell = SIDE / grid
     edges = np.arange(grid) * cell
     most = np.full((grid, grid), COVERED)
     for thing in sorted(things, key=lambda thing: thing.width * thing.height):  # a large one hides a small one
         name = NAMES["shape"].index(thing.shape), NAMES["colour"].index(thing.colour)
         (column, x), (row, y) = (divmod(at / cell, 1) for at in (thing.x, thing.y))
-        found[:, int(row), int(column)] = (*name, *found[2:4, int(row), int(column)], SIZES.index(thing.size), x, y)
+        cells[:, int(row), int(column)] = (*name, *cells[2:4, int(row), int(column)], SIZES.index(thing.size), x, y)
         across, down = (
             np.clip(np.minimum(at + extent / 2, edges + cell) - np.maximum(at - extent / 2, edges), 0, None) / cell
             for at, extent in ((thing.x, thing.width), (thing.y, thing.height))
         )
         cover = np.outer(down, across)
-        found[2:4, cover > most] = np.array(name)[:, None]
+        cells[2:4, cover > most] = np.array(name)[:, None]
         most = np.maximum(most, cover)
-    return found
+    return cells
 
 
 class Reader(nn.Module):
@@ -119,9 +119,9 @@ def train_tower(
             model, arguments, train_dataset=Pictures(steps * batch, "vl tower", grid, processor, even=True)
         )
         trainer.train()
-        found = trainer.predict(Pictures(1000, "vl tower held out", grid, processor, even=False))
+        predicted = trainer.predict(Pictures(1000, "vl tower held out", grid, processor, even=False))
     model.to(memory_format=torch.contiguous_format)
-    return score(np.asarray(found.predictions), np.asarray(found.label_ids))
+    return score(np.asarray(predicted.predictions), np.asarray(predicted.label_ids))
 
 
 def score(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:

@@ -50,14 +50,14 @@ class Evaluation:
                 metrics = self._measured(model, objective, self.held_out, "eval")
                 log(metrics)
                 return metrics
-            found: Metrics = {}
+            results: Metrics = {}
             for task, rows in self.held_out.items():
                 metrics = self._measured(model, objective, rows, f"eval_{task}")
                 log(metrics)
-                found |= metrics
-            means = self._means(found, list(self.held_out))
+                results |= metrics
+            means = self._means(results, list(self.held_out))
             log(means)
-            return found | means
+            return results | means
         finally:
             model.train()
 
@@ -87,9 +87,9 @@ class Evaluation:
         return float(torch.cat(losses).float().cpu().numpy().mean())  # pyright: ignore[reportArgumentType]
 
     @staticmethod
-    def _means(found: Metrics, tasks: list[str]) -> Metrics:
+    def _means(results: Metrics, tasks: list[str]) -> Metrics:
         means = {}
         for ending in (LOSS.removeprefix("eval"), SCORE.removeprefix("eval")):
-            if values := [found[key] for key in (f"eval_{task}{ending}" for task in tasks) if key in found]:
+            if values := [results[key] for key in (f"eval_{task}{ending}" for task in tasks) if key in results]:
                 means[f"eval{ending}"] = sum(values) / len(values)
         return means

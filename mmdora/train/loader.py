@@ -93,11 +93,11 @@ class Feed:
                 restore()
             batches = iter(self._loader(epoch, first))
             for step in range(first, self.steps_per_epoch):
-                found = self._fetched(batches, step)
+                fetched = self._fetched(batches, step)
                 if first:
                     restore()
                     first, restore = 0, _nothing
-                yield found
+                yield fetched
             restore = _nothing
 
     def read(self, done: int, number: int) -> dict[str, Any]:
@@ -123,11 +123,11 @@ class Feed:
         first = self._round(done)
         rounds = range(first, min(first + self.accumulation, self.batches.rounds))
         if isinstance(self.batches, StreamBatches):
-            found = self.processes.gathered([self.batches.ids[number] for number in rounds])
-            return [name for names in zip(*found, strict=True) for ids in names for name in ids]
+            gathered = self.processes.gathered([self.batches.ids[number] for number in rounds])
+            return [name for names in zip(*gathered, strict=True) for ids in names for name in ids]
         indices = [i for n in rounds for p in range(self.processes.count) for i in self.batches.of_round(n, p)]
         rows: list[Any] = [self.rows[index] for index in indices if index >= 0]
-        return [str(row["id"]) for found in rows for row in (found if isinstance(found, list) else [found])]
+        return [str(row["id"]) for taken in rows for row in (taken if isinstance(taken, list) else [taken])]
 
     def _round(self, done: int) -> int:
         """The number of the first micro-batch of the step after `done`, in its epoch."""
@@ -155,10 +155,10 @@ class Feed:
         wanted = min(self.accumulation, self.batches.rounds - step * self.accumulation)
         with self.processes.together():  # a row that cannot be read stops all
             try:
-                found = list(islice(batches, wanted))
+                fetched = list(islice(batches, wanted))
             except MmdoraError as error:  # a loader process wraps the line in its traceback
                 raise MmdoraError(str(error).rpartition(f"{MmdoraError.__name__}: ")[2].strip()) from None
-        return [self._on_device(batch) for batch in found]
+        return [self._on_device(batch) for batch in fetched]
 
     def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch = send_to_device(batch, self.processes.device, non_blocking=torch.cuda.is_available())  # pyright: ignore

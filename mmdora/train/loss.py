@@ -84,11 +84,13 @@ class _InPieces(torch.autograd.Function):
             state = state.detach().requires_grad_(needs[0])
             with torch.enable_grad():
                 total = summed(state, target)
-            found = torch.autograd.grad(total, [t for t, on in zip((state, *trained), needs, strict=True) if on])
+            gradients = torch.autograd.grad(total, [t for t, on in zip((state, *trained), needs, strict=True) if on])
             if needs[0]:
-                of_states.append(found[0])
-                found = found[1:]
-            of_trained = [a.add_(b) for a, b in zip(of_trained, found, strict=True)] if of_trained else list(found)
+                of_states.append(gradients[0])
+                gradients = gradients[1:]
+            of_trained = (
+                [a.add_(b) for a, b in zip(of_trained, gradients, strict=True)] if of_trained else list(gradients)
+            )
             totals.append(total.detach())
         ctx.save_for_backward(*([torch.cat(of_states)] if needs[0] else []), *of_trained)
         return torch.stack(totals).sum()
@@ -97,8 +99,8 @@ class _InPieces(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,) = grads
-        found = iter(ctx.saved_tensors)
-        return None, None, None, None, *(next(found) * g if on else None for on in ctx.needs)
+        kept = iter(ctx.saved_tensors)
+        return None, None, None, None, *(next(kept) * g if on else None for on in ctx.needs)
 
 
 class ChunkedLoss:

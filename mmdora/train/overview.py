@@ -133,23 +133,23 @@ def _mark(mark: str | None) -> str:
     return f"  [bold green]← {mark}[/]" if mark else ""
 
 
-def memory_table(found: Estimate, config: RunConfig) -> Table:
+def memory_table(memory: Estimate, config: RunConfig) -> Table:
     """Memory at the peak of a training step on one device, by modality."""
     rows = [
-        (f"frozen weights, {config.model.dtype}", found.frozen),
-        ("trained weights", found.trained),
-        ("gradients", found.gradients),
-        ("moments of the optimizer", found.moments),
-        ("activations", found.activations),
-        ("buffers of backward", {"other": found.buffers}),
+        (f"frozen weights, {config.model.dtype}", memory.frozen),
+        ("trained weights", memory.trained),
+        ("gradients", memory.gradients),
+        ("moments of the optimizer", memory.moments),
+        ("activations", memory.activations),
+        ("buffers of backward", {"other": memory.buffers}),
     ]
-    title = f"Memory at the peak of a training step, MiB: {found.rows} rows of {found.tokens:,} tokens"
+    title = f"Memory at the peak of a training step, MiB: {memory.rows} rows of {memory.tokens:,} tokens"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("", *MODALITIES, "other", "sum"):
         table.add_column(heading, justify="right" if heading else "left")
     for name, sizes in rows:
         table.add_row(name, *(_mib(sizes.get(m, 0)) for m in (*MODALITIES, "other")), _mib(sum(sizes.values())))
-    table.add_row("sum", *[""] * (len(MODALITIES) + 1), _mib(found.peak), style="bold")
+    table.add_row("sum", *[""] * (len(MODALITIES) + 1), _mib(memory.peak), style="bold")
     return table
 
 
@@ -178,12 +178,15 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
         if data.stream:
             shards = Shards(source.train, source.images)
             admitted = partial(admit, family=family, data=data, apart=())
-            found, whole = filter(None, map(admitted, rows_of(shards.files, shards.root, data.max_turns))), "a stream's"
+            rows_left, whole = (
+                filter(None, map(admitted, rows_of(shards.files, shards.root, data.max_turns))),
+                "a stream's",
+            )
         else:
             records = read_records(source.train, source.images, max_turns=data.max_turns)
             rows = fit(records, family, data.max_length, data.too_long)
-            found, whole = (changed(rows[i], task=task or None) for i in range(len(rows))), f"{len(rows):,}"
-        chosen = list(islice(found, config.training.batch_size))
+            rows_left, whole = (changed(rows[i], task=task or None) for i in range(len(rows))), f"{len(rows):,}"
+        chosen = list(islice(rows_left, config.training.batch_size))
         console.print(f"{task}: " if task else "", end="")
         _show(chosen, whole, family.batch(chosen), family, console)
     console.print(f"nothing was trained; run folder would be {Path(config.training.output)}")

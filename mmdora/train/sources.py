@@ -24,7 +24,7 @@ from mmdora.train.processes import Processes
 
 
 @dataclass(frozen=True)
-class Source:
+class TaskFiles:
     """The files of a run, or of one of its tasks, opened."""
 
     settings: TaskData
@@ -32,7 +32,7 @@ class Source:
     held_out: Records | None
 
 
-Sources = Mapping[str, Source]
+Sources = Mapping[str, TaskFiles]
 ONLY = ""  # `Data.sources`' name of a source that is not one of several tasks
 
 
@@ -42,7 +42,7 @@ def read_sources(config: RunConfig) -> Sources:
     Raises:
         MmdoraError: for a file that holds no records, or records that are held out and trained on.
     """
-    data, found = config.data, {}
+    data, sources = config.data, {}
     for name, settings in config.data.sources.items():
         held_out = read_records(settings.eval, settings.images) if settings.eval else None
         if data.stream:
@@ -51,8 +51,8 @@ def read_sources(config: RunConfig) -> Sources:
             train = read_records(settings.train, settings.images, max_turns=data.max_turns)
             if held_out is not None:
                 check_apart(train, held_out, pieces=data.max_turns is not None)
-        found[name] = Source(settings, train, held_out)
-    return found
+        sources[name] = TaskFiles(settings, train, held_out)
+    return sources
 
 
 def facts_of(config: RunConfig, sources: Sources, processes: Processes) -> dict[str, Any]:
@@ -87,21 +87,21 @@ def rows_of(sources: Sources, family: Family, config: RunConfig, processes: Proc
 
 def held_out_of(sources: Sources, family: Family, config: RunConfig) -> Any:
     """The rows whose loss is measured, by task where there are several; None without any."""
-    found = {name: _held_out(name, source, family, config) for name, source in sources.items() if source.held_out}
-    return found.get(ONLY, found or None)
+    held_out = {name: _held_out(name, source, family, config) for name, source in sources.items() if source.held_out}
+    return held_out.get(ONLY, held_out or None)
 
 
 def answers_of(sources: Sources, processor: Any, config: RunConfig) -> dict[str, Answers]:
     """What is answered at each evaluation, by the prefix of its metrics."""
-    count, found = config.data.eval_generate_rows, {}
+    count, answers = config.data.eval_generate_rows, {}
     for name, source in sources.items():
         if source.held_out is None or count is None:
             continue
         records = [source.held_out[i] for i in range(min(count, len(source.held_out)))]
-        found[f"eval_{name}" if name else "eval"] = Answers(
+        answers[f"eval_{name}" if name else "eval"] = Answers(
             processor, records, source.settings.eval_task, config.training.batch_size
         )
-    return found
+    return answers
 
 
 def describe(rows: Rows | TaskRows | Stream, packs: Packs | None, config: RunConfig) -> str:
@@ -122,7 +122,7 @@ def describe(rows: Rows | TaskRows | Stream, packs: Packs | None, config: RunCon
     return text
 
 
-def _stream(source: Source, shards: Shards, family: Family, config: RunConfig, processes: Processes) -> Stream:
+def _stream(source: TaskFiles, shards: Shards, family: Family, config: RunConfig, processes: Processes) -> Stream:
     data = config.data
     apart = frozenset(map(str, source.held_out.ids)) if source.held_out is not None else frozenset()
     return Stream(
@@ -136,8 +136,8 @@ def _stream(source: Source, shards: Shards, family: Family, config: RunConfig, p
     )
 
 
-def _held_out(name: str, source: Source, family: Family, config: RunConfig) -> Dataset[Any]:
+def _held_out(name: str, source: TaskFiles, family: Family, config: RunConfig) -> Dataset[Any]:
     assert source.held_out is not None
     rows, limit = fit(source.held_out, family, config.data.max_length, "drop"), config.data.eval_rows
-    found = rows if name == ONLY else TaskRows({name: rows})
-    return found if limit is None else Subset(found, range(min(limit, len(found))))
+    chosen = rows if name == ONLY else TaskRows({name: rows})
+    return chosen if limit is None else Subset(chosen, range(min(limit, len(chosen))))

@@ -118,7 +118,7 @@ def data(tmp_path, monkeypatch) -> Path:
 
 def test_a_suite_names_what_is_missing_and_takes_entered_scores(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "170")
-    settings = command.Settings(tmp_path / "out")
+    settings = command.EvaluationSettings(tmp_path / "out")
     cells = command.run_suite({"m": "tiny-llava"}, "paper-llava", data, settings)
     captured = capsys.readouterr()
     assert "no data for scienceqa, textvqa, mmbench below" in captured.err
@@ -141,7 +141,7 @@ def test_a_suite_names_what_is_missing_and_takes_entered_scores(data, tmp_path, 
 
 
 def test_a_suite_without_any_data(tmp_path):
-    settings = command.Settings(tmp_path / "out")
+    settings = command.EvaluationSettings(tmp_path / "out")
     with pytest.raises(MmdoraError, match="no folder for any column of paper-llava"):
         command.run_suite({"m": "tiny-llava"}, "paper-llava", tmp_path, settings)
     with pytest.raises(MmdoraError, match="no folder; a suite reads"):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array
-from mmdora.evaluate.scoring.parts import Kinds, Parts, means
+from mmdora.evaluate.scoring.parts import Kinds, PartScores, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -79,7 +79,7 @@ def answer(row: Prediction) -> str:
     return named
 
 
-def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
     parts = means(rows, each, kinds)
     parts.counts[UNPARSABLE] = sum(not row["prediction"] for row in rows)
     return parts

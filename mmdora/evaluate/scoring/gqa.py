@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from mmdora.evaluate.scoring.bootstrap import Array
-from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
+from mmdora.evaluate.scoring.parts import Kinds, PartScores, mean, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 from mmdora.evaluate.scoring.scores import Score
 
@@ -39,7 +39,7 @@ def kinds(row: Prediction) -> Iterable[str]:
         yield f"semantic: {SEMANTIC.get(types['semantic'], types['semantic'])}"
 
 
-def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
     """Accuracy, and those of eval.py's other numbers for which the rows have the fields.
 
     Validity and plausibility need `meta.types` and `meta.choices`, which is `{valid, plausible}` from the file of
@@ -85,7 +85,7 @@ def _belongs(row: Prediction, key: str) -> bool:
     return row["prediction"] in (COMMON if common else row["meta"]["choices"][key])
 
 
-def _add_consistency(parts: Parts, rows: Sequence[Prediction], each: Array, counted: Array) -> None:
+def _add_consistency(parts: PartScores, rows: Sequence[Prediction], each: Array, counted: Array) -> None:
     """The mean accuracy on the questions that a rightly answered one entails."""
     scores = {_question(row): score for row, score in zip(rows, each, strict=True)}
     entailed = [_entailed(row) if kept else [] for row, kept in zip(rows, counted, strict=True)]

@@ -13,7 +13,7 @@ import numpy as np
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array
 from mmdora.evaluate.scoring.choice import UNPARSABLE, answer, match_option
-from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
+from mmdora.evaluate.scoring.parts import Kinds, PartScores, mean, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 
 ROTATION = 1_000_000
@@ -33,7 +33,7 @@ def question(row: Prediction) -> int:
     return int(need(row, "index")) % ROTATION
 
 
-def plain(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
+def plain(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
     """Accuracy over the questions as they are; rotations do not count."""
     main = _unrotated(rows)
     parts = means(rows, each, kinds, main)
@@ -41,7 +41,7 @@ def plain(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     return parts
 
 
-def circular(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
+def circular(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
     """CircularEval: a question counts as right if it is right in every rotation.
 
     Raises:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array
-from mmdora.evaluate.scoring.parts import Kinds, Parts, mean, means
+from mmdora.evaluate.scoring.parts import Kinds, PartScores, mean, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 
 SAID = {"yes": "true", "no": "false"}
@@ -24,7 +24,7 @@ def right(row: Prediction) -> bool:
     return row["prediction"] == row["answer"].lower()
 
 
-def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
     """Accuracy, and consistency, the share of sentences that are judged right for all of their pairs."""
     sentences: dict[Hashable, list[int]] = {}
     for number, row in enumerate(rows):

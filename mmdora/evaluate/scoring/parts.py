@@ -17,7 +17,7 @@ Kinds = Callable[[Prediction], Iterable[str]]
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartScores:
     """The numbers of `Scores` before they are measured; `plain` are those that are not functions of sums."""
 
     overall: Part
@@ -39,7 +39,7 @@ def quotient(sums: Array) -> Array:
     return ratio(sums[..., 0], sums[..., 1])
 
 
-def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array | None = None) -> Parts:
+def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array | None = None) -> PartScores:
     """The mean score over the chosen rows, and over those of each kind; the kind yes/no comes first.
 
     Args:
@@ -50,7 +50,7 @@ def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array |
     of_row = [set(kinds(row)) for row in rows]
     names = sorted(set().union(*of_row), key=lambda name: (name != YES_NO, name))
     masks = {name: kept & np.array([name in own for own in of_row]) for name in names}
-    return Parts(mean(each, kept), {name: mean(each, mask) for name, mask in masks.items() if mask.any()})
+    return PartScores(mean(each, kept), {name: mean(each, mask) for name, mask in masks.items() if mask.any()})
 
 
 def meta_kinds(row: Prediction) -> Iterable[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.bootstrap import Array, Part
 from mmdora.evaluate.scoring.confusion import accuracy, confusion, f1, positive_ratio, precision, recall
-from mmdora.evaluate.scoring.parts import Kinds, Parts
+from mmdora.evaluate.scoring.parts import Kinds, PartScores
 from mmdora.evaluate.scoring.rows import Prediction, need
 
 NUMBERS = {"accuracy": accuracy, "precision": precision, "recall": recall, "F1": f1, "yes ratio": positive_ratio}
@@ -31,7 +31,7 @@ def _label(row: Prediction) -> bool:
     return row["answer"] == "yes"
 
 
-def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
     """The mean of the three splits' F1, which papers print as POPE; beside it, all five numbers of each split.
 
     Where the official scorer would divide by 0, the number is 0.
@@ -43,7 +43,7 @@ def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
     def mean_f1(sums: Array) -> Array:
         return f1(sums.reshape(*sums.shape[:-1], len(splits), 4)).mean(-1)
 
-    return Parts(
+    return PartScores(
         Part(np.concatenate(list(splits.values()), 1), mean_f1, len(rows)),
         {name: Part(own, f1, int(own.sum())) for name, own in splits.items()},
         {

@@ -32,7 +32,7 @@ from mmdora.evaluate.scoring import choice, gqa, mmbench, nlvr2, pope, scienceqa
 from mmdora.evaluate.scoring.bootstrap import Array, measure
 from mmdora.evaluate.scoring.caption import cider, needs
 from mmdora.evaluate.scoring.exact import exact_match
-from mmdora.evaluate.scoring.parts import Kinds, Parts, means, meta_kinds, picture
+from mmdora.evaluate.scoring.parts import Kinds, PartScores, means, meta_kinds, picture
 from mmdora.evaluate.scoring.rows import Prediction, need
 from mmdora.evaluate.scoring.scores import Scores
 
@@ -60,7 +60,7 @@ class Scorer:
     score: Callable[[Sequence[Prediction]], Iterable[float]]
     submit: Callable[[Prediction], str] = lambda row: row["prediction"].strip()
     kinds: Kinds = meta_kinds
-    sum_up: Callable[[Sequence[Prediction], Array, Kinds], Parts] = means
+    sum_up: Callable[[Sequence[Prediction], Array, Kinds], PartScores] = means
     unit: Callable[[Prediction], Hashable] = picture
     ready: Callable[[], None] = lambda: None
 
@@ -127,7 +127,7 @@ def submitted(task: str, row: Prediction) -> str:
     return scorer_of(task).submit(EMPTY | dict(row))
 
 
-def sum_up(task: str, rows: Sequence[Prediction]) -> tuple[Array, Parts, list[Hashable]]:
+def sum_up(task: str, rows: Sequence[Prediction]) -> tuple[Array, PartScores, list[Hashable]]:
     """The score of every row [rows], the task's numbers before measuring, and the unit of every row.
 
     Raises:

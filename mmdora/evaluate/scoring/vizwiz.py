@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from mmdora.evaluate.scoring.bootstrap import Array, Part
 from mmdora.evaluate.scoring.confusion import accuracy, average_precision, confusion, f1
-from mmdora.evaluate.scoring.parts import Kinds, Parts, means
+from mmdora.evaluate.scoring.parts import Kinds, PartScores, means
 from mmdora.evaluate.scoring.rows import Prediction
 
 UNANSWERABLE = "unanswerable"
 """LLaVA's prompt asks for this word, and the annotators wrote it."""
 
 
-def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> Parts:
+def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
     """Soft accuracy; and average precision, F1 and accuracy of the class "unanswerable".
 
     The first two are those of VizWiz's evaluate_unanswerability. It takes a confidence; a generated text has one of 1

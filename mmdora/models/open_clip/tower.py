@@ -89,10 +89,10 @@ class OpenClipVisionModel(PreTrainedModel):
 
     def map(self, pixel_values: Tensor) -> Tensor:
         """The last map before any pooling [B, hidden_size, h, w]: `layer4`, or the patches after the last norm."""
-        found = self.visual.forward_intermediates(
+        outputs = self.visual.forward_intermediates(
             pixel_values, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NCHW"
         )
-        return cast(Tensor, found["image_intermediates"][-1])
+        return cast(Tensor, outputs["image_intermediates"][-1])
 
     def frames(self, pixel_values: Tensor) -> Tensor:
         """One feature per frame [B, hidden_size]: the pooled embedding, or the maximum over the map."""
@@ -108,12 +108,12 @@ class OpenClipVisionModel(PreTrainedModel):
                 written with.
         """
         weights = reference(self.config, self.visual)
-        found = digest(weights)
-        if self.config.sha256 not in (None, found):
+        own_digest = digest(weights)
+        if self.config.sha256 not in (None, own_digest):
             raise MmdoraError(
                 f"{self.config.pretrained}: these are not the tower's weights that the checkpoint was written with"
             )
-        self.config.sha256 = found
+        self.config.sha256 = own_digest
         self.visual.load_state_dict(weights)
         self._as_referred = digest(self.visual.state_dict())
 
@@ -141,8 +141,8 @@ def tower_config(
     Raises:
         MmdoraError: if open_clip knows no such tower, or its tokens cannot be had.
     """
-    found = open_clip.get_model_config(name) if isinstance(name, str) else dict(name)
-    if found is None:
+    described = open_clip.get_model_config(name) if isinstance(name, str) else dict(name)
+    if described is None:
         raise MmdoraError(f"open_clip has no model {name!r}; `open_clip.list_models()` lists them")
     tag = open_clip.get_pretrained_cfg(name, pretrained) if isinstance(name, str) and pretrained else {}
     if pretrained is None and isinstance(name, str) and ":" in name:
@@ -150,15 +150,15 @@ def tower_config(
     config = OpenClipVisionConfig(
         open_clip_name=name if isinstance(name, str) else None,
         pretrained=str(Path(pretrained).resolve()) if pretrained and Path(pretrained).is_file() else pretrained,
-        embed_dim=found["embed_dim"],
-        vision_cfg=found["vision_cfg"],
-        quick_gelu=bool(tag.get("quick_gelu", found.get("quick_gelu", False))),
+        embed_dim=described["embed_dim"],
+        vision_cfg=described["vision_cfg"],
+        quick_gelu=bool(tag.get("quick_gelu", described.get("quick_gelu", False))),
         feature=feature,
         grid=grid,
     )
     with torch.device("meta"):
         tower = OpenClipVisionModel(config).eval()
-        side = int(found["vision_cfg"].get("image_size", 224))
+        side = int(described["vision_cfg"].get("image_size", 224))
         try:
             _, config.image_tokens, config.hidden_size = tower(torch.zeros(1, 3, side, side)).last_hidden_state.shape
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:
@@ -196,28 +196,28 @@ def reference(config: OpenClipVisionConfig, visual: nn.Module) -> dict[str, Tens
     with `weights_only`).
     """
     name, source = config.open_clip_name, str(config.pretrained)
-    found: Any
+    state: Any
     try:
         if Path(source).is_file():
-            found = load_state_dict(source)
+            state = load_state_dict(source)
         else:
             tag = None if source == name else source
-            found = open_clip.create_model(
+            state = open_clip.create_model(
                 name or "", tag, require_pretrained=True, force_quick_gelu=config.quick_gelu
             ).state_dict()
     except Exception as error:  # whatever a broken file or an unknown tag makes open_clip raise
         reason = " ".join(str(error).split())[:300]
         raise MmdoraError(f"open_clip tower {name}, weights {source!r}: cannot be loaded: {reason}") from None
-    below = {key.removeprefix("visual."): value for key, value in found.items() if key.startswith("visual.")}
-    found = below or found
+    below = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    state = below or state
     wanted = visual.state_dict()
-    wrong = [key for key, tensor in wanted.items() if key not in found or found[key].shape != tensor.shape]
+    wrong = [key for key, tensor in wanted.items() if key not in state or state[key].shape != tensor.shape]
     if wrong:
         raise MmdoraError(
             f"open_clip weights {source!r}: do not fit the tower {name or ''}: {len(wrong)} tensors are missing or of "
             f"another shape, the first is {wrong[0]}"
         )
-    return {key: found[key].float() if found[key].is_floating_point() else found[key] for key in wanted}
+    return {key: state[key].float() if state[key].is_floating_point() else state[key] for key in wanted}
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

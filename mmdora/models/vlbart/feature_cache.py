@@ -82,13 +82,13 @@ class FeatureCache:
             MmdoraError: if `fill` has not seen the image as it is now, or its row was damaged since.
         """
         data, where = image_bytes(image)
-        found = self.rows.get(_key(data))
-        if found is None:
+        tokens = self.rows.get(_key(data))
+        if tokens is None:
             raise MmdoraError(
                 f"image {where}: its features in {self.rows.folder} are missing or damaged since the run began; start "
                 "it again, and they are computed anew"
             )
-        return found
+        return tokens
 
     @torch.no_grad()
     def fill(self, rows: Sequence[Row], *, batch_size: int = 16, workers: int = 0) -> int:
@@ -120,9 +120,9 @@ class FeatureCache:
                 tqdm(total=len(rows), desc="image features", unit="row", unit_scale=True, delay=1) as bar,
                 torch.autocast(device.type, enabled=False),
             ):
-                for found in loader:
+                for answers in loader:
                     wanted: dict[bytes, Tensor] = {}
-                    for images in found:
+                    for images in answers:
                         if isinstance(images, MmdoraError):
                             raise images
                         wanted |= images
@@ -134,7 +134,7 @@ class FeatureCache:
                         tokens = self.tower(pixels).last_hidden_state
                         self.rows.put(dict(zip(keys, tokens, strict=True)))
                     count += len(missing)
-                    bar.update(len(found))
+                    bar.update(len(answers))
         finally:
             self.tower.train(training)
         if damaged:
@@ -154,7 +154,7 @@ class _Missing(Dataset[Any]):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> dict[bytes, Tensor] | MmdoraError:
-        row, found = self.rows[index], {}
+        row, missing = self.rows[index], {}
         try:
             for image in row["images"]:
                 if image in self.seen:  # Many questions are about one picture.
@@ -163,11 +163,11 @@ class _Missing(Dataset[Any]):
                 key = _key(data)
                 if self.cache.rows.get(key) is None:
                     made = self.cache.image_processor([decode(data, where)], return_tensors="pt")
-                    found[key] = made["pixel_values"][0]
+                    missing[key] = made["pixel_values"][0]
                 self.seen.add(image)
         except MmdoraError as error:
             return MmdoraError(f"record {row['id']}: {error}")
-        return found
+        return missing
 
 
 def tower_of(model: Any, family: Family) -> OpenClipVisionModel:
