@@ -31,11 +31,13 @@ class Ending:
         tokenizer: of the family's processor.
         written: the token that the chat template writes behind an answer; None where it writes none. The tokenizer's
             own end is then added, as LLaVA-1.5 was trained with `</s>` behind each answer.
+        next_turn: the token by which the next turn opens, in a family whose answers end with it; it is added behind
+            the last answer only, since the template writes it behind the others.
     """
 
-    def __init__(self, tokenizer: Any, written: str | None):
-        self.tokenizer, self.written = tokenizer, written
-        self.token: str | None = written or tokenizer.eos_token
+    def __init__(self, tokenizer: Any, written: str | None, next_turn: str | None = None):
+        self.tokenizer, self.written, self.next_turn = tokenizer, written, next_turn
+        self.token: str | None = written or next_turn or tokenizer.eos_token
 
     @property
     def token_id(self) -> int | None:
@@ -45,7 +47,13 @@ class Ending:
         """The conversation with the token behind each answer, where the template writes none."""
         if self.written is not None or self.token is None:
             return messages
-        return [self._ended(message) if message["role"] == "assistant" else message for message in messages]
+        last = len(messages) - 1
+        return [
+            self._ended(message)
+            if message["role"] == "assistant" and (self.next_turn is None or number == last)
+            else message
+            for number, message in enumerate(messages)
+        ]
 
     def _ended(self, message: Any) -> Any:
         *before, last = message["content"] or [{"type": "text", "text": ""}]

@@ -145,7 +145,8 @@ class Family:
         for row in rows:
             with naming(row):
                 self.check_row(row)
-                text, answers = render_with_answers(self.processor, self.ending.added(row["messages"]))
+                messages = self.ending.added(row["messages"])
+                text, answers = render_with_answers(self.processor, messages, self.ending.next_turn)
                 texts.append(text)
                 spans.append(answers)
                 images.append([open_image(image) for image in row["images"]])

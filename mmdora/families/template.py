@@ -57,11 +57,16 @@ def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
     return [*before, last | {"content": content}]
 
 
-def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+def render_with_answers(
+    processor: Any, messages: Messages, next_turn: str | None = None
+) -> tuple[str, list[tuple[int, int]]]:
     """The rendered conversation and the character spans [start, end) of its answers, end-of-turn token included.
 
     The spans are found by rendering the conversation prefix by prefix, because most templates of the hub have no
     `{% generation %}` block, and the stock mask of such a template is silently empty.
+
+    Args:
+        next_turn: the token that opens the next turn, where it counts as the end of the answer before it.
 
     Raises:
         MmdoraError: if the template does not write a conversation as a continuation of its prefix.
@@ -75,7 +80,10 @@ def render_with_answers(processor: Any, messages: Messages) -> tuple[str, list[t
     for head, tail in zip(before, after, strict=False):  # A conversation may go on after its last answer.
         if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
             raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
-        spans.append((len(head), _end_of_turn(tokens, text, len(head), len(tail))))
+        end = _end_of_turn(tokens, text, len(head), len(tail))
+        if next_turn is not None and text[end:].lstrip().startswith(next_turn):
+            end = text.index(next_turn, end) + len(next_turn)
+        spans.append((len(head), end))
     return text, spans
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import processors
 import pytest
 from transformers import AutoProcessor, GenerationConfig
 
 from mmdora.cli import main
 from mmdora.export import export
-from mmdora.families import IGNORE, family_of
+from mmdora.families import IGNORE, Glm4v, family_of
 from mmdora.families.template import render_with_answers
 from mmdora.models.locate import resolve
 from mmdora.records.reader import read_records
+from mmdora.records.row import row_of
 
 LLAVA_HUB = (
     "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
@@ -74,6 +78,39 @@ def test_a_template_that_ends_its_turns_stays_as_it_is(tiny_llava: str):
         family = family_of(processor_with(tiny_llava, template))
         assert family.ending.written == "</s>" and family.ending.added(TALK) is TALK
         assert not family.ending.notes(GenerationConfig(eos_token_id=family.tokenizer.eos_token_id))
+
+
+GLM = (
+    "[gMASK]<sop>{% for m in messages %}<|{{ m['role'] }}|>\n{% for p in m['content'] %}"
+    "{% if p['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>{% else %}{{ p['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+"""The form of GLM-4V's template: an answer is followed by `<|user|>` of the next turn, the last one by nothing."""
+
+
+def test_glm_answers_end_where_the_next_turn_begins():
+    processor = processors.glm()
+    processor.tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    processor.chat_template = GLM
+    family = family_of(processor)
+    assert isinstance(family, Glm4v)
+    row = row_of({"id": "r", "messages": TALK, "images": [], "meta": {}}, Path())
+    batch = family.batch([row])
+    learned = [
+        family.tokenizer.decode(list(ids))
+        for is_learned, ids in groupby(batch["input_ids"][0].tolist(), key=_runs(batch["labels"][0].tolist()))
+        if is_learned
+    ]
+    assert learned == ["A cat.<|user|>", "A dog.<|user|>"]
+    user = family.tokenizer.convert_tokens_to_ids("<|user|>")
+    assert family.ending.stops(GenerationConfig(eos_token_id=[2, user])) == [2, user]
+    assert family.render(TALK[:3], generation_prompt=True).endswith("A cat.<|user|>\nAnd?<|assistant|>\n")
+
+
+def _runs(labels: list[int]) -> Callable[[int], bool]:
+    """For `groupby` over the ids of one row: whether the next one is learned."""
+    left = iter(labels)
+    return lambda _: next(left) != IGNORE
 
 
 def test_files_that_disagree_are_told_and_generation_stops_at_both(tiny_llava: str):
