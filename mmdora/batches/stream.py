@@ -183,6 +183,7 @@ def admit(row: Row, *, family: Family, data: Data, apart: Collection[str]) -> Ro
         raise MmdoraError(f"data.eval: the stream holds its record {name!r} too; hold out other records")
     with naming(row):
         family.check_row(row)
+        family.check_pictures(row["messages"], len(row["images"]))
     if data.max_length is None:
         return row
     length = int(family.count_tokens([row])[0])
