@@ -27,7 +27,7 @@ from mmdora.families import Family
 from mmdora.families.family import naming
 from mmdora.files import ordinary, sha256
 from mmdora.records import packed
-from mmdora.records.reader import numbered_lines, record_of
+from mmdora.records.parse import numbered_lines, record_of
 from mmdora.records.record import check_record
 from mmdora.records.row import Row, changed, row_of
 from mmdora.records.turns import answer_text, split_turns

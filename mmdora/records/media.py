@@ -12,12 +12,31 @@ from typing import Any
 
 from mmdora.errors import MmdoraError
 
-STILLS = frozenset("image images img imgs picture pictures pic pics photo photos".split())
+STILLS = frozenset(["image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos"])
 """Words of keys for pictures."""
-OTHERS = frozenset("video videos clip clips frame frames audio audios sound sounds speech".split())
+OTHERS = frozenset(
+    ["video", "videos", "clip", "clips", "frame", "frames", "audio", "audios", "sound", "sounds", "speech"]
+)
 """Words of keys for what no row of this layout can hold."""
 FACTS = frozenset(
-    "id ids width height size count num number index hash type format caption source licence license".split()
+    [
+        "id",
+        "ids",
+        "width",
+        "height",
+        "size",
+        "count",
+        "num",
+        "number",
+        "index",
+        "hash",
+        "type",
+        "format",
+        "caption",
+        "source",
+        "licence",
+        "license",
+    ]
 )
 """A key that ends in one of these words tells something about a picture, but is none."""
 ENDINGS = re.compile(
