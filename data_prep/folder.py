@@ -16,11 +16,16 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, asked
 from mmdora.prepare.results import answered, write_jsonl
 from mmdora.prepare.rows import by_ending
+from mmdora.records.media import check_keys
 from mmdora.records.record import RecordFacts
+
+KEYS = ("id", "image", "question", "answer", "split")
+"""The columns that are read; others may be there, if they hold no picture."""
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
+    check_keys(value, KEYS, ("image",))
     name = value.get("id") or f"{row.file.stem}-{row.number}"
     pictures = [value["image"]] if value.get("image") else []
     record = asked(name, pictures, value["question"], value.get("answer") or None, id=name)

@@ -19,6 +19,7 @@ from mmdora.prepare.inputs import ImageInputs
 from mmdora.prepare.read import OfficialRow, Reader, split_of
 from mmdora.prepare.record import Picture, RecordDraft, conversation
 from mmdora.records.images import locate
+from mmdora.records.media import check_keys
 
 
 def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
@@ -35,6 +36,7 @@ def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
+    check_keys(value, ("id", "messages", "images", "image"), ("images", "image"))
     pictures = value.get("images") or value.get("image") or []
     pictures = pictures if isinstance(pictures, list) else [pictures]
     name = value.get("id", f"{row.file.stem}-{row.number}")

@@ -15,10 +15,12 @@ from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft
 from mmdora.prepare.rows import by_ending
 from mmdora.records.llava_json import to_record
+from mmdora.records.media import check_keys
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
+    check_keys(value, ("id", "conversations", "messages", "system", "images", "image"), ("images", "image"))
     turns = [_turn(turn) for turn in value.get("conversations") or value["messages"]]
     if value.get("system"):
         turns.insert(0, {"from": "system", "value": value["system"]})

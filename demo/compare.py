@@ -25,6 +25,7 @@ MAX_TURNS = 20
 MAX_QUESTION = 8_000  # Characters, those of the system prompt included.
 MAX_TOKENS = 1_024
 MAX_UPLOAD = 10 * 10**6  # Bytes of a file.
+MAX_UPLOAD_PIXELS = 20 * 10**6  # 60 MB as RGB: what a stranger can make the server hold for a question.
 REFRESH = 0.05  # Seconds between two states of a growing answer; the eye sees no more.
 HEARTBEAT = 0.5  # Seconds until the same state is sent again: sending shows whether the visitor has left.
 
@@ -229,13 +230,13 @@ def check_upload(path: Path) -> None:
         MmdoraError: naming what is wrong with the file, never where the server keeps it.
     """
     with _opened(path) as file:
-        read_header(file, "upload")
+        read_header(file, "upload", max_pixels=MAX_UPLOAD_PIXELS)
 
 
 def read_image(path: Path) -> Image.Image:
     """An uploaded file as RGB; errors as `check_upload`, or for pixels that are damaged."""
     with _opened(path) as file:
-        return decode(file.read(), "upload")
+        return decode(file.read(), "upload", max_pixels=MAX_UPLOAD_PIXELS)
 
 
 def check_question(question: Any, settings: AnswerSettings) -> str:

@@ -76,3 +76,44 @@ def glm() -> Any:
     words = tokenizer("<|image|>", "<|video|>", "<|begin_of_image|>", "<|end_of_image|>")
     pictures = transformers.Glm4vImageProcessor()
     return transformers.Glm4vProcessor(pictures, words, transformers.Glm4vVideoProcessor(), chat_template=TEMPLATE)
+
+
+def llava_onevision() -> Any:
+    words = tokenizer("<video>")
+    pictures = transformers.LlavaOnevisionImageProcessor(
+        size={"height": 56, "width": 56}, image_grid_pinpoints=[[56, 112], [112, 56], [112, 112]]
+    )
+    return transformers.LlavaOnevisionProcessor(
+        pictures,
+        words,
+        transformers.LlavaOnevisionVideoProcessor(),
+        num_image_tokens=16,
+        vision_feature_select_strategy="full",
+        chat_template=TEMPLATE.replace("IMAGE", "<image>"),
+    )
+
+
+def gemma3() -> Any:
+    words = tokenizer("<start_of_image>", "<end_of_image>", "<image_soft_token>")
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    for name, word in names.items():
+        setattr(words, name, word)
+        setattr(words, f"{name}_id", words.convert_tokens_to_ids(word))
+    pictures = transformers.Gemma3ImageProcessor(size={"height": 56, "width": 56})
+    template = TEMPLATE.replace("IMAGE", "<start_of_image>")
+    return transformers.Gemma3Processor(pictures, words, image_seq_length=4, chat_template=template)
+
+
+def paligemma() -> Any:
+    pictures = transformers.SiglipImageProcessor(size={"height": 56, "width": 56})
+    pictures.image_seq_length = 16
+    return transformers.PaliGemmaProcessor(pictures, tokenizer(), chat_template=TEMPLATE.replace("IMAGE", "<image>"))
+
+
+def mllama() -> Any:
+    """Llama 3.2 Vision: its processor gives the mask of the cross-attention as a numpy array."""
+    words = tokenizer("<|image|>", "<|python_tag|>")
+    words.image_token, words.image_token_id = "<|image|>", words.convert_tokens_to_ids("<|image|>")
+    pictures = transformers.MllamaImageProcessor(size={"height": 56, "width": 56}, max_image_tiles=2)
+    template = "{{ bos_token }}" + TEMPLATE.replace("IMAGE", "<|image|>")
+    return transformers.MllamaProcessor(pictures, words, chat_template=template)

@@ -16,13 +16,16 @@ from mmdora.records.row import Row
 
 
 def check_rows(records: Records, family: Family) -> None:
-    """Read the header of every image, on every core, once; that it was done is kept beside the records' table.
+    """Render every row and read the header of every image, on every core, once.
+
+    That it was done is kept beside the records' table.
 
     Raises:
-        MmdoraError: naming the first record that the family cannot learn, with an image that is missing, outside the
-            root or no usable picture, or with features that are missing.
+        MmdoraError: naming the first record that the family cannot learn, with an image that the chat template leaves
+            out, that is missing, outside the root or no usable picture, or with features that are missing.
     """
-    depends = f"{records.root.resolve()}\0{family.placeholder}\0{type(family).__name__}"
+    template = getattr(family.processor, "chat_template", None)
+    depends = f"{records.root.resolve()}\0{family.placeholder}\0{type(family).__name__}\0{template}"
     name = hashlib.sha256(depends.encode()).hexdigest()[:16]
     kept(records, f"images-{name}", np.arange(len(records)), partial(_megapixels, family))
 
@@ -33,6 +36,7 @@ def _megapixels(family: Family, rows: list[Row]) -> np.ndarray:
     for row in rows:
         with naming(row):
             family.check_row(row)
+            family.check_pictures(row["messages"], len(row["images"]))
             if row["features"] is not None:
                 _ = row["features"].path
             sizes |= {image: image_size(image) for image in row["images"] if image not in sizes}

@@ -27,7 +27,7 @@ from mmdora.families import Family
 from mmdora.families.family import naming
 from mmdora.files import ordinary, sha256
 from mmdora.records import packed
-from mmdora.records.reader import numbered_lines, record_of
+from mmdora.records.parse import numbered_lines, record_of
 from mmdora.records.record import check_record
 from mmdora.records.row import Row, changed, row_of
 from mmdora.records.turns import answer_text, split_turns
@@ -183,6 +183,7 @@ def admit(row: Row, *, family: Family, data: Data, apart: Collection[str]) -> Ro
         raise MmdoraError(f"data.eval: the stream holds its record {name!r} too; hold out other records")
     with naming(row):
         family.check_row(row)
+        family.check_pictures(row["messages"], len(row["images"]))
     if data.max_length is None:
         return row
     length = int(family.count_tokens([row])[0])

@@ -81,11 +81,13 @@ class Asking:
     def _prompt(self, row: Row, opened: dict[FileRef, Image.Image]) -> Prompt:
         with naming(row):
             self.family.check_question(row)
+            messages = self.messages(row)
+            self.family.check_pictures(messages, len(row["images"]))
             for image in row["images"]:
                 if image not in opened:
                     opened[image] = open_image(image)
             features = None if row["features"] is None else open_features(row["features"])
-        return Prompt(self.messages(row), [opened[image] for image in row["images"]], features)
+        return Prompt(messages, [opened[image] for image in row["images"]], features)
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ from mmdora.families.positions import RopeIndex
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import (
     IGNORE,
+    check_places,
     check_texts,
     encode,
+    inputs_of,
     labels_of,
     needs_start_token,
     render,
@@ -65,6 +67,15 @@ class Family:
         """Raise an MmdoraError for what this family cannot be asked; no file is opened."""
         if row["features"] is not None:
             raise MmdoraError("a clip as features, which VL-BART reads and this model does not")
+
+    def check_pictures(self, messages: Messages, images: int) -> None:
+        """Raise an MmdoraError if the chat template does not write each picture of a conversation.
+
+        Args:
+            images: how many pictures go with the conversation.
+        """
+        if images and self.placeholder is not None:
+            check_places(self.render(messages), self.placeholder, images)
 
     def check_task(self, name: str) -> None:
         """Raise an MmdoraError if a family that knows tasks by name does not know this one."""
@@ -147,6 +158,7 @@ class Family:
                 self.check_row(row)
                 messages = self.ending.added(row["messages"])
                 text, answers = render_with_answers(self.processor, messages, self.ending.next_turn)
+                check_places(text, self.placeholder, len(row["images"]))
                 texts.append(text)
                 spans.append(answers)
                 images.append([open_image(image) for image in row["images"]])
@@ -159,8 +171,7 @@ class Family:
                     raise MmdoraError("no token to learn (every label is masked)")
             if row.get("masked"):
                 labels[-1] = [IGNORE] * len(labels[-1])
-        batch = {key: value for key, value in encoded.items() if isinstance(value, Tensor)}
-        return batch | {"labels": torch.tensor(labels)}
+        return inputs_of(self.processor, encoded) | {"labels": torch.tensor(labels)}
 
     def example_batch(self, image: Image.Image, rows: int, tokens: int | None, answer: int) -> dict[str, Tensor]:
         """A batch of `rows` equal rows of one picture, for estimates; nothing of it is meant to be read.
@@ -184,7 +195,7 @@ class Family:
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
         text = self.render(question, generation_prompt=True)
         encoded = encode(self.processor, [text], [[image]], left=False)
-        return {k: v for k, v in encoded.items() if isinstance(v, Tensor)}, encoded["input_ids"].shape[1]
+        return inputs_of(self.processor, encoded), encoded["input_ids"].shape[1]
 
     def packing_problem(self) -> str | None:
         """Why several rows cannot share one packed row, as far as the family tells; None where they may."""

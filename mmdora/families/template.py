@@ -7,16 +7,19 @@ equal in both (tests hold them so).
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature
 
 from mmdora.errors import MmdoraError
 from mmdora.families.ending import end_tokens, written_end
 from mmdora.records.turns import Messages
 
+PLACES = ("offset_mapping", "text_replacement_offsets", "video_metadata")
+"""What a processor returns to tell where something stood; no model reads it."""
 IGNORE = -100
 """The label of a token that is not learned, as `torch.nn.functional.cross_entropy` has it."""
 
@@ -43,6 +46,20 @@ def check_texts(messages: Messages, placeholder: str | None) -> None:
                 raise MmdoraError(
                     f"the text {part['text']!r:.60} holds the image placeholder {placeholder!r}; remove it"
                 )
+
+
+def check_places(text: str, placeholder: str | None, images: int) -> None:
+    """Raise unless a rendered conversation holds the place of each of its images.
+
+    Args:
+        placeholder: what marks the place of an image; None for a processor that does not say.
+    """
+    places = images if placeholder is None else text.count(placeholder)
+    if places != images:
+        raise MmdoraError(
+            f"holds {images} image{'s' * (images != 1)}, but the chat template of this base writes {placeholder!r} "
+            f"{places} times; move the image parts to where it does (user turns, as a rule)"
+        )
 
 
 def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
@@ -115,10 +132,42 @@ def encode(
         add_special_tokens=needs_start_token(processor, texts),
         **tensors,
     )
-    for key in encoded if offsets else ():
-        if isinstance(encoded[key], list) and "offset" not in key:
-            encoded[key] = torch.tensor(encoded[key])
-    return encoded
+    return _as_tensors(processor, encoded) if offsets else encoded
+
+
+def _as_tensors(processor: Any, encoded: Any) -> Any:
+    """What a processor returned, converted as its own `return_tensors="pt"` would, except for what tells places.
+
+    Processors make lists of the text (ids, masks) and may make numpy arrays of both text and images, as Llama 3.2
+    Vision's does of `cross_attention_mask`.
+
+    Raises:
+        MmdoraError: a value has no shape that a tensor could have.
+    """
+    places = {name: encoded[name] for name in PLACES if name in encoded}
+    values = {name: value for name, value in encoded.items() if name not in places}
+    try:
+        skipped = getattr(processor, "skip_tensor_conversion", None)
+        return BatchFeature(values, tensor_type="pt", skip_tensor_conversion=skipped) | places
+    except ValueError as error:
+        reason = str(error).splitlines()[0]
+        raise MmdoraError(f"{type(processor).__name__}: {reason}; this model cannot be trained") from None
+
+
+def inputs_of(processor: Any, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What a model's forward takes of what its processor returned: all of it but what tells places in the text.
+
+    Raises:
+        MmdoraError: a value is no tensor. To leave it out would be to learn from something else than is asked.
+    """
+    inputs = {name: value for name, value in encoded.items() if name not in PLACES and value is not None}
+    for name, value in inputs.items():
+        if not isinstance(value, Tensor):
+            raise MmdoraError(
+                f"{type(processor).__name__} gives {name!r} as {type(value).__name__}, which cannot be put into a "
+                "batch of tensors; this model cannot be trained"
+            )
+    return inputs
 
 
 def needs_start_token(processor: Any, texts: list[str]) -> bool:

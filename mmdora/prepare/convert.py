@@ -160,7 +160,10 @@ def _placed(job: Job, picture: Picture) -> tuple[str, bytes | None]:
     if not isinstance(name, str):
         raise MmdoraError(f"an image must be a path, not {type(name).__name__}")
     _check_image(name, job.root)
-    return name, locate(name, job.root).read_bytes() if job.pack else None
+    path = locate(name, job.root)
+    if Path(name).is_absolute():  # Records name files by their place below the root, so that they can be moved with it.
+        name = str(path.relative_to(job.root.resolve()))
+    return name, path.read_bytes() if job.pack else None
 
 
 def _first_usable(names: tuple[str, ...], root: Path) -> str:

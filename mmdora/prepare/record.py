@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from mmdora.errors import MmdoraError
-from mmdora.records.llava_json import text_parts
+from mmdora.records.llava_json import place_unmarked, text_parts
 from mmdora.records.record import ImagePart, Message, Part
 
 LETTERS = "ABCDEFGHIJ"
@@ -150,7 +150,8 @@ def conversation(name: Any, messages: Sequence[Mapping[str, Any]], pictures: Seq
     """Chat messages of the hub's layouts as a record, with the name as `meta.id`.
 
     `content` is text, in which `<image>` marks a picture, or a list of parts. Fields of parts that are None are left
-    out, since `datasets` adds them to make all parts alike. If there is one picture and no mark, it comes first.
+    out, since `datasets` adds them to make all parts alike. If there is one picture and no mark, it comes first in
+    the first message of the user.
 
     Raises:
         MmdoraError: for a role other than system, user, assistant or a part of another type.
@@ -160,10 +161,7 @@ def conversation(name: Any, messages: Sequence[Mapping[str, Any]], pictures: Seq
         content = message["content"]
         parts = text_parts(content) if isinstance(content, str) else [_part(part) for part in content]
         made.append({"role": message["role"], "content": parts})
-    marks = sum(part["type"] == "image" for message in made for part in message["content"])
-    if not marks and len(pictures) == 1 and made:
-        first = next((message for message in made if message["role"] != "system"), made[0])
-        first["content"].insert(0, {"type": "image"})
+    place_unmarked(made, len(pictures))
     return {"id": str(name), "messages": made, "images": list(pictures), "meta": {"id": name}}
 
 

@@ -8,34 +8,53 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, features
 
 from mmdora.errors import MmdoraError
+from mmdora.records.pixels import to_rgb
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 20_000_000
-MAX_BYTES = 64 * 2**20
+try:
+    import pillow_heif  # pyright: ignore[reportMissingImports]
+except ImportError:  # It comes with the extra `heic`.
+    pillow_heif = None
+else:
+    pillow_heif.register_heif_opener()
+
+FORMATS = (
+    *("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"),
+    *(["AVIF"] if features.check("avif") else []),
+    *(["HEIF"] if pillow_heif else []),
+)
+"""What Pillow may open; JPEG includes MPO, the photographs of several pictures, of which the first is taken."""
+MAX_PIXELS = 160_000_000
+"""Of a picture of one's own: the largest cameras make 151 megapixels, and Pillow itself refuses 179. As RGB it takes
+480 MB. The page, which strangers can reach, allows fewer."""
+MAX_BYTES = 512 * 2**20
+"""Of a picture's file; so many pixels of 3 bytes, not compressed, are less."""
 MAX_ASPECT = 200  # a processor that scales the short side to 336 makes 3.4 million pixels of length of 1 x 10,000
+HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+"""What stands at byte 8 of a HEIC file (ISO/IEC 23008-12)."""
 SIDEWAYS = 5  # the EXIF orientations from here on swap width and height
-BACKGROUND = (255, 255, 255)  # transparent pixels show white, never the hidden RGB below them
 
 
 def locate(name: str, root: Path) -> Path:
-    """The file `name` below `root`.
+    """The file `name` below `root`. The name may be an absolute path, if that leads below the root.
 
     Raises:
-        MmdoraError: for URLs, absolute paths, `..` and symlinks that lead out of `root`, and for
+        MmdoraError: for URLs, for absolute paths, `..` and symlinks that lead out of `root`, and for
             what is not a regular file.
     """
     if "://" in name or name.startswith("file:"):
         raise MmdoraError(f"image {name!r}: URLs are not fetched; save the file below {root}")
-    if not name or "\0" in name or Path(name).is_absolute():
+    if not name or "\0" in name:
         raise MmdoraError(f"image {name!r}: give a path relative to the images root {root}")
     home = root.resolve()
     try:
         path = (home / name).resolve()
         if not path.is_relative_to(home):
-            raise MmdoraError(f"image {name!r}: leads outside the images root {root}")
+            raise MmdoraError(
+                f"image {name!r}: leads outside the images root {root}; give a path below it, relative to it"
+            )
         found = path.is_file()
     except (OSError, RuntimeError, UnicodeError) as error:  # too long, a loop of links, no text
         reason = getattr(error, "strerror", None) or type(error).__name__
@@ -105,6 +124,9 @@ def image_size(image: FileRef) -> tuple[int, int]:
     with file:
         header = read_header(file, where)
         width, height = header.size
+        if header.mode in ("I", "F"):  # Whether these rare ones can be shown, only their pixels tell.
+            file.seek(0)
+            decode(file.read(), where)
         try:
             # Pillow would decode the pixels of a PNG to look for EXIF, and turns the size of a TIFF itself.
             exif = header.getexif() if "exif" in header.info else {}
@@ -114,19 +136,24 @@ def image_size(image: FileRef) -> tuple[int, int]:
     return (width, height) if sideways else (height, width)
 
 
-def decode(data: bytes, where: str) -> Image.Image:
-    """Decode the first frame to RGB: EXIF orientation applied, transparency over white, 16-bit scaled to 8.
+def decode(data: bytes, where: str, *, max_pixels: int | None = None) -> Image.Image:
+    """Decode the first frame to RGB: EXIF orientation applied, transparency over white, deep samples scaled to 8 bits.
 
-    The size is checked before any pixel is decoded.
+    The size is checked before any pixel is decoded. For how deep samples are scaled see `pixels.eight_bits`.
+
+    Args:
+        max_pixels: default: `MAX_PIXELS`.
 
     Raises:
-        MmdoraError: empty, not an allowed format, larger than 20 megapixels, or damaged.
+        MmdoraError: empty, not an allowed format, over `max_pixels`, of samples without a known scale, or damaged.
     """
-    image = read_header(io.BytesIO(data), where)
+    image = read_header(io.BytesIO(data), where, max_pixels=max_pixels)
     try:
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return to_rgb(image)
+    except MmdoraError as error:
+        raise MmdoraError(f"image {where}: {error}") from None
     except Exception as error:
         raise MmdoraError(f"image {where}: damaged or cut short ({error.__class__.__name__})") from None
 
@@ -144,35 +171,44 @@ def _opened(image: FileRef) -> tuple[IO[bytes], str]:
     return file, where
 
 
-def read_header(file: IO[bytes], where: str) -> Image.Image:
+def read_header(file: IO[bytes], where: str, *, max_pixels: int | None = None) -> Image.Image:
     """An image of which nothing but the header is read yet: an allowed format, not too large.
+
+    Args:
+        max_pixels: default: `MAX_PIXELS`.
 
     Raises:
         MmdoraError: as `decode`, but for pixels that are damaged.
     """
-    if not file.read(1):
+    limit = MAX_PIXELS if max_pixels is None else max_pixels
+    start = file.read(12)
+    if not start:
         raise MmdoraError(f"image {where}: the file is empty")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
-        raise MmdoraError(f"image {where}: over the limit of {MAX_PIXELS // 10**6} megapixels") from None
+        raise MmdoraError(f"image {where}: over the limit of {limit // 10**6} megapixels; scale it down") from None
     except Exception:  # Pillow's text holds a memory address and differs by format
+        if lacking := _lacking(start):
+            raise MmdoraError(f"image {where}: {lacking}") from None
         raise MmdoraError(f"image {where}: not an image of a known format ({', '.join(FORMATS)})") from None
     width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise MmdoraError(f"image {where}: {width}x{height} is over the limit of {MAX_PIXELS // 10**6} megapixels")
+    if width * height > limit:
+        raise MmdoraError(
+            f"image {where}: {width}x{height} is over the limit of {limit // 10**6} megapixels; scale it down"
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise MmdoraError(f"image {where}: {width}x{height}: one side is over {MAX_ASPECT} times the other; cut it up")
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode == "I":
-        image = image.convert("I").point(lambda value: value / 256).convert("L")
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
-        return Image.alpha_composite(canvas, image).convert("RGB")
-    return image.convert("RGB")
+def _lacking(start: bytes) -> str | None:
+    """What has to be installed to open a file of this beginning; None where that would not help."""
+    brand = start[8:12] if start[4:8] == b"ftyp" else b""
+    if brand in HEIC_BRANDS and not pillow_heif:
+        return "a HEIC photograph; pip install 'mmdora[heic]', or save it as JPEG"
+    if brand in (b"avif", b"avis") and "AVIF" not in FORMATS:
+        return "an AVIF picture, which this build of Pillow cannot read; install Pillow's own wheel, or save it as PNG"
+    return None

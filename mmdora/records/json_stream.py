@@ -47,11 +47,9 @@ def parse_line(line: bytes) -> Any:
         value = json.loads(
             line.decode("utf-8"), object_pairs_hook=_each_once, parse_constant=_no_number, parse_float=_finite
         )
-        if b"\\u" in line:  # half of a pair of escapes makes a string that UTF-8 cannot express
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+        if b"\\u" in line:
+            check_text(value)
         return value
-    except UnicodeEncodeError:
-        raise MmdoraError("half of a surrogate pair, which is no UTF-8 text") from None
     except UnicodeDecodeError:
         raise MmdoraError("not UTF-8 text") from None
     except json.JSONDecodeError as error:
@@ -62,6 +60,14 @@ def parse_line(line: bytes) -> Any:
         raise MmdoraError("JSON nested too deeply") from None
     except ValueError as error:  # Python refuses to read numbers of thousands of digits
         raise MmdoraError(f"JSON that is no data ({error})") from None
+
+
+def check_text(value: Any) -> None:
+    """Raise if a string of a JSON value holds half of a pair of escapes, which UTF-8 cannot express."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise MmdoraError("half of a surrogate pair, which is no UTF-8 text") from None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -102,7 +108,9 @@ class Scanner:
         self._pieces, self._name = pieces, name
         self._text, self._at, self._ended = "", 0, False
         self._line, self._counted = 1, 0  # `_line` is the line of the character at `_counted`
-        self._decode = json.JSONDecoder().raw_decode
+        self._decode = json.JSONDecoder(
+            object_pairs_hook=_each_once, parse_constant=_no_number, parse_float=_finite
+        ).raw_decode
 
     def elements(self, member: str | None = None, *, optional: bool = False) -> Iterator[Value]:
         """The elements of the top-level list, or of the list that is `member` of the top-level dict.
@@ -200,8 +208,12 @@ class Scanner:
             try:
                 value, end = self._decode(self._text, self._at)
                 if end + 2 < len(self._text) or self._ended:  # at the end a number may go on, as "1" in "1.5" or "1e-7"
+                    if self._text.find("\\u", self._at, end) >= 0:
+                        check_text(value)
                     self._at = end
                     return value
+            except MmdoraError as error:
+                raise self._error(str(error)) from None
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self._text) - LONGEST_TOKEN or error.msg.startswith("Unterminated string")
                 if self._ended or not cut or len(self._text) - self._at > MAX_VALUE:

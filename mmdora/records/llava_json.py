@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from mmdora.errors import MmdoraError
+from mmdora.records.media import check_keys
 from mmdora.records.record import Message, Part, Record
 
 ROLES: dict[str, Literal["system", "user", "assistant"]] = {
@@ -15,6 +16,8 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
 }
 """The role that each name of a speaker stands for."""
+KEYS = ("id", "image", "conversations")
+"""What is read of a row."""
 PLACEHOLDER = "<image>"
 """The text that marks where an image stands."""
 
@@ -22,7 +25,8 @@ PLACEHOLDER = "<image>"
 def to_record(row: dict[str, Any], where: str) -> Record:
     """One LLaVA row as a record. A row about text alone has no `image`; `image` may also be a list.
 
-    `PLACEHOLDER` in a value marks the place of an image. If a row has one image and no mark, the image comes first.
+    `PLACEHOLDER` in a value marks the place of an image. If a row has one image and no mark, the image comes first in
+    the first turn of the user.
     `meta` is empty.
 
     Args:
@@ -35,7 +39,8 @@ def to_record(row: dict[str, Any], where: str) -> Record:
     """
     turns = row.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise MmdoraError(f"{where}: 'conversations' must be a list of turns")
+        raise MmdoraError(f"{where}: 'conversations' must be a list of turns{_other_layout(row)}")
+    check_keys(row, KEYS, ("image",), where)
     images = row.get("image") or []
     images = [images] if isinstance(images, str) else images
     if not isinstance(images, list):
@@ -46,13 +51,34 @@ def to_record(row: dict[str, Any], where: str) -> Record:
         if role is None or not isinstance(turn.get("value"), str):
             raise MmdoraError(f"{where}: a turn needs 'from' (human or gpt) and a text 'value'")
         messages.append({"role": role, "content": text_parts(turn["value"])})
-    marks = sum(part["type"] == "image" for message in messages for part in message["content"])
-    if not marks and len(images) == 1:
-        messages[0]["content"].insert(0, {"type": "image"})
-        marks = 1
+    marks = place_unmarked(messages, len(images))
     if marks != len(images):
         raise MmdoraError(f"{where}: {marks} {PLACEHOLDER} marks for {len(images)} images")
     return {"id": str(row.get("id", where)), "messages": messages, "images": list(images), "meta": {}}
+
+
+def place_unmarked(messages: list[Message], images: int) -> int:
+    """Put the only image of a conversation that marks no place into the first message of the user, as its first part.
+
+    Args:
+        messages: are changed.
+        images: how many images there are.
+
+    Returns:
+        How many places of images the messages mark then.
+    """
+    marks = sum(part["type"] == "image" for message in messages for part in message["content"])
+    first = next((message for message in messages if message["role"] == "user"), None)
+    if marks or images != 1 or first is None:
+        return marks
+    first["content"].insert(0, {"type": "image"})
+    return 1
+
+
+def _other_layout(row: dict[str, Any]) -> str:
+    if "messages" in row:
+        return "; it has 'messages', as records do: write one a line in a .jsonl file (mmdora prep messages --in FILE)"
+    return ""
 
 
 def text_parts(value: str) -> list[Part]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from mmdora.errors import MmdoraError
+from mmdora.records.json_stream import parse_line
 from mmdora.records.record import Record
 
 SUFFIX = ".parquet"
@@ -52,12 +52,12 @@ def _record(row: dict[str, Any], where: str) -> tuple[Record, list[bytes]]:
         pictures = row["images"]
         record: Record = {
             "id": row["id"],
-            "messages": json.loads(row["messages"]),
+            "messages": parse_line(row["messages"].encode()),
             "images": [picture["path"] for picture in pictures],
-            "meta": json.loads(row["meta"]),
+            "meta": parse_line(row["meta"].encode()),
         }
         files = [picture["bytes"] for picture in pictures]
-    except (TypeError, ValueError, KeyError, RecursionError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise MmdoraError(f"{where}: not as `mmdora prep --pack` writes it ({error})") from None
     if not all(isinstance(data, bytes) for data in files):
         raise MmdoraError(f"{where}: an image without its file; pack the records anew")

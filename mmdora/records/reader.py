@@ -8,22 +8,20 @@ its file name; no list or object per row is held anywhere.
 from __future__ import annotations
 
 import json
-from codecs import BOM_UTF8
+import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import repeat
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
-from mmdora.files import ordinary, write_whole
+from mmdora.files import ordinary, sha256, write_whole
 from mmdora.records import packed
-from mmdora.records.json_stream import MAX_VALUE, Scanner, parse_line, text_of
-from mmdora.records.llava_json import to_record
-from mmdora.records.record import Record, check_record
+from mmdora.records.parse import parse, suffix_of
 from mmdora.records.row import Row, row_of
 from mmdora.records.turns import answer_text, split_turns
 
@@ -34,43 +32,54 @@ class Records:
     """A read-only sequence of records on disk, given out as rows; `root` is where their paths start."""
 
     def __init__(self, path: Path | str, images: Path | str | None = None, *, max_turns: int | None = None):
-        import datasets
-
         self.path = Path(path)
         ordinary(self.path, "file of records (mmdora prep makes one)")
         self.root = Path(images) if images is not None else self.path.parent
         if not self.root.is_dir():
             raise MmdoraError(f"{self.root}: the images root is not a folder")
         status = self.path.stat()
+        self._suffix = suffix_of(self.path)
+        source = {
+            "path": str(self.path.resolve()),
+            # Size and time make a changed file another dataset for the cache.
+            "stamp": (status.st_size, status.st_mtime_ns),
+            "max_turns": max_turns,
+        }
+        self._table = self._opened(source)
+
+    def _opened(self, source: dict[str, Any]) -> Any:
+        """The table, from the cache of `datasets` where it is there and whole."""
+        import datasets
+        from datasets.io.generator import GeneratorDatasetInputStream
+
         columns: dict[str, Any] = {
             "id": datasets.Value("large_string"),
             "json": datasets.Value("large_string"),
             "characters": datasets.Value("int32"),
             "images": datasets.Value("int32"),
             "answered": datasets.Value("bool"),
+            "content": datasets.Value("int64"),
         }
-        batch = {}
-        if self.path.suffix == packed.SUFFIX:
+        options: dict[str, Any] = {}
+        if self._suffix == packed.SUFFIX:
             columns["files"] = datasets.List(datasets.Value("large_binary"))
-            batch["writer_batch_size"] = packed.ROWS  # rows that wait in memory
+            options["writer_batch_size"] = packed.ROWS  # rows that wait in memory
+        make = partial(datasets.Dataset.from_generator, _rows, features=datasets.Features(columns), gen_kwargs=source)
         datasets.disable_progress_bars()
         try:
-            self._table = datasets.Dataset.from_generator(
-                _rows,
-                features=datasets.Features(columns),
-                # size and time make a changed file another dataset for the cache
-                gen_kwargs={
-                    "path": str(self.path.resolve()),
-                    "stamp": (status.st_size, status.st_mtime_ns),
-                    "max_turns": max_turns,
-                },
-                **batch,
-            )
+            table: Any = make(**options)
+            told = table.info.splits["train"].num_examples
+            if len(table) == told:
+                return table
+            reason = f"{len(table)} rows instead of {told}"
         except Exception as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, MmdoraError):
-                cause = cause.__cause__ or cause.__context__
-            raise cause or error from None
+            if (cause := _own_cause(error)) or (isinstance(error, OSError) and error.errno is not None):
+                raise cause or error from None
+            reason = f"{type(error).__name__}: {error}"
+        warnings.warn(f"{self.path}: its kept table is damaged ({reason}); reading the file again", stacklevel=4)
+        builder: Any = GeneratorDatasetInputStream(_rows, features=make.keywords["features"], gen_kwargs=source).builder
+        shutil.rmtree(builder.cache_dir, ignore_errors=True)
+        return make(**options)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -99,6 +108,14 @@ class Records:
     def images(self) -> np.ndarray:
         """[rows] int32: images per record."""
         return self._table.data.column("images").to_numpy()
+
+    @property
+    def contents(self) -> Any:
+        """[rows] int64, as a chunked array of Arrow: equal where messages and names of images are.
+
+        The pieces of a conversation that was cut have that of the whole.
+        """
+        return self._table.data.column("content")
 
     def check_answered(self) -> None:
         """Raise for a record whose last answer is empty: to learn from it is to learn to say nothing.
@@ -152,34 +169,24 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[bytes, str]]:
-    """The lines of a JSONL file that are not blank, and how errors call each."""
-    for number, line in enumerate(iter(partial(file.readline, MAX_VALUE + 1), b""), 1):
-        where = f"{name}:{number}"
-        if len(line) > MAX_VALUE:
-            raise MmdoraError(f"{where}: longer than {MAX_VALUE >> 20} MiB, which no record is")
-        line = line.removeprefix(BOM_UTF8) if number == 1 else line
-        if line.strip():
-            yield line, where
+def content_of(record: Mapping[str, Any]) -> int:
+    """A number of 63 bits that is equal for records, or rows, of equal messages and names of images."""
+    said = [record["messages"], [str(image) for image in record["images"]]]
+    return int(sha256(json.dumps(said, sort_keys=True).encode())[:16], 16) >> 1
 
 
-def record_of(line: bytes, where: str) -> Record:
-    """A line as a record.
-
-    Raises:
-        MmdoraError: saying what is wrong with it and where.
-    """
-    try:
-        return check_record(parse_line(line), where)
-    except MmdoraError as error:
-        raise error if str(error).startswith(where) else MmdoraError(f"{where}: {error}") from None
+def _own_cause(error: BaseException | None) -> MmdoraError | None:
+    """The error of ours that `datasets` wrapped."""
+    while error is not None and not isinstance(error, MmdoraError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, Any]]:
     del stamp
     empty = True
-    for record, files in _parse(Path(path)):
-        empty = False
+    for record, files in parse(Path(path)):
+        empty, content = False, content_of(record)
         for piece in split_turns(record, max_turns):
             row = {
                 "id": piece["id"],
@@ -187,42 +194,8 @@ def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[
                 "characters": sum(len(part.get("text", "")) for m in piece["messages"] for part in m["content"]),
                 "images": len(piece["images"]),
                 "answered": bool(answer_text(piece).strip()),
+                "content": content,
             }
             yield row if files is None else row | {"files": files}
     if empty:
         raise MmdoraError(f"{path}: holds no records")
-
-
-def _parse(path: Path) -> Iterator[tuple[Record, list[bytes] | None]]:
-    """Every record of a file, with the files of its images if they are packed."""
-    if path.suffix == packed.SUFFIX:
-        rows = (
-            (check_record(row, f"{path}: row {n}"), files) for n, (row, files) in enumerate(packed.read_packed(path))
-        )
-    else:
-        rows = ((record, None) for record in (_llava(path) if path.suffix == ".json" else _lines(path)))
-    yield from tqdm(rows, desc="read records", unit="row", unit_scale=True, delay=1)
-
-
-def _llava(path: Path) -> Iterator[Record]:
-    scanner = Scanner(text_of(path), str(path))
-    if scanner.peek() not in ("", "["):
-        raise MmdoraError(f"{path}: expected a JSON list in LLaVA's layout, or JSONL with the ending .jsonl")
-    for number, (_, row, line) in enumerate(scanner.elements()):
-        where = f"{path}: row {number} (line {line})"
-        yield check_record(to_record(row, where) if isinstance(row, dict) else row, where)
-
-
-def _lines(path: Path) -> Iterator[Record]:
-    bad: list[MmdoraError] = []
-    with path.open("rb") as file:
-        for line, where in numbered_lines(file, str(path)):
-            try:
-                record = record_of(line, where)
-            except MmdoraError as error:
-                bad.append(error)
-                continue
-            yield record
-    if bad:
-        more = f"; {len(bad):,} rows of this file are bad" if len(bad) > 1 else ""
-        raise MmdoraError(f"{bad[0]}{more}")

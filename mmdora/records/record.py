@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal, TypedDict
 
 from mmdora.errors import MmdoraError
+from mmdora.records.media import check_keys
+
+KEYS = ("id", "messages", "images", "meta")
+"""What is read of a record."""
 
 
 class TextPart(TypedDict):
@@ -79,43 +83,86 @@ def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
 def check_record(row: Any, where: str) -> Record:
     """Return `row` if it is a record.
 
+    Its conversation begins with at most one message of the system; then user and assistant speak in turn, the user
+    first. Pictures stand in messages of the user: no template writes those of others in the same place, and a model
+    learns text.
+
     Raises:
         MmdoraError: saying what is wrong with it and where.
     """
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
-        raise MmdoraError(f"{where}: a record needs a non-empty list 'messages'")
-    marks = 0
-    for message in row["messages"]:
-        if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
-            raise MmdoraError(f"{where}: every message needs a role: system, user or assistant")
-        if not isinstance(message.get("content"), list):
-            raise MmdoraError(
-                f"{where}: 'content' must be a list of parts, not {type(message.get('content')).__name__}"
-            )
-        for part in message["content"]:
-            kind = part.get("type") if isinstance(part, dict) else None
-            if kind == "image":
-                marks += 1
-            elif kind != "text" or not isinstance(part.get("text"), str):
-                raise MmdoraError(
-                    f"{where}: a part is {{type: image}} or {{type: text, text: a string}}; found {part!r:.80}"
-                )
-            if kind == "image" and message["role"] == "assistant":
-                raise MmdoraError(f"{where}: an answer (role assistant) cannot hold an image; text is what is learned")
+        raise MmdoraError(f"{where}: a record needs a non-empty list 'messages'{_other_layout(row)}")
+    check_keys(row, KEYS, ("images",), where)
+    marks = sum(_check_message(message, where) for message in row["messages"])
+    _check_order([message["role"] for message in row["messages"]], where)
     images = row.get("images", [])
     if not isinstance(images, list) or not all(isinstance(name, str) for name in images):
         raise MmdoraError(f"{where}: 'images' must be a list of paths")
     if marks != len(images):
         raise MmdoraError(f"{where}: {marks} image parts for {len(images)} images")
-    if not any(message["role"] == "assistant" for message in row["messages"]):
-        raise MmdoraError(f"{where}: no assistant message, so there is nothing to learn or to score")
     name, meta = row.get("id", where), row.get("meta") or {}
     if not isinstance(name, (str, int)) or not isinstance(meta, dict):
         wrong = "'meta' must be an object" if isinstance(name, (str, int)) else "'id' must be a string or a number"
         raise MmdoraError(f"{where}: {wrong}")
+    if not isinstance(meta.get("features", ""), str):
+        raise MmdoraError(f"{where}: 'meta.features' must be the path of a file, not {type(meta['features']).__name__}")
     return {
         "id": str(name),
         "messages": row["messages"],
         "images": images,
         "meta": meta,
     }
+
+
+def _check_message(message: Any, where: str) -> int:
+    """How many pictures a message has, if it is one."""
+    if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
+        raise MmdoraError(f"{where}: every message needs a role: system, user or assistant")
+    role, parts, marks = message["role"], message.get("content"), 0
+    if not isinstance(parts, list):
+        raise MmdoraError(f"{where}: 'content' must be a list of parts, not {type(parts).__name__}")
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "image":
+            marks += 1
+        elif kind != "text" or not isinstance(part.get("text"), str):
+            raise MmdoraError(
+                f"{where}: a part is {{type: image}} or {{type: text, text: a string}}; found {part!r:.80}"
+            )
+    if marks and role == "assistant":
+        raise MmdoraError(f"{where}: an answer (role assistant) cannot hold an image; text is what is learned")
+    if marks and role == "system":
+        raise MmdoraError(f"{where}: a system message cannot hold an image; put it into the first user message")
+    return marks
+
+
+def _check_order(roles: list[str], where: str) -> None:
+    """Raise unless user and assistant speak in turn, the user first, after at most one message of the system."""
+    if "assistant" not in roles:
+        raise MmdoraError(f"{where}: no assistant message, so there is nothing to learn or to score")
+    start = int(roles[0] == "system")
+    for number, role in enumerate(roles[start:], start):
+        if role == "system":
+            raise MmdoraError(f"{where}: message {number} is a system message; there may be one, at the beginning")
+        if role == ("user", "assistant")[(number - start) % 2]:
+            continue
+        if number == start:
+            raise MmdoraError(
+                f"{where}: an answer (role assistant) comes first; a conversation begins with a user message"
+            )
+        raise MmdoraError(
+            f"{where}: messages {number - 1} and {number} both have the role {role}; user and assistant speak in turn, "
+            "so join them into one"
+        )
+
+
+def _other_layout(row: Any) -> str:
+    """What a row without messages seems to be, and which command reads it."""
+    if isinstance(row, dict) and "conversations" in row:
+        return (
+            "; it has 'conversations', as LLaVA's layout does: mmdora prep llava --in FILE makes records of it "
+            "(mmdora prep sharegpt, if it has 'images')"
+        )
+    if isinstance(row, dict) and "question" in row:
+        return "; it has 'question': mmdora prep folder --in FILE makes records of questions and answers"
+    return ""

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image, ImageFile
 
+from mmdora.demo.compare import check_upload, read_image
 from mmdora.errors import MmdoraError
 from mmdora.records import images
 from mmdora.records.images import FileRef, decode, image_size, locate, open_image
+from mmdora.records.pixels import to_rgb
 
 
 def encoded(image: Image.Image, kind: str, **options) -> bytes:
@@ -62,7 +64,7 @@ def test_size_is_checked_before_decoding(monkeypatch):
 
 def test_a_decompression_bomb_is_told_by_its_size(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(MmdoraError, match="over the limit of 20 megapixels"):
+    with pytest.raises(MmdoraError, match="over the limit of 160 megapixels"):
         decode(encoded(Image.new("RGB", (10, 10)), "PNG"), "x")
 
 
@@ -84,7 +86,17 @@ def test_bad_bytes_are_named_without_a_memory_address(data, message):
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret.png", "/etc/passwd", "file:///etc/passwd", "http://169.254.169.254/x.png", "link.png", "", "a\0b", "."],
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "/",
+        "file:///etc/passwd",
+        "http://169.254.169.254/x.png",
+        "link.png",
+        "",
+        "a\0b",
+        ".",
+    ],
 )
 def test_nothing_outside_the_root_is_read(tmp_path: Path, name: str):
     root = tmp_path / "root"
@@ -136,3 +148,119 @@ def test_a_size_is_refused_like_a_picture(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(images, "MAX_BYTES", 3)
     with pytest.raises(MmdoraError, match="larger than"):
         image_size(FileRef("text.png", tmp_path))
+
+
+def test_an_absolute_path_that_leads_below_the_root_is_read(tmp_path: Path):
+    (tmp_path / "root").mkdir()
+    for place in (tmp_path, tmp_path / "root"):
+        Image.new("RGB", (5, 3)).save(place / "a.png")
+    assert locate(str(tmp_path / "root/a.png"), tmp_path / "root") == (tmp_path / "root/a.png").resolve()
+    assert locate(str(tmp_path / "a.png"), Path("/")) == (tmp_path / "a.png").resolve()
+    for outside in (tmp_path / "a.png", tmp_path / "root/../a.png"):
+        with pytest.raises(MmdoraError, match="leads outside the images root"):
+            locate(str(outside), tmp_path / "root")
+
+
+def test_a_photograph_of_24_megapixels_is_read_and_the_page_keeps_its_limit(tmp_path: Path):
+    Image.new("L", (6000, 4000), 7).save(tmp_path / "photo.png")
+    assert image_size(FileRef("photo.png", tmp_path)) == (4000, 6000)
+    assert open_image(FileRef("photo.png", tmp_path)).size == (6000, 4000)
+    with pytest.raises(MmdoraError, match="over the limit of 20 megapixels"):
+        check_upload(tmp_path / "photo.png")
+    with pytest.raises(MmdoraError, match="over the limit of 20 megapixels"):
+        read_image(tmp_path / "photo.png")
+
+
+def ramp(white: float, kind: str) -> np.ndarray:
+    """[1, 3]: black, about a quarter, white."""
+    return np.array([[0, white / 4, white]]).astype(kind)
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [ramp(255, "uint16"), ramp(4095, "uint16"), ramp(65535, "uint16"), ramp(255, "int32"), ramp(4095, "int32"),
+     ramp(65535, "int32"), ramp(1, "float32"), ramp(255, "float32")],
+    ids=lambda samples: f"{samples.dtype}-{samples.max():g}",
+)  # fmt: skip
+def test_deep_samples_show_by_their_range(tmp_path: Path, samples: np.ndarray):
+    Image.fromarray(samples).save(tmp_path / "a.tif")
+    shown = np.asarray(open_image(FileRef("a.tif", tmp_path)))
+    assert shown.shape == (1, 3, 3) and np.abs(shown[0, :, 0].astype(int) - [0, 64, 255]).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "samples",
+    [np.array([[0, 70000]], "int32"), np.array([[-5, 9]], "int32"), np.array([[0, 300]], "float32"),
+     np.array([[-1, 1]], "float32"), np.array([[0, np.nan]], "float32")],
+    ids=str,
+)  # fmt: skip
+def test_deep_samples_without_a_scale_are_refused_in_a_line(tmp_path: Path, samples: np.ndarray):
+    Image.fromarray(samples).save(tmp_path / "a.tif")
+    for look in (open_image, image_size):
+        with pytest.raises(
+            MmdoraError, match=r"a\.tif: its samples are .* none is known to be white; save it as 8 bits"
+        ):
+            look(FileRef("a.tif", tmp_path))
+
+
+COLOURS = np.array([[[255, 0, 0], [0, 128, 0]], [[12, 34, 56], [255, 255, 255]]], dtype=np.uint8)
+MODES = {
+    "RGB PNG": ("RGB", "PNG", 0),
+    "palette PNG": ("P", "PNG", 0),
+    "palette GIF": ("P", "GIF", 0),
+    "RGBA PNG": ("RGBA", "PNG", 0),
+    "RGB TIFF": ("RGB", "TIFF", 0),
+    "CMYK TIFF": ("CMYK", "TIFF", 1),
+    "RGBA WEBP": ("RGBA", "WEBP", 0),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_colours_are_those_that_were_saved(name: str):
+    mode, kind, off = MODES[name]
+    picture = Image.fromarray(COLOURS)
+    picture = picture.quantize(4, dither=Image.Dither.NONE) if mode == "P" else picture.convert(mode)
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    shown = np.asarray(decode(encoded(picture, kind, **lossless), "x"))
+    assert np.abs(shown.astype(int) - COLOURS).max() <= off
+
+
+def test_a_palette_with_a_transparent_colour_shows_white():
+    picture = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "P")
+    picture.putpalette([255, 0, 0, 0, 0, 255])
+    shown = np.asarray(decode(encoded(picture, "PNG", transparency=0), "x"))
+    assert shown.tolist() == [[[255, 255, 255], [0, 0, 255]]]
+
+
+def test_colours_multiplied_by_the_transparency(tmp_path: Path):
+    plain = Image.fromarray(np.array([[[255, 0, 0, 128]]], dtype=np.uint8))
+    assert np.abs(np.asarray(to_rgb(plain.convert("RGBa"))).astype(int) - np.asarray(to_rgb(plain))).max() <= 1
+
+
+def test_the_first_picture_of_a_photograph_of_several():
+    first, second = Image.new("RGB", (8, 4), "red"), Image.new("RGB", (8, 4), "blue")
+    data = encoded(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(data)).format == "MPO"
+    red, _, blue = pixel(decode(data, "x"), 0, 0)
+    assert red > 200 > 60 > blue
+
+
+@pytest.mark.skipif("AVIF" not in images.FORMATS, reason="this Pillow was built without AVIF")
+def test_avif():
+    red, _, blue = pixel(decode(encoded(Image.new("RGB", (8, 4), "red"), "AVIF"), "x"), 0, 0)
+    assert red > 200 > 60 > blue
+
+
+def test_heic_names_its_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "pillow_heif", None)
+    monkeypatch.setattr(images, "FORMATS", ("PNG",))
+    start = b"\0\0\0\x18ftyp"
+    with pytest.raises(MmdoraError, match=r"x: a HEIC photograph; pip install 'mmdora\[heic\]'"):
+        decode(start + b"heic" + bytes(60), "x")
+    with pytest.raises(MmdoraError, match="x: an AVIF picture, which this build of Pillow cannot read"):
+        decode(start + b"avif" + bytes(60), "x")
+
+
+def test_colours_that_pillow_does_not_convert():
+    with pytest.raises(MmdoraError, match="x: its colours are CIELAB; save it as RGB"):
+        decode(encoded(Image.new("LAB", (2, 2)), "TIFF"), "x")

@@ -1,0 +1,93 @@
+"""The records of a file, one after another, whatever its ending says that it holds."""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import IO
+
+from tqdm import tqdm
+
+from mmdora.errors import MmdoraError
+from mmdora.records import packed
+from mmdora.records.json_stream import MAX_VALUE, Scanner, parse_line, text_of
+from mmdora.records.llava_json import to_record
+from mmdora.records.record import Record, check_record
+
+
+def suffix_of(path: Path) -> str:
+    """What the ending of a file says that it holds: .jsonl, .json or .parquet.
+
+    Raises:
+        MmdoraError: it is a table of another kind, naming the command that reads it.
+    """
+    suffix = path.suffix.lower()
+    if suffix in (".csv", ".tsv"):
+        raise MmdoraError(f"{path}: a table is no file of records; mmdora prep folder --in {path} makes records of it")
+    return suffix
+
+
+def parse(path: Path) -> Iterator[tuple[Record, list[bytes] | None]]:
+    """Every record of a file, with the files of its images if they are packed."""
+    suffix = suffix_of(path)
+    if suffix == packed.SUFFIX:
+        rows = (
+            (check_record(row, f"{path}: row {n}"), files) for n, (row, files) in enumerate(packed.read_packed(path))
+        )
+    else:
+        rows = ((record, None) for record in (_llava(path) if suffix == ".json" else _lines(path)))
+    yield from tqdm(rows, desc="read records", unit="row", unit_scale=True, delay=1)
+
+
+def _llava(path: Path) -> Iterator[Record]:
+    scanner = Scanner(text_of(path), str(path))
+    if scanner.peek() not in ("", "["):
+        raise MmdoraError(
+            f"{path}: expected a JSON list in LLaVA's layout, found {scanner.peek()!r} first; if it holds a record a "
+            "line (JSON Lines), give it the ending .jsonl"
+        )
+    for number, (_, row, line) in enumerate(scanner.elements()):
+        where = f"{path}: row {number} (line {line})"
+        yield check_record(to_record(row, where) if isinstance(row, dict) else row, where)
+
+
+def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[bytes, str]]:
+    """The lines of a JSONL file that are not blank, and how errors call each."""
+    for number, line in enumerate(iter(partial(file.readline, MAX_VALUE + 1), b""), 1):
+        where = f"{name}:{number}"
+        if len(line) > MAX_VALUE:
+            raise MmdoraError(f"{where}: longer than {MAX_VALUE >> 20} MiB, which no record is")
+        line = line.removeprefix(BOM_UTF8) if number == 1 else line
+        if line.strip():
+            yield line, where
+
+
+def record_of(line: bytes, where: str) -> Record:
+    """A line as a record.
+
+    Raises:
+        MmdoraError: saying what is wrong with it and where.
+    """
+    try:
+        if line.lstrip().startswith(b"["):
+            raise MmdoraError("a JSON list, not a record; a file with a list in LLaVA's layout has the ending .json")
+        return check_record(parse_line(line), where)
+    except MmdoraError as error:
+        raise error if str(error).startswith(where) else MmdoraError(f"{where}: {error}") from None
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    bad: list[MmdoraError] = []
+    with path.open("rb") as file:
+        for line, where in numbered_lines(file, str(path)):
+            try:
+                record = record_of(line, where)
+            except MmdoraError as error:
+                bad.append(error)
+                continue
+            yield record
+    if bad:
+        more = f"; {len(bad):,} rows of this file are bad" if len(bad) > 1 else ""
+        raise MmdoraError(f"{bad[0]}{more}")

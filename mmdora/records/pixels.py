@@ -1,0 +1,53 @@
+"""Pixels of every kind that files hold, as RGB of 8 bits."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from mmdora.errors import MmdoraError
+
+BACKGROUND = (255, 255, 255)
+"""What transparent pixels show: white, never the hidden colours below them."""
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """The decoded pixels of any mode of Pillow as RGB.
+
+    Raises:
+        MmdoraError: as `eight_bits`, or for colours that Pillow does not convert.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(eight_bits(np.asarray(image)))
+    if image.mode == "LAB":
+        raise MmdoraError("its colours are CIELAB; save it as RGB")
+    if image.mode in ("La", "RGBa"):  # The colours are multiplied by the transparency.
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        canvas = Image.new("RGBA", image.size, (*BACKGROUND, 255))
+        return Image.alpha_composite(canvas, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def eight_bits(samples: np.ndarray) -> np.ndarray:
+    """[H, W] uint8 of samples that are deeper: 16-bit or 32-bit integers, or floats.
+
+    No file says how many of its bits are used, so the largest sample decides. Integers up to 255 are taken for 8 bits,
+    up to 4095 for 12 bits (as cameras and microscopes write them), up to 65535 for 16 bits; floats up to 1 for shares
+    of white, up to 255 for 8 bits.
+
+    Raises:
+        MmdoraError: there are samples below 0, above these ranges, or not finite; white is then unknown.
+    """
+    low, high = samples.min(), samples.max()
+    whites = (1.0, 255.0) if samples.dtype.kind == "f" else (2**8 - 1, 2**12 - 1, 2**16 - 1)
+    white = next((white for white in whites if low >= 0 and high <= white), None)
+    if white is None:
+        kind = "floats" if samples.dtype.kind == "f" else "integers"
+        raise MmdoraError(
+            f"its samples are {kind} from {low:g} to {high:g}, of which none is known to be white; save it as 8 bits"
+        )
+    if samples.dtype.kind == "f":
+        return np.round(samples * (255 / white)).astype(np.uint8)
+    return (samples // ((white + 1) // 2**8)).astype(np.uint8)
