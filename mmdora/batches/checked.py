@@ -1,4 +1,4 @@
-"""Every row of a set looked at before a run: its images there, below the root, a picture of a size that can be used."""
+"""Checks every row of a training set before a run: its images exist, lie below the root, and have a usable size."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def check_rows(records: Records, family: Family) -> None:
 
 
 def _megapixels(family: Family, rows: list[Row]) -> np.ndarray:
-    """[rows] float32: of each row's images together."""
+    """[rows] float32: megapixels of each row's images, summed."""
     sizes: dict[FileRef, tuple[int, int]] = {}
     for row in rows:
         with naming(row):

@@ -1,4 +1,4 @@
-"""Rows against the length limit. An image is never cut: a row is shortened by whole turns, dropped, or refused."""
+"""Applies the length limit to rows. An image is never cut: a long row loses whole turns, is dropped, or is refused."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Rows(Dataset[Row]):
 
     records: Records
     index: np.ndarray  # [rows] int32 into records
-    messages: np.ndarray  # [rows] int32: how many messages are kept; 0 keeps all
-    lengths: np.ndarray  # [rows] int32: tokens, or characters when nothing had to be measured
+    messages: np.ndarray  # [rows] int32: number of messages that are kept; 0 means all of them
+    lengths: np.ndarray  # [rows] int32: tokens, or characters when there is no limit and nothing was counted
     has_image: np.ndarray  # [rows] bool
     dropped: int = 0
     shrunk: int = 0
@@ -31,7 +31,7 @@ class Rows(Dataset[Row]):
         return len(self.index)
 
     def __getitem__(self, index: int) -> Row:
-        """A row; ~index gives it with nothing to learn (`Batches`)."""
+        """Give a row. The index ~i (negative) gives row i with all its labels masked (see `Batches`)."""
         if index < 0:
             return changed(self[~index], masked=True)
         row = self.records[self.index[index]]
@@ -43,12 +43,13 @@ def fit(records: Records, family: Family, max_length: int | None, policy: str) -
     """Choose the rows to train on.
 
     Args:
-        max_length: tokens per row, images included; None counts no tokens (characters serve for grouping).
+        max_length: the limit in tokens per row, images included. With None no tokens are counted, and rows are
+            grouped by their number of characters.
         policy: "error", "drop", or "shrink" (leave out turns from the end).
 
     Raises:
-        MmdoraError: for a row over the limit under "error", a row whose first turn alone is over it
-            under "shrink", when nothing is left, or for a record without an answer to learn.
+        MmdoraError: if a row is over the limit (policy "error"), if a row's first turn alone is over it (policy
+            "shrink"), if no row is left, or if a record has no answer to learn.
     """
     records.check_answered()
     index = np.arange(len(records), dtype=np.int32)

@@ -1,4 +1,4 @@
-"""Tokens per record: counted by every core, once, and kept beside the records' Arrow table."""
+"""Counts the tokens of every record once, on all cores, and keeps the counts beside the records' Arrow table."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from mmdora.files import write_whole
 from mmdora.records.reader import Records
 from mmdora.records.row import Row, changed
 
-CHUNK = 256  # records counted together
-FORMAT = 1  # of what is kept; raise it when counting changes
+CHUNK = 256  # Records per call of a measure: a batch for the tokenizer, and one message from a worker process.
+FORMAT = 1  # Version of the kept files. Raise it when counting changes, so that old counts are not used.
 
 Measure = Callable[[list[Row]], np.ndarray]
 
@@ -36,8 +36,8 @@ Measure = Callable[[list[Row]], np.ndarray]
 def token_counts(records: Records, family: Family) -> np.ndarray:
     """[rows] int32: tokens of each record, images included.
 
-    Kept on disk until the records, their root, the processor or transformers change. An image whose
-    size changes later is not noticed: write the file of records anew (or touch it) then.
+    The counts are kept on disk and used until the records, their root, the processor or transformers change. If only
+    the size of an image changes, that is not noticed: touch the file of records to have them counted again.
 
     Raises:
         MmdoraError: naming the record, for an image that cannot be read.
@@ -46,19 +46,19 @@ def token_counts(records: Records, family: Family) -> np.ndarray:
 
 
 def shortened(records: Records, family: Family, rows: np.ndarray, max_length: int) -> np.ndarray:
-    """[len(rows), 2] int32: messages kept and their tokens when turns are left out from the end.
+    """[len(rows), 2] int32: number of messages kept, and their tokens, after turns are left out from the end.
 
-    Both are 0 for a record whose first turn alone is over `max_length`, or that would lose an image.
+    Both numbers are 0 if the first turn alone is over `max_length`, or if the record would lose an image.
 
     Args:
-        rows: [over] the records that are over `max_length`.
+        rows: [over] indices of the records that are over `max_length`.
     """
     measure = partial(_shorten, family, max_length)
     return kept(records, f"shrunk-{max_length}-{_key(records, family)}", rows, measure)
 
 
 def image_token_counts(records: Records, family: Family) -> np.ndarray:
-    """[rows] int32: how many of a record's tokens are its images'; kept on disk as `token_counts`."""
+    """[rows] int32: number of image tokens in each record; kept on disk like `token_counts`."""
     name = f"image-tokens-{_key(records, family)}"
     return kept(records, name, np.arange(len(records)), family.count_image_tokens)
 
@@ -68,7 +68,7 @@ def _shorten(family: Family, max_length: int, rows: list[Row]) -> np.ndarray:
 
 
 def shorten(family: Family, max_length: int, row: Row) -> tuple[int, int]:
-    """Messages kept of a row and their tokens, as in `shortened`."""
+    """Shorten one row: the number of messages kept and their tokens, as in `shortened`."""
     messages = row["messages"]
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for last in reversed(answers[:-1]):
@@ -82,13 +82,13 @@ def shorten(family: Family, max_length: int, row: Row) -> tuple[int, int]:
 
 
 def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.ndarray:
-    """The measure of `rows`, from disk where it is there and whole, else counted by every core and written.
+    """Give the measure of `rows`: read from disk if a usable file is there, else computed on all cores and written.
 
     Args:
-        name: of the file beside the records' table; tells apart everything that the measure depends on.
+        name: file name beside the records' table; it must differ whenever something that the measure depends on does.
     """
     file = records.cache / f"{name}.npz"
-    with FileLock(f"{file}.lock"):  # of several processes on one machine the first counts, the others read
+    with FileLock(f"{file}.lock"):  # If several processes share a machine, the first counts and the others read.
         if file.exists():
             try:
                 values = np.load(file)["values"]
@@ -101,7 +101,7 @@ def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.
         values = _measured(records, rows, measure)
 
         def write(partial_file: Path) -> None:
-            with partial_file.open("wb") as target:  # numpy would add .npz to a name
+            with partial_file.open("wb") as target:  # Given a name instead of a file, numpy would append ".npz".
                 np.savez_compressed(target, values=values)
 
         write_whole(file, write)
@@ -109,10 +109,10 @@ def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.
 
 
 def _key(records: Records, family: Family) -> str:
-    """What a count depends on, as a name."""
+    """A hash of everything that a count depends on, for the file's name."""
     processor = family.processor
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
-    del tokenizer["padding"], tokenizer["truncation"]  # left over from the last call
+    del tokenizer["padding"], tokenizer["truncation"]  # These are left over from the last call and change no count.
     parts = [
         FORMAT,
         transformers.__version__,
@@ -128,7 +128,7 @@ def _key(records: Records, family: Family) -> str:
 
 
 class _Chunks(Dataset[Any]):
-    """Measures of `CHUNK` rows at a time. An error is a value: a loader would wrap its line in a traceback."""
+    """Measures `CHUNK` rows at a time. An error is returned, because a DataLoader would wrap it in a traceback."""
 
     def __init__(self, records: Records, rows: np.ndarray, measure: Measure):
         self.records, self.rows, self.measure = records, rows, measure
@@ -146,14 +146,16 @@ class _Chunks(Dataset[Any]):
 
 def _measured(records: Records, rows: np.ndarray, measure: Measure) -> np.ndarray:
     chunks = _Chunks(records, rows, measure)
-    workers = min(usable_cores(), len(chunks) // 8)  # a process is not worth less
+    workers = min(usable_cores(), len(chunks) // 8)  # A process with fewer than 8 chunks costs more than it saves.
     loader = DataLoader(
         chunks,
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=workers if workers > 1 else 0,
         worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # the global one stays where it is: whether counts were kept changes no run
+        # The loader draws a seed. Its own generator keeps the global one untouched, so that a run is the same whether
+        # its counts were kept or not.
+        generator=torch.Generator(),
     )
     parts = []
     with tqdm(total=len(rows), desc="count tokens", unit="row", unit_scale=True, delay=1) as bar:

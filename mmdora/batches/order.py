@@ -1,4 +1,4 @@
-"""The batches of all processes: a function of the order of the rows, so that their number changes no step."""
+"""Deals the rows out to all processes such that each step learns the same rows, however many processes there are."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from mmdora.batches.sampler import NO_ROW, GroupedSampler
 
 
 class Batches:
-    """Micro-batch 0 of process 0, of process 1, …, then micro-batch 1 of process 0: rows in the sampler's order.
+    """The micro-batches of an epoch, in the sampler's order of rows.
 
+    Micro-batch 0 of process 0 comes first, then micro-batch 0 of process 1, and so on; then micro-batch 1 of process 0.
     P processes that accumulate G micro-batches of B rows learn in each step the rows that one process learns with
-    P G micro-batches. Where the last rows of an epoch are fewer than processes, one without a row gets the row
-    `spare` with nothing to learn: no row is learned twice, as stock sharding has it, and every process takes part.
+    P G micro-batches. At the end of an epoch there can be fewer rows than processes. A process without a row then gets
+    the row `spare` with all labels masked. So every process takes part, and no row is learned twice (stock sharding
+    repeats rows).
 
     Args:
         size: rows of a micro-batch, B.
         has_image: [rows] bool.
-        spare: a row, best a short one; indices given out as ~spare (negative) are masked (`Rows`).
-        companions: a micro-batch without an image gets `spare` as well, masked. Where parameters are sharded, every
-            process has to run the same modules, the tower too.
+        spare: index of a row that fills empty micro-batches, best a short one. It is given out as ~spare (negative),
+            which `Rows` masks.
+        companions: whether a micro-batch without an image gets `spare` as well. Sharded parameters need this: every
+            process has to run the same modules, the vision tower included.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Batches:
             yield self._indices(order, number)
 
     def of_round(self, number: int, process: int) -> list[int]:
-        """What a process gets in micro-batch `number` of the epoch."""
+        """The indices of rows that a process gets in micro-batch `number` of the epoch."""
         return self._indices(self.sampler.order(), number * self.processes + process)
 
     def _indices(self, order: np.ndarray, number: int) -> list[int]:
@@ -64,6 +67,6 @@ class Batches:
 
 
 def spare_row(lengths: np.ndarray, has_image: np.ndarray, with_image: bool) -> int:
-    """The shortest row, of those with an image where that is wanted and there are any."""
+    """The index of the shortest row. With `with_image` only rows with an image count, if there are any."""
     chosen = np.flatnonzero(has_image) if with_image and has_image.any() else np.arange(len(lengths))
     return int(chosen[lengths[chosen].argmin()])

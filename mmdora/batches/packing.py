@@ -1,7 +1,7 @@
-"""Several rows in one: which rows share a packed row, and how they become a batch.
+"""Packing: which rows share one packed row, and how packed rows become a batch.
 
-Rows of one packed row do not see each other: positions begin anew with each, which is what the mask code of
-transformers takes for a border when there is no attention mask. Images stay in the order of their rows.
+Rows within a packed row do not attend to each other. Their positions start again from 0, and without an attention mask
+the mask code of transformers takes each such restart for a border. Images stay in the order of their rows.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mmdora.families import IGNORE, Family
 from mmdora.records.row import Row
 
 PER_TOKEN = {"input_ids": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}
-"""Tensors [rows, tokens] of a batch, and what stands where there is no token."""
+"""The tensors [rows, tokens] of a batch, and the value that each holds in padding."""
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """[rows] int32: the packed row of each row; best fit, for lengths that do not increase (best-fit decreasing).
+    """[rows] int32: the number of the packed row that each row goes to, by best-fit decreasing.
 
-    Each row goes where the least room is left after it. Which bins come out depends on the lengths alone.
+    Each row goes where it leaves the least room. The sizes of the bins depend on the lengths alone.
 
     Args:
-        lengths: [rows] tokens, the longest first, none over `capacity`.
+        lengths: [rows] tokens of each row, sorted with the longest first; none is over `capacity`.
     """
     bins = np.empty(len(lengths), dtype=np.int32)
-    open_bins: list[list[int]] = [[] for _ in range(capacity + 1)]  # by the room that is left in them
-    rooms = 0  # bit n: a bin with n tokens of room is open
+    open_bins: list[list[int]] = [[] for _ in range(capacity + 1)]  # open_bins[n] holds the bins with room for n tokens
+    rooms = 0  # Bit n is set if a bin with room for n tokens is open, so that one shift finds the best bin.
     count = 0
     for row, length in enumerate(lengths.tolist()):
         fitting = rooms >> length
@@ -53,12 +53,12 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Packs(Dataset[list[Row]]):
-    """A training set read several rows at a time: `Rows` of packed rows.
+    """A training set of packed rows: each index gives the several rows that share one packed row.
 
-    Which rows share one is a function of the lengths and the seed, and the same in every epoch.
+    Which rows share one depends on the lengths and the seed only, and is the same in every epoch.
 
     Args:
-        capacity: tokens of a packed row, images included.
+        capacity: the most tokens of a packed row, images included.
 
     Raises:
         MmdoraError: if no two rows fit together.
@@ -67,13 +67,14 @@ class Packs(Dataset[list[Row]]):
     rows: Rows
     capacity: int
     seed: int
-    members: np.ndarray = field(init=False)  # [rows] int64: the rows, one packed row after another
-    bounds: np.ndarray = field(init=False)  # [packed rows + 1] int64: where each begins in `members`
-    lengths: np.ndarray = field(init=False)  # [packed rows] int64: tokens
+    members: np.ndarray = field(init=False)  # [rows] int64: indices of rows, one packed row after another
+    bounds: np.ndarray = field(init=False)  # [packed rows + 1] int64: where each packed row begins in `members`
+    lengths: np.ndarray = field(init=False)  # [packed rows] int64: tokens of each packed row
     has_image: np.ndarray = field(init=False)  # [packed rows] bool
 
     def __post_init__(self) -> None:
-        shuffled = np.random.default_rng(self.seed).permutation(len(self.rows))  # rows of one length meet by chance
+        # The sort below is stable, so shuffling first lets chance decide which rows of equal length meet.
+        shuffled = np.random.default_rng(self.seed).permutation(len(self.rows))
         longest_first = shuffled[np.argsort(-self.rows.lengths[shuffled], kind="stable")]
         bins = best_fit(self.rows.lengths[longest_first], self.capacity)
         members = longest_first[np.argsort(bins, kind="stable")]
@@ -96,17 +97,17 @@ class Packs(Dataset[list[Row]]):
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> list[Row]:
-        """The rows of a packed row; ~index gives them with nothing to learn, as in `Rows`."""
+        """The rows of a packed row. The index ~i (negative) gives those of i with all labels masked, as in `Rows`."""
         pack = ~index if index < 0 else index
         members = self.members[self.bounds[pack] : self.bounds[pack + 1]]
         return [self.rows[~int(row) if index < 0 else int(row)] for row in members]
 
 
 class PackedCollator:
-    """Packed rows to a batch; rows that come one by one (evaluation) as the family makes them.
+    """Makes batches of packed rows. Rows that are not packed (evaluation) become the family's ordinary batch.
 
     Args:
-        model: gives its rule of positions where it has one; they are counted from 0 otherwise.
+        model: the model to train; if it has its own rule of positions, that is used, else they are counted from 0.
 
     Raises:
         MmdoraError: if rows of this family cannot share a packed row.
@@ -116,14 +117,14 @@ class PackedCollator:
         if problem := family.packing_problem():
             raise MmdoraError(f"data.packing: this model cannot train on packed rows: {problem}; leave it out")
         self.family, self.rope = family, family.positions(model)
-        # Flash attention knows the borders in a batch of one row only.
+        # Flash attention respects the borders only if the batch has a single row.
         self.flat = "flash" in (model.config.get_text_config()._attn_implementation or "")
 
     def __call__(self, items: list[Any]) -> dict[str, Any]:
-        """Packed rows to `input_ids`, `labels` [B, T], `position_ids` [B, T] or [4, B, T], and the images of all.
+        """Turn packed rows into `input_ids`, `labels` [B, T], `position_ids` [B, T] or [4, B, T], and all images.
 
-        There is no attention mask: what fills the end of a packed row is one more row of its own, without labels.
-        `samples` is the number of rows. With flash attention B is 1 and nothing is filled up.
+        The batch has no attention mask: the padding at the end of a packed row gets positions from 0 like one more
+        row, and no labels. `samples` is the number of rows. With flash attention B is 1 and there is no padding.
 
         Raises:
             MmdoraError: as `Family.batch`.
@@ -132,7 +133,7 @@ class PackedCollator:
             return dict(self.family.batch(items))
         batch: dict[str, Any] = dict(self.family.batch([row for pack in items for row in pack]))
         kept = batch["attention_mask"].bool()
-        batch["labels"][:, 0] = IGNORE  # no row's last token foretells the next row's first
+        batch["labels"][:, 0] = IGNORE  # The last token of a row must not learn to predict the next row's first.
         positions = torch.arange(kept.shape[1]).expand(1, *kept.shape)
         if self.rope is not None:
             positions = torch.cat([positions, self.rope(batch)])
@@ -151,4 +152,5 @@ class PackedCollator:
         ]
         stacked = torch.stack(filled, 1)
         batch["position_ids"] = stacked if self.rope is not None else stacked[0]
-        return batch | {"use_cache": False, "samples": int(ends[-1])}  # a cache would hide the borders
+        # With a cache, transformers would not look for borders in the positions.
+        return batch | {"use_cache": False, "samples": int(ends[-1])}

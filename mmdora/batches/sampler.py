@@ -1,6 +1,6 @@
-"""The order of the rows: a function of seed and epoch, so that a resumed run sees the same one.
+"""The order of the rows: it depends on seed and epoch only, so that a resumed run sees the same one.
 
-It is an array: a million rows take 4 MB, where the lists of the stock samplers take 90.
+The order is an array, in which a million rows take 4 MB; the lists of the stock samplers would take 90 MB.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from collections.abc import Iterator
 import numpy as np
 from torch.utils.data import Sampler
 
-WINDOW = 50  # batches that are shuffled together before they are sorted by length
-NO_ROW = -1  # a place of a batch that stays empty
+WINDOW = 50  # Batches per window. Rows are sorted by length within a window only, so that much of the shuffle remains.
+NO_ROW = -1  # Marks a place of a batch that stays empty; no row has a negative index.
 
 
 class GroupedSampler(Sampler[int]):
     """Shuffled rows in batches of like length and modality (text-only rows apart from rows with images).
 
     Args:
-        lengths: [rows] a measure of each row's length; only its order matters. None: plain shuffle.
+        lengths: [rows] a measure of each row's length; only the order of the values matters. None gives a plain
+            shuffle.
         has_image: [rows] bool.
-        batch: rows per optimizer step and process, the unit that is kept alike.
-        tasks: [rows] numbers: a batch then holds rows of one task, whatever their modality; the last one of a task is
-            filled up with `NO_ROW`.
+        batch: rows per optimizer step and process; rows within such a batch are alike.
+        tasks: [rows] number of each row's task. If given, a batch holds rows of one task, whatever their modality, and
+            the last batch of a task is filled up with `NO_ROW`.
     """
 
     def __init__(
@@ -72,11 +73,11 @@ class GroupedSampler(Sampler[int]):
         if not rest:
             return shuffled
         batches = np.concatenate(whole).reshape(-1, self.batch)
-        # what fills no batch of its own goes last, together
+        # The rows that are left over from each window do not fill a batch, so they go to the end of the epoch.
         return np.concatenate([batches[random.permutation(len(batches))].ravel(), *rest])
 
     def _batches(self, rows: np.ndarray) -> np.ndarray:
-        """[batches, batch] int32: these shuffled rows, those of a window by length."""
+        """[batches, batch] int32: these shuffled rows as batches, sorted by length within each window."""
         if self.lengths is not None:
             windows = np.split(rows, range(self.batch * WINDOW, len(rows), self.batch * WINDOW))
             rows = np.concatenate([window[np.argsort(self.lengths[window], kind="stable")] for window in windows])

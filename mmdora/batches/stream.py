@@ -1,8 +1,8 @@
-"""Records read in turn from their files, for data that fit no disk: nothing is copied, and few rows are held.
+"""Reads records one after another from their files, for data too large for the disk; only a few rows are in memory.
 
-Which rows a process learns, and in which order, is a function of the files, the seed, the buffer, the number of
-processes and the version of `datasets`, which shuffles and splits. A stopped run goes on by reading what it has
-learned once more, without decoding its images: a buffer of rows would be too much to keep in each checkpoint.
+Which rows a process learns, and in which order, depends on the files, the seed, the buffer, the number of processes and
+the version of `datasets`, which shuffles and splits. To resume, a run reads the rows that it has already learned once
+more, without decoding their images, because the buffer of rows would be too large for a checkpoint.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from mmdora.records.turns import answer_text, split_turns
 
 KINDS = (".jsonl", packed.SUFFIX)
 REMOTE = ("hf", "https")
-BUFFER = 1000  # rows shuffled together
+BUFFER = 1000  # Rows in the shuffle buffer. All of them are in memory, with their images if those are packed.
 
 Admit = Callable[[Row], Row | None]
 
 
 class Shards:
-    """The files of a stream, by name; `root` is where their image paths start.
+    """The files of a stream, sorted by name; `root` is the folder that their image paths start from.
 
     Args:
         place: a file, a folder, or a pattern; on disk, or at `hf://` or `https://`.
         images: the root; by default the folder that all the files are in.
 
     Raises:
-        MmdoraError: if there are none, one is no JSONL or packed Parquet, or the root is not known.
+        MmdoraError: if there is no file, if one is neither JSONL nor packed Parquet, or if the root is not known.
     """
 
     def __init__(self, place: Path | str, images: Path | None = None):
-        self.place = re.sub(rf"^({'|'.join(REMOTE)}):/+", r"\1://", str(place))  # a Path holds one slash of the two
+        self.place = re.sub(rf"^({'|'.join(REMOTE)}):/+", r"\1://", str(place))  # Path turns "//" into "/".
         remote = self.place.startswith(tuple(f"{protocol}://" for protocol in REMOTE))
         self.files = _listed(self.place) if remote else [str(path) for path in _found(Path(self.place))]
         if not self.files:
@@ -68,7 +68,7 @@ class Shards:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the files' names and sizes, and of what is in those on disk."""
+        """SHA-256 of the files' names and sizes, and of the content of the files on disk."""
         digest = hashlib.sha256()
         for name in self.files:
             protocol, remote, _ = name.rpartition("://")
@@ -79,7 +79,11 @@ class Shards:
         return digest.hexdigest()
 
     def check(self, max_turns: int | None = None) -> None:
-        """Raise what is wrong with the first record of each file on disk, or of the first one elsewhere."""
+        """Read the first record of each file on disk (of remote files, the first one only).
+
+        Raises:
+            MmdoraError: if that record cannot be used, or if the file has none.
+        """
         local = [name for name in self.files if "://" not in name]
         for name in local or self.files[:1]:
             if next(rows_of([name], self.root, max_turns), None) is None:
@@ -87,15 +91,16 @@ class Shards:
 
 
 class Stream(Dataset[Row]):
-    """The rows of one process, in turn, without end: after the last row of its share comes another shuffle.
+    """The rows of one process, endlessly: after the last row of its share the stream is shuffled anew.
 
-    In each pass every row comes once in one process: whole files where their number can be divided by that of the
-    processes, else one row in so many. The main process reads and shuffles; what it hands to loader processes are
-    the rows themselves, the "index" of this dataset, so that their number changes no order.
+    In each pass every row comes once, in one process. If the number of files can be divided by the number of processes,
+    each process reads whole files; else each takes every n-th row of all of them. The main process reads and shuffles.
+    It hands the rows themselves to loader processes (a row is its own index in this dataset), so that the number of
+    loader processes does not change the order.
 
     Args:
-        admit: what becomes of a row; None leaves it out.
-        buffer: rows that are shuffled together; the order of the files is shuffled too.
+        admit: a function that gives the row to learn, or None to leave the row out.
+        buffer: number of rows that are shuffled together; the order of the files is shuffled too.
     """
 
     def __init__(
@@ -132,29 +137,29 @@ class Stream(Dataset[Row]):
             yield from rows
 
     def one_pass(self, number: int) -> Iterator[Row]:
-        """Every row of this process's share, once."""
+        """Every admitted row of this process's share, once."""
         self._rows.set_epoch(number)
         yield from (row for row in map(self.admit, self._rows) if row is not None)
 
 
 class StreamBatches:
-    """Micro-batches of a stream, for the loader: lists of rows, as `Batches` are of indices.
+    """The micro-batches of a stream, for the loader: lists of rows, where `Batches` gives lists of indices.
 
-    As there, micro-batch 0 of process 0 comes first, then that of process 1; those of others are empty here, as
-    nobody reads them. The Trainer's one epoch is the run.
+    As in `Batches`, micro-batch 0 of process 0 comes first, then that of process 1. The micro-batches of other
+    processes are empty lists here, because nobody reads them. The whole run counts as one epoch.
 
     Args:
         size: rows of a micro-batch.
         rounds: micro-batches of each process in the run.
-        remembered: micro-batches whose ids are kept, those that loaders read ahead included.
+        remembered: number of micro-batches whose ids are kept; it has to cover those that loaders read ahead.
     """
 
     def __init__(self, stream: Stream, size: int, rounds: int, remembered: int):
         self.stream, self.size, self.rounds, self.remembered = stream, size, rounds, remembered
-        self.ids: dict[int, list[str]] = {}  # by micro-batch
+        self.ids: dict[int, list[str]] = {}  # number of the micro-batch -> ids of its rows
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: the stream counts its passes."""
+        """Do nothing, because the stream itself counts its passes."""
 
     def __len__(self) -> int:
         return self.rounds * self.stream.processes
@@ -169,14 +174,15 @@ class StreamBatches:
 
 
 def admit(row: Row, *, family: Family, data: Data, apart: Collection[str]) -> Row | None:
-    """A row as it is learned, or None; what `fit` decides of all rows beforehand, as they come.
+    """Give the row as it is learned, or None to leave it out. `fit` decides the same for rows that are all known.
 
     Args:
-        data: its limit, what is done with longer rows, and whether rows are pieces, whose ids end in # and a number.
-        apart: ids of records that are held out.
+        data: gives the length limit, the policy for longer rows, and `max_turns`. If rows are pieces of a conversation,
+            their ids end in "#" and a number.
+        apart: ids of the records that are held out for evaluation.
 
     Raises:
-        MmdoraError: naming the record, if it is held out, not of a kind that the family learns, or too long.
+        MmdoraError: naming the record, if it is held out, if the family cannot learn it, or if it is too long.
     """
     name = row["id"]
     if name in apart or (data.max_turns is not None and re.sub(r"#\d+$", "", name) in apart):
@@ -203,10 +209,10 @@ def admit(row: Row, *, family: Family, data: Data, apart: Collection[str]) -> Ro
 
 
 def rows_of(files: list[str], root: Path, max_turns: int | None) -> Iterator[Row]:
-    """The rows of files, one after another.
+    """Yield the rows of the files, one after another.
 
     Raises:
-        MmdoraError: at the row that is no record or has no answer, or where a file cannot be read on.
+        MmdoraError: if a row is no record or has no answer, or if a file cannot be read to its end.
     """
     for name in files:
         try:
@@ -217,7 +223,7 @@ def rows_of(files: list[str], root: Path, max_turns: int | None) -> Iterator[Row
                     yield piece
         except MmdoraError:
             raise
-        except Exception as error:  # each store raises its own
+        except Exception as error:  # Each kind of remote store raises errors of its own.
             reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise MmdoraError(f"{name}: cannot be read ({reason}); when it can, go on with --resume") from None
 
@@ -237,11 +243,12 @@ def _opened(name: str) -> IO[bytes]:
     protocol, remote, _ = name.partition("://")
     if not remote:
         return open(name, "rb")
-    return io.BufferedReader(fsspec.filesystem(protocol).open(name, "rb"))  # whose own readline knows no limit
+    # Remote files are wrapped because the readline of fsspec ignores the limit on a line's length.
+    return io.BufferedReader(fsspec.filesystem(protocol).open(name, "rb"))
 
 
 def _found(path: Path) -> list[Path]:
-    """Files on disk."""
+    """The files of records at a path on disk."""
     if path.is_dir():
         return sorted(file for file in path.iterdir() if file.suffix in KINDS)
     patterned = not path.exists() and glob.has_magic(str(path))
@@ -250,7 +257,7 @@ def _found(path: Path) -> list[Path]:
 
 
 def _listed(address: str) -> list[str]:
-    """Files that a store lists."""
+    """The files of records that a remote store lists."""
     try:
         store = fsspec.filesystem(address.partition("://")[0])
         if address.endswith(KINDS) and not glob.has_magic(address):
@@ -259,6 +266,6 @@ def _listed(address: str) -> list[str]:
         return sorted(store.unstrip_protocol(name) for name in names if name.endswith(KINDS))
     except ImportError as error:
         raise MmdoraError(f"{address}: {error}; pip install 'fsspec[http]'") from None
-    except Exception as error:  # each store raises its own
+    except Exception as error:  # Each kind of remote store raises errors of its own.
         reason = " ".join(str(error).split())[:200]
         raise MmdoraError(f"{address}: cannot be listed ({type(error).__name__}: {reason})") from None

@@ -1,4 +1,4 @@
-"""How long the rows of a file are for a model, and what batching makes of them, before anything is trained."""
+"""Shows, before training, how long the rows of a file are and how much padding each way of batching would add."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from mmdora.errors import MmdoraError
 from mmdora.families import Family
 from mmdora.records.reader import Records
 
-BINS, BAR, NAMED = 12, 40, 5
+BINS, BAR, NAMED = 12, 40, 5  # Lines of the histogram, characters of its longest bar, ids of long rows that are named.
 
 
 @dataclass(frozen=True)
 class LengthSurvey:
-    """What is in a file of records, in the tokens of one model.
+    """The lengths of the rows of a file, in tokens of one model.
 
     Attributes:
         lengths: [rows] int: tokens of each row, images included.
-        image_tokens: [rows] int: those of its images.
+        image_tokens: [rows] int: image tokens of each row.
         over: ids of the first rows over the limit.
-        padding: share of the tokens of an epoch that are filling, by way of batching.
+        padding: way of batching -> share of an epoch's tokens that are padding, from 0 to 1.
     """
 
     path: str
@@ -44,10 +44,10 @@ class LengthSurvey:
 
 
 def survey(records: Records, family: Family, config: RunConfig) -> LengthSurvey:
-    """Count the tokens of every row (kept for the training run) and the filling that batches of them would have.
+    """Count the tokens of every row and the padding in batches. The counts are kept for the training run.
 
     Raises:
-        MmdoraError: naming the record, for an image that cannot be read; or when no row is within the limit.
+        MmdoraError: if an image cannot be read (the message names the record), or if no row is within the limit.
     """
     data, training = config.data, config.training
     lengths, image_tokens = token_counts(records, family), image_token_counts(records, family)
@@ -68,7 +68,7 @@ def survey(records: Records, family: Family, config: RunConfig) -> LengthSurvey:
 
 
 def filling(lengths: np.ndarray, batch: int) -> float:
-    """Share of padding when rows, in this order, are filled up to the longest of their batch."""
+    """Share of padding, from 0 to 1, if rows are batched in this order and padded to the longest row of their batch."""
     padded = sum(int(part.max()) * len(part) for part in np.split(lengths, range(batch, len(lengths), batch)))
     return 1 - int(lengths.sum()) / padded
 
@@ -80,14 +80,14 @@ def _padding(rows: Rows, batch: int, seed: int, limit: int | None) -> Iterator[t
     if limit is not None:
         try:
             packs = Packs(rows, limit, seed)
-        except MmdoraError:  # no two rows fit together
+        except MmdoraError:  # No two rows fit together, so packing has nothing to show.
             return
         order = GroupedSampler(len(packs), batch, seed, packs.lengths, packs.has_image).order()
         yield f"packed, {len(rows) / len(packs):.1f} rows in one", filling(packs.lengths[order], batch)
 
 
 def drawing(shown: LengthSurvey) -> Group:
-    """The survey for a terminal: figures, a histogram of lengths, the filling."""
+    """The survey for a terminal: figures, a histogram of lengths, and the padding."""
     lengths, images = shown.lengths, shown.image_tokens
     quantiles = np.quantile(lengths, [0.5, 0.95], method="higher").astype(int)
     pictured = int((images > 0).sum())
@@ -110,7 +110,7 @@ def drawing(shown: LengthSurvey) -> Group:
 
 
 def histogram(lengths: np.ndarray, limit: int | None = None) -> Table:
-    """Rows by length; what lies over the limit in red."""
+    """A histogram of the rows by length; bars over the limit are red."""
     low, high = int(lengths.min()), int(lengths.max())
     width = max(-(-(high + 1 - low) // BINS), 1)
     edges = np.arange(low, high + width + 1, width)

@@ -1,4 +1,4 @@
-"""Several tasks as one training set, and the soft answers of VQA."""
+"""Joins the rows of several tasks into one training set, and draws the soft answers of VQA."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from mmdora.records.row import Row, changed
 
 
 class TaskRows(Dataset[Row]):
-    """The rows of several tasks, one task after the other; a row says its `task`.
+    """The rows of several tasks, one task after the other; each row names its `task`.
 
     Args:
-        parts: the rows of each task by its name.
-        soft: tasks whose answer is drawn anew in each epoch (`soft_answer`); a row then has a `weight`.
+        parts: name of a task -> its rows.
+        soft: names of tasks in which the answer is drawn anew in each epoch (`soft_answer`); their rows get a `weight`.
     """
 
     def __init__(self, parts: Mapping[str, Rows], soft: Sequence[str] = (), seed: int = 0):
@@ -42,7 +42,7 @@ class TaskRows(Dataset[Row]):
         return len(self.tasks)
 
     def __getitem__(self, index: int) -> Row:
-        """A row; ~index gives it with nothing to learn, as in `Rows`."""
+        """Give a row. The index ~i (negative) gives row i with all its labels masked, as in `Rows`."""
         place = index if index >= 0 else ~index
         number = int(self.tasks[place])
         name, rows, own = self.names[number], self.parts[number], int(place - self.starts[number])
@@ -57,12 +57,12 @@ class TaskRows(Dataset[Row]):
 
 
 def soft_scores(answers: Sequence[str]) -> dict[str, float]:
-    """min(1, 0.3 n) of each answer that n people gave: 0.3, 0.6, 0.9, 1, as VL-T5 has them (Cho et al., ICML 2021)."""
+    """Answer -> min(1, 0.3 n), where n people gave the answer: the scores of VL-T5 (Cho et al., ICML 2021)."""
     return {answer: min(1.0, 0.3 * count) for answer, count in Counter(answers).items()}
 
 
 def soft_answer(answers: Sequence[str], rng: random.Random) -> tuple[str, float]:
-    """One of the answers, drawn in proportion to its score, and that score."""
+    """Draw one of the answers, in proportion to its score; gives the answer and its score."""
     scores = soft_scores(answers)
     (answer,) = rng.choices(list(scores), list(scores.values()))
     return answer, scores[answer]
