@@ -1,8 +1,8 @@
 """Model families: how each one reads conversations and pictures, learns answers and writes them.
 
-A family is one object around a processor. It is chosen here, by `family_of`, where a model or processor was loaded;
-everything else asks the object. `family.Family` serves every image-text-to-text architecture of transformers; a module
-beside it holds what one family does otherwise.
+A family is one object around a processor. `family_of` chooses it once, after a model or processor was loaded; all other
+code asks the object. `family.Family` serves every image-text-to-text architecture of transformers; each module beside
+it holds what one family does differently.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""How an answer ends: the token that is learned as the end of a turn has to be one that generation stops at.
+"""How an answer ends: generation has to stop at the token that training teaches as the end of a turn.
 
-Three files of a base can disagree about it: the chat template, the tokenizer's configuration and the generation config.
-Templates that write no end of turn (LLaVA-1.5's on the hub: `USER: … ASSISTANT: …`) would teach a model never to stop.
+Three files of a base can disagree about that token: the chat template, the tokenizer's configuration and the generation
+config. A template that writes no end of turn (LLaVA-1.5's on the hub: `USER: … ASSISTANT: …`) would teach a model never
+to stop.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def end_tokens(tokenizer: Any) -> tuple[str, ...]:
 
 
 def written_end(text: str, ends: Sequence[str]) -> str | None:
-    """The token that a rendered turn ends with, blanks behind it left out; None where it ends with its text."""
+    """The token that a rendered turn ends with, ignoring blanks after it; None if the turn ends with its text."""
     body = text.rstrip()
     return max((end for end in ends if body.endswith(end)), key=len, default=None)
 

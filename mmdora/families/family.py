@@ -34,22 +34,22 @@ from mmdora.records.row import Row
 from mmdora.records.turns import Messages
 
 Features = Callable[[FileRef], Tensor]
-"""Gives the features [T, F] that a tower makes of a picture."""
+"""A function that gives the features [T, F] that a tower computes for a picture."""
 Shown = tuple[str, str]
-"""A text and what it is: "text", "image" (a run of image tokens) or "learned"."""
+"""A piece of text and its kind: "text", "image" (a run of image tokens) or "learned"."""
 
 
 class Family:
     """How a family of models reads conversations and pictures, learns answers and writes them.
 
-    This class works from the processor and the model alone. A subclass overrides what its family does otherwise.
+    This class works from the processor and the model alone. A subclass overrides what its family does differently.
 
     Args:
         processor: a `transformers` processor with `tokenizer`, `image_processor` and a chat template.
     """
 
     one_stream = True
-    """Whether prompt and answer are one sequence of tokens, each learned from those before it."""
+    """Whether prompt and answer form one sequence of tokens, in which each token is predicted from those before it."""
 
     def __init__(self, processor: Any):
         self.processor = processor
@@ -59,12 +59,12 @@ class Family:
     # --- what a record may contain
 
     def check_row(self, row: Row) -> None:
-        """Raise an MmdoraError for what this family cannot learn; no file is opened."""
+        """Raise an MmdoraError if this family cannot learn the row; no file is opened."""
         check_texts(row["messages"], self.placeholder)
         self.check_question(row)
 
     def check_question(self, row: Row) -> None:
-        """Raise an MmdoraError for what this family cannot be asked; no file is opened."""
+        """Raise an MmdoraError if this family cannot be asked the row's question; no file is opened."""
         if row["features"] is not None:
             raise MmdoraError("a clip as features, which VL-BART reads and this model does not")
 
@@ -78,20 +78,20 @@ class Family:
             check_places(self.render(messages), self.placeholder, images)
 
     def check_task(self, name: str) -> None:
-        """Raise an MmdoraError if a family that knows tasks by name does not know this one."""
+        """Raise an MmdoraError if this family has a prompt for each task it knows, but none for this task."""
 
     # --- conversations
 
     def render(self, messages: Messages, *, generation_prompt: bool = False) -> str:
-        """The conversation as the model reads it, pictures still as their placeholder."""
+        """The conversation as the text that the model reads; each picture is still a placeholder."""
         return render(self.processor, self.ending.added(messages), generation_prompt=generation_prompt)
 
     def asked(self, messages: Messages, task: str | None, instruct: Callable[[str], str]) -> Messages:
-        """A conversation, its last question worded for a task.
+        """The conversation with its last question worded for a task.
 
         Args:
-            task: the name by which a family with prompts of its own knows the task.
-            instruct: puts the question as models that follow instructions are asked it.
+            task: name of the task, for families that have their own prompt for each task.
+            instruct: rewords the question for models that follow instructions.
         """
         return with_question(messages, instruct)
 
@@ -106,10 +106,10 @@ class Family:
     # --- lengths in tokens
 
     def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Tokens of pictures of these (height, width) in pixels.
+        """The number of tokens of each picture, from its size (height, width) in pixels.
 
         Raises:
-            MmdoraError: if the processor does not say.
+            MmdoraError: if the processor cannot tell.
         """
         try:
             return list(self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens)
@@ -117,7 +117,7 @@ class Family:
             raise MmdoraError(f"{type(self.processor).__name__} does not say how many tokens an image takes") from None
 
     def count_image_tokens(self, rows: Sequence[Row]) -> np.ndarray:
-        """[rows] int32: tokens that the pictures of each row become; reads the headers of their files only."""
+        """[rows] int32: image tokens of each row; only the headers of the image files are read."""
         sizes: dict[FileRef, tuple[int, int]] = {}
         for row in rows:
             with naming(row):
@@ -129,7 +129,7 @@ class Family:
         return counts
 
     def count_tokens(self, rows: Sequence[Row]) -> np.ndarray:
-        """[rows] int32: tokens of rendered conversations after their pictures are expanded."""
+        """[rows] int32: tokens of each rendered conversation, with its pictures expanded to their image tokens."""
         texts = []
         for row in rows:
             with naming(row):
@@ -139,15 +139,16 @@ class Family:
         counts = np.array([len(each) for each in ids["input_ids"]], dtype=np.int32) + self.count_image_tokens(rows)
         if self.placeholder is None:
             return counts
-        return counts - np.array([len(row["images"]) for row in rows], dtype=np.int32)  # One placeholder became each.
+        # The text was counted with one placeholder per picture, which the image tokens replace.
+        return counts - np.array([len(row["images"]) for row in rows], dtype=np.int32)
 
     # --- batches to learn from
 
     def batch(self, rows: Sequence[Row], features: Features | None = None) -> dict[str, Tensor]:
-        """Rows to `input_ids`, `attention_mask`, `labels` [B, L], `pixel_values` and what else the processor gives.
+        """Turn rows into `input_ids`, `attention_mask`, `labels` [B, L], `pixel_values` and the processor's other keys.
 
         Args:
-            features: read in place of pictures by a family whose models take features.
+            features: gives features in place of pictures, in families whose models take features.
 
         Raises:
             MmdoraError: naming the row, for a picture that cannot be read or a row without a label.
@@ -174,10 +175,11 @@ class Family:
         return inputs_of(self.processor, encoded) | {"labels": torch.tensor(labels)}
 
     def example_batch(self, image: Image.Image, rows: int, tokens: int | None, answer: int) -> dict[str, Tensor]:
-        """A batch of `rows` equal rows of one picture, for estimates; nothing of it is meant to be read.
+        """A batch of `rows` equal rows with one picture each, for estimates of memory; its text has no meaning.
 
         Args:
-            tokens: of each row; None gives the prompt and `answer` tokens more.
+            tokens: tokens of each row; None takes the prompt's tokens and `answer` more.
+            answer: tokens of the answer, if `tokens` is None.
         """
         encoded, length = self._example(image)
         more = max((tokens or length + answer) - length, 1)
@@ -191,27 +193,27 @@ class Family:
         return batch | {"labels": labels}
 
     def _example(self, image: Image.Image) -> tuple[dict[str, Tensor], int]:
-        """One question about a picture as tensors, and its tokens."""
+        """One question about a picture as tensors, and its number of tokens."""
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
         text = self.render(question, generation_prompt=True)
         encoded = encode(self.processor, [text], [[image]], left=False)
         return inputs_of(self.processor, encoded), encoded["input_ids"].shape[1]
 
     def packing_problem(self) -> str | None:
-        """Why several rows cannot share one packed row, as far as the family tells; None where they may."""
+        """The reason why rows of this family cannot be packed together; None if they can."""
         return None
 
     def positions(self, model: nn.Module) -> RopeIndex | None:
-        """The model's own rule of positions, where it has one; None where they are counted from 0."""
+        """The model's own rule of positions; None if it has none and positions are counted from 0."""
         owner = next((m for m in (model, getattr(model, "model", None)) if hasattr(m, "get_rope_index")), None)
         return RopeIndex(owner) if owner is not None else None
 
     def counted(self, batch: Mapping[str, Tensor]) -> int:
-        """Tokens of a batch, padding left out."""
+        """The number of tokens in a batch, without padding."""
         return int(batch["attention_mask"].sum())
 
     def shown(self, batch: Mapping[str, Tensor], row: int) -> Iterator[Shown]:
-        """A row of a batch as texts: what is read, pictures as their number of tokens, what is learned."""
+        """Yield a row of a batch as pieces of text; a picture is shown as its number of tokens."""
         image = getattr(self.processor, "image_token_id", None)
         columns = zip(batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True)
         tokens = [(int(token), int(label) != IGNORE, int(token) == image) for token, label, seen in columns if seen]
@@ -223,16 +225,16 @@ class Family:
                 yield self.tokenizer.decode(ids), "learned" if learned else "text"
 
     def feature_tower(self, model: Any) -> nn.Module | None:
-        """The tower whose features the model's forward takes in place of pixels; None where it takes none."""
+        """The vision tower whose features the model's forward accepts instead of pixels; None if it accepts none."""
         return None
 
     # --- generation
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Any:
-        """Prompts ready for `generate`: padded on the left, so that each ends where its answer begins.
+        """Encode prompts for `generate`; they are padded on the left, so that each answer follows its prompt directly.
 
         Raises:
-            MmdoraError: for a prompt with a clip as features.
+            MmdoraError: if a prompt has features of a clip.
         """
         if any(prompt.features is not None for prompt in prompts):
             raise MmdoraError("a clip as features, which VL-BART reads and this model does not")
@@ -240,13 +242,13 @@ class Family:
         return encode(self.processor, texts, [prompt.images for prompt in prompts], left=True)
 
     def encode_conversation(self, prompt: Prompt) -> Any:
-        """One conversation whose last message may be an answer, for its logits; nothing is padded."""
+        """Encode one conversation without padding, to compute its logits; its last message may be an answer."""
         asks = prompt.messages[-1]["role"] != "assistant"
         text = self.render(prompt.messages, generation_prompt=asks)
         return encode(self.processor, [text], [prompt.images], left=False)
 
     def generation(self, model: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
-        """Arguments of `generate`: greedy or by beams, stopping where the model's own config says.
+        """Arguments for `generate`: greedy or beam search that stops at `stops`, with no sampling.
 
         The sampling defaults of a checkpoint are switched off.
         """
@@ -263,25 +265,25 @@ class Family:
         }
 
     def choices(self, answers: Sequence[str]) -> Sequence[str]:
-        """Those of a task's fixed answers that generation is held to; a model that follows instructions is free."""
+        """The answers of a task that generation is restricted to; none for models that follow instructions."""
         return ()
 
     def only(self, answers: Sequence[str]) -> dict[str, Any]:
-        """Arguments of `generate` by which one of the answers comes out."""
+        """Arguments for `generate` that restrict it to one of the answers; this family cannot be restricted."""
         raise MmdoraError(f"answers: {type(self.processor).__name__} serves a model that cannot be held to some")
 
     def new_ids(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
-        """What `generate` added to its inputs: ids [B, T] without the prompt."""
+        """The ids [B, T] that `generate` added, without the prompt."""
         return ids[:, inputs["input_ids"].shape[1] :]
 
     def shares_prefix(self, model: Any, inputs: Mapping[str, Any]) -> bool:
-        """Whether the part up to the last picture may be read once for several prompts about that picture."""
+        """Whether prompts about the same picture may share one pass over everything up to that picture."""
         return False
 
 
 @contextmanager
 def naming(row: Row) -> Iterator[None]:
-    """Puts the name of a row before an MmdoraError that is raised inside."""
+    """Put the row's name in front of the message of an MmdoraError that is raised inside."""
     try:
         yield
     except MmdoraError as error:

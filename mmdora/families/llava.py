@@ -1,4 +1,4 @@
-"""LLaVA: the general family, whose prompts about one picture can share what they have in common."""
+"""LLaVA: the general family, but prompts about the same picture can share the computation of their common beginning."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from transformers.cache_utils import DynamicLayer
 from mmdora.families.family import Family
 
 SHARED_INPUTS = {"input_ids", "attention_mask", "pixel_values"}
-"""The inputs of a LLaVA whose pictures are equal rows; Pixtral's have sizes too, and are not."""
+"""The inputs of a LLaVA that resizes all pictures to one size. Pixtral's pictures differ, so it also takes sizes."""
 
 
 class Llava(Family):
-    """LLaVA-1.5: a fixed number of tokens per picture, and a decoder that sees all that came before."""
+    """LLaVA-1.5: a fixed number of tokens per picture, and a decoder that attends to all earlier tokens."""
 
     def shares_prefix(self, model: Any, inputs: Mapping[str, Any]) -> bool:
-        """Whether that is exact: pictures are rows of `pixel_values`, and a token sees all before it but padding.
+        """Whether sharing gives the same result as reading each prompt by itself.
 
-        A window of so many places (Mistral's first versions) would be shortened by padding within it.
+        It does if each picture is a row of `pixel_values` and each token attends to all earlier tokens but padding. It
+        does not with a sliding window (Mistral's first versions): padding would take up places in the window.
         """
         if not isinstance(model, LlavaForConditionalGeneration) or set(inputs) != SHARED_INPUTS:
             return False

@@ -1,4 +1,4 @@
-"""A model's own positions of text and image tokens (Qwen-VL's three-dimensional rotary embedding, for one)."""
+"""Positions of text and image tokens by a model's own rule, such as Qwen-VL's three-dimensional rotary embedding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class RopeIndex:
     """A model's rule of positions without its weights, so that loader processes can carry it.
 
     Args:
-        owner: the module that has `get_rope_index`; the rule reads nothing of it but its config.
+        owner: the module that has `get_rope_index`. The rule reads only its config, so no weights are kept.
     """
 
     def __init__(self, owner: Any):

@@ -1,4 +1,4 @@
-"""What a model is asked: a conversation that ends with a question, and what it is about."""
+"""A prompt: a conversation that ends with a question, and the images or features that the question is about."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmdora.records.turns import Messages
 class Prompt:
     """A conversation that ends with a question, and its images in the order of the image parts.
 
-    `features` [frames, width] float stand for a clip, for models that read clips as features.
+    `features` [frames, width] float represent a clip, for models that read clips as features.
     """
 
     messages: Messages

@@ -1,7 +1,7 @@
 """Chat templates: conversations as text, the spans of their answers, and the labels of those spans.
 
-Training and generation render the same template through the same processor call, so that the ids up to an answer are
-equal in both (tests hold them so).
+Training and generation render the same template with the same processor call, so the ids up to an answer are equal in
+both. Tests check this.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mmdora.records.turns import Messages
 PLACES = ("offset_mapping", "text_replacement_offsets", "video_metadata")
 """What a processor returns to tell where something stood; no model reads it."""
 IGNORE = -100
-"""The label of a token that is not learned, as `torch.nn.functional.cross_entropy` has it."""
+"""The label of a token that is not learned: the default `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
 
 def render(processor: Any, messages: Messages, *, generation_prompt: bool = False) -> str:
-    """The conversation as the chat template writes it, images still as their placeholder."""
+    """The conversation as the chat template writes it; each image is still a placeholder."""
     return _render_all(processor, [messages], generation_prompt)[0]
 
 
@@ -63,7 +63,7 @@ def check_places(text: str, placeholder: str | None, images: int) -> None:
 
 
 def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
-    """The conversation, its last question as `word` puts it."""
+    """The conversation with its last question reworded by `word`."""
     *before, last = messages
     content = [dict(part) for part in last["content"]]
     texts = [part for part in content if part["type"] == "text"]
@@ -105,7 +105,7 @@ def render_with_answers(
 
 
 def _end_of_turn(tokens: Sequence[str], text: str, start: int, end: int) -> int:
-    """Leave out the blank that ChatML-like templates write after the end-of-turn token."""
+    """The end of a turn without the blank that ChatML-like templates write after the end-of-turn token."""
     turn = text[start:end]
     return start + len(turn.rstrip()) if written_end(turn, tokens) else end
 
@@ -117,11 +117,12 @@ def encode(
 
     Args:
         left: pad on the left (generation) or on the right (training).
-        offsets: add `offset_mapping` and `text_replacement_offsets`, the place of each expanded image, as lists.
+        offsets: whether to add `offset_mapping`, and `text_replacement_offsets` (the place of each expanded image), as
+            lists.
     """
     tensors: dict[str, Any] = {"return_tensors": "pt"}
     if offsets:
-        # The ids become tensors below, since the stock conversion walks through every offset twice.
+        # The ids become tensors below, because the stock conversion to tensors goes through every offset twice.
         tensors = {"text_kwargs": {"return_tensors": None}, "images_kwargs": tensors}
         tensors |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
     encoded = processor(
@@ -171,7 +172,7 @@ def inputs_of(processor: Any, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def needs_start_token(processor: Any, texts: list[str]) -> bool:
-    """Whether the tokenizer has to put the start token; a template that writes it itself must not get a second one."""
+    """Whether the tokenizer has to add the start token, that is, whether the template does not write it itself."""
     start = processor.tokenizer.bos_token
     return not (start and texts[0].startswith(start))
 
@@ -180,12 +181,12 @@ def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]
     """Labels of one row: its ids inside the answer spans, `IGNORE` elsewhere.
 
     Args:
-        encoded: what `encode(..., offsets=True)` gave.
+        encoded: the result of `encode(..., offsets=True)`.
         spans: character spans before image placeholders were expanded.
 
     Raises:
-        MmdoraError: if a token straddles the start of an answer, since generation would then see
-            other ids than training.
+        MmdoraError: if a token lies across the start of an answer, because generation would then see other ids than
+            training.
     """
     expanded = (encoded.get("text_replacement_offsets") or [[]] * (row + 1))[row]
     ends = [item["span"][1] for item in expanded]

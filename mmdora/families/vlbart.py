@@ -1,6 +1,6 @@
 """VL-BART: an encoder reads the question, pictures and clips; a decoder learns and writes the answer.
 
-Prompts by task and what the decoder begins with: VL-Adapter (Sung et al., CVPR 2022).
+The prompts for each task and the first token of the decoder are those of VL-Adapter (Sung et al., CVPR 2022).
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from mmdora.records.turns import Messages, answer_text, prompt_messages
 
 
 class VLBart(Family):
-    """One question and one answer a row. The target is the answer as the tokenizer writes a text, `<s> answer </s>`.
+    """One question and one answer per row. The target is the answer as the tokenizer encodes a text: `<s> answer </s>`.
 
-    The start token is part of it so that the first step tells the answers of NLVR2, "true" and "false", apart.
+    The start token is part of the target, so that NLVR2's answers "true" and "false" differ already in the first step.
     """
 
     one_stream = False
 
     @cached_property
     def ending(self) -> Ending:
-        """The tokenizer puts its end behind a target; the template writes questions only."""
+        """The tokenizer appends its end token to each target; the template writes questions only."""
         return Ending(self.tokenizer, self.tokenizer.eos_token)
 
     def check_row(self, row: Row) -> None:
@@ -42,7 +42,7 @@ class VLBart(Family):
             raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
 
     def check_question(self, row: Row) -> None:
-        """Anything: pictures, clips as features, or text alone."""
+        """Accept every row: pictures, clips as features, or text alone."""
 
     def check_task(self, name: str) -> None:
         self.processor.prompt("", name)
@@ -53,10 +53,12 @@ class VLBart(Family):
         return with_question(messages, lambda question: self.processor.prompt(question, task))
 
     def batch(self, rows: Sequence[Row], features: Features | None = None) -> dict[str, Tensor]:
-        """Rows to what the processor gives for the questions, `labels` [B, M], and `loss_weights` [B] if rows have any.
+        """Turn rows into the processor's tensors of the questions, `labels` [B, M], and `loss_weights` [B].
+
+        The weights are there only if a row has a `weight`.
 
         Raises:
-            MmdoraError: naming the row, for a picture or features that cannot be read, or a row of several turns.
+            MmdoraError: naming the row, if a picture or features cannot be read, or if the row has several turns.
         """
         prompts = []
         for row in rows:
@@ -78,7 +80,7 @@ class VLBart(Family):
         return Prompt(messages, [open_image(image) for image in row["images"]])
 
     def _targets(self, rows: Sequence[Row]) -> Tensor:
-        """[B, M] int64: ids of the answers, `IGNORE` behind them and in rows that are masked."""
+        """[B, M] int64: ids of the answers, and `IGNORE` in padding and in masked rows."""
         targets = self.tokenizer(text_target=[answer_text(row) for row in rows], padding=True, return_tensors="pt")
         most, lengths = self.tokenizer.model_max_length, targets["attention_mask"].sum(1)
         if (longest := int(lengths.max())) > most:
@@ -112,7 +114,7 @@ class VLBart(Family):
         return model.model.vision_tower
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> Any:
-        """What the encoder reads, padded on the right: BART counts positions from the first token."""
+        """Encode the questions, padded on the right because BART counts positions from the first token."""
         texts = [self.render(prompt.messages, generation_prompt=True) for prompt in prompts]
         images, clips = [prompt.images for prompt in prompts], [prompt.features for prompt in prompts]
         if any(clip is not None for clip in clips):
@@ -126,7 +128,7 @@ class VLBart(Family):
         return encode(self.processor, [text], [prompt.images], left=False)
 
     def generation(self, model: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
-        """As the general one; BART's decoder has so many positions, one of which the start token takes."""
+        """As in the general family, with no more new tokens than BART's decoder has positions after the start token."""
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return super().generation(model, min(max_new_tokens, positions - 1) if positions else max_new_tokens, beams)
 
@@ -134,9 +136,10 @@ class VLBart(Family):
         return answers
 
     def only(self, answers: Sequence[str]) -> dict[str, Any]:
-        """Arguments by which one of the answers comes out, written as training targets are.
+        """Arguments for `generate` that restrict it to one of the answers, encoded as training targets are.
 
-        The first step at which the answers differ decides.
+        Each step may only choose a token that continues one of the answers, so the first step at which the answers
+        differ decides between them.
         """
         targets = self.tokenizer(text_target=list(answers))["input_ids"]
         allowed: dict[tuple[int, ...], set[int]] = {}
