@@ -1,4 +1,4 @@
-"""Answers of a model: in batches, as a stream, or from a server."""
+"""Generates a model's answers: in batches, as a stream, or from a server."""
 
 from mmdora.families import Prompt, ask
 from mmdora.predict.answers import Partial, generate, stream

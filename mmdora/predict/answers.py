@@ -1,8 +1,8 @@
-"""Answers of a vision-language model: many prompts in batches (greedy), or one prompt as a stream.
+"""Generates answers of a vision-language model: many prompts in batches (greedy), or one prompt as a stream.
 
-Neither touches the global random state: sampling adds Gumbel noise from a generator of its own to
-the logits, whose argmax is then a sample of the softmax (the Gumbel-max trick), so the same seed
-gives the same answer whatever runs beside it, and the same noise for every model compared.
+Neither changes the global random state. To sample, Gumbel noise from a separate generator is added to the logits; the
+argmax of the sum is then a sample of the softmax (the Gumbel-max trick). So a seed gives the same answer whatever else
+runs at the same time, and models that are compared get the same noise.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def generate(
     answers: Sequence[str] = (),
     progress: Callable[[int], object] | None = None,
 ) -> list[str]:
-    """Greedy answers, in the order of the prompts; batches are of like length, left padded.
+    """Give the greedy answers, in the order of the prompts. Prompts of similar length are batched together.
 
     Args:
-        beams: more than 1 searches with so many beams instead.
-        answers: the only ones it may give, for a family that can be held to some (`Family.choices`).
+        beams: number of beams; with more than 1, beam search replaces greedy decoding.
+        answers: the only answers that are allowed, in families that can be restricted to some (`Family.choices`).
         progress: called after each batch with the number of prompts it answered.
     """
     family = family_of(processor)
@@ -61,21 +61,26 @@ def generate(
 
 
 TIMED = 5
-"""Tokens that an answer needs for a rate that is more than noise."""
+"""Fewest tokens of an answer for which a rate is given; the rate of a shorter answer would be mostly noise."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """An answer as far as it has come."""
+    """An answer as far as it has been generated."""
 
     text: str
-    tokens: int  # generated so far, the end-of-turn token included
+    tokens: int  # tokens generated so far, the end-of-turn token included
     first_token_s: float | None  # seconds from the question to its first token, image preprocessing included
-    tokens_per_s: float | None  # after the first token; None before `TIMED` tokens
+    tokens_per_s: float | None  # tokens per second after the first token; None while there are fewer than `TIMED`
 
     @classmethod
     def timed(cls, text: str, tokens: int, begun: float, times: Sequence[float]) -> Partial:
-        """From when the question was asked, and when tokens came (one time or more for all of them), in seconds."""
+        """Make a partial answer with its rates.
+
+        Args:
+            begun: the time in seconds at which the question was asked.
+            times: the times in seconds at which tokens came, in order.
+        """
         took = times[-1] - times[0] if times else 0.0
         rate = (tokens - 1) / took if tokens >= TIMED and took > 0 else None
         return cls(text.strip(), tokens, times[0] - begun if times else None, rate)
@@ -92,13 +97,15 @@ def stream(
     seed: int = 0,
     stop: threading.Event | None = None,
 ) -> Generator[Partial, None, None]:
-    """The answer token by token; the last item is the whole answer.
+    """Yield the answer after each token; the last item is the whole answer.
 
-    Closing the iterator or setting `stop` ends generation at the next token. An exception in the
-    model reaches the consumer.
+    Closing the iterator or setting `stop` ends generation at the next token. An exception in the model is raised in the
+    caller.
 
     Args:
-        temperature: 0 is greedy; otherwise sampling from the `top_p` nucleus, repeatable by `seed`.
+        temperature: 0 decodes greedily; otherwise tokens are sampled from the `top_p` nucleus.
+        seed: equal seeds give equal samples.
+        stop: ends the answer when it is set.
     """
     begun, family = time.perf_counter(), family_of(processor)
     closed = threading.Event()
@@ -118,7 +125,7 @@ def stream(
                 streamer=_Tokens(events),
             )
             events.put(None)
-        except BaseException as error:  # handed to the consumer, who raises it
+        except BaseException as error:  # The error goes to the thread of the caller, which raises it there.
             events.put(error)
 
     ids: list[int] = []
@@ -136,7 +143,7 @@ def stream(
                     raise event
                 times.append(event[0])
                 ids += event[1]
-                # bytes of an unfinished character show as U+FFFD; wait for the rest
+                # The first bytes of a character decode to U+FFFD, which is left out until the other bytes come.
                 yield partial(processor.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd"))
             yield partial(processor.tokenizer.decode(ids, skip_special_tokens=True))
         finally:
@@ -145,7 +152,7 @@ def stream(
 
 
 class _Tokens(BaseStreamer):
-    """Passes on the new ids with the time they came."""
+    """Puts new ids into a queue, with the time at which they came."""
 
     def __init__(self, events: SimpleQueue[Any]):
         self.events, self.prompt_seen = events, False
@@ -160,7 +167,7 @@ class _Tokens(BaseStreamer):
 
 
 class _Gumbel(LogitsProcessor):
-    """Adds Gumbel(0, 1) noise, drawn from its own generator, to the scores [B, V]."""
+    """Adds Gumbel(0, 1) noise from its own generator to the scores [B, V]."""
 
     def __init__(self, seed: int, device: torch.device):
         self.generator = torch.Generator(device).manual_seed(seed)
@@ -183,9 +190,9 @@ def _inputs(model: Any, family: Family, prompts: Sequence[Prompt]) -> Any:
 
 @contextmanager
 def _evaluating(model: Any) -> Iterator[None]:
-    """Dropout off, and the mode as it was afterwards."""
+    """Put the model into eval mode inside the block, and back into its former mode afterwards."""
     training = model.training
-    if any(module.training for module in model.modules()):  # to set every module costs as much as a token
+    if any(module.training for module in model.modules()):  # Setting the mode of every module takes as long as a token.
         model.eval()
     try:
         yield

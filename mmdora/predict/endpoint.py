@@ -1,4 +1,4 @@
-"""A model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp): its answers as a stream."""
+"""Streams answers from a model behind an OpenAI-compatible server (vLLM, SGLang, llama.cpp)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from mmdora.families import Prompt
 from mmdora.html import data_uri
 from mmdora.predict.answers import Partial
 
-TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # seconds; to the first byte, and from one piece to the next
-POLL = 0.1  # seconds between two looks at `stop`
-MAX_LINE = 2**20  # characters of one event
-MAX_TEXT = 100_000  # characters of one answer
+TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # Seconds. A long prompt may take most of a minute until the first byte.
+POLL = 0.1  # Seconds between two looks at `stop`: a person who stops an answer notices no delay.
+MAX_LINE = 2**20  # Characters of one event: far more than a token needs, so that no server can fill the memory.
+MAX_TEXT = 100_000  # Characters of one answer: more than any `max_new_tokens` in use, against endless answers.
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as the server counts them."""
+    """The numbers of tokens of a prompt and its answer, as the server counts them."""
 
     prompt: int
     answer: int
@@ -37,17 +37,20 @@ class Usage:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`url` (ending in /v1) and the model's name there. No other host is asked: no redirect, no proxy is followed."""
+    """A model on a server: the server's `url` (ending in /v1) and the model's name there.
+
+    No other host is ever asked: redirects are not followed, and proxies are not used.
+    """
 
     url: str
     model: str
 
     @classmethod
     def parse(cls, spec: str) -> Endpoint:
-        """`http://HOST/v1#MODEL`; without #MODEL the server must serve exactly one.
+        """Read `http://HOST/v1#MODEL`; without #MODEL the server must serve exactly one model.
 
         Raises:
-            MmdoraError: no such URL; or the server does not answer, or serves several models.
+            MmdoraError: if this is no such URL, if the server does not answer, or if it serves several models.
         """
         url, _, model = spec.partition("#")
         parts = urlsplit(url)
@@ -76,16 +79,16 @@ class Endpoint:
         stop: threading.Event | None = None,
         usage: list[Usage] | None = None,
     ) -> Generator[Partial, None, None]:
-        """The answer piece by piece, as `predict.stream` gives it; pictures are sent as PNG.
+        """Yield the answer piece by piece, like `predict.stream`; pictures are sent as PNG.
 
-        Pieces are counted as tokens until the server tells its own count at the end. Closing the iterator or setting
-        `stop` closes the connection, upon which servers stop generating.
+        Each piece counts as one token until the server gives its own count at the end. Closing the iterator or setting
+        `stop` closes the connection, which makes servers stop generating.
 
         Args:
             usage: receives the server's token counts, if it gives them.
 
         Raises:
-            MmdoraError: the server cannot be reached, refuses, redirects, or sends what is no answer.
+            MmdoraError: if the server cannot be reached, refuses, redirects, or sends something that is no answer.
         """
         body = {
             "model": self.model,
@@ -106,7 +109,7 @@ class Endpoint:
                 for event in self._events(client, body):
                     pieces.put((time.perf_counter(), event))
                 pieces.put((0.0, None))
-            except BaseException as error:  # handed to the consumer, who raises it
+            except BaseException as error:  # The error goes to the thread of the caller, which raises it there.
                 pieces.put((0.0, error))
 
         threading.Thread(target=read, name="mmdora-endpoint", daemon=True).start()
@@ -163,7 +166,7 @@ class Endpoint:
 
 @contextmanager
 def _told(host: str) -> Iterator[None]:
-    """What goes wrong between here and a server, as one line."""
+    """Turn errors of the connection and of broken replies into an MmdoraError of one line."""
     try:
         yield
     except MmdoraError:

@@ -1,8 +1,8 @@
-"""What prompts about one picture have in common, all up to the end of their last image, is read once.
+"""Runs the model once over the part that prompts about the same picture share: everything up to their last image.
 
-A picture is most of a prompt (576 tokens in LLaVA-1.5), and benchmarks ask several questions about each. The keys
-and values of that part depend on nothing behind it, so one pass over it serves all of its questions. Padding then
-stands between the two parts instead of before the first.
+A picture is most of a prompt (576 tokens in LLaVA-1.5), and benchmarks ask several questions about each. The keys and
+values of the shared part do not depend on what follows, so one pass serves all questions about the picture. In the
+batch, padding then stands between the shared part and the rest, and not only at the beginning.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from mmdora.models.cache import CACHE
 
 @torch.no_grad()
 def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
-    """What `generate` takes, with the common parts in its cache; as it came where that gains nothing.
+    """Give the inputs of `generate` with the shared parts in a cache; unchanged inputs if sharing gains nothing.
 
     Args:
-        inputs: of `Family.encode_prompts`: input_ids and attention_mask [B, L], left padded, pixel_values [N, 3, H, W].
-        images: of each prompt; one that several prompts ask about is one object.
+        inputs: the result of `Family.encode_prompts`: input_ids and attention_mask [B, L] padded on the left, and
+            pixel_values [N, 3, H, W].
+        images: the images of each prompt. Prompts about the same image must hold the same object.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     if not all(images) or not family.shares_prefix(model, inputs):
         return inputs
-    behind = ids.shape[1] - (ids == model.config.image_token_id).flip(1).int().argmax(1)  # the last image token
+    # argmax finds the first image token of the flipped row, so `behind` is the place after the last one.
+    behind = ids.shape[1] - (ids == model.config.image_token_id).flip(1).int().argmax(1)
     cuts = zip(ids.tolist(), mask.sum(1).tolist(), behind.tolist(), strict=True)
     parts = [(row[len(row) - size : end], row[end:]) for row, size, end in cuts]
-    first: dict[tuple[Any, ...], int] = {}  # prompt -> the first with the same pictures and ids
+    first: dict[tuple[Any, ...], int] = {}  # pictures and ids of a shared part -> the first prompt that has it
     keys = [(*map(id, own), *head) for own, (head, _) in zip(images, parts, strict=True)]
     owners = [first.setdefault(key, row) for row, key in enumerate(keys)]
-    if 2 * len(first) > len(parts):  # two passes would cost more than they save
+    if 2 * len(first) > len(parts):  # With fewer than two prompts per shared part, a second pass saves nothing.
         return inputs
     number = {row: place for place, row in enumerate(first.values())}
     starts = [sum(map(len, images[:row])) for row in range(len(images))]
@@ -59,7 +61,7 @@ def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence
 
 
 def _left_padded(rows: Sequence[Sequence[int]], like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (0 where there are none) and attention mask, [rows, longest]."""
+    """The ids (0 in padding) and the attention mask of rows, both [rows, longest]."""
     width = max(map(len, rows))
     ids = [[0] * (width - len(row)) + list(row) for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
