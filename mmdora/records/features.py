@@ -1,4 +1,4 @@
-"""Reads the features of a clip: an .npy file, or an .npz with an array `features` or a single array."""
+"""Reads the features of a clip from an .npy file, or from an .npz with an array `features` or a single array."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mmdora.records.images import FileRef
 
 
 def open_features(features: FileRef) -> np.ndarray:
-    """[frames, width] float32 of a file; nothing pickled is read.
+    """[frames, width] float32: the features in a file. Pickled arrays are refused, because they could run code.
 
     Raises:
-        MmdoraError: there is no such file, or no such array in it.
+        MmdoraError: if there is no such file, or no such array in it.
     """
     path = features.path
     try:

@@ -1,4 +1,4 @@
-"""One way to open an image, used by preparation, training, evaluation and the page alike."""
+"""Opens images. Preparation, training, evaluation and the page all use this module, so they see the same pixels."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def locate(name: str, root: Path) -> Path:
                 f"image {name!r}: leads outside the images root {root}; give a path below it, relative to it"
             )
         found = path.is_file()
-    except (OSError, RuntimeError, UnicodeError) as error:  # too long, a loop of links, no text
+    except (OSError, RuntimeError, UnicodeError) as error:  # The name is too long, a loop of symlinks, or not text.
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise MmdoraError(f"image {name[:80]!r}: no such file below {root} ({reason})") from None
     if not found:
@@ -66,13 +66,13 @@ def locate(name: str, root: Path) -> Path:
 
 @dataclass(frozen=True)
 class FileRef:
-    """A file that a record names, a picture or features, as one value from the record to where it is opened.
+    """A file that a record names (a picture or features), as one value that knows where the file is.
 
     Attributes:
-        name: its path below `root`, as the record has it.
-        root: the folder that the name starts from; None for a file that the records hold themselves.
-        data: the content of a file that the records hold themselves (`mmdora prep --pack`); the name is then only
-            a name, which errors tell.
+        name: path of the file below `root`, as the record has it.
+        root: folder that the name starts from; None if the file's content is packed into the records.
+        data: content of a file that is packed into the records (`mmdora prep --pack`); the name then only serves to
+            name the file in errors.
     """
 
     name: str
@@ -84,15 +84,15 @@ class FileRef:
 
     @property
     def where(self) -> str:
-        """How errors call it."""
+        """The name of the file in errors."""
         return f"{self.name} (packed)" if self.data is not None else str(self.path)
 
     @property
     def path(self) -> Path:
-        """The file below the root.
+        """The path of the file below the root.
 
         Raises:
-            MmdoraError: as `locate`.
+            MmdoraError: in the cases of `locate`.
         """
         assert self.root is not None, f"{self.name} has neither a root nor content"
         return locate(self.name, self.root)
@@ -104,10 +104,10 @@ def open_image(image: FileRef) -> Image.Image:
 
 
 def image_bytes(image: FileRef) -> tuple[bytes, str]:
-    """The content of a picture's file, and how errors call it.
+    """The content of a picture's file, and its name in errors.
 
     Raises:
-        MmdoraError: as `locate`, or over 64 MiB.
+        MmdoraError: in the cases of `locate`, or if the file is over 64 MiB.
     """
     file, where = _opened(image)
     with file:
@@ -115,10 +115,10 @@ def image_bytes(image: FileRef) -> tuple[bytes, str]:
 
 
 def image_size(image: FileRef) -> tuple[int, int]:
-    """(height, width) that `open_image` would give; reads the header only.
+    """(height, width) in pixels of the image that `open_image` would give. Only the header is read.
 
     Raises:
-        MmdoraError: as `open_image`, but for pixels that are damaged.
+        MmdoraError: in the cases of `open_image`, except that damaged pixels are not noticed.
     """
     file, where = _opened(image)
     with file:
@@ -128,7 +128,8 @@ def image_size(image: FileRef) -> tuple[int, int]:
             file.seek(0)
             decode(file.read(), where)
         try:
-            # Pillow would decode the pixels of a PNG to look for EXIF, and turns the size of a TIFF itself.
+            # Pillow would decode all pixels of a PNG to look for EXIF, so it is asked only if EXIF was seen already.
+            # For a TIFF, Pillow has already turned the size.
             exif = header.getexif() if "exif" in header.info else {}
             sideways = exif.get(ExifTags.Base.Orientation, 1) >= SIDEWAYS
         except Exception as error:
@@ -159,7 +160,7 @@ def decode(data: bytes, where: str, *, max_pixels: int | None = None) -> Image.I
 
 
 def _opened(image: FileRef) -> tuple[IO[bytes], str]:
-    """A picture's file, opened, and how errors call it."""
+    """Open a picture's file; gives the file and its name in errors."""
     if image.data is not None:
         size, where, file = len(image.data), image.where, io.BytesIO(image.data)
     else:
@@ -190,7 +191,7 @@ def read_header(file: IO[bytes], where: str, *, max_pixels: int | None = None) -
             image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError:
         raise MmdoraError(f"image {where}: over the limit of {limit // 10**6} megapixels; scale it down") from None
-    except Exception:  # Pillow's text holds a memory address and differs by format
+    except Exception:  # Pillow's own message contains a memory address and differs by format, so it is not shown.
         if lacking := _lacking(start):
             raise MmdoraError(f"image {where}: {lacking}") from None
         raise MmdoraError(f"image {where}: not an image of a known format ({', '.join(FORMATS)})") from None

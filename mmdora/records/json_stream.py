@@ -58,7 +58,7 @@ def parse_line(line: bytes) -> Any:
         raise
     except RecursionError:
         raise MmdoraError("JSON nested too deeply") from None
-    except ValueError as error:  # Python refuses to read numbers of thousands of digits
+    except ValueError as error:  # Python refuses to read numbers with thousands of digits.
         raise MmdoraError(f"JSON that is no data ({error})") from None
 
 
@@ -107,7 +107,7 @@ class Scanner:
     def __init__(self, pieces: Iterator[str], name: str):
         self._pieces, self._name = pieces, name
         self._text, self._at, self._ended = "", 0, False
-        self._line, self._counted = 1, 0  # `_line` is the line of the character at `_counted`
+        self._line, self._counted = 1, 0  # `_line` is the number of the line with the character at `_counted`.
         self._decode = json.JSONDecoder(
             object_pairs_hook=_each_once, parse_constant=_no_number, parse_float=_finite
         ).raw_decode
@@ -116,7 +116,8 @@ class Scanner:
         """The elements of the top-level list, or of the list that is `member` of the top-level dict.
 
         Raises:
-            MmdoraError: the JSON is broken, which names the line; or there is no such list, unless it is `optional`.
+            MmdoraError: if the JSON is broken (the message names the line), or if there is no such list and it is not
+                `optional`.
         """
         if member is None:
             if self.peek() != "[":
@@ -145,7 +146,7 @@ class Scanner:
             yield Value(key, self._value(), line)
 
     def header(self) -> tuple[dict[str, Any], str]:
-        """What the top-level dict holds before its first list, and the key of that list (empty: there is none)."""
+        """The entries of the top-level dict before its first list, and that list's key ("" if there is no list)."""
         values = {}
         for key in self._keys():
             if self.peek() == "[":
@@ -207,7 +208,8 @@ class Scanner:
         while True:
             try:
                 value, end = self._decode(self._text, self._at)
-                if end + 2 < len(self._text) or self._ended:  # at the end a number may go on, as "1" in "1.5" or "1e-7"
+                # A number at the end of the buffer may go on in the next piece, like "1" in "1.5" or "1e-7".
+                if end + 2 < len(self._text) or self._ended:
                     if self._text.find("\\u", self._at, end) >= 0:
                         check_text(value)
                     self._at = end
@@ -220,12 +222,12 @@ class Scanner:
                     self._at = error.pos
                     ending = "; the file seems cut short" if self._ended and cut else ""
                     raise self._error(f"broken JSON ({error.msg}{ending})") from None
-            except (ValueError, RecursionError) as error:  # a number of thousands of digits, or endless brackets
+            except (ValueError, RecursionError) as error:  # A number is too long for Python, or brackets nest too deep.
                 raise self._error(f"JSON that is no data ({error})") from None
             self._more()
 
     def _more(self) -> None:
-        """Drop what was used, and read at least as much as is waiting, so that a long value costs linear time."""
+        """Drop the text that was used and read at least as much as is left, so that long values take linear time."""
         self._line_here()
         parts, wanted = [self._text[self._at :]], max(CHUNK, len(self._text) - self._at)
         while wanted > 0:

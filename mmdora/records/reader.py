@@ -1,8 +1,8 @@
-"""How a file of records is read; `record` says what one is.
+"""Reads files of records; the module `record` says what a record is.
 
-Files are JSONL of records, Parquet with the images inside (`mmdora prep --pack`), or a JSON list in LLaVA's layout.
-They are read once, as a stream, into a memory-mapped Arrow table by `datasets`, which every loader process opens by
-its file name; no list or object per row is held anywhere.
+A file is JSONL of records, Parquet with the images inside (`mmdora prep --pack`), or a JSON list in LLaVA's layout.
+`datasets` reads it once, as a stream, into a memory-mapped Arrow table, which every loader process opens by its file
+name. No list or object per row is kept in memory.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from mmdora.records.parse import parse, suffix_of
 from mmdora.records.row import Row, row_of
 from mmdora.records.turns import answer_text, split_turns
 
-READ_AHEAD = 64  # records decoded together when all are read in turn
+READ_AHEAD = 64  # Records taken from the table at once when all are read in turn; fewer would make the reading slower.
 
 
 class Records:
-    """A read-only sequence of records on disk, given out as rows; `root` is where their paths start."""
+    """A read-only sequence of records on disk, given out as rows; `root` is the folder that their paths start from."""
 
     def __init__(self, path: Path | str, images: Path | str | None = None, *, max_turns: int | None = None):
         self.path = Path(path)
@@ -96,17 +96,17 @@ class Records:
 
     @property
     def ids(self) -> Any:
-        """[rows] strings, as a chunked array of Arrow: a Python list of a million takes 70 MB."""
+        """[rows] strings: the ids, as a chunked Arrow array, because a Python list of a million ids takes 70 MB."""
         return self._table.data.column("id")
 
     @property
     def characters(self) -> np.ndarray:
-        """[rows] int32: characters of text per record."""
+        """[rows] int32: characters of text in each record."""
         return self._table.data.column("characters").to_numpy()
 
     @property
     def images(self) -> np.ndarray:
-        """[rows] int32: images per record."""
+        """[rows] int32: number of images in each record."""
         return self._table.data.column("images").to_numpy()
 
     @property
@@ -118,9 +118,9 @@ class Records:
         return self._table.data.column("content")
 
     def check_answered(self) -> None:
-        """Raise for a record whose last answer is empty: to learn from it is to learn to say nothing.
+        """Raise an MmdoraError if a record's last answer is empty, because it would teach the model to say nothing.
 
-        The test sets of public datasets are such records; they can be evaluated, not trained on.
+        Records of public test sets have empty answers; they can be evaluated, but not trained on.
         """
         answered = self._table.data.column("answered").to_numpy()
         if not answered.all():
@@ -132,12 +132,12 @@ class Records:
 
     @property
     def fingerprint(self) -> str:
-        """Differs when the file of records, `max_turns` or the table's columns do."""
+        """A hash that changes whenever the file of records, `max_turns` or the table's columns change."""
         return self._table._fingerprint
 
     @property
     def cache(self) -> Path:
-        """The folder of the Arrow table, for what else is kept about these records."""
+        """The folder of the Arrow table, where other facts about these records are kept too."""
         return Path(self._table.cache_files[0]["filename"]).parent
 
 
@@ -145,7 +145,8 @@ def read_records(path: Path | str, images: Path | str | None = None, *, max_turn
     """Open a file of records; `images` is the root of its image paths (default: the file's folder).
 
     Args:
-        max_turns: longer conversations become several records, each with the images and system text.
+        max_turns: the most turns of a record; a longer conversation becomes several records, each with the images and
+            the system text.
 
     Raises:
         MmdoraError: naming file and line of the first row that is not a record.
@@ -154,7 +155,7 @@ def read_records(path: Path | str, images: Path | str | None = None, *, max_turn
 
 
 def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write JSONL through a temporary file, so that a half-written one never has the final name."""
+    """Write records as JSONL; gives their number. A half-written file never has the final name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count = 0
 

@@ -1,4 +1,4 @@
-"""A record: what a row of every dataset becomes, and what each line of a file of records holds."""
+"""A record: one conversation about pictures. Each row of a public dataset becomes records, one per line of a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class TextPart(TypedDict):
 
 
 class ImagePart(TypedDict):
-    """The place of a picture in a message; which picture it is, `Record.images` says."""
+    """The place of a picture in a message; `Record.images` says which picture it is."""
 
     type: Literal["image"]
 
@@ -28,31 +28,31 @@ Part = TextPart | ImagePart
 
 
 class Message(TypedDict):
-    """What one side of a conversation says at a time. Answers (of the role `assistant`) hold text only."""
+    """One message of a conversation. Answers (messages of the role `assistant`) hold text only."""
 
     role: Literal["system", "user", "assistant"]
     content: list[Part]
 
 
 class RecordFacts(TypedDict):
-    """What a result file needs of a record: its id and its `meta`. A record is one, and so is a row made of it."""
+    """The part of a record that result files need: its id and its `meta`. Records and rows both have it."""
 
     id: str
     meta: dict[str, Any]
 
 
 class Record(TypedDict):
-    """One conversation about pictures, or about none, as it stands in a file of records.
+    """One conversation, with or without pictures, as it stands in a file of records.
 
-    `check_record` says whether a row is one. In a file `id` and `meta` may be missing; they are filled in when the
-    file is read.
+    `check_record` checks that a value is a record. In a file `id` and `meta` may be missing; they are filled in when
+    the file is read.
 
     Attributes:
-        id: its name; result files of public datasets are keyed by it.
-        messages: the conversation, with at least one answer. An empty last answer is one that is not known.
+        id: name of the record; result files of public datasets are keyed by it.
+        messages: the conversation, with at least one answer. An empty last answer means that the answer is not known.
         images: paths relative to the folder of images that goes with the file, in the order of the image parts.
-        meta: what scores and result files need beside the conversation, under the dataset's own names, and `type`,
-            the kind of question, by which scores are grouped.
+        meta: other values that scores and result files need, under the dataset's own names. `type` is the kind of
+            question, by which scores are grouped.
     """
 
     id: str
@@ -62,14 +62,14 @@ class Record(TypedDict):
 
 
 def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
-    """Questions and answers about one picture as a record; the picture stands in the first turn.
+    """Make a record of questions and answers about one picture; the picture stands in the first turn.
 
     `meta.type`, by which scores are grouped, is `yes/no` if the last answer is one of the two, else `other`.
 
     Args:
         name: the record's id.
         image: path of the picture.
-        pairs: (question, answer) of each turn, at least one.
+        pairs: one (question, answer) for each turn; at least one.
     """
     messages: list[Message] = []
     for question, answer in pairs:
@@ -81,14 +81,14 @@ def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
 
 
 def check_record(row: Any, where: str) -> Record:
-    """Return `row` if it is a record.
+    """Check that `row` is a record; gives it with `id` and `meta` filled in.
 
     Its conversation begins with at most one message of the system; then user and assistant speak in turn, the user
     first. Pictures stand in messages of the user: no template writes those of others in the same place, and a model
     learns text.
 
     Raises:
-        MmdoraError: saying what is wrong with it and where.
+        MmdoraError: if it is no record; the message says what is wrong and where.
     """
     if not isinstance(row, dict) or not isinstance(row.get("messages"), list) or not row["messages"]:
         raise MmdoraError(f"{where}: a record needs a non-empty list 'messages'{_other_layout(row)}")

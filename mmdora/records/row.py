@@ -1,4 +1,4 @@
-"""A row: a record as it is learned or asked, its files as values that know where they are."""
+"""A row: a record as it is learned or asked, whose files are values that know where they are (`FileRef`)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from mmdora.records.turns import Messages
 
 
 class Row(TypedDict):
-    """What reading a file of records gives, and what batches and prompts are made of.
+    """A record as it was read. Batches and prompts are made of rows.
 
     Attributes:
-        images: in the order of the image parts.
-        features: a clip as precomputed features, from the record's `meta.features`.
-        task: the name of the task it belongs to, in a run of several.
-        weight: of its loss; 1 where there is none.
-        masked: whether nothing is to be learned from it.
+        images: pictures in the order of the image parts.
+        features: file with the precomputed features of a clip, from the record's `meta.features`.
+        task: name of the row's task, in a run of several tasks.
+        weight: factor of the row's loss; a row without it has weight 1.
+        masked: whether all labels of the row are masked, so that nothing is learned from it.
     """
 
     id: str
@@ -33,11 +33,11 @@ class Row(TypedDict):
 
 
 def row_of(record: Record, root: Path, files: Sequence[bytes] | None = None) -> Row:
-    """A record as a row.
+    """Make a row of a record.
 
     Args:
-        root: the folder that its paths start from.
-        files: the contents of its images, in their order, where the records hold them.
+        root: folder that the record's paths start from.
+        files: contents of its images, in their order, if they are packed into the records.
     """
     contents = files or [None] * len(record["images"])
     images = [
@@ -55,5 +55,5 @@ def row_of(record: Record, root: Path, files: Sequence[bytes] | None = None) -> 
 
 
 def changed(row: Row, **changes: Any) -> Row:
-    """The row with other values under some of its keys."""
+    """A copy of the row with some of its keys changed."""
     return cast(Row, {**row, **changes})

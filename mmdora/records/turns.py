@@ -1,4 +1,4 @@
-"""A record's conversation: what comes before its last answer, the answer, and how a long one is cut into pieces.
+"""Takes a record's conversation apart: the prompt before the last answer, that answer, and pieces of a few turns.
 
 This module imports no torch, because scorers read records too.
 """
@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
 Messages = list[dict[str, Any]]
-"""A conversation as models are asked it: messages of a record, or such as a caller wrote them."""
+"""A conversation as models read it: the messages of a record, or messages that a caller wrote."""
 RecordOrRow = TypeVar("RecordOrRow", bound=Mapping[str, Any])
 
 
 def prompt_messages(record: Mapping[str, Any]) -> Messages:
-    """The conversation up to, not including, its last answer."""
+    """The conversation before its last answer."""
     messages = record["messages"]
     last = max(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return messages[:last]
@@ -29,11 +29,11 @@ def answer_text(record: Mapping[str, Any]) -> str:
 def split_turns(record: RecordOrRow, most: int | None) -> list[RecordOrRow]:
     """Cut a conversation into records of at most `most` turns; a turn is a question and its answer.
 
-    Each piece has the images and the system text of the whole. A conversation in which an image stands behind the
-    first answer cannot be cut so, and is returned whole.
+    Each piece has the images and the system text of the whole conversation. A conversation with an image after its
+    first answer cannot be cut like this, and is returned whole.
 
     Args:
-        most: None leaves every conversation whole.
+        most: the most turns of a piece; None leaves every conversation whole.
     """
     messages = record["messages"]
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
