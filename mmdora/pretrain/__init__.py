@@ -1,1 +1,1 @@
-"""What made the bundled bases: their architecture and the first training of their towers."""
+"""Makes the bundled bases: their architectures, and the first training of their vision towers."""

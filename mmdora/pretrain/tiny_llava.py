@@ -1,7 +1,7 @@
-"""`tiny-llava` before LLaVA's two stages: its shape, its tokenizer, its processor, a tower that sees.
+"""Builds `tiny-llava` as it is before LLaVA's two stages: architecture, tokenizer, processor, and a trained tower.
 
-`python -m mmdora.pretrain.tiny_llava OUT` writes it as an ordinary checkpoint folder; the two stages of
-`configs/tiny/pretrain_*.yaml` then train it (`make pretrain` does all of it).
+`python -m mmdora.pretrain.tiny_llava OUT` writes it as an ordinary checkpoint folder. The two stages of
+`configs/tiny/pretrain_*.yaml` then train it. `make pretrain` does all of this.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def build(folder: Path, seed: int = 0) -> None:
 
 
 def make_config(tokenizer: Any) -> LlavaConfig:
-    """64-pixel pictures in 64 visual tokens; 2.2 M parameters, input and output embeddings tied."""
+    """The model's config: pictures of 64 x 64 pixels as 64 tokens, 2.2 M parameters, tied embeddings."""
     vision = CLIPVisionConfig(
         hidden_size=128,
         intermediate_size=256,
@@ -89,7 +89,10 @@ def make_config(tokenizer: Any) -> LlavaConfig:
 
 
 def make_processor() -> LlavaProcessor:
-    """Byte-level BPE trained on scenes and on Python's own documentation, so that any text encodes."""
+    """The processor, with a byte-level BPE tokenizer trained on drawn scenes and on Python's own documentation.
+
+    Working on bytes, the tokenizer can encode any text.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -146,7 +149,7 @@ def _corpus() -> Iterator[str]:
 
 
 def documentation() -> Iterator[str]:
-    """Plain English that every Python carries."""
+    """Yield the docstrings of standard modules: plain English that comes with every Python."""
     for name in DOCUMENTED.split():
         module = importlib.import_module(name)
         for thing in (module, *(value for key, value in sorted(vars(module).items()) if not key.startswith("_"))):

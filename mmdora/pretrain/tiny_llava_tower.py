@@ -1,9 +1,9 @@
-"""The tower of `tiny-llava` learns to see, before LLaVA's two stages: those start from a trained tower.
+"""Trains the vision tower of `tiny-llava`, because LLaVA's two stages start from a trained tower.
 
-Stock `CLIPForImageClassification` on drawn scenes, several labels a picture: which shapes, which
-colours, and which colour on which shape. Its head is thrown away, its tower goes into the model.
-(A tower that has to learn shapes through a language model's answers was tried: after 64,000
-pictures it told colours, not shapes.)
+A stock `CLIPForImageClassification` is trained on drawn scenes. Each picture has several labels: its shapes, its
+colours, and which shape has which colour. Afterwards the head is thrown away and the tower goes into the model.
+(Training the tower through a language model's answers was tried: after 64,000 pictures it told colours apart, but not
+shapes.)
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LABELS = (*SHAPES, *COLOURS, *(f"{colour} {shape}" for colour in COLOURS for sha
 
 
 class Pictures(Dataset[dict[str, Any]]):
-    """`pixel_values` [3, 64, 64] in [-1, 1] and `labels` [labels] of 0 and 1; scenes that no other data holds."""
+    """Drawn scenes that are in no other data: `pixel_values` [3, 64, 64] in [-1, 1], `labels` [labels] of 0 and 1."""
 
     def __init__(self, amount: int, seed: str):
         self.amount, self.seed = amount, seed
@@ -45,7 +45,7 @@ def labels(things: list[Thing]) -> list[float]:
 
 
 def arguments_of(folder: str, steps: int, batch: int, lr: float) -> TrainingArguments:
-    """How both bundled towers are trained."""
+    """The training arguments for the towers of both bundled bases."""
     return TrainingArguments(
         output_dir=folder,
         max_steps=steps,
@@ -66,7 +66,11 @@ def arguments_of(folder: str, steps: int, batch: int, lr: float) -> TrainingArgu
 
 
 def train_tower(tower: CLIPVisionModel, *, steps: int = 3000, batch: int = 64, lr: float = 1e-3) -> dict[str, float]:
-    """Train `tower` in place; return its accuracy on 1,000 other scenes (all shapes right, all colours right)."""
+    """Train `tower` in place.
+
+    Returns:
+        The shares of 1,000 other scenes in which all shapes are right, and in which all colours are right.
+    """
     config = CLIPConfig(vision_config=tower.config.to_dict())
     config.num_labels = len(LABELS)
     config.problem_type = "multi_label_classification"

@@ -1,8 +1,7 @@
-"""`tiny-vlbart` before it learns to speak: its shape, its tokenizer, its processor, a tower that sees.
+"""Builds `tiny-vlbart` as it is before its BART is trained: architecture, tokenizer, processor, and a trained tower.
 
-`python -m mmdora.pretrain.tiny_vlbart OUT` writes it as an ordinary checkpoint folder;
-the two stages of `configs/tiny/pretrain_vlbart_*.yaml` then train all of it but the tower (`make pretrain-vlbart` does
-all of it).
+`python -m mmdora.pretrain.tiny_vlbart OUT` writes it as an ordinary checkpoint folder. The two stages of
+`configs/tiny/pretrain_vlbart_*.yaml` then train everything but the tower. `make pretrain-vlbart` does all of this.
 """
 
 from __future__ import annotations
@@ -29,21 +28,25 @@ TOWER = {
     "embed_dim": 512,
     "vision_cfg": {"image_size": 96, "layers": [1, 1, 2, 1], "width": 16, "head_width": 64},
 }
-"""64-pixel pictures, enlarged, in 3 x 3 tokens of 512: the width of `mmdora prep scenes --kind clip-features`."""
+"""The tower's config: pictures of 64 pixels, enlarged to 96, become 3 x 3 tokens of width 512.
+
+The width is that of the features of `mmdora prep scenes --kind clip-features`.
+"""
 
 VOCABULARY, POSITIONS = 2048, 256
-FRAMES = ORDER = 16  # a clip's frames are the most visual tokens that an image has
-LONGEST = 48  # tokens of an answer; captions of three things have up to 37
+FRAMES = ORDER = 16  # Frames of a clip, each one visual token. A picture has fewer, so 16 order embeddings suffice.
+LONGEST = 48  # Tokens of an answer: captions of three things have up to 37.
 ALSO_VQA = {"pairs": "vqa: {}", "places": "vqa: {}"}
-"""Asked as `vqa`, but tasks apart: a batch holds samples with as many pictures, and a task has its share of batches."""
+"""Tasks with the prompt of `vqa`. They are separate tasks for two reasons: all rows of a batch must have the same
+number of pictures, and each task gets a share of the batches."""
 
 SPECIAL = BOS, PAD, EOS, UNK, MASK = "<s>", "<pad>", "</s>", "<unk>", "<mask>"
 READ = {"questions": "vqa", "pair-questions": "pairs", "names": "caption", "clip-features": "tvqa", "places": "places"}
-"""Kind of drawn data -> the task it is learned as."""
+"""Kind of drawn data -> name of the task under which it is learned."""
 
 
 def build(tower: OpenClipVisionModel, seed: int = 0) -> tuple[VLBartForConditionalGeneration, VLBartProcessor]:
-    """Model and processor around a tower; everything else is new."""
+    """Build the model and its processor around a trained tower; all other weights are drawn at random."""
     torch.manual_seed(seed)
     tokenizer = make_tokenizer()
     bart = BartForConditionalGeneration(make_config(tokenizer))
@@ -56,7 +59,7 @@ def build(tower: OpenClipVisionModel, seed: int = 0) -> tuple[VLBartForCondition
 
 
 def make_config(tokenizer: Any) -> BartConfig:
-    """2.2 M parameters, the tower aside; no dropout, since rows are hardly seen twice."""
+    """BART's config: 2.2 M parameters without the tower; no dropout, because most rows are seen only once."""
     return BartConfig(
         vocab_size=len(tokenizer),
         d_model=160,
@@ -78,7 +81,10 @@ def make_config(tokenizer: Any) -> BartConfig:
 
 
 def make_tokenizer() -> BartTokenizer:
-    """BART's kind of byte-level BPE, of the drawn data and of Python's own documentation, so that any text encodes."""
+    """A byte-level BPE tokenizer like BART's, trained on the drawn data and on Python's own documentation.
+
+    Working on bytes, the tokenizer can encode any text.
+    """
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.train_from_iterator(
@@ -91,13 +97,13 @@ def make_tokenizer() -> BartTokenizer:
         ),
     )
     learned = json.loads(trained.to_str())["model"]
-    merges: Any = [tuple(pair) for pair in learned["merges"]]  # as the class takes them, though it says list[str]
+    merges: Any = [tuple(pair) for pair in learned["merges"]]  # The class needs tuples, though it declares list[str].
     return BartTokenizer(vocab=learned["vocab"], merges=merges, model_max_length=POSITIONS)
 
 
 def _corpus() -> Iterator[str]:
     for kind, task in READ.items():
-        if kind == "places":  # no words that the others lack
+        if kind == "places":  # This kind has no words that the other kinds lack.
             continue
         for number in range(800):
             for question in tasks.draw_of(kind, "train", 0, number).asked:
@@ -107,10 +113,11 @@ def _corpus() -> Iterator[str]:
 
 
 def louder_order(folder: Path, std: float = 0.8) -> None:
-    """Draw the order embeddings of the checkpoint in `folder` anew, as loud as the visual tokens they are added to.
+    """Draw the order embeddings of the checkpoint in `folder` anew, with the scale of the visual tokens.
 
-    They are rows of the token table, a tenth as loud, and the first stage learned nothing of places with them. As
-    words they are never said: BART's bias of the logits sees to that, since loud rows make large logits.
+    The order embeddings are added to the visual tokens. They are rows of the token table, which has a tenth of that
+    scale, and with it the first stage learned nothing about places. Large rows would also give their own tokens large
+    logits, so BART's bias of the logits forbids these tokens in answers.
     """
     model = VLBartForConditionalGeneration.from_pretrained(folder)
     torch.manual_seed(0)

@@ -1,8 +1,8 @@
-"""The tower of `tiny-vlbart` learns to see, before its BART learns to speak: it stays frozen ever after.
+"""Trains the vision tower of `tiny-vlbart`, which stays frozen in all later training.
 
-A stock ModifiedResNet of open_clip on drawn scenes, told cell by cell of its last map what has its centre
-there and what covers most of it. Batch norms learn their statistics here and keep them afterwards. The head that reads
-the cells is thrown away.
+The tower is a stock ModifiedResNet of open_clip. For each cell of its last map it learns which thing has its centre in
+the cell, and which thing covers most of it. The batch norms learn their statistics here and keep them afterwards. The
+head that reads the cells is thrown away.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mmdora.pretrain.tiny_llava_tower import arguments_of
 
 SIZES = ("small", "large")
 NONE, UNASKED = 0, -100
-NAMES = {"shape": ("", *SHAPES), "colour": ("", *COLOURS)}  # the first: nothing there
+NAMES = {"shape": ("", *SHAPES), "colour": ("", *COLOURS)}  # The empty name, at index NONE, means: nothing is there.
 READ = {
     "centre shape": len(NAMES["shape"]),
     "centre colour": len(NAMES["colour"]),
@@ -33,15 +33,16 @@ READ = {
     "size": len(SIZES),
     "offset": 2,
 }
-"""What is read from a cell -> channels; the offset is the centre's place in its cell, 0 to 1 across and down."""
-COVERED = 0.15  # of a cell, from which on the thing counts
+"""Output of the head -> its number of channels. The offset is the centre's place in its cell, from 0 to 1, across and
+down."""
+COVERED = 0.15  # Share of a cell's area that a thing has to cover to count; less is hard to see.
 
 
 class Pictures(Dataset[dict[str, Tensor]]):
-    """`pixel_values` [3, S, S] as the tower takes them and `labels` [7, grid, grid]; scenes that no other data holds.
+    """Drawn scenes that are in no other data: `pixel_values` [3, S, S] for the tower, and `labels` [7, grid, grid].
 
     Args:
-        even: as many pictures with four things as with one; else as many as scenes have.
+        even: whether pictures with one, two, three and four things are equally frequent, unlike in ordinary scenes.
     """
 
     def __init__(self, amount: int, seed: str, grid: int, processor: Any, *, even: bool):
@@ -58,13 +59,17 @@ class Pictures(Dataset[dict[str, Tensor]]):
 
 
 def labels(things: list[Thing], grid: int) -> np.ndarray:
-    """[7, grid, grid] float32: shape and colour of the centre, of the cover, size, offset x and y of the centre."""
+    """[7, grid, grid] float32: the labels of each cell.
+
+    They are shape and colour of the thing whose centre is in the cell, shape and colour of the thing that covers the
+    cell, and size and offset x and y of the first thing.
+    """
     cells = np.zeros((7, grid, grid), np.float32)
     cells[4:] = UNASKED
     cell = SIDE / grid
     edges = np.arange(grid) * cell
     most = np.full((grid, grid), COVERED)
-    for thing in sorted(things, key=lambda thing: thing.width * thing.height):  # a large one hides a small one
+    for thing in sorted(things, key=lambda thing: thing.width * thing.height):  # A large thing overwrites a small one.
         name = NAMES["shape"].index(thing.shape), NAMES["colour"].index(thing.colour)
         (column, x), (row, y) = (divmod(at / cell, 1) for at in (thing.x, thing.y))
         cells[:, int(row), int(column)] = (*name, *cells[2:4, int(row), int(column)], SIZES.index(thing.size), x, y)
@@ -79,7 +84,7 @@ def labels(things: list[Thing], grid: int) -> np.ndarray:
 
 
 class Reader(nn.Module):
-    """The tower with a head that reads the cells of its map, batch norms learning while it trains."""
+    """The tower with a head that reads the cells of its map. Its batch norms learn while it is in training mode."""
 
     def __init__(self, tower: OpenClipVisionModel):
         super().__init__()
@@ -88,11 +93,11 @@ class Reader(nn.Module):
 
     def train(self, mode: bool = True) -> Reader:
         super().train(mode)
-        self.tower.visual.train(mode)  # the tower itself would keep its batch norms as they are
+        self.tower.visual.train(mode)  # The tower's own train() would leave its batch norms in eval mode.
         return self
 
     def forward(self, pixel_values: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """Loss and logits [B, channels, grid, grid] of pictures [B, 3, S, S] and labels [B, 7, grid, grid]."""
+        """Compute loss and logits [B, channels, grid, grid] of pictures [B, 3, S, S] with labels [B, 7, grid, grid]."""
         logits = self.head(self.tower.map(pixel_values.contiguous(memory_format=torch.channels_last)))
         *named, offset = logits.split(list(READ.values()), 1)
         losses = [cross_entropy(part, labels[:, i].long(), ignore_index=UNASKED) for i, part in enumerate(named)]
@@ -103,11 +108,11 @@ class Reader(nn.Module):
 def train_tower(
     tower: OpenClipVisionModel, *, steps: int = 4000, batch: int = 64, lr: float = 2e-3
 ) -> dict[str, float]:
-    """Train `tower` in place; return its accuracy on 1,000 other scenes.
+    """Train `tower` in place and measure it on 1,000 other scenes.
 
     Returns:
-        The share of scenes of which all shapes, all colours, all things (colour and shape) are right, and of which
-        they are also in the right cells.
+        The shares of scenes in which all shapes are right, in which all colours are right, in which all things (colour
+        and shape) are right, and in which all things are also in the right cells.
     """
     torch.manual_seed(0)
     model = Reader(tower).to(memory_format=torch.channels_last)
@@ -125,7 +130,7 @@ def train_tower(
 
 
 def score(logits: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """See `train_tower`; logits [N, channels, grid, grid], truth [N, 7, grid, grid]."""
+    """The scores that `train_tower` returns, from logits [N, channels, grid, grid] and truth [N, 7, grid, grid]."""
     ends = np.cumsum([*READ.values()])
     said = np.stack([logits[:, : ends[0]].argmax(1), logits[:, ends[0] : ends[1]].argmax(1)], 1)
     both = [(np.stack([*cells[:, :2].reshape(len(cells), 2, -1)])) for cells in (said, truth)]
