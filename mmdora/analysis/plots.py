@@ -1,4 +1,4 @@
-"""The pictures of an analysis, as PNG bytes: colours that the colour-blind tell apart, and a marker beside each."""
+"""Draws the plots of an analysis as PNG bytes, with markers and with colours that the colour-blind can tell apart."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from mmdora.analysis.findings import ALL, EVERY, QUERIES, Correlation, last_rows
 from mmdora.analysis.rows import WeightRow
 from mmdora.config import MODALITIES
 
-RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")  # Okabe and Ito
-PARTS = {"vision": "#332288", "projector": "#DDCC77", "language": "#44AA99", "other": "#BBBBBB"}  # Tol, muted
+# The colours of runs are the palette of Okabe and Ito; those of modalities are Paul Tol's muted scheme.
+RUNS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+PARTS = {"vision": "#332288", "projector": "#DDCC77", "language": "#44AA99", "other": "#BBBBBB"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 INK, SOFT, GRID = "#1d1d1f", "#5d5d66", "#e6e4df"
 STYLE: Any = {
@@ -42,14 +43,14 @@ STYLE: Any = {
 }
 DPI = 160
 Place = tuple[str, int | None]
-"""Where a matrix lies in the network: what is repeated and its number, or its own name and None."""
+"""The place of a matrix in the network: name of a stack of layers and number of the layer, or its own name and None."""
 SOME = 8
-"""Ticks, legend entries and checkpoints at most."""
+"""The most ticks, legend entries and checkpoints in a plot, so that their labels do not overlap."""
 
 
 @rc_context(STYLE)
 def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes:
-    """dM over dD, a row of panels a run and a panel a modality: the paper's figure 2."""
+    """Scatter plot of dM over dD, as in the paper's figure 2: one row of panels per run, one panel per modality."""
     runs, parts = _runs(rows), _modalities(rows)
     figure, axes = _figure(len(runs), len(parts), width=3.5, height=3.0, extra=1.5)
     steps = _some(sorted({row.step for row in rows}, key=lambda step: (step is None, step)))
@@ -60,7 +61,8 @@ def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes
             for row in own:
                 if row.step in steps:
                     _dot(panel, row, palettes[part][place(row)], MARKERS[steps.index(row.step)])
-            panel.set_title(_headline(run, part, own, measured), y=1, pad=18)  # above the power of ten
+            # The padding lifts the title above the axis's power of ten.
+            panel.set_title(_headline(run, part, own, measured), y=1, pad=18)
             panel.set_xlabel("dD, change of direction")
             panel.margins(0.07)
         line[0].set_ylabel("dM, change of magnitude")
@@ -79,7 +81,7 @@ def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes
 
 @rc_context(STYLE)
 def shares(rows: Sequence[WeightRow]) -> bytes:
-    """Bars: what share of the squared norm of its change each run's last checkpoint has in each modality."""
+    """Bars: the share of each modality in the squared norm of the whole change, at each run's last checkpoint."""
     runs = _runs(rows)
     figure, ((panel,),) = _figure(1, 1, width=8.6, height=0.55 * len(runs), extra=1.15)
     for height, run in enumerate(runs):
@@ -106,7 +108,7 @@ def shares(rows: Sequence[WeightRow]) -> bytes:
 
 @rc_context(STYLE)
 def layers(rows: Sequence[WeightRow]) -> bytes:
-    """Lines: mean dM and dD of a layer's matrices, of each run's last checkpoint."""
+    """Lines: mean dM and dD of the matrices of each layer, at each run's last checkpoint."""
     runs, parts = _runs(rows), _modalities(rows)
     figure, axes = _figure(2, len(parts), width=3.5, height=2.6, extra=0.7)
     for line, field in zip(axes, ("delta_m", "delta_d"), strict=True):
@@ -148,14 +150,14 @@ def place(row: WeightRow) -> Place:
 
 
 def places(rows: Sequence[WeightRow], modality: str) -> list[Place]:
-    """Places of a modality's matrices, in the order of the run that has most of them."""
+    """The places of a modality's matrices, in the order of the run that has the most of them."""
     matrices = [row for row in rows if row.modality == modality and row.delta_m is not None]
     by_run = [list(dict.fromkeys(place(row) for row in matrices if row.run == run)) for run in _runs(rows)]
     return list(dict.fromkeys(spot for spots in sorted(by_run, key=len, reverse=True) for spot in spots))
 
 
 def labelled(spots: Sequence[Place]) -> dict[Place, str]:
-    """Short names: the number alone where only one thing is repeated."""
+    """Place -> its short name, which is only the number of the layer if there is only one stack of layers."""
     stacks = {stack for stack, number in spots if number is not None}
 
     def label(stack: str, number: int | None) -> str:
@@ -201,7 +203,7 @@ def _palette(spots: Sequence[Place]) -> dict[Place, Any]:
 
 
 def _some(items: Sequence[Any]) -> list[Any]:
-    """At most `SOME`, evenly spread, with the first and the last."""
+    """At most `SOME` of the items, evenly spread, with the first and the last."""
     if len(items) <= SOME:
         return list(items)
     return [items[round(index * (len(items) - 1) / (SOME - 1))] for index in range(SOME)]
