@@ -1,7 +1,7 @@
-"""A checkpoint folder opened without loading it: a model whose parameters are the mapped files.
+"""Opens a checkpoint folder without loading it: the parameters of the model are the memory-mapped files.
 
-Reading such a parameter reads the file; the pages belong to the system's cache, so that the process itself needs
-no memory for them, whatever the size of the model.
+Reading such a parameter reads the file. The pages belong to the cache of the operating system, so the process itself
+needs no memory for them, however large the model is.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from mmdora.export.shards import UnsureError, read_shards
 
 
 class MappedCheckpoint:
-    """`folder` as transformers would load it.
+    """The model in `folder`, as transformers would load it.
 
-    A tensor has a *file name*, under which the files hold it, and a *place*, its name in the tree of the model.
+    A tensor has a *file name*, its name in the files, and a *place*, its name in the model's tree of modules.
 
     Attributes:
-        model: has the base's modules; its parameters are views of the files and must not be written to, but for
-            those in `places.converted`, which are zeros without memory.
+        model: the base's modules. The parameters are views of the files and must not be written to. Those in
+            `places.converted` are zeros without memory instead.
         shards: the files.
-        places: file name -> place, and what has no place of its own.
+        places: the place of each file name, and the tensors that have no place of their own.
         file_names: place -> file name.
-        tensors: file name -> the tensor as it lies in the file, mapped.
+        tensors: file name -> tensor as it lies in the file, memory-mapped.
 
     Raises:
-        UnsureError: this is not one tensor of the files to one of the model: something is missing, unknown, converted
-            where it should not be, stored twice, of another shape, quantised, or not in safetensors at all.
+        UnsureError: if the tensors in the files are not, one by one, those of the model: a tensor is missing, unknown,
+            stored twice or of another shape, or the base is quantised or not in safetensors.
     """
 
     def __init__(self, folder: Path):
@@ -72,10 +72,10 @@ class MappedCheckpoint:
         self.model.tie_weights()
 
     def fingerprint(self) -> dict[str, Any]:
-        """As `mmdora.adapt.fingerprint.fingerprint`, but converted tensors are not sampled."""
+        """The fingerprint of `mmdora.adapt.fingerprint`, without samples of converted tensors, which are zeros here."""
         whole = fingerprint(self.model)
         samples = {place: digits for place, digits in whole["samples"].items() if place not in self.places.converted}
-        # These are the very values of the files, whatever their dtype.
+        # The samples come straight from the files, so they are exact in any dtype.
         return {**whole, "samples": samples, "exact": True}
 
     def file_name(self, place: str) -> str | None:
@@ -84,7 +84,7 @@ class MappedCheckpoint:
 
 
 def _skeleton(folder: Path) -> Any:
-    """The model on the meta device: modules, names and shapes."""
+    """The model on the meta device, which has modules, names and shapes, but no values."""
     try:
         config = AutoConfig.from_pretrained(folder)
         if getattr(config, "quantization_config", None):
@@ -101,7 +101,7 @@ def _mapped(checkpoint: MappedCheckpoint) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for shard in checkpoint.shards:
         try:
-            tensors |= load_file(shard.path)  # maps the file; nothing is read
+            tensors |= load_file(shard.path)  # This maps the file into memory; its data are not read yet.
         except SafetensorError as error:
             raise UnsureError(f"{shard.path}: {error}") from None
     return tensors

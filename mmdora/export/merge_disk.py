@@ -1,4 +1,4 @@
-"""An adapter merged onto a checkpoint folder, tensor by tensor: no model is loaded, before or after."""
+"""Merges an adapter into a checkpoint folder, tensor by tensor from disk to disk, without loading a model."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ from mmdora.ops.merge import merged_rows, pieces
 
 @dataclass(frozen=True)
 class TensorRow:
-    """One tensor of the base: under which names it is known, and what becomes of it."""
+    """One tensor of the base: its names, and the change that the merge makes to it."""
 
     file_name: str
     """Its name in the base's files."""
     place: str | None
-    """Its name in the tree of the model; None for a relic, and for a tensor that others are computed from."""
+    """Its name in the model's tree of modules.
+
+    None if the model does not use the tensor any more, or computes other tensors from it.
+    """
     hub_name: str
     """Its name in the written files."""
     dtype_in: str
@@ -38,29 +41,29 @@ class TensorRow:
     dtype_out: str
     """Its dtype in the written file."""
     change: Entry | Tensor | None
-    """The entry of the plan that is merged into it, or the tensor that takes its place, or None."""
+    """The entry of the plan that is merged into the tensor, or the tensor that replaces it, or None."""
 
     @property
     def is_copied(self) -> bool:
-        """Whether its bytes stay as they are."""
+        """Whether its bytes are copied unchanged."""
         return self.change is None and self.dtype_in == self.dtype_out
 
 
 class DiskMerge:
-    """What is to be written; nothing is yet.
+    """A merge that is planned when this object is made, and written by `write`.
 
     Args:
         base: checkpoint folder with safetensors.
         adapter: folder of an adapter, or None to write the base alone.
-        dtype: "fp32", "bf16" or "fp16" for every floating tensor, as in the merge in memory.
+        dtype: "fp32", "bf16" or "fp16", to which all floating-point tensors are converted, as in the merge in memory.
 
     Attributes:
-        rows: file name -> row, of every tensor, in the order of the files.
+        rows: file name of each tensor -> its row, in the order of the files.
 
     Raises:
-        UnsureError: the base's tensors are not the model's one by one (see `MappedCheckpoint`), or the adapter changes
-            one that transformers computes from others, or an embedding.
-        MmdoraError: the adapter was trained on another base, or its files do not fit it.
+        UnsureError: if the base's tensors are not exactly the model's (see `MappedCheckpoint`), or if the adapter
+            changes an embedding or a tensor that transformers computes from others.
+        MmdoraError: if the adapter was trained on another base, or its files do not fit the base.
     """
 
     def __init__(self, base: Path, adapter: Path | None, dtype: str):
@@ -84,21 +87,21 @@ class DiskMerge:
 
     @property
     def merged(self) -> dict[str, Entry]:
-        """File name -> the entry of the plan that is merged into the tensor."""
+        """File name of a tensor -> the entry of the plan that is merged into it."""
         return {name: row.change for name, row in self.rows.items() if isinstance(row.change, Entry)}
 
     @property
     def size(self) -> int:
-        """Bytes of the files to write, but for their headers."""
+        """Bytes of the files to write, without their headers."""
         return sum(stored.size for shard in self._written().values() for stored in shard.values())
 
     @property
     def elements(self) -> int:
-        """Numbers in all tensors, each stored tensor counted once."""
+        """Number of elements in all stored tensors."""
         return sum(tensor.numel() for tensor in self.base.tensors.values())
 
     def write(self, folder: Path) -> None:
-        """Write config, shards and index; generation config too if the base's folder has none to copy."""
+        """Write config, shards and index, and the generation config if the base's folder has none to copy."""
         model = self.base.model
         config = copy.deepcopy(model.config)
         config_dtype(config, DTYPES[self.dtype])
@@ -124,7 +127,7 @@ class DiskMerge:
 
     @torch.no_grad()
     def _values(self, row: TensorRow) -> Iterator[Tensor]:
-        """The new values of a tensor in pieces of whole rows, in fp32 and then rounded once."""
+        """Yield the new values of a tensor in pieces of whole rows, computed in fp32 and rounded once."""
         dtype = DTYPES[self.dtype]
         tensor = row.change if isinstance(row.change, Tensor) else self.base.tensors[row.file_name]
         if isinstance(row.change, Entry):
@@ -153,7 +156,7 @@ class DiskMerge:
         return rows
 
     def _changes(self) -> dict[str, Entry | Tensor]:
-        """File name -> what the adapter does to the tensor."""
+        """File name of a tensor -> the change that the adapter makes to it."""
         changes: dict[str, Entry | Tensor] = {}
         if self.plan is None:
             return changes
@@ -173,7 +176,7 @@ class DiskMerge:
         return file_name
 
     def _written(self) -> dict[str, dict[str, Stored]]:
-        """File -> hub name -> what it will hold."""
+        """File -> hub name of each tensor in it -> how the tensor will be stored."""
         return {
             shard.path.name: {
                 self.rows[file_name].hub_name: stored.as_dtype(self.rows[file_name].dtype_out)
@@ -186,13 +189,15 @@ class DiskMerge:
 def factors(
     base: nn.Module, adapter: Mapping[str, Tensor], entry: Entry
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A [R, I], B [O, R] and m [O] of an entry of a plan; None for what its method has not, though PEFT's file may.
+    """A [R, I], B [O, R] and m [O] of an entry of the plan.
+
+    A factor is None if the entry's method does not use it, even if PEFT's file holds one.
 
     Args:
-        base: the untouched base, or a mapped one.
-        adapter: tensors by name in the model, as `read_adapter` gives them.
+        base: the untouched base, which may be a mapped one.
+        adapter: name in the model -> tensor, as `read_adapter` gives them.
     """
-    if entry.kind in ("linear", "attention"):  # These are used as they lie in the file; a module would copy them.
+    if entry.kind in ("linear", "attention"):  # Their factors are used as they lie in the file; a module copies them.
         a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
         low_rank, scaled = entry.method != "magnitude", entry.method != "lora"
         return a if low_rank else None, b if low_rank else None, magnitude if scaled else None
@@ -205,7 +210,7 @@ def factors(
 
 
 def _renaming(base: MappedCheckpoint) -> Callable[[str], str] | None:
-    """Place -> the hub's name; None where the base's files have the names to write already."""
+    """A function that gives the hub's name of a place; None if the base's files already have the names to write."""
     hub_name, direct = hub_naming(base.model), base.places.direct
     if hub_name is None or all(hub_name(place) == file_name for file_name, place in direct.items()):
         return None

@@ -1,7 +1,7 @@
-"""A checkpoint's safetensors files as bytes: where each tensor lies, and writing files anew without loading them.
+"""Reads where each tensor lies in a checkpoint's safetensors files, and rewrites the files without loading them.
 
-The format (safetensors' README): eight bytes of length, little-endian; a JSON header of that length, name ->
-dtype, shape and first and last byte of the data; the data, without holes.
+The format, from safetensors' README: eight bytes, little-endian, hold the length of the header. The header is JSON with
+name -> dtype, shape, and first and last byte of the data. The data follow without gaps.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mmdora.files import write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE = 8 << 20
-"""Bytes copied at a time."""
+"""Bytes that are copied at a time: a small part of the memory, and enough for the full speed of a disk."""
 
 
 class UnsureError(Exception):
-    """Why a checkpoint is not merged from disk, as half a sentence."""
+    """Raised if a merge from disk might not be right. The message gives the reason as half a sentence."""
 
 
 class Stored(NamedTuple):
@@ -40,12 +40,12 @@ class Stored(NamedTuple):
     """Its size in bytes."""
 
     def as_dtype(self, dtype: str) -> Stored:
-        """The same values in another dtype; at no place yet."""
+        """The same tensor in another dtype; its place in a file is not decided yet."""
         return Stored(dtype, self.shape, 0, math.prod(self.shape) * BYTES[dtype])
 
 
 class Rewrite(NamedTuple):
-    """How one tensor of a shard is written anew."""
+    """How one tensor of a shard is written to the new file."""
 
     name: str
     """Its name in the new file."""
@@ -56,7 +56,7 @@ class Rewrite(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One file; `tensors` by name, in the order of their bytes."""
+    """One file; `tensors` maps names to tensors, in the order of their bytes."""
 
     path: Path
     tensors: dict[str, Stored]
@@ -70,10 +70,10 @@ class Shard(NamedTuple):
 
 
 def read_shards(folder: Path) -> list[Shard]:
-    """The files that transformers would read in `folder`: `model.safetensors`, or what the index names.
+    """Read the headers of the files that transformers would load: `model.safetensors`, or those that the index names.
 
     Raises:
-        UnsureError: there are none, one is damaged, or the index does not fit them.
+        UnsureError: if there is no file, if one is damaged, or if the index does not fit them.
     """
     if (folder / SINGLE).is_file():
         return [read_shard(folder / SINGLE)]
@@ -90,10 +90,10 @@ def read_shards(folder: Path) -> list[Shard]:
 
 
 def read_shard(path: Path) -> Shard:
-    """The header of one file.
+    """Read the header of one file.
 
     Raises:
-        UnsureError: it is missing, cut off, or no safetensors file.
+        UnsureError: if the file is missing, cut off, or no safetensors file.
     """
     try:
         with path.open("rb") as file:
@@ -121,15 +121,15 @@ def write_shard(
     rewrites: Mapping[str, Rewrite],
     wrote: Callable[[int], Any],
 ) -> None:
-    """Write `shard` to `path`; what does not change is copied from file to file.
+    """Write `shard` to `path`; tensors that do not change are copied from file to file.
 
     Args:
-        rewrites: name in `shard` -> how it is written, of every tensor.
-        wrote: gets counts of bytes as they are written.
+        rewrites: name in `shard` -> how the tensor is written; for every tensor.
+        wrote: receives the number of bytes after each write.
     """
     tensors = shard.tensors
     same = all(rewrites[old].name == old and rewrites[old].dtype == stored.dtype for old, stored in tensors.items())
-    # Safetensors' own order, widest types first, so that every tensor is aligned.
+    # Like safetensors itself, this puts the widest types first, so that every tensor is aligned.
     order = list(tensors)
     if not same:
         order.sort(key=lambda old: (-BYTES[rewrites[old].dtype], rewrites[old].name))
@@ -149,7 +149,11 @@ def write_shard(
 
 
 def write_index(folder: Path, shards: Mapping[str, Mapping[str, Stored]]) -> None:
-    """Write the index of several files, given as file name -> tensors by name; one file alone needs none."""
+    """Write the index of several files; a single file needs none.
+
+    Args:
+        shards: file name -> name of each tensor in the file -> tensor.
+    """
     if len(shards) == 1:
         return
     metadata = {
@@ -161,7 +165,7 @@ def write_index(folder: Path, shards: Mapping[str, Mapping[str, Stored]]) -> Non
 
 
 def _header(tensors: Mapping[str, Stored], metadata: Mapping[str, str]) -> bytes:
-    """Length and JSON, padded with spaces so that the data start at a multiple of eight."""
+    """The bytes before the data: the length, and the JSON padded with spaces so that data start at a multiple of 8."""
     values: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     begin = 0
     for name, stored in tensors.items():
@@ -176,7 +180,7 @@ def _copy(source: FileIO, target: FileIO, start: int, size: int, wrote: Callable
     while size:
         count = 0
         try:
-            # Inside the kernel; a file system that can share blocks copies nothing at all.
+            # The kernel copies by itself, and a file system that can share blocks copies nothing at all.
             count = os.copy_file_range(source.fileno(), target.fileno(), min(size, PIECE), start)
             wrote(count)
         except (AttributeError, OSError):

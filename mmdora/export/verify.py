@@ -1,4 +1,4 @@
-"""Whether a server says what the checkpoint says: the same questions to both, answered greedily."""
+"""Checks that a server gives the same answers as the checkpoint: both are asked the same questions, greedily."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mmdora.records.turns import prompt_messages
 
 @dataclass(frozen=True)
 class Side:
-    """What one of the two answered; token counts are None where the server does not tell them."""
+    """The answer of one of the two; token counts are None if the server does not give them."""
 
     text: str
     prompt_tokens: int | None
@@ -39,7 +39,7 @@ class Pair:
 
     @property
     def difference(self) -> str | None:
-        """What differs, or None. A server may count the end-of-turn token or leave it out."""
+        """A description of the first difference, or None. A server may or may not count the end-of-turn token."""
         here, there = self.local, self.served
         if here.prompt_tokens != there.prompt_tokens and there.prompt_tokens is not None:
             counts = f"{here.prompt_tokens} tokens here, {there.prompt_tokens} there"
@@ -67,19 +67,20 @@ def verify(
     """Ask a checkpoint and the server that should serve it the same questions, greedily, one after the other.
 
     Args:
-        model: folder, hub id or bundled name, opened here.
-        server: http://HOST:PORT/v1, or with #NAME.
-        data: records whose first questions are asked; default: pictures of the easy-VQA test split.
-        images: root of the records' images; default: as `read_records`.
-        limit: questions at most.
-        dtype: of the weights here; the server's own, for equal answers.
+        model: folder, hub id or bundled name of the checkpoint, which is opened here.
+        server: address of the server, http://HOST:PORT/v1, if needed followed by #NAME of the model there.
+        data: file of records whose first questions are asked; by default questions of the easy-VQA test split.
+        images: root of the records' images; by default the folder of the file.
+        limit: the most questions that are asked.
+        max_new_tokens: the most tokens of an answer.
+        dtype: dtype of the weights here; answers can only be equal if it is the server's.
         say: receives a line for each difference.
 
     Returns:
         A pair for each question.
 
     Raises:
-        MmdoraError: the model cannot be loaded, the server cannot be asked, or there are no questions.
+        MmdoraError: if the model cannot be loaded, the server cannot be asked, or there are no questions.
     """
     endpoint = Endpoint.parse(server)
     questions = list(_questions(data, images, limit))
@@ -96,10 +97,10 @@ def verify(
 
 
 def summary(pairs: Sequence[Pair]) -> str:
-    """How many are equal, and in what.
+    """A sentence that says how many answers are equal, and whether their token counts are too.
 
     Raises:
-        MmdoraError: some differ; naming the first.
+        MmdoraError: if some answers differ; the message describes the first difference.
     """
     different = [pair for pair in pairs if pair.difference]
     if different:
