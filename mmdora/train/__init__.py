@@ -1,4 +1,4 @@
-"""Training: a loop on accelerate, with adapters by modality."""
+"""Trains adapters by modality, with a loop on accelerate."""
 
 from mmdora.train.run import train
 

@@ -1,4 +1,4 @@
-"""Out of memory: smaller micro-batches with as many rows per step, or one line that says what to change."""
+"""Handles a lack of memory: smaller micro-batches for the same rows per step, or one line that says what to change."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmdora.train.processes import Processes
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of a GPU (torch.OutOfMemoryError), of the host, or found by `Fitting`."""
+    """Whether an error means that a GPU or the host is out of memory, or was raised by `Fitting` for that reason."""
     known = isinstance(error, (torch.OutOfMemoryError, MemoryError, OutOfMemory))
     return known or (isinstance(error, Exception) and should_reduce_batch_size(error))
 
@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def estimated(
     config: RunConfig, processor: Any, batch: Mapping[str, Tensor] | None, *, trust_remote_code: bool = False
 ) -> str:
-    """What `mmdora inspect` would say of the micro-batch in hand; of a typical one where there is none."""
+    """The memory that `mmdora inspect` estimates for the micro-batch in hand, or for a typical one if there is none."""
     try:
         model = skeleton(config.base, trust_remote_code=trust_remote_code)
         on_cpu = (
@@ -37,12 +37,12 @@ def estimated(
             else typical_batch(family_of(processor), config)
         )
         return f"estimated: {estimate(model, make_plan(model, config.adapt), config, on_cpu)}"
-    except Exception as error:  # memory may be short here too, and the line about the run must be said all the same
+    except Exception as error:  # Memory may run out here too, but the line about the run has to be printed anyway.
         return f"not estimated: {type(error).__name__}"
 
 
 def out_of_memory(step: int, rows: int, training: Training, estimated: str) -> OutOfMemory:
-    """What is said when it ends a run: the estimate, and three things to change."""
+    """The error with which a lack of memory ends a run: it gives the estimate, and three things to change."""
     halved = f"training.batch_size {rows // 2} with training.accumulation {training.accumulation * 2}"
     changes = [
         "shorter rows (data.max_length, data.image_tokens)" if rows == 1 else f"{halved}, or find_batch_size: true",
@@ -55,15 +55,16 @@ def out_of_memory(step: int, rows: int, training: Training, estimated: str) -> O
 
 
 class Fitting:
-    """With `training.find_batch_size`, a step that does not fit is run again with micro-batches of half as many rows.
+    """Runs a step that does not fit again, with micro-batches of half as many rows (`training.find_batch_size`).
 
-    The loader, the order of the rows, the rows of a step and the count of steps stay as they are: the rows that the
-    loader hands out together are run in pieces. The loss is summed over the labels of the whole step, so that the
-    gradient is the same. Processes agree at the end of a step, before anything is reduced: until then each
-    accumulates for itself (`no_sync`), and what DDP reduces then comes with one more pass, of a masked row.
+    The loader, the order of the rows, the rows of a step and the number of steps do not change: the rows that the
+    loader gives out together are run in pieces. The loss is summed over the labels of the whole step, so the gradient
+    is the same. The processes agree on the size at the end of a step, before gradients are reduced. Until then each
+    process accumulates its own gradients (`no_sync`). DDP reduces only in a backward pass, so one more pass, over a
+    masked row, makes it reduce them.
 
     Args:
-        feed: reads a micro-batch again, in pieces of another size.
+        feed: gives the micro-batches; it reads one again, in pieces of another size.
         wrapped: the model as accelerate prepared it.
         say: receives a line each time the size is halved.
     """
@@ -80,11 +81,11 @@ class Fitting:
         one_pass: Callable[[Any, int], None],
         undo: Callable[[], None],
     ) -> None:
-        """Run the micro-batches of the step after `done`, as often as it takes.
+        """Run the micro-batches of the step after `done`, and repeat with smaller pieces until they fit.
 
         Args:
-            one_pass: forward and backward of a piece; its second argument is the number of pieces in this process.
-            undo: drops what the passes of a step have left: gradients and losses.
+            one_pass: runs forward and backward of a piece; its second argument is the number of pieces in this process.
+            undo: drops the gradients and losses of the passes of this step.
 
         Raises:
             OutOfMemory: if one row does not fit.
@@ -100,7 +101,7 @@ class Fitting:
         try:
             with self.processes.accelerator.no_sync(self.wrapped):
                 for number, batch in enumerate(batches):
-                    if batch["limit"] != self.pieces.limit:  # the loader collated it before the limit was lowered
+                    if batch["limit"] != self.pieces.limit:  # The loader made it before the limit was lowered.
                         batch = self.feed.read(done, number)
                     for piece in batch["pieces"]:
                         one_pass(piece, len(batches) * len(batch["pieces"]))

@@ -1,4 +1,4 @@
-"""What can be known of a run before its model is loaded: whether it fits together, and can be written."""
+"""Checks a run before its model is loaded: whether its settings fit together, and whether its folder can be written."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mmdora.models.load import load_processor, skeleton
 from mmdora.records.reader import Records
 
 SHOWN_IDS = 3
-pc: Any = pyarrow.compute  # pyright does not know its functions, which are made when it is imported
+pc: Any = pyarrow.compute  # Its functions are made at import, so pyright does not know them.
 
 
 def check_output(output: Path) -> None:
-    """Raise if no run folder can be made at `output`; makes and removes an empty folder to know."""
+    """Raise an MmdoraError if no run folder can be made at `output`; it tries by making and removing a folder."""
     place = f"training.output: {str(output)!r}"
     try:
         if output.is_symlink() and not output.exists():
@@ -44,7 +44,7 @@ def check_output(output: Path) -> None:
 
 
 def check_schedule(config: RunConfig) -> None:
-    """Raise if evaluations, checkpoints and early stopping do not fit together."""
+    """Raise an MmdoraError if evaluations, checkpoints and early stopping do not fit together."""
     training = config.training
     if training.eval_every and not config.data.evaluates:
         raise MmdoraError("training.eval_every is set but data.eval is not")
@@ -63,7 +63,7 @@ def check_schedule(config: RunConfig) -> None:
 
 
 def check_packages(config: RunConfig) -> None:
-    """Raise if a reporter or the optimizer needs a package or a device that is not there."""
+    """Raise an MmdoraError if a reporter or the optimizer needs a package or a device that is not there."""
     for name in config.training.report_to:
         if find_spec(name) is None:
             raise MmdoraError(f"training.report_to: {name} is not installed; pip install {name}, or leave it out")
@@ -75,7 +75,7 @@ def check_packages(config: RunConfig) -> None:
 
 
 def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise what `inject` and the feature cache would, from the base's config alone."""
+    """Raise the errors that `inject` and the feature cache would raise, from the base's config alone."""
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     make_plan(model, config.adapt)
     if config.data.feature_cache is not None:
@@ -85,10 +85,10 @@ def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
 
 
 def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:
-    """Raise if records to evaluate on are also trained on, as their ids tell.
+    """Raise an MmdoraError if records to evaluate on are also trained on, judging by their ids.
 
     Args:
-        pieces: `train` was cut into pieces, whose ids end in # and a number.
+        pieces: whether `train` was cut into pieces, whose ids end in "#" and a number.
     """
     both = pc.is_in(held_out.ids, value_set=_found(train.ids, held_out.ids))
     if pieces:
@@ -104,5 +104,5 @@ def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> N
 
 
 def _found(ids: Any, wanted: Any) -> Any:
-    """The ids that are among `wanted`, which are few: Arrow makes a hash table of them."""
+    """The ids that are among `wanted`. Arrow makes a hash table of `wanted`, so that should be the shorter list."""
     return pc.unique(ids.filter(pc.is_in(ids, value_set=wanted)))

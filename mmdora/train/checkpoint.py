@@ -1,7 +1,8 @@
-"""Checkpoints that are whole or not there: written aside, flushed, listed in a manifest, renamed.
+"""Writes checkpoints that are either complete or absent, and reads them back.
 
-A kill at any moment leaves the checkpoints before it and, at worst, a folder `.saving` that the next
-save replaces. What a manifest lists is read back before a run goes on from it.
+A checkpoint is written to a folder `.saving`, flushed to disk, listed in a manifest, and renamed. A kill at any moment
+leaves the earlier checkpoints intact and, at worst, a folder `.saving` that the next save replaces. Before a run goes
+on from a checkpoint, all files in its manifest are read and compared with their checksums.
 """
 
 from __future__ import annotations
@@ -28,13 +29,14 @@ _NAME = re.compile(r"checkpoint-(\d+)")
 
 @contextmanager
 def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
-    """A folder to fill that is not yet `checkpoint-STEP`; `seal` makes it that.
+    """Give a folder to fill, which `seal` turns into `checkpoint-STEP`.
 
     Args:
-        main: of several processes that fill it, the one that removes what was there before or is not whole.
+        main: whether this process is the one (of several that fill the folder) that removes leftovers of earlier saves.
 
     Raises:
-        MmdoraError: if it cannot be written, with path and bytes; earlier checkpoints are as they were.
+        MmdoraError: if the folder cannot be written; the message gives path and bytes. Earlier checkpoints are
+            unchanged.
     """
     staging = output / STAGING
     if main:
@@ -58,10 +60,10 @@ def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(output: Path) -> Iterator[None]:
-    """Inside, an error of a write that names no file becomes a line with the folder and the room left on its disk.
+    """Turn write errors that name no file into an MmdoraError with the folder and the room left on its disk.
 
     Raises:
-        MmdoraError: instead of an OSError without a file name.
+        MmdoraError: in place of an OSError without a file name.
     """
     try:
         yield
@@ -88,7 +90,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
         _flush_folder(inner)
     staging, final = folder.parent, folder.parent.parent / folder.name
-    if final.exists():  # it holds a damaged checkpoint of this step, which the resume has passed over
+    if final.exists():  # A damaged checkpoint of the same step is there, which the resume has passed over.
         final.rename(staging / "replaced")
     folder.rename(final)
     _flush_folder(final.parent)
@@ -97,13 +99,13 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
 
 
 def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[str, Any]:
-    """The manifest, after every file it lists was read back.
+    """The manifest of a checkpoint, after every file in it was read and compared with its checksum.
 
     Args:
-        only: names of the files that matter; others may be missing.
+        only: names of the files that matter; the others are not looked at.
 
     Raises:
-        MmdoraError: naming the file that is missing or not what was written.
+        MmdoraError: if a file is missing or differs from what was written; the message names the file.
     """
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
@@ -138,7 +140,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest(output: Path, say: Callable[[str], None]) -> Path | None:
-    """The newest whole checkpoint; damaged ones are named through `say` and passed over."""
+    """The newest complete checkpoint; damaged ones are reported through `say` and passed over."""
     for path in checkpoints(output):
         try:
             manifest_of(path)
@@ -150,20 +152,22 @@ def newest(output: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The checkpoint that was the best one when this one was written; None if there was none, or it is gone."""
+    """The best checkpoint at the time when this one was written; None if there was none, or if it is gone."""
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if not state["best_model_checkpoint"]:
         return None
     then = Path(state["best_model_checkpoint"])
-    beside = checkpoint.parent / then.name  # the run folder may have been moved
+    beside = checkpoint.parent / then.name  # The run folder may have been moved since.
     return beside if beside.is_dir() else then if then.is_dir() else None
 
 
 def rotate(written: Path, keep: int, best: Path | None) -> None:
-    """Delete what is older than the newest `keep` checkpoints, but for the best.
+    """Delete all checkpoints but the newest `keep` and the best.
 
     Args:
-        written: the newest whole one. A checkpoint of a later step is damaged, or it would be the newest: it goes too.
+        written: the newest complete checkpoint. A checkpoint of a later step must be damaged, so it is deleted too.
+        keep: number of checkpoints to keep.
+        best: the best checkpoint, which is never deleted.
     """
     found = checkpoints(written.parent)
     place = found.index(written)
@@ -173,7 +177,7 @@ def rotate(written: Path, keep: int, best: Path | None) -> None:
 
 
 def _is_write_error(error: RuntimeError) -> bool:
-    """torch.save reports a full disk as a RuntimeError of its archive writer."""
+    """Whether a RuntimeError is a write error: torch.save reports a full disk as an error of its archive writer."""
     return any(
         word in str(error) for word in ("PytorchStreamWriter", "unexpected pos", "inline_container", "iostream error")
     )

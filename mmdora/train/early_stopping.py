@@ -1,4 +1,4 @@
-"""Evaluation by generation while training, and the end of a run that no longer gets better."""
+"""Scores generated answers during training, and ends a run that no longer gets better."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LOSS, SCORE = "eval_loss", "eval_score"
 
 @dataclass(frozen=True)
 class Answers:
-    """A subset of the held-out records that is answered at each evaluation, and scored as `mmdora eval` does."""
+    """A subset of the held-out records that is answered at each evaluation and scored as by `mmdora eval`."""
 
     processor: Any
     records: Sequence[Row]
@@ -28,7 +28,7 @@ class Answers:
     batch_size: int
 
     def score(self, model: Any) -> float:
-        """The task's number for `model`. Random states are afterwards what they were, so the run goes on as without."""
+        """The task's score for `model`. The random states are restored afterwards, so that training is not affected."""
         with _same_randomness():
             found = evaluate(model, self.processor, self.records, task=self.task, batch_size=self.batch_size)
         assert found.scores is not None, "fit has refused records without answers"
@@ -37,26 +37,27 @@ class Answers:
 
 @dataclass(frozen=True)
 class EarlyStopping:
-    """Ends the run after `patience` evaluations in turn that were no better than the best before them.
+    """Ends a run when `patience` evaluations in a row were no better than the best before them.
 
-    What it goes by is the log of the run, which a checkpoint holds: a resumed run stops where an undisturbed one does.
+    The decision depends only on the log of the run, which checkpoints hold. So a resumed run stops at the same step as
+    a run that was never stopped.
 
     Args:
-        metric: `eval_score`, where more is better, or `eval_loss`.
+        metric: `eval_score`, where more is better, or `eval_loss`, where less is.
     """
 
     patience: int
     metric: str
 
     def exhausted(self, history: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether the last `patience` results in a log are no better than the best before."""
+        """Whether the last `patience` results in the log are no better than the best before them."""
         sign = 1 if self.metric == SCORE else -1
         results = [sign * entry[self.metric] for entry in history if self.metric in entry]
         return len(results) > self.patience and max(results[-self.patience :]) <= max(results[: -self.patience])
 
 
 def metric(config: RunConfig) -> str:
-    """What chooses the best checkpoint."""
+    """The name of the metric that chooses the best checkpoint."""
     return LOSS if config.data.eval_generate_rows is None else SCORE
 
 

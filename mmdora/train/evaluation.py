@@ -1,4 +1,4 @@
-"""Held-out records in training: their loss, and the score of answers to some of them, by task."""
+"""Evaluates held-out records during training: their loss, and the score of answers to some of them, for each task."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ Metrics = dict[str, float]
 
 
 class Evaluation:
-    """What is measured every `training.eval_every` steps.
+    """Measures held-out records every `training.eval_every` steps.
 
     Args:
-        held_out: the records, or those of each task.
-        collate: list of rows -> batch.
-        answers: what is generated and scored beside the loss, by the prefix of its metrics.
+        held_out: the held-out rows, or name of each task -> its held-out rows.
+        collate: function that makes a batch of a list of rows.
+        answers: prefix of metrics -> records to answer and score beside the loss.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Evaluation:
         self.rows, self.workers = config.training.batch_size, config.data.workers
 
     def run(self, model: Any, objective: Objective, log: Callable[[Metrics], None]) -> Metrics:
-        """Evaluate, and log the results of each task by itself; of several tasks also the means.
+        """Evaluate and log the results of each task; if there are several tasks, also the means over them.
 
         Returns:
-            All results. `eval_loss` and `eval_score` are what the best checkpoint is chosen by.
+            All results. `eval_loss` or `eval_score` chooses the best checkpoint.
         """
         model.eval()
         try:
@@ -70,7 +70,7 @@ class Evaluation:
         return metrics | speed_metrics(prefix, begun, num_samples=len(rows), num_steps=steps)
 
     def _loss(self, model: Any, objective: Objective, rows: Any) -> float:
-        """The mean over the rows of the mean loss of the batch that each is in."""
+        """The mean over all rows, where each row counts with the mean loss of its batch."""
         accelerator, losses = self.processes.accelerator, []
         loader = DataLoader(
             rows,
@@ -82,7 +82,7 @@ class Evaluation:
         with torch.no_grad():
             for batch in accelerator.prepare(loader):
                 loss = objective.evaluate(model, batch, objective.items([batch]))
-                # of the last batch, whose rows may be fewer, accelerate keeps as many as there are
+                # The last batch may have fewer rows, and accelerate drops the surplus of the repeated values.
                 losses.append(accelerator.gather_for_metrics(loss.detach().repeat(self.rows)))
         return float(torch.cat(losses).float().cpu().numpy().mean())  # pyright: ignore[reportArgumentType]
 

@@ -1,4 +1,4 @@
-"""The feature cache of a run, filled before its first step: each process sees to its share of the rows."""
+"""Fills the feature cache of a run before its first step; each process fills in its share of the rows."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from mmdora.train.processes import Processes
 def features_of(
     config: RunConfig, model: Any, family: Family, sets: list[Any], processes: Processes
 ) -> Features | None:
-    """What gives the features of an image of `sets` ([T, F]) when all processes are done; None
-    without `data.feature_cache`.
+    """Fill the cache and give a function image -> features [T, F]; None without `data.feature_cache`.
+
+    The function may be called when all processes have filled in their share.
+
+    Args:
+        sets: the sets of rows whose images will be read.
 
     Raises:
         MmdoraError: if this model's tower cannot be cached, an image cannot be read, or the disk is full.
     """
     if config.data.feature_cache is None:
         return None
-    from mmdora.models.vlbart.feature_cache import FeatureCache  # imports open_clip
+    from mmdora.models.vlbart.feature_cache import FeatureCache  # This imports open_clip, which few runs need.
 
     cache = FeatureCache.of(model, family, config.data.feature_cache)
     cache.to(processes.device)

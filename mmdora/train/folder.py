@@ -1,4 +1,4 @@
-"""The run folder but for its checkpoints: config, plan, README, and `complete.json`, which is written last."""
+"""Writes the run folder, except for its checkpoints: config, plan, README, and at the end `complete.json`."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ PLAN, LOG, README, RESULT = "plan.txt", "log.jsonl", "README.md", "adapter"
 
 
 def open_folder(config: RunConfig, plan: str, data: str) -> None:
-    """Begin a run in its folder, or go on with one.
+    """Write the files of a run that begins, or goes on.
 
     Args:
-        plan: what is adapted, for a person.
-        data: rows and images in a line.
+        plan: text for people that says what is adapted.
+        data: a line with the numbers of rows and images.
     """
     output = config.training.output
     output.mkdir(parents=True, exist_ok=True)
     (output / DONE).unlink(missing_ok=True)
-    shutil.rmtree(output / STAGING, ignore_errors=True)  # left behind by a save that was killed
+    shutil.rmtree(output / STAGING, ignore_errors=True)  # A save that was killed leaves this folder behind.
     write_whole(output / CONFIG, config.save)
     write_whole(output / PLAN, f"{plan}\n")
     explain(config, plan, data, None)
 
 
 def close_folder(config: RunConfig, plan: str, data: str, done: Mapping[str, Any]) -> None:
-    """Say that the run is at its end.
+    """Write `complete.json`, which marks that the run has ended, and the README with the result.
 
     Args:
-        done: what `complete.json` holds.
+        done: the content of `complete.json`.
     """
     explain(config, plan, data, done)
     write_json(config.training.output / DONE, done)
 
 
 def explain(config: RunConfig, plan: str, data: str, done: Mapping[str, Any] | None) -> None:
-    """Write the README."""
+    """Write the README of the run folder."""
     command = [Path(sys.argv[0]).name, *sys.argv[1:]]
     write_whole(config.training.output / README, readme(config, plan, data, command, done))

@@ -1,4 +1,4 @@
-"""Trainable parameters to optimizer groups: one per modality and kind, each with its own rate."""
+"""Sorts trainable parameters into optimizer groups, one per modality and kind, each with its own learning rate."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from mmdora.errors import MmdoraError
 
 
 def parameter_groups(model: nn.Module, adapt: Adapt, training: Training) -> list[dict[str, Any]]:
-    """Groups named `modality/kind` (kind: low_rank, low_rank_B, magnitude, full, full_no_decay).
+    """Make groups named `modality/kind`, where kind is low_rank, low_rank_B, magnitude, full or full_no_decay.
 
-    With `lora_plus_ratio` B has a group of its own: lr(B) = ratio * lr(A), as LoRA+ (arXiv 2402.12354, section 5).
+    With `lora_plus_ratio`, B has a group of its own with lr(B) = ratio * lr(A), as in LoRA+ (arXiv 2402.12354,
+    section 5).
 
-    Weight decay leaves out vectors of fully trained parts (biases, norms) and, unless asked for,
-    magnitudes. Every trainable parameter is in exactly one group.
+    Vectors of fully trained parts (biases, norms) get no weight decay, and magnitudes get none unless the config asks
+    for it. Every trainable parameter is in exactly one group.
 
     Raises:
         MmdoraError: if nothing is trainable.

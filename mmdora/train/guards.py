@@ -1,4 +1,4 @@
-"""What stops a run before it ruins itself, and how a run is stopped from outside."""
+"""Stops a run on a signal, and finds the place where a loss or gradient stopped being finite."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOT_AGAIN = "run once more, the same rows gave finite values (dropout draws anew
 
 
 class StopRequest:
-    """SIGTERM and SIGINT end the run after the step in hand, with a checkpoint; a second SIGINT ends it at once."""
+    """Lets SIGTERM and SIGINT end a run after the current step, with a checkpoint; a second SIGINT ends it at once."""
 
     def __init__(self, processes: Processes) -> None:
         self.processes = processes
@@ -25,7 +25,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle both signals; in a thread, where Python allows no handlers, leave them alone."""
+        """Handle both signals inside the block. In a thread Python allows no handlers, so nothing is done."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -46,7 +46,8 @@ class StopRequest:
     def asked(self) -> bool:
         """Whether any process was asked to stop.
 
-        A signal reaches the processes in different steps. All call this after each step, and so stop after the same.
+        A signal may reach the processes in different steps. All processes call this after each step, so that all stop
+        after the same one.
         """
         asked = self.processes.any(self.signal is not None)
         if asked and self.signal is None:
@@ -55,14 +56,15 @@ class StopRequest:
 
 
 def where_not_finite(model: nn.Module, loss_of: Callable[[Any], Tensor], batches: Sequence[Any]) -> str:
-    """Where a loss or gradient stops being finite, found by running the batches once more.
+    """Find where a loss or gradient stops being finite, by running the batches once more.
 
     Args:
-        loss_of: batch -> scalar loss, under the run's own autocast.
+        loss_of: function batch -> scalar loss, under the run's own autocast.
+        batches: the batches of the step.
 
     Returns:
-        The first module whose output is not finite, else the parameter nearest to the loss whose
-        gradient is not, else what can be said when neither comes again (dropout draws anew).
+        A phrase that names the first module whose output is not finite, or else the parameter nearest to the loss whose
+        gradient is not finite. `NOT_AGAIN` if everything is finite this time, because dropout draws anew.
     """
     for parameter in model.parameters():
         if not bool(parameter.isfinite().all()):

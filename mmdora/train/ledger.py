@@ -1,10 +1,10 @@
-"""A ledger of memory: operations run with their shapes alone, and the storage that they would make is booked.
+"""A ledger of memory: it runs operations on shapes alone and books the storage that their results would take.
 
 Integers and booleans are computed, because shapes depend on them: how many tokens stand for an image, which positions
-have labels. Floats have no values. torch's own way does neither half: `FakeTensorMode` has no values at all, so
-LLaVA's forward stops in it where it compares the number of image tokens with that of image features
-(`DataDependentOutputException`, torch 2.14, tried with `MemTracker` of `torch.distributed._tools`), and `MemTracker`
-is private and books by module, not by modality and phase.
+have labels. Floating-point tensors have no values. torch's own tools do not suffice. `FakeTensorMode` has no values at
+all, so LLaVA's forward stops in it, where it compares the number of image tokens with that of image features
+(`DataDependentOutputException`, torch 2.14, tried with `MemTracker` of `torch.distributed._tools`). And `MemTracker` is
+private, and books by module, not by modality and phase.
 
 For LLaVA-1.5-7B's recipe (16 rows of 2,048 tokens, 95,000 operations) this takes 10 CPU seconds.
 """
@@ -32,11 +32,13 @@ BACKWARD, OTHER = "backward", "other"
 
 
 class Ledger(TorchDispatchMode):
-    """Runs operations without their arithmetic, and books the bytes of what they make under the current `label`.
+    """Runs operations without their arithmetic, and books the bytes of their results under the current `label`.
 
     Attributes:
-        live: bytes there are now, and `labels`: the same by label.
-        peak: the most there were, and `at_peak`: the same by label.
+        live: bytes in use now.
+        labels: label -> bytes in use now.
+        peak: the most bytes that were in use at a time.
+        at_peak: label -> bytes in use at the peak.
     """
 
     def __init__(self) -> None:
@@ -47,19 +49,19 @@ class Ledger(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         self._known: dict[int, weakref.ref[Any]] = {}
         self._unreal: set[int] = set()
-        """Storages that were never written: their values mean nothing."""
+        """Storages that were never written, so that their values mean nothing."""
         self._shapes: dict[Any, Any] = {}
-        """What operations give, on the meta device, by operation and looks of its arguments."""
+        """Operation, and shapes and dtypes of its arguments -> its results on the meta device."""
 
     def start(self, kept: int) -> None:
-        """Begin to count the peak here, without the `kept` bytes of weights that are live already."""
+        """Begin to count the peak here, leaving out the `kept` bytes of weights that are in use already."""
         self.live -= kept
         self.labels = Counter({OTHER: self.live})
         self.peak, self.at_peak = self.live, dict(self.labels)
 
     @contextmanager
     def by_modality(self, model: Any, plan: Plan) -> Iterator[None]:
-        """While the forward of a part's module runs, label what is made with the part's modality."""
+        """Inside the block, book what a module's forward makes under the modality of the part that it belongs to."""
         modules, outer, hooks = dict(model.named_modules()), [], []
 
         def enter(modality: str) -> None:
@@ -89,13 +91,13 @@ class Ledger(TorchDispatchMode):
             return func(*args, **kwargs)
         makes_floats = facts.takes_device and (kwargs.get("dtype") or torch.float32).is_floating_point
         if func is draw_zeros:
-            # The number of dropout's zeros is random; this is its expectation.
+            # The number of zeros that dropout draws is random, so its expectation is booked.
             count, p = args
             out = torch.empty(int(count * p), dtype=torch.int64)
         elif not any(map(self._is_unreal, tensors)) if tensors else not makes_floats:
             out = func(*args, **kwargs)
         elif func is aten.nonzero.default:
-            # Forward looks for rare values (cancelled rows, NaN) by comparing numbers: it shall find none.
+            # Forward looks for rare values (cancelled rows, NaN) by comparing numbers. Without values, assume none.
             out = torch.empty(0, args[0].ndim, dtype=torch.int64)
         elif func._schema.is_mutable:
             return self._written(func._schema, args, kwargs)
@@ -108,8 +110,11 @@ class Ledger(TorchDispatchMode):
         return out
 
     def _shaped(self, func: Any, facts: _Facts, args: Any, kwargs: Any) -> Any:
-        """What `func` gives, with memory that nobody touches. Its meta kernel runs once for arguments that look alike:
-        a model of 32 equal layers calls each operation with the same shapes over and over."""
+        """The results of `func` as memory that is reserved and never touched.
+
+        Its meta kernel runs once per combination of shapes and dtypes: a model of 32 equal layers calls each operation
+        with the same shapes over and over.
+        """
         key = func, _described(args), _described(kwargs), torch.is_autocast_enabled("cpu")
         if key not in self._shapes:
             on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), (args, dict(kwargs)))
@@ -119,13 +124,13 @@ class Ledger(TorchDispatchMode):
         return _mapped(self._shapes[key], self._unreal_like)
 
     def _unreal_like(self, meta: Tensor) -> Tensor:
-        """Memory of this shape without values."""
+        """A tensor of the same shape and dtype, whose values mean nothing."""
         tensor = torch.empty_strided(meta.shape, meta.stride(), dtype=meta.dtype, device="cpu")
         self._unreal.add(tensor.untyped_storage()._cdata)
         return tensor
 
     def _written(self, schema: Any, args: Any, kwargs: Any) -> Any:
-        """The tensors into which an operation would have written, which are what it returns."""
+        """The tensors that an operation would have written to; such an operation returns them."""
         named = {a.name: v for a, v in zip(schema.arguments, args, strict=False)} | kwargs
         written = [
             named[a.name]
@@ -135,7 +140,7 @@ class Ledger(TorchDispatchMode):
         return None if not schema.returns else written[0] if len(schema.returns) == 1 else tuple(written)
 
     def _masked(self, args: Any) -> list[int] | None:
-        """The shape of x[mask] for one mask of known values."""
+        """The shape of x[mask] if there is a single mask; None for any other index."""
         value, (mask, *more) = args[0], args[1]
         if more or mask is None or mask.dtype is not torch.bool:
             return None
@@ -164,11 +169,11 @@ class Ledger(TorchDispatchMode):
 
 
 class _Facts(NamedTuple):
-    """What the schema of an operation says."""
+    """Facts about an operation from its schema."""
 
     is_view: bool
     takes_device: bool
-    """Whether it can make a tensor of nothing, as `zeros` does."""
+    """Whether it can make a tensor without being given one, as `zeros` does."""
 
 
 @cache
@@ -181,7 +186,7 @@ def _facts(func: Any) -> _Facts:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """The tensors among arguments or results, which may be lists. torch's pytree takes ten times as long."""
+    """The tensors among arguments or results, also inside lists. torch's pytree would take ten times as long."""
     found = []
     for value in values:
         if isinstance(value, Tensor):
@@ -192,19 +197,19 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
-    """`function` of a tensor, or of those of a list or tuple."""
+    """Apply `function` to a tensor, or to the tensors in a list or tuple."""
     if isinstance(value, (list, tuple)):
         return type(value)(_mapped(part, function) for part in value)
     return function(value) if isinstance(value, Tensor) else value
 
 
 def _described(value: Any) -> Any:
-    """Arguments as a key: of a tensor all that its meta kernel sees."""
+    """Arguments as a key of a dict; a tensor is described by all that a meta kernel sees of it."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.stride(), value.dtype
     if isinstance(value, (list, tuple)):
         return tuple(map(_described, value))
     if isinstance(value, dict):
         return tuple((name, _described(part)) for name, part in value.items())
-    # 1, 1.0 and True are equal as keys, and not as arguments.
+    # As keys 1, 1.0 and True are equal, but as arguments they are not, so the type is part of the key.
     return type(value), value

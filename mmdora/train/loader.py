@@ -1,4 +1,4 @@
-"""Which rows each step learns: the same ones after a resume, in every process its own."""
+"""Feeds each process its micro-batches, step by step; a resumed run gets the rows that an unbroken run would get."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ from mmdora.train.processes import Processes
 
 
 class Pieces:
-    """Collates the rows of a micro-batch in pieces of at most `limit` rows, which loader processes see change."""
+    """Collates the rows of a micro-batch in pieces of at most `limit` rows.
+
+    The limit lies in shared memory, so that loader processes see when it changes.
+    """
 
     def __init__(self, collate: Any, limit: int):
         self.collate, self._limit = collate, torch.tensor(limit).share_memory_()
@@ -47,11 +50,11 @@ class Feed:
     """The micro-batches of this process, step by step.
 
     Args:
-        collate: list of rows -> batch.
+        collate: function that makes a batch of a list of rows.
 
     Attributes:
-        batches: the order: which rows make up which micro-batch.
-        pieces: with `training.find_batch_size`, what collates each micro-batch in pieces that fit.
+        batches: says which rows make up which micro-batch.
+        pieces: collates each micro-batch in pieces that fit; only with `training.find_batch_size`.
     """
 
     def __init__(
@@ -74,18 +77,19 @@ class Feed:
 
     @property
     def rows_per_step(self) -> float:
-        """Of all processes; the mean, as the last step of a pass may have fewer."""
+        """Rows per step in all processes. This is a mean, because the last step of a pass may have fewer rows."""
         if isinstance(self.batches, StreamBatches):
             return self.batches.size * self.accumulation * self.processes.count
         return len(self.rows) / self.steps_per_epoch  # pyright: ignore[reportArgumentType]
 
     def steps(self, done: int, restore: Callable[[], None]) -> Iterator[list[dict[str, Any]]]:
-        """The micro-batches of each step after the first `done`, on the device; without end.
+        """Yield the micro-batches of each step after the first `done`, on the device, without end.
 
         Args:
-            restore: sets the random numbers to what they were after `done` steps. It is called once, where the run
-                that went on without a stop has drawn as many: each pass draws one number when its loader starts, and
-                in the middle of a pass that lies before the numbers were stored.
+            restore: function that sets the random states to those stored after `done` steps. It is called once, at the
+                point where an unbroken run had these states. At the start of a pass that is before the loader starts,
+                because each loader draws a number when it starts. In the middle of a pass it is after the loader has
+                started, because the number of this pass was drawn before the states were stored.
         """
         first = done % self.steps_per_epoch
         for epoch in count(done // self.steps_per_epoch):
@@ -101,17 +105,17 @@ class Feed:
             restore = _nothing
 
     def read(self, done: int, number: int) -> dict[str, Any]:
-        """Micro-batch `number` of the step after `done`, read again."""
+        """Read micro-batch `number` of the step after `done` again."""
         rows = [self.rows[index] for index in self.batches.of_round(self._round(done) + number, self.processes.index)]  # pyright: ignore
         return self._on_device((self.pieces or self.collate)(rows))
 
     def masked(self) -> dict[str, Any]:
-        """The shortest row with an image, if there are any, with nothing to learn in it."""
+        """A batch of the shortest row with all labels masked; it is a row with an image if there is any."""
         spare = spare_row(self.rows.lengths, self.rows.has_image, with_image=True)  # pyright: ignore
         return self._on_device(self.collate([self.rows[~spare]]))
 
     def probe(self) -> dict[str, Any] | None:
-        """The shortest row, by which something can be tried before the first step; None of a stream."""
+        """A batch of the shortest row, to try something on before the first step; None for a stream."""
         if not isinstance(self.batches, Batches):
             return None
         batch = self.collate([self.rows[self.batches.spare]])
@@ -119,7 +123,7 @@ class Feed:
         return self._on_device(batch)
 
     def ids(self, done: int) -> list[str]:
-        """Ids of the rows of the step after `done`, of all processes."""
+        """The ids of all processes' rows in the step after `done`."""
         first = self._round(done)
         rounds = range(first, min(first + self.accumulation, self.batches.rounds))
         if isinstance(self.batches, StreamBatches):
@@ -143,7 +147,8 @@ class Feed:
         place, of = self.processes.index, self.processes.count
         return DataLoader(
             self.rows,  # pyright: ignore[reportArgumentType]
-            # those of all processes come in turn; the reader of a stream is asked for all, since it counts them
+            # The micro-batches of all processes come in turn, and this process takes every `of`-th. A stream has to be
+            # asked for all of them, because it counts them.
             batch_sampler=islice(self.batches, place + first * self.accumulation * of, None, of),  # pyright: ignore
             collate_fn=self.pieces or self.collate,
             num_workers=self.workers,
@@ -153,24 +158,24 @@ class Feed:
 
     def _fetched(self, batches: Iterator[Any], step: int) -> list[dict[str, Any]]:
         wanted = min(self.accumulation, self.batches.rounds - step * self.accumulation)
-        with self.processes.together():  # a row that cannot be read stops all
+        with self.processes.together():  # A row that cannot be read stops all processes.
             try:
                 fetched = list(islice(batches, wanted))
-            except MmdoraError as error:  # a loader process wraps the line in its traceback
+            except MmdoraError as error:  # A loader process wraps the message in its traceback, which is cut off here.
                 raise MmdoraError(str(error).rpartition(f"{MmdoraError.__name__}: ")[2].strip()) from None
         return [self._on_device(batch) for batch in fetched]
 
     def _on_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         batch = send_to_device(batch, self.processes.device, non_blocking=torch.cuda.is_available())  # pyright: ignore
         if self.processes.deepspeed and self.processes.accelerator.mixed_precision == "bf16":
-            # DeepSpeed converts the weights themselves, where autocast would have converted the pictures
+            # DeepSpeed converts the weights to bf16 instead of using autocast, so inputs have to be converted too.
             floating = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor) and v.is_floating_point()}
             batch |= {name: value.bfloat16() for name, value in floating.items()}
         return batch
 
 
 def _nothing() -> None:
-    """`restore` after it was called."""
+    """Do nothing; takes the place of `restore` after it was called."""
 
 
 def _batches(
@@ -179,7 +184,7 @@ def _batches(
     data, training = config.data, config.training
     if isinstance(rows, Stream):
         assert training.steps is not None
-        ahead = 2 * data.workers + 1  # what loader processes prefetch
+        ahead = 2 * data.workers + 1  # Each loader process prefetches two micro-batches.
         rounds = training.steps * training.accumulation
         return StreamBatches(rows, training.batch_size, rounds, training.accumulation + ahead)
     lengths = rows.lengths if data.group_by_length else None

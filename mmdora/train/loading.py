@@ -1,4 +1,4 @@
-"""Model and data of a run, loaded."""
+"""Loads the model and the data of a run."""
 
 from __future__ import annotations
 
@@ -32,10 +32,11 @@ class Loaded:
     """Model and data of a run.
 
     Attributes:
-        rows: what is learned; `packs` of them where several rows share one.
-        collate: list of rows -> batch.
-        held_out: what is evaluated on, by task if there are several tasks; None if nothing is.
-        answers: what is generated at each evaluation, by the prefix of its metrics.
+        rows: rows to learn.
+        packs: the same rows as packed rows; None without `data.packing`.
+        collate: function that makes a batch of a list of rows.
+        held_out: rows to evaluate on; with several tasks, name of a task -> its rows; None if nothing is evaluated.
+        answers: prefix of metrics -> records that are answered at each evaluation.
     """
 
     model: Any
@@ -50,7 +51,7 @@ class Loaded:
 
 
 def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: bool, say: Say) -> Loaded:
-    """Load the base, adapt it, and get its data ready; in every process.
+    """Load the base, adapt it, and prepare its data. Every process does this.
 
     Raises:
         MmdoraError: if model, data and config do not fit together.
@@ -66,10 +67,11 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
         plan = inject(model, config.adapt)
         if training.precision == "bf16":
             for _, parameter, _, _ in trainable_parameters(model):
-                parameter.data = parameter.data.float()  # small updates vanish in bf16; autocast computes in bf16
+                # Autocast computes in bf16, but parameters stay in fp32, because small updates would vanish in bf16.
+                parameter.data = parameter.data.float()
         evaluated = list(held_out.values()) if isinstance(held_out, dict) else [held_out] if held_out else []
         features = features_of(config, model, family, [rows, *evaluated], processes)
-    with processes.together():  # now that each has put its share of the features
+    with processes.together():  # By now every process has filled in its share of the features.
         collate: Any = partial(family.batch, features=features) if features else family.batch
         packs = None
         if config.data.packing:
@@ -93,13 +95,15 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
 
 
 def _tell_ddp(processes: Processes, model: Any, collate: Any, rows: Any, say: Say) -> None:
-    """Whether DDP has to look for parameters without a gradient.
+    """Tell DDP whether to look for parameters without a gradient (`find_unused_parameters`).
 
-    It waits for the gradient of each trained parameter, unless it looks which will come: a walk of the graph and
-    4 bytes per tensor more a step. Without need it complains. Which rows a stream will hold is not known.
+    Unless it looks, DDP waits for the gradient of every trained parameter. Looking costs a walk through the graph and
+    4 bytes per tensor in each step, and DDP warns if it was not needed. The rows of a stream are not known beforehand,
+    so there it looks.
 
-    Where it does not look, it lays out anew after the first step what it reduces. A sum of three or more numbers
-    depends on the place in that layout, so that a resumed run would differ in its last bits: there it always looks.
+    Unless it looks, DDP also changes the layout of its buckets after the first step. With three or more processes the
+    last bits of a sum depend on the place in that layout, so a resumed run would differ in them. So with more than two
+    processes it always looks.
     """
     looks = True
     if not isinstance(rows, Stream):

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: a progress bar, and `log.jsonl`."""
+"""Reports how a run goes on: a progress bar, and `log.jsonl`."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class Report(Protocol):
 
 
 class RunLog:
-    """A progress bar with loss, speed and where the time goes, and `log.jsonl` with one line per log.
+    """A progress bar with loss, speed and shares of the time, and `log.jsonl` with one line per log.
 
     Args:
-        rows_per_step: the mean, of all processes.
+        path: the file `log.jsonl`.
+        rows_per_step: mean number of rows of a step in all processes, for the speed.
     """
 
     def __init__(self, path: Path, rows_per_step: float):
@@ -39,7 +40,7 @@ class RunLog:
         self.since: tuple[float, int] = (0.0, 0)
 
     def begin(self, progress: Progress) -> None:
-        # a resumed run rewrites what the stopped one logged after its last checkpoint
+        # The stopped run may have logged more after its last checkpoint; a resumed run logs those steps again.
         history = [entry for entry in progress.log_history if entry.get("step", 0) <= progress.global_step]
         self.path.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
         self.since = (time.monotonic(), progress.global_step)
@@ -63,14 +64,14 @@ class RunLog:
             file.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:
-        """End the bar, however the run has ended, so that what is said next gets a line of its own."""
+        """End the bar, however the run has ended, so that the next message begins on a new line."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
 
 def shares(entry: dict[str, Any]) -> dict[str, str]:
-    """How a step's time splits, as in the terminal's line: `data/forward/backward/optimizer=2/31/60/7%`."""
+    """The shares of a step's time, for the progress bar: `data/forward/backward/optimizer=2/31/60/7%`."""
     spent = [entry.get(f"{phase}_s", 0.0) for phase in PHASES]
     if not sum(spent):
         return {}

@@ -1,10 +1,10 @@
-"""The training loop: forward, backward, clip, step, and what is due after a step.
+"""The training loop: forward, backward, clipping, the optimizer's step, and then logging, evaluating and saving.
 
-A loop of our own on accelerate, and not `transformers.Trainer`, because what adapters of several modalities need lies
-between the lines of its loop: a step that must not be taken, micro-batches that shrink when memory runs out, rows that
-a process may lack, a checkpoint that is whole or not there, logged means that go on after a resume. Its public hooks
-reach none of these; it took overriding thirteen private methods and writing three private counters. Processes,
-precision, clipping and wrapping are accelerate's, the schedules are transformers'.
+It is a loop of our own on accelerate, and not `transformers.Trainer`, because training needs what the public hooks of
+`Trainer` cannot reach: leaving out a step, micro-batches that shrink when memory runs out, processes that have no row
+left, checkpoints that are complete or absent, and logged means that go on after a resume. With `Trainer` this took
+overriding thirteen private methods and writing three private counters. accelerate provides processes, precision,
+clipping and wrapping; transformers provides the schedules.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from mmdora.train.steps import Steps
 
 @dataclass(frozen=True)
 class Observers:
-    """Who is told of a run, and who may end it.
+    """The objects that are told how a run goes on, and the one that may end it.
 
     Attributes:
-        reports: told what is logged; in the main process only.
-        stop: whether a signal asks the run to end.
-        say: receives lines for a person; silent but in the main process.
+        reports: receive what is logged; only the main process has any.
+        stop: says whether a signal asks the run to end.
+        say: receives messages for people; prints them in the main process only.
     """
 
     reports: Sequence[Report]
@@ -49,13 +49,13 @@ class Observers:
 
 
 class Loop:
-    """All steps of a run that are left, each followed by what is due: a log, an evaluation, a checkpoint.
+    """Runs the remaining steps of a run. After each step it logs, evaluates and saves if that is due.
 
     Args:
         trained: model, optimizer and schedule.
-        feed: the micro-batches.
-        objective: the loss.
-        evaluation: of held-out records; None where there are none.
+        feed: gives the micro-batches.
+        objective: computes the loss.
+        evaluation: evaluates held-out records; None if there are none.
     """
 
     def __init__(
@@ -78,13 +78,13 @@ class Loop:
         )
 
     def run(self, checkpoint: Path | None = None) -> Progress:
-        """Learn until the last step, a signal, or results that get no better.
+        """Train until the last step, until a signal comes, or until results no longer get better.
 
         Args:
-            checkpoint: where to go on from; `prepare` has loaded its adapter.
+            checkpoint: the checkpoint to go on from; `prepare` has already loaded its adapter.
 
         Raises:
-            MmdoraError: at a step that is not finite, a row that cannot be read, a full disk.
+            MmdoraError: if a loss or gradient is not finite, a row cannot be read, or the disk is full.
         """
         if checkpoint is not None:
             self.checkpoints.restore(checkpoint, self.progress, self.losses)
@@ -93,7 +93,8 @@ class Loop:
             report.begin(self.progress)
         self.steps.begin()
         self.steps.times.mark("data")
-        if not (first >= self.progress.max_steps or self._exhausted()):  # else it was stopped behind its last step
+        # If the checkpoint was written after the last step of the run, there is nothing left to do.
+        if not (first >= self.progress.max_steps or self._exhausted()):
             for batches in self.feed.steps(first, lambda: self._restore_random_numbers(checkpoint)):
                 norm, rate = self.steps.take(batches)
                 if self._after_step(norm, rate):
@@ -106,7 +107,7 @@ class Loop:
 
     @property
     def best(self) -> Path | None:
-        """The checkpoint whose adapter is the result; None: that of the last step is."""
+        """The checkpoint whose adapter is the result of the run; None if the adapter of the last step is."""
         best = self.progress.best_model_checkpoint
         if best is None or self.evaluation is None or not self.config.training.save_every:
             return None
@@ -115,7 +116,7 @@ class Loop:
     # --- what is due after a step
 
     def _after_step(self, norm: Any, rate: float) -> bool:
-        """Log, evaluate and save; returns whether the run ends here."""
+        """Log, evaluate and save if that is due; returns whether the run ends here."""
         training, step = self.config.training, self.progress.global_step
         last, asked = step >= self.progress.max_steps, self.observers.stop.asked()
         exhausted = False
@@ -137,7 +138,7 @@ class Loop:
         self.log(logs | {"learning_rate": rate} | self.steps.times.per_step())
 
     def evaluate(self) -> bool:
-        """Measure, keep in mind what is best; returns whether `training.early_stopping` ends the run."""
+        """Evaluate and note the best result; returns whether `training.early_stopping` ends the run."""
         assert self.evaluation is not None
         metrics = self.evaluation.run(self.trained.model, self.objective, self.log)
         self._note_best(metrics)
@@ -150,7 +151,11 @@ class Loop:
         return EarlyStopping(patience, metric(self.config)).exhausted(self.progress.log_history)
 
     def _note_best(self, metrics: dict[str, float]) -> None:
-        """The best is one of the regular checkpoints: whether a signal came must not show in the adapter."""
+        """Note the result if it is the best so far.
+
+        Only the results of regular checkpoints count: a signal also causes a checkpoint, and whether one came must not
+        change the resulting adapter.
+        """
         training, progress, key = self.config.training, self.progress, metric(self.config)
         step, value, best = progress.global_step, metrics[key], progress.best_metric
         if training.save_every and step % training.save_every and step < progress.max_steps:
@@ -166,7 +171,7 @@ class Loop:
         self.checkpoints.save(self.progress, self.losses)
 
     def log(self, logs: dict[str, Any]) -> None:
-        """Into the history, which checkpoints keep, and to all reports."""
+        """Write values to the history, which checkpoints keep, and to all reports."""
         logs["epoch"] = self.progress.epoch
         self.progress.log_history.append({**logs, "step": self.progress.global_step})
         for report in self.observers.reports:
@@ -186,5 +191,5 @@ class Loop:
 
 
 def steps_of(config: RunConfig, feed: Feed) -> int:
-    """Steps of the whole run."""
+    """The number of optimizer steps of the whole run."""
     return config.training.steps or math.ceil(config.training.epochs * feed.steps_per_epoch)

@@ -1,8 +1,8 @@
-"""Cross-entropy of the labelled positions only, the output head applied to them in chunks.
+"""Cross-entropy of the labelled positions only; the output head is applied to them in chunks.
 
-Most positions of a row with a picture are image or prompt; their logits [B, T, V] would be computed
-and kept for nothing, tens of GB at V = 152k. Here the model's own forward runs with a head that hands
-the hidden states on, and the model's loss function applies the head where there are labels.
+Most positions of a row with a picture are image or prompt. Their logits [B, T, V] would be computed and kept for
+nothing, tens of GB at V = 152k. Here the model's own forward runs with a head that passes the hidden states through,
+and the model's loss function applies the real head where there are labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 LOGITS = 2**25
-"""Elements of logits that exist at a time."""
+"""Most elements of logits that exist at a time: 128 MiB in fp32."""
 
 
 def chunked_cross_entropy(
@@ -34,11 +34,13 @@ def chunked_cross_entropy(
     """Mean (or sum / items) of -log softmax(head(h))[target] over the positions with a target.
 
     Args:
-        head: [N, H] -> [N, V].
-        trained: what `head` uses that needs a gradient.
-        hidden: [..., H].
-        targets: [...] int64, -100 where there is none; already shifted.
-        items: what the sum is divided by; default the number of targets.
+        head: function [N, H] -> logits [N, V].
+        trained: parameters that `head` uses and that need a gradient.
+        hidden: [..., H] hidden states.
+        targets: [...] int64, already shifted; -100 at positions without a target.
+        vocabulary: number of logits of a position, V.
+        items: divisor of the sum; by default the number of targets.
+        logits: most elements of logits that exist at a time.
 
     Returns:
         A scalar in fp32.
@@ -62,9 +64,10 @@ def chunked_cross_entropy(
 
 
 class _InPieces(torch.autograd.Function):
-    """The sum over pieces, whose gradients are made along with it: a scalar's backward only multiplies them.
+    """The sum of the losses of several pieces, which computes the gradients already in forward.
 
-    So the logits of a piece are neither kept nor computed twice.
+    The result is a scalar, so backward only multiplies these gradients. Thus the logits of a piece are neither kept nor
+    computed twice.
     """
 
     @staticmethod
@@ -104,7 +107,7 @@ class _InPieces(torch.autograd.Function):
 
 
 class ChunkedLoss:
-    """Makes a model's forward compute its loss in chunks, if that is the loss it computes itself."""
+    """Makes a model's forward compute its loss in chunks, if that gives the same loss as the model's own way."""
 
     def __init__(self, model: Any):
         self.model, self.head = model, model.get_output_embeddings()
@@ -112,9 +115,9 @@ class ChunkedLoss:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, `model(**inputs, labels=…).loss` is computed in chunks, and `.logits` are no logits."""
+        """Inside the block, `model(**inputs, labels=…).loss` is computed in chunks, and `.logits` are hidden states."""
         head, model, plain = self.head, self.model, self.model.loss_function
-        head.forward = lambda states: states  # an attribute of the instance stands before the class's method
+        head.forward = lambda states: states  # An attribute of the instance hides the method of its class.
         model.loss_function = self._loss
         try:
             yield
@@ -144,7 +147,10 @@ class ChunkedLoss:
         )
 
     def problem(self, inputs: Mapping[str, Any]) -> str | None:
-        """Why this model's loss cannot be had so, found by computing it both ways on one batch; None if it can."""
+        """The reason why this model's loss cannot be computed in chunks; None if it can.
+
+        To find out, the loss of one batch is computed in both ways.
+        """
         if not isinstance(self.head, nn.Module):
             return "the model has no output head"
         training, self.used = self.model.training, False

@@ -1,9 +1,9 @@
-"""The memory of a training step, counted before there is one: the step is run without its arithmetic.
+"""Estimates the memory of a training step before training, by running a step without its arithmetic.
 
 Every operation of forward and backward is called with its shapes alone (torch's meta kernels), and its results are
-tensors whose memory is reserved and never touched. So what autograd keeps, what gradient checkpointing frees, what
-the loss in chunks saves and what an adapted layer holds is counted where it happens, for any architecture. Integers
-(ids, masks, places of images) are computed, because shapes depend on them.
+tensors whose memory is reserved and never touched. So the estimate includes, for any architecture, what autograd keeps,
+what gradient checkpointing frees, what the loss in chunks saves and what an adapted layer holds. Integers (ids, masks,
+places of images) are computed, because shapes depend on them.
 """
 
 from __future__ import annotations
@@ -27,22 +27,26 @@ from mmdora.train.ledger import BACKWARD, Ledger
 from mmdora.train.loss import ChunkedLoss
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-"""Bytes of one weight by `model.dtype`."""
+"""`model.dtype` -> bytes of one weight."""
 PHOTO_SIZE = (640, 480)
 """Width and height in pixels of the picture in a typical row: the usual size in COCO."""
 ANSWER_TOKENS = 128
-"""Tokens of text in a typical row where the config has no `data.max_length`."""
+"""Tokens of the answer in a typical row if the config has no `data.max_length`: a few sentences."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes on one device; dictionaries are by modality.
+    """Bytes on one device at the peak of a step; dictionaries are modality -> bytes.
 
     Attributes:
-        activations: what forward keeps for backward at the peak; "other": batch, masks, loss.
-        buffers: what backward holds beside it at the peak.
-        rows: number of rows of a micro-batch.
-        tokens: length of a row.
+        frozen: weights that do not train.
+        trained: weights that train.
+        gradients: gradients of the trained weights.
+        moments: state of the optimizer.
+        activations: tensors that forward keeps for backward; "other" is batch, masks and loss.
+        buffers: other tensors that backward makes.
+        rows: number of rows in a micro-batch.
+        tokens: number of tokens in a row.
     """
 
     frozen: dict[str, int]
@@ -64,12 +68,12 @@ class Estimate:
 
 
 def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tensor]) -> Estimate:
-    """Memory at the peak of a training step, moments of the optimizer included.
+    """Estimate the memory at the peak of a training step, including the state of the optimizer.
 
     Args:
-        model: the untouched base or its skeleton; only shapes are read, nothing of it changes.
-        plan: made for it.
-        batch: a micro-batch as the collator gives it, on the CPU.
+        model: the untouched base or its skeleton; only its shapes are read, and it is not changed.
+        plan: the plan that was made for this model.
+        batch: a micro-batch as the collator makes it, on the CPU.
     """
     training, dtype = config.training, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     ledger, twin = Ledger(), _without_memory(model, dtype[config.model.dtype])
@@ -78,14 +82,14 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
         trained, parameters = _trained(twin, config.training.precision == "bf16")
         if training.gradient_checkpointing:
             twin.enable_input_require_grads()
-            # transformers renamed it in 5.23 and warns of the old name
+            # transformers renamed this method in 5.23 and warns if the old name is used.
             enable = getattr(twin, "activation_checkpointing_enable", None) or twin.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         twin.train()
         inputs = {name: value.clone() if value.is_floating_point() else value for name, value in batch.items()}
         kept = ledger.live - sum(value.nbytes for value in inputs.values() if value.is_floating_point())
         ledger.start(kept)
-        # From the second micro-batch on, gradients are there during forward too.
+        # With accumulation, gradients exist during forward from the second micro-batch on, so two are run.
         for _ in range(min(training.accumulation, 2)):
             _step(twin, inputs, plan, config, ledger)
     gradients = {m: sum(p.grad.nbytes for p in ps if p.grad is not None) for m, ps in parameters.items()}
@@ -113,10 +117,10 @@ def _summed(
     frozen = {m: size * (n - plan.full_sizes.get(m, 0)) for m, n in plan.base_sizes.items()}
     at_peak = dict(ledger.at_peak)
     in_backward = at_peak.pop(BACKWARD, 0)
-    # Gradients are part of what backward made. Those that were not there yet at the peak come when others are freed.
+    # Gradients are part of what backward made. Those that did not exist at the peak are made after others are freed.
     present = min(in_backward, sum(gradients.values()))
     rest = sum(at_peak.values()) + in_backward - present
-    # When the optimizer's turn comes, all gradients are there and no activation is.
+    # During the optimizer's step all gradients exist and no activation does, and this may be the peak.
     after = sum(gradients.values())
     if present + rest < after:
         at_peak, in_backward, present = {}, after, after
@@ -152,7 +156,7 @@ def _step(model: Any, inputs: dict[str, Any], plan: Plan, config: RunConfig, led
 
 
 def _without_memory(model: Any, dtype: torch.dtype) -> Any:
-    """A copy whose floating parameters are one element, expanded."""
+    """A copy of a model in which each parameter is a single element, expanded to the parameter's shape."""
     shared = {id(p): torch.nn.Parameter(_thin(p, dtype), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, dict(shared))
 
@@ -163,7 +167,7 @@ def _thin(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _trained(model: Any, upcast: bool) -> tuple[dict[str, int], dict[str, list[Any]]]:
-    """Bytes and parameters that train, by modality; those of full parts get a gradient of their own size."""
+    """Give modality -> bytes, and modality -> parameters, of all that trains."""
     bytes_of: Counter[str] = Counter()
     parameters: dict[str, list[Any]] = {}
     for _, parameter, modality, _ in list(trainable_parameters(model)):

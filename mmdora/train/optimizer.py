@@ -1,4 +1,4 @@
-"""Model, optimizer and schedule as accelerate prepares them for the processes of a run."""
+"""Prepares model, optimizer and schedule for the processes of a run, with accelerate."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mmdora.train.processes import Processes
 
 @dataclass(frozen=True)
 class Trained:
-    """What a step changes.
+    """The objects that a step changes.
 
     Attributes:
         model: the model itself.
-        wrapped: what forward and backward go through: DDP's or DeepSpeed's wrapper around it, or the model.
+        wrapped: the object to call for forward: DDP's or DeepSpeed's wrapper around the model, or the model.
         optimizer: accelerate's wrapper of AdamW.
-        schedule: torch's, of one rate per group of parameters.
+        schedule: torch's schedule, with one learning rate per group of parameters.
     """
 
     model: Any
@@ -40,16 +40,17 @@ def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, che
     """Put the model on its device and wrap it.
 
     Args:
-        steps: of the whole run, for the schedule.
-        checkpoint: its adapter is loaded first, while the parameters are whole (DeepSpeed loads its own later).
+        steps: number of steps of the whole run, for the schedule.
+        checkpoint: a checkpoint to go on from. Its adapter is loaded first, before parameters are sharded (DeepSpeed
+            loads its own files later).
     """
     training = config.training
-    model.config.use_cache = False  # keys and values of earlier positions are of no use in training
+    model.config.use_cache = False  # A key-value cache is of no use in training.
     if training.gradient_checkpointing:
-        # transformers renamed it in 5.23 and warns of the old name
+        # transformers renamed this method in 5.23 and warns if the old name is used.
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
-    with processes.together():  # DDP waits for all processes, so none may fail by itself before
+    with processes.together():  # DDP waits for all processes, so none of them may fail alone before that.
         if not processes.sharded:
             model.to(processes.device)
         if checkpoint is not None and not processes.deepspeed:
@@ -57,12 +58,12 @@ def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, che
         plain = optimizer_of(parameter_groups(model, config.adapt, training), model, training)
     wrapped, optimizer = processes.accelerator.prepare(model, plain)
     if processes.fsdp:
-        register_fsdp_forward_method(wrapped, "generate")  # so that generation gathers the parameters too
+        register_fsdp_forward_method(wrapped, "generate")  # Without this, generate() would not gather the parameters.
     return Trained(model, wrapped, optimizer, schedule_of(optimizer, training, steps))
 
 
 def optimizer_of(groups: Sequence[dict[str, Any]], model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101), fused; or with its moments in 8 bits (arXiv 2110.02861)."""
+    """Make AdamW (arXiv 1711.05101): fused, or with its moments in 8 bits (arXiv 2110.02861)."""
     options = {"lr": training.lr, "betas": (0.9, training.adam_beta2), "eps": training.adam_eps}
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, **options, fused=True)
@@ -70,13 +71,14 @@ def optimizer_of(groups: Sequence[dict[str, Any]], model: nn.Module, training: T
 
     manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
     for module in model.modules():
-        if isinstance(module, nn.Embedding):  # whose gradients are too uneven for 8 bits (section 2.3 there)
+        # The gradients of embeddings are too uneven for 8 bits (section 2.3 of that paper).
+        if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})
     return bitsandbytes.optim.AdamW(groups, **options, optim_bits=8)
 
 
 def schedule_of(optimizer: Any, training: Training, steps: int) -> Any:
-    """The schedule by its name in transformers, with a linear warmup."""
+    """Make the schedule by its name in transformers, with a linear warmup."""
     warmup = int(training.warmup) if training.warmup >= 1 else math.ceil(steps * training.warmup)
     name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)

@@ -1,4 +1,4 @@
-"""What a config would do to a model, before it does: parts, plan, memory, and one batch with its loss mask."""
+"""Shows what a config would do, without training: parts, plan, memory, and one batch with its loss mask."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ SHOWN_ROWS = 3
 def show_model(
     name: str, config: RunConfig | None = None, console: Console | None = None, *, trust_remote_code: bool = False
 ) -> None:
-    """Print the module tree by modality; with a config also its plan and the memory it takes.
+    """Print the module tree by modality; with a config also the plan and the memory that training needs.
 
     Raises:
-        MmdoraError: no such model, no parts found, or a config that does not fit it.
+        MmdoraError: if there is no such model, its parts cannot be found, or the config does not fit it.
     """
     console = console or Console()
     model = skeleton(name, trust_remote_code=trust_remote_code)
@@ -62,10 +62,10 @@ def show_data(
     *,
     trust_remote_code: bool = False,
 ) -> None:
-    """Print lengths, image tokens and padding of records in the tokens of a model; loads no weights.
+    """Print lengths, image tokens and padding of records, in tokens of a model whose weights are not loaded.
 
     Raises:
-        MmdoraError: no such model or file, or an image that cannot be read.
+        MmdoraError: if there is no such model or file, or an image cannot be read.
     """
     config, console = config or RunConfig(), console or Console()
     records = read_records(data, images or config.data.images, max_turns=config.data.max_turns)
@@ -74,7 +74,7 @@ def show_data(
 
 
 def module_tree(model: nn.Module, parts: ModelParts, plan: Plan | None = None) -> Tree:
-    """The model's parts as a tree; repeated blocks are drawn once, planned modules carry their method."""
+    """The model's parts as a tree. Repeated blocks are drawn once, and modules in the plan show their method."""
     marks: dict[str, str] = {}
     if plan is not None:
         marks |= {
@@ -134,7 +134,7 @@ def _mark(mark: str | None) -> str:
 
 
 def memory_table(memory: Estimate, config: RunConfig) -> Table:
-    """Memory at the peak of a training step on one device, by modality."""
+    """A table of the memory at the peak of a training step on one device, by modality."""
     rows = [
         (f"frozen weights, {config.model.dtype}", memory.frozen),
         ("trained weights", memory.trained),
@@ -158,13 +158,13 @@ def _mib(size: int) -> str:
 
 
 def show_batch(config: RunConfig, console: Console | None = None, *, trust_remote_code: bool = False) -> None:
-    """Print the plan and the first batch, decoded, with the tokens that get loss marked; nothing is trained."""
+    """Print the plan and the first batch as text, with marks around the tokens that are learned; nothing is trained."""
     console = console or Console()
     data = config.data
     if not data.sources:
         raise MmdoraError("data.train: give the file of records to train on")
     if config.model.compose is not None:
-        from mmdora.models.llava.compose import compose_into  # imports what only a composed base needs
+        from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
     model = skeleton(config.base, trust_remote_code=trust_remote_code)

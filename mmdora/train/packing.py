@@ -1,4 +1,4 @@
-"""Whether a model keeps packed rows apart, found by asking it."""
+"""Finds out, by trying, whether a model keeps packed rows apart."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
-"""Relative difference of a row's loss, packed and alone, that rounding may make."""
+"""Relative difference between a row's loss when packed and when alone that rounding can cause."""
 
 
 def check_packing(model: Any, collate: PackedCollator, packs: Packs, *, bf16: bool = False) -> None:
-    """Pack some of the shortest rows, with and without images, and compare with each row alone.
+    """Pack some of the shortest rows, with and without images, and compare each with the same row alone.
 
-    Each row's loss must be what it is alone, up to rounding; and its gradient by text and images of other rows
-    exactly 0, in whatever precision: nothing leaks from row to row, through attention or otherwise.
+    The loss of each row must be what it is alone, up to rounding. Its gradient with respect to text and images of other
+    rows must be exactly 0, in any precision. Then nothing leaks from row to row, through attention or otherwise.
 
     Args:
-        bf16: compute under autocast, as the run does.
+        bf16: whether to compute under autocast, as the run does.
 
     Raises:
-        MmdoraError: if it is not so.
+        MmdoraError: if a row is affected by another.
     """
     with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         problem = leak(model, collate, _chosen(packs))
@@ -36,7 +36,7 @@ def check_packing(model: Any, collate: PackedCollator, packs: Packs, *, bf16: bo
 
 
 def leak(model: Any, collate: PackedCollator, records: list[Any]) -> str | None:
-    """What goes wrong when `records` share a packed row; None if nothing does."""
+    """A phrase that says what goes wrong if `records` share a packed row; None if nothing does."""
     training, start = model.training, 0
     model.eval()
     try:
@@ -66,7 +66,7 @@ def leak(model: Any, collate: PackedCollator, records: list[Any]) -> str | None:
 
 
 def _loss_of(model: Any, packed: Mapping[str, Any], inside: slice) -> tuple[Tensor, Tensor | None]:
-    """The loss of the labels inside, and its gradient by what the language model gets: text and images [1, T, H]."""
+    """The loss of the labels inside a slice, and its gradient by the input of the language model [1, T, H]."""
     seen: list[Tensor] = []
 
     def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
@@ -86,7 +86,7 @@ def _loss_of(model: Any, packed: Mapping[str, Any], inside: slice) -> tuple[Tens
 
 
 def _chosen(packs: Packs) -> list[Any]:
-    """The shortest rows, with an image and without by turns, as many as fit together and at most four."""
+    """At most four of the shortest rows that fit together, taken in turns from those with and without an image."""
     lengths, has_image = packs.rows.lengths, packs.rows.has_image
     shortest = np.argsort(lengths, kind="stable")
     kinds = [shortest[has_image[shortest] == pictured][:2] for pictured in (True, False)]

@@ -1,4 +1,4 @@
-"""What the processes of one run agree on: those that torchrun or accelerate launched, or the one there is."""
+"""The processes of one run, which torchrun or accelerate launched (or a single one), and how they agree."""
 
 from __future__ import annotations
 
@@ -25,35 +25,37 @@ from mmdora.errors import MmdoraError
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for another: the main one may read and count a large data set meanwhile."""
+"""How long a process waits for another. It is long because the main process may be reading a large data set."""
 
 
 class Processes:
-    """The processes of a run. All of them call each method, or none: the methods wait for one another.
+    """The processes of a run. Either all processes call a method or none does, because the calls wait for one another.
 
-    `accelerator` is accelerate's object for this process. It is told the precision and what must not change by it;
-    everything else (DDP, FSDP2, DeepSpeed) it reads from the environment that `accelerate launch` or torchrun set.
+    `accelerator` is accelerate's object for this process. It is given the precision and a few fixed settings; all else
+    (DDP, FSDP2, DeepSpeed) it reads from the environment that `accelerate launch` or torchrun has set. If this process
+    was launched as one of several, it joins their process group here.
 
     Args:
-        training: joins the process group, where the process was launched for one.
+        training: settings of the training.
 
     Raises:
-        MmdoraError: if this start would silently do something else than what was asked for.
+        MmdoraError: if the run would silently do something else than what was asked for.
     """
 
     def __init__(self, training: Training):
         _check_start()
-        # `Accelerator` refuses another precision than that of an earlier run in this interpreter, whose state is global
+        # accelerate's state is global, and with the state of an earlier run it would refuse another precision.
         AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(
             mixed_precision="bf16" if training.precision == "bf16" else "no",
-            # without it, processes that torchrun starts where there is no GPU do not meet, and each trains alone
+            # Without `cpu`, processes that torchrun starts on a machine without a GPU would each train alone.
             cpu=not torch.accelerator.is_available(),
-            # losses are shares of their step already: they are not to be divided by what a launcher's config says
+            # Losses are shares of their step already, so accelerate must not divide them by a launcher's setting.
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
             dataloader_config=DataLoaderConfiguration(non_blocking=torch.cuda.is_available()),
             kwargs_handlers=[
-                DistributedDataParallelKwargs(broadcast_buffers=False),  # the base is frozen: no buffer changes
+                # The base is frozen, so no buffer changes and none has to be sent.
+                DistributedDataParallelKwargs(broadcast_buffers=False),
                 InitProcessGroupKwargs(timeout=PATIENCE),
             ],
         )
@@ -70,7 +72,8 @@ class Processes:
                 )
         if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
             assert deepspeed.deepspeed_config is not None
-            deepspeed.deepspeed_config |= {  # which accelerate would take from a loader, and from its own accumulation
+            # accelerate would fill these in from a loader and an accumulation of its own, which it is not given.
+            deepspeed.deepspeed_config |= {
                 "train_micro_batch_size_per_gpu": training.batch_size,
                 "gradient_accumulation_steps": training.accumulation,
                 "gradient_clipping": training.max_grad_norm,
@@ -86,7 +89,7 @@ class Processes:
 
     @property
     def sharded(self) -> bool:
-        """Whether parameters are spread over the processes."""
+        """Whether each process holds only a part of the parameters."""
         return self.fsdp or self.deepspeed
 
     @property
@@ -94,7 +97,7 @@ class Processes:
         return self.index == 0
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so in any process."""
+        """Whether `flag` is true in any process."""
         if self.count == 1:
             return flag
         found = torch.tensor(int(flag), device=self.device)
@@ -111,12 +114,13 @@ class Processes:
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A block that every process leaves, or none: what stops one stops all, with its line.
+        """Run a block such that an error in one process stops all of them, with its message.
 
-        Nothing inside may wait for another process.
+        Nothing inside the block may wait for another process.
 
         Raises:
-            MmdoraError: in all processes, with the line of the first that failed; `told` but in the main one.
+            MmdoraError: in all processes, with the message of the first process that failed. It is marked as `told`
+                outside the main process, so that it is printed once.
         """
         failed: Exception | None = None
         try:
@@ -129,14 +133,14 @@ class Processes:
             return
         lines = self.gathered(None if failed is None else _line(failed))
         if failed is not None and not isinstance(failed, (MmdoraError, OSError)):
-            raise failed  # not a mistake of the user: with its traceback, where it happened
+            raise failed  # This is no mistake of the user, so it keeps its traceback.
         index, line = next((index, line) for index, line in enumerate(lines) if line is not None)
         error = MmdoraError(line if index == 0 else f"process {index}: {line}")
         error.told = not self.main
         raise error from failed
 
     def main_makes(self, make: Callable[[], T]) -> T:
-        """What `make` gives in the main process, for all."""
+        """Call `make` in the main process, and give its result in all processes."""
         made: list[Any] = [None]
         with self.together():
             if self.main:
@@ -146,7 +150,7 @@ class Processes:
         return made[0]
 
     def main_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives in each process; the main one goes first, and the others find what it left in caches."""
+        """Call `make` in each process, in the main one first, so that the others find its results in caches."""
         made: list[T] = []
         for turn in (True, False):
             with self.together():
@@ -157,7 +161,7 @@ class Processes:
 
 def _check_start() -> None:
     gpus = torch.cuda.device_count()
-    if gpus > 1 and int(os.environ.get("LOCAL_RANK", -1)) == -1:  # one of them would work, and the others idle
+    if gpus > 1 and int(os.environ.get("LOCAL_RANK", -1)) == -1:  # One GPU would work, and the others would be idle.
         raise MmdoraError(
             f"{gpus} GPUs are visible to one process: start one for each (torchrun --nproc-per-node "
             f"{gpus} -m mmdora train CONFIG, or accelerate launch), or choose: CUDA_VISIBLE_DEVICES=0"

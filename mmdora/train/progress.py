@@ -1,4 +1,4 @@
-"""Where a run stands: its step, its log, its best result so far, and the losses that are not logged yet."""
+"""The state of a run: its step, its log, its best result so far, and the losses that are not logged yet."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from mmdora.train.processes import Processes
 
 @dataclass
 class Progress:
-    """What `trainer_state.json` of a checkpoint holds.
+    """The content of a checkpoint's `trainer_state.json`.
 
-    File and names are those of transformers' `TrainerState`, so that older checkpoints are read and tools that know
-    that file read ours.
+    The file and its names are those of transformers' `TrainerState`, so that older checkpoints can be read, and tools
+    that know that file can read ours.
 
     Attributes:
-        global_step: optimizer steps taken, those that were left out included.
+        global_step: optimizer steps so far, including steps that were left out.
         max_steps: optimizer steps of the whole run.
-        epoch: passes over the data, as a fraction.
-        total_flos: floating point operations by the rule 6 x parameters x tokens.
-        log_history: what was logged, entry by entry, each with its `step`.
-        best_metric: the best result among those that count for the choice of the checkpoint.
-        best_global_step: the step of the checkpoint that has it; None where no checkpoints are written.
-        best_model_checkpoint: that checkpoint's folder, once it is written.
+        epoch: passes over the data so far, with a fraction.
+        total_flos: floating-point operations so far, by the rule 6 x parameters x tokens.
+        log_history: logged entries, each with its `step`.
+        best_metric: best result among those that count for the choice of the checkpoint.
+        best_global_step: step of the checkpoint with the best result; None if no checkpoints are written.
+        best_model_checkpoint: folder of that checkpoint, once it is written.
     """
 
     global_step: int = 0
@@ -43,12 +43,12 @@ class Progress:
     best_model_checkpoint: str | None = None
 
     def restore(self, checkpoint: Path) -> None:
-        """Go on from a checkpoint, as far as this run goes (`max_steps`)."""
+        """Take over the state in a checkpoint, except for `max_steps`, which may have been changed."""
         stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         for known in fields(self):
             if known.name != "max_steps":
                 setattr(self, known.name, stored[known.name])
-        best = best_of(checkpoint)  # the run folder may have been moved, or the checkpoint deleted
+        best = best_of(checkpoint)  # The stored path may be wrong: the folder may have been moved, or deleted.
         self.best_model_checkpoint = str(best) if best else None
 
     def save(self, folder: Path) -> None:
@@ -56,13 +56,14 @@ class Progress:
 
 
 class Losses:
-    """The loss summed since the last log, and over the run.
+    """Sums of the loss since the last log and over the run.
 
     Attributes:
-        sum: scalar on the device, this process's part; not read before a log, so that the device need not wait.
-        since: the step of the last log, moved on by one for each step that was left out after it.
-        total: what was logged so far.
-        skipped: steps that were left out.
+        sum: scalar on the device with this process's part of the sum since the last log. It is read only at a log, so
+            that the host does not have to wait for the device.
+        since: step of the last log, plus one for each step that was left out after it.
+        total: sum of the losses of all steps up to the last log.
+        skipped: number of steps that were left out.
     """
 
     def __init__(self, processes: Processes):
@@ -75,21 +76,21 @@ class Losses:
         self._before = self.sum.clone()
 
     def take_back(self) -> None:
-        """Forget what was summed since the step began."""
+        """Undo all additions to the sum since the step began."""
         self.sum.copy_(self._before)
 
     def leave_out(self) -> None:
-        """The step in hand does not count: a logged mean is over the steps that were taken."""
+        """Leave the current step out: logged means are over the steps that were taken."""
         self.take_back()
         self.skipped += 1
         self.since += 1
 
     def mean(self) -> Tensor:
-        """`sum` as the mean over the processes. All of them call it."""
+        """The mean of `sum` over the processes, all of which have to call this."""
         return self.processes.accelerator.reduce(self.sum, "mean")  # pyright: ignore[reportReturnType]
 
     def logged(self, step: int) -> float:
-        """The mean loss of a step since the last log; counts anew from `step`."""
+        """The mean loss of the steps since the last log; the sum then starts anew at `step`."""
         summed = float(self.mean())
         self.sum.zero_()
         self.total += summed
@@ -102,7 +103,7 @@ class Losses:
         return (self.total + float(self.mean())) / max(step - self.skipped, 1)
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint's manifest keeps; `restore` takes it."""
+        """The values that a checkpoint's manifest keeps, and that `restore` takes."""
         logging = {"loss": float(self.mean()), "since": self.since, "total": self.total}
         return {"skipped": self.skipped, "logging": logging}
 

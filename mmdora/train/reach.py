@@ -1,4 +1,4 @@
-"""Which trained parameters get a gradient from which kind of row."""
+"""Finds out which trained parameters get no gradient from which kind of row."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from mmdora.batches.tasks import TaskRows
 def unreached(
     model: nn.Module, collate: Callable[[list[Any]], Any], rows: Rows | TaskRows | Packs
 ) -> dict[str, list[str]]:
-    """Names of trained parameters without a gradient, by kind of row: "image" and "text" of each task, where there are
-    such rows.
+    """Kind of row -> names of the trained parameters that get no gradient from it.
 
-    The projector and the tower get none from text. From an image, none reaches a tower's layers behind the one that
-    the language model reads, which LLaVA's `vision_feature_layer` chooses. Found by running the shortest row of each
-    kind, once; the state of the random numbers is as before.
+    The kinds are "image" and "text" of each task, as far as there are such rows. From text, projector and tower get no
+    gradient. From an image, none reaches the layers of the tower after the one whose output is used (LLaVA's
+    `vision_feature_layer`). To find out, the shortest row of each kind is run once; the random states are unchanged
+    afterwards.
     """
     found = {}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -40,7 +40,7 @@ def unreached(
 
 
 def _kinds(rows: Rows | TaskRows | Packs) -> Iterator[tuple[str, np.ndarray]]:
-    """[rows] bool of each kind."""
+    """Yield each kind of row with [rows] bool: whether a row is of this kind."""
     tasks = rows.tasks if isinstance(rows, TaskRows) else np.zeros(len(rows), np.int32)
     for task in np.unique(tasks):
         name = f" of {rows.names[task]}" if isinstance(rows, TaskRows) else ""

@@ -1,4 +1,4 @@
-"""The README.md of a run folder: what was run, on what, what each file is, and what came out."""
+"""Writes the README.md of a run folder: command, result, data, plan, and what each file is."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ FILES = {
 
 
 def readme(config: RunConfig, plan: str, data: str, command: list[str], done: Mapping[str, Any] | None) -> str:
-    """Markdown.
+    """The README as Markdown.
 
     Args:
-        data: rows and images in a line.
-        command: as it was given, less the interpreter's part.
-        done: what `complete.json` holds, or None while the run goes on.
+        plan: text for people that says what is adapted.
+        data: a line with the numbers of rows and images.
+        command: the command as it was given, without the interpreter.
+        done: the content of `complete.json`, or None while the run goes on.
     """
     folder = config.training.output
     base = config.base

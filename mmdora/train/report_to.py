@@ -1,4 +1,4 @@
-"""Where the log goes beside `log.jsonl`: the trackers of accelerate."""
+"""Sends the log of a run to accelerate's trackers (tensorboard, wandb, trackio)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ PROJECT = "mmdora"
 
 
 class Tracked:
-    """A tracker that is handed what the run logs.
+    """Passes what the run logs on to a tracker.
 
     Args:
-        settings: of the run, with dotted keys.
+        tracker: one of accelerate's trackers.
+        settings: dotted key -> value of each setting of the run.
     """
 
     def __init__(self, tracker: GeneralTracker, settings: Mapping[str, str]):
@@ -27,14 +28,14 @@ class Tracked:
 
     def begin(self, progress: Progress) -> None:
         self.tracker.start()
-        if isinstance(self.tracker, TensorBoardTracker):  # whose own table of settings wants a folder for each run
+        if isinstance(self.tracker, TensorBoardTracker):  # Its own way to store settings would make another folder.
             text = "\n".join(f"    {key}: {value}" for key, value in self.settings.items())
             self.tracker.writer.add_text("config", text)
         else:
             self.tracker.store_init_configuration(dict(self.settings))
 
     def step(self, progress: Progress) -> None:
-        """Nothing: trackers get what is logged."""
+        """Do nothing, because trackers only get what is logged."""
 
     def log(self, progress: Progress, logs: Mapping[str, Any]) -> None:
         named = {
@@ -44,12 +45,15 @@ class Tracked:
         self.tracker.log(named, step=progress.global_step)
 
     def close(self) -> None:
-        if hasattr(self.tracker, "writer") or hasattr(self.tracker, "run"):  # it was begun
+        if hasattr(self.tracker, "writer") or hasattr(self.tracker, "run"):  # Only after start() it has one.
             self.tracker.finish()
 
 
 def reporters(config: RunConfig) -> list[Tracked]:
-    """What `training.report_to` names; `check_packages` knows that they can be made. For the main process only."""
+    """Make the trackers that `training.report_to` names, in the main process only.
+
+    `check_packages` has checked that their packages are installed.
+    """
     output = config.training.output
     made: list[GeneralTracker] = []
     for name in config.training.report_to:

@@ -1,4 +1,4 @@
-"""What a resumed run goes on from, and whether it is the same run."""
+"""Finds the checkpoint that a resumed run goes on from, and checks that it is the same run."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ FREE_ON_RESUME = {
     "training.keep",
     "training.output",
 }
-"""Keys that a resume may change, since they change nothing of what is computed or logged."""
+"""Keys that a resume may change, because they affect neither what is computed nor what is logged."""
 
 
 def find_checkpoint(
     output: Path, resume: bool | Path, say: Callable[[str], None]
 ) -> tuple[Path | None, dict[str, Any] | None]:
-    """The checkpoint to resume from and what is known of its run, or None and None for a fresh run.
+    """Find the checkpoint to resume from, and the facts about its run; None and None for a fresh run.
 
-    A run that was killed before its first checkpoint begins anew: None, and what is known.
+    A run that was killed before its first checkpoint begins anew: then the checkpoint is None, but the facts are given.
     """
     if output.exists() and not output.is_dir():
         raise MmdoraError(f"training.output: {output} is a file, not a folder")
@@ -52,7 +52,7 @@ def find_checkpoint(
 
 
 def _check_newest(checkpoint: Path, output: Path) -> None:
-    """Refuse to leave behind in `output` what a later --resume would take for this run's newest."""
+    """Raise if `output` holds a later checkpoint, which a later --resume would take for this run's newest."""
     later, given = newest(output, lambda line: None), checkpoint.resolve()
     if later is not None and (given.parent != output.resolve() or step_of(later) > step_of(given)):
         raise MmdoraError(
@@ -79,9 +79,9 @@ def check_changes(
     allow: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Refuse to go on with another config, other data or another base; or say what differs.
+    """Raise if config, data or base differ from those of the stopped run; with `allow`, only say what differs.
 
-    Called with what is known before the model is loaded, and again with its fingerprint.
+    This is called with the facts that are known before the model is loaded, and again with the base's fingerprint.
     """
     processes = (before.get("processes", 1) if "step" in before else facts["processes"], facts["processes"])
     changed = [
@@ -108,9 +108,10 @@ def check_changes(
 
 
 def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:
-    """What is wrong with the number of micro-batches in a step.
+    """Phrases that say how the number of micro-batches in a step has changed; an empty list if it has not.
 
-    With another number of processes they may move from one process to another, but their number must stay.
+    If the number of processes changes, micro-batches may move from one process to another, but their number must not
+    change.
     """
     accumulations = [config.get("training", {}).get("accumulation", 1) for config in (old, new)]
     before, now = (count * accumulation for count, accumulation in zip(processes, accumulations, strict=True))

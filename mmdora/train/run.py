@@ -1,4 +1,4 @@
-"""`train`: a config in, a run folder out, in stages.
+"""`train` turns a config into a run folder, in stages.
 
 ```
 _begin ─▶ read_sources ─▶ _facts ─▶ load_all ─▶ _open ─▶ assembled ─▶ _run ─▶ _finish
@@ -45,7 +45,7 @@ from mmdora.train.sources import Sources, describe, facts_of, read_sources
 
 @dataclass(frozen=True)
 class Request:
-    """What the caller of `train` asks for; see there."""
+    """The arguments of `train`; see there."""
 
     config: RunConfig
     resume: bool | Path
@@ -56,18 +56,18 @@ class Request:
 
 @dataclass(frozen=True)
 class Begun:
-    """What is known before any record is read.
+    """The start of a run, as far as it is known before any record is read.
 
     Attributes:
-        checkpoint: where to go on from; None for a fresh run.
-        before: what is known of the run that is resumed: its config and the facts of the checkpoint's manifest.
+        checkpoint: checkpoint to go on from; None for a fresh run.
+        before: config of the run that is resumed, and the facts in the checkpoint's manifest; None for a fresh run.
     """
 
     checkpoint: Path | None
     before: dict[str, Any] | None
 
     def check(self, request: Request, facts: Mapping[str, Any]) -> None:
-        """Raise if the run that is resumed was another, as far as `facts` tell; see `check_changes`."""
+        """Raise if `facts` show that the run to resume was a different one; see `check_changes`."""
         if self.before is not None:
             check_changes(request.config, self.before, facts, request.allow_changes, request.say)
 
@@ -83,19 +83,20 @@ def train(
     """Train adapters and write a run folder.
 
     The folder holds `README.md`, which explains it, `config.yaml`, `plan.txt`, `log.jsonl`, `tensorboard/`,
-    `checkpoint-N/`, `adapter/` (the best by evaluation loss when there is one, else the last) and,
-    written last, `complete.json`.
+    `checkpoint-N/`, `adapter/` (the best adapter if there are evaluations, else the last one) and `complete.json`,
+    which is written last.
 
     Args:
-        resume: continue from the newest whole checkpoint (True) or from the given one.
-        allow_changes: go on although config, data or base are not those of the stopped run.
-        trust_remote_code: run code that the base brings along.
-        say: receives the lines meant for a person.
+        config: the whole configuration of the run.
+        resume: True to continue from the newest complete checkpoint, or the path of a checkpoint.
+        allow_changes: whether to go on although config, data or base differ from those of the stopped run.
+        trust_remote_code: whether to run code that the base brings along.
+        say: receives messages for people.
 
     Raises:
-        Interrupted: after SIGTERM or SIGINT, when the step in hand is done and saved.
-        MmdoraError: when config, data or run folder do not fit together; before the model is loaded
-            wherever that can be known. Or when there is no room to write.
+        Interrupted: after SIGTERM or SIGINT, once the current step is done and saved.
+        MmdoraError: if config, data or run folder do not fit together (before the model is loaded, if that can be known
+            by then), or if there is no room to write.
     """
     with writing_to(config.training.output):
         check_schedule(config)
@@ -117,7 +118,7 @@ def train(
 
 
 def _begin(request: Request, processes: Processes) -> Begun:
-    """Whether the run can begin, or go on, as far as config and folder tell. The main process asks."""
+    """Check config and run folder, and find the checkpoint to resume from. Only the main process does this."""
     config = request.config
     check_output(config.training.output)
     begun = Begun(*find_checkpoint(config.training.output, request.resume, request.say))
@@ -127,7 +128,7 @@ def _begin(request: Request, processes: Processes) -> Begun:
     if config.data.stream and processes.sharded:
         raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
     if config.model.compose is not None:
-        from mmdora.models.llava.compose import compose_into  # imports what only a composed base needs
+        from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
     check_plan(config, trust_remote_code=request.trust)
@@ -135,14 +136,14 @@ def _begin(request: Request, processes: Processes) -> Begun:
 
 
 def _facts(request: Request, processes: Processes, sources: Sources, begun: Begun) -> dict[str, Any]:
-    """What checkpoints note of the run: processes and fingerprints of the data. The main process finds them."""
+    """The facts that checkpoints hold about the run: processes and fingerprints of the data. The main process only."""
     facts = {"processes": processes.count, **facts_of(request.config, sources, processes)}
     begun.check(request, facts)
     return facts
 
 
 def _open(request: Request, begun: Begun, loaded: Loaded, facts: Mapping[str, Any]) -> None:
-    """Say what will be done, and begin the run folder. The main process does."""
+    """Say what will be done, and write the first files of the run folder. Only the main process does this."""
     begun.check(request, facts)
     data = describe(loaded.rows, loaded.packs, request.config)
     request.say(str(loaded.plan))
@@ -159,8 +160,8 @@ def assembled(
     facts: Mapping[str, Any],
     checkpoint: Path | None,
 ) -> Loop:
-    """The loop, ready to run; random numbers are drawn from `training.seed` on."""
-    # With one seed for all, dropout would be the same in all processes.
+    """Make the loop, ready to run. The random states are set from `training.seed`."""
+    # With the same seed in all processes, dropout would be the same in all of them.
     set_seed(config.training.seed + processes.index)
     with processes.together():
         feed = Feed(config, loaded.packs or loaded.rows, loaded.collate, processes)
@@ -172,7 +173,7 @@ def assembled(
     if processes.main:
         reports = [RunLog(config.training.output / LOG, feed.rows_per_step), *reporters(config)]
     checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces)
-    say = tqdm.write if processes.main else _silent  # past the progress bar
+    say = tqdm.write if processes.main else _silent  # tqdm.write does not disturb the progress bar.
     objective = Objective(
         loaded.model,
         processes,
@@ -187,11 +188,12 @@ def assembled(
 
 @dataclass(frozen=True)
 class Ended:
-    """A run behind its last step.
+    """A run after its last step.
 
     Attributes:
-        seconds: since the loop began, in this process.
-        resumed: whether it went on from a checkpoint.
+        progress: state of the run at its end.
+        seconds: time since the loop began in this process.
+        resumed: whether the run went on from a checkpoint.
     """
 
     progress: Progress
@@ -200,13 +202,14 @@ class Ended:
 
 
 def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) -> Ended:
-    """All steps that are left.
+    """Run all remaining steps.
 
     Args:
-        estimate: batch -> the memory that it takes, for the line that is said where it was too little.
+        estimate: function batch -> text with the memory that it needs, for the error if memory runs out.
 
     Raises:
         Interrupted: if a signal has ended the run before its last step.
+        OutOfMemory: if memory has run out.
     """
     stop, training, started = loop.observers.stop, loop.config.training, time.monotonic()
     with stop.listening(), ExitStack() as closing:
@@ -220,7 +223,7 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
             rows = loop.feed.pieces.limit if loop.feed.pieces else training.batch_size
             found = estimate(loop.steps.in_hand[-1] if loop.steps.in_hand else None)
             line = out_of_memory(loop.progress.global_step + 1, rows, training, found)
-            line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # all processes raise it
+            line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # All processes raise it.
             raise line from None
     if stop.signal is not None and progress.global_step < progress.max_steps:
         step = progress.global_step
@@ -235,7 +238,7 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
 
 
 def _finish(loop: Loop, loaded: Loaded, ended: Ended) -> None:
-    """Write the result, and what it took."""
+    """Write the resulting adapter, and `complete.json` with the numbers of the run."""
     config, processes, progress = loop.config, loop.processes, ended.progress
     with processes.together():
         loop.checkpoints.check_finite(progress.global_step)
@@ -257,4 +260,4 @@ def _finish(loop: Loop, loaded: Loaded, ended: Ended) -> None:
 
 
 def _silent(line: str) -> None:
-    """`say` of a process that is not the main one."""
+    """Print nothing; the `say` of all processes but the main one."""

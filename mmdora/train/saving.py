@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whole ones, of adapters alone, that any number of processes may go on from."""
+"""Saves and restores a run. Its checkpoints hold adapters only, and any number of processes can go on from them."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
 
 
 class Checkpoints:
-    """Writes and reads them. All processes call each method together.
+    """Writes and reads the checkpoints of a run. All processes call each method together.
 
-    A checkpoint holds the adapter, what the optimizer keeps (`optimizer.pt`), the schedule (`scheduler.pt`), the
-    random numbers of each process (`rng_state.pth`, of several `rng_state_INDEX.pth`), `trainer_state.json`
-    (`Progress`) and `manifest.json`. With FSDP2 the files are those of one process. With DeepSpeed the optimizer is
-    in what DeepSpeed writes itself.
+    A checkpoint holds the adapter, the state of the optimizer (`optimizer.pt`), the schedule (`scheduler.pt`), the
+    random states (`rng_state.pth`, or `rng_state_INDEX.pth` of each of several processes), `trainer_state.json`
+    (`Progress`) and `manifest.json`. With FSDP2 the files are the same as those of a single process. With DeepSpeed the
+    state of the optimizer is in files of DeepSpeed's own.
 
     Args:
-        facts: what the manifest says about the run: fingerprints of base and data.
-        pieces: with `training.find_batch_size`, how many rows fit.
+        facts: facts about the run for the manifest: fingerprints of base and data.
+        pieces: holds the number of rows that fit; only with `training.find_batch_size`.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Checkpoints:
         """Write a checkpoint, and delete those that are neither among the newest nor the best.
 
         Raises:
-            MmdoraError: if a tensor is not finite, or there is no room; earlier checkpoints are as they were.
+            MmdoraError: if a tensor is not finite, or there is no room; earlier checkpoints are unchanged.
         """
         with self.processes.together():
             self.check_finite(progress.global_step)
@@ -68,7 +68,7 @@ class Checkpoints:
             progress.best_model_checkpoint = str(self.output / f"checkpoint-{step}")
         logged = losses.facts()
         with self.processes.together(), checkpoint.staged(self.output, step, main) as folder:
-            self.processes.any(False)  # an older `.saving` is gone before anyone writes
+            self.processes.any(False)  # All processes wait here until the main one has removed an older `.saving`.
             parts = _Parts(self.processes)
             parts.write(lambda: folder.mkdir(parents=True, exist_ok=True))
             self._write_adapter(folder, parts)
@@ -87,10 +87,10 @@ class Checkpoints:
                 checkpoint.rotate(written, self.config.training.keep, Path(best) if best else None)
 
     def restore(self, stored: Path, progress: Progress, losses: Losses) -> None:
-        """Everything but the adapter, which `prepare` has loaded, and the random numbers.
+        """Restore everything but the adapter, which `prepare` has loaded, and the random states.
 
         Raises:
-            MmdoraError: if a file holds what is no plain data.
+            MmdoraError: if a file holds anything but plain data.
         """
         manifest = json.loads((stored / MANIFEST).read_text(encoding="utf-8"))
         optimizer, state = self.trained.optimizer, None
@@ -108,14 +108,14 @@ class Checkpoints:
         progress.restore(stored)
 
     def restore_random_numbers(self, stored: Path, step: int, say: Callable[[str], None]) -> None:
-        """Draw on as the stopped run would have; where it had another number of processes, in a way of this one's."""
+        """Restore the random states of the stopped run; if the number of processes has changed, set new ones."""
         manifest = json.loads((stored / MANIFEST).read_text(encoding="utf-8"))
         if manifest.get("processes", 1) != self.processes.count:
             entropy = (abs(self.config.training.seed), step, self.processes.index)
             set_seed(int(np.random.SeedSequence(entropy).generate_state(1)[0]))
             say("another number of processes than before: dropout draws anew from here on")
             return
-        # what numpy's state is pickled with: an array of uint32, and the function that makes one
+        # The pickle of numpy's random state contains an array of uint32, so these have to be allowed.
         array: list[Any] = [np.empty(0).__reduce__()[0], np.ndarray, np.dtype, type(np.dtype(np.uint32))]
         with _plain_data_of(stored), torch.serialization.safe_globals(array):
             state = torch.load(stored / self._random_name(), weights_only=True)
@@ -129,11 +129,12 @@ class Checkpoints:
                 torch.cuda.set_rng_state(state["cuda"])
 
     def write_result(self, folder: Path, best: Path | None) -> None:
-        """The adapter of the run.
+        """Write the resulting adapter of the run.
 
         Args:
-            best: the checkpoint whose adapter it is; None: that of the model as it is. It is loaded already, unless
-                the parameters are spread over the processes: then its files are copied.
+            folder: the folder to write to.
+            best: the checkpoint whose adapter is the result; None if it is the model's current adapter. The best
+                adapter is already loaded into the model, unless the parameters are sharded: then its files are copied.
         """
         parts = _Parts(self.processes)
         if best is not None and self.processes.sharded:
@@ -145,7 +146,7 @@ class Checkpoints:
             parts.all_written()
 
     def check_finite(self, step: int) -> None:
-        """Raise an MmdoraError if an update made a parameter or what the optimizer keeps of it not finite."""
+        """Raise an MmdoraError if a trained parameter, or the optimizer's state of it, is not finite."""
         kept: Any = self.trained.optimizer.state
         for name, parameter in self.trained.model.named_parameters():
             state = {f"{name}'s {key}": value for key, value in kept.get(parameter, {}).items()}
@@ -185,8 +186,10 @@ class Checkpoints:
 
 
 class _Parts:
-    """What a process writes of a checkpoint. It meets the others within a save, so that a failure waits
-    until all have come to the end."""
+    """The parts of a checkpoint that this process writes.
+
+    Processes wait for one another within a save. So an error is kept, and raised only when all have come to the end.
+    """
 
     def __init__(self, processes: Processes):
         self.processes = processes
@@ -200,7 +203,7 @@ class _Parts:
                 self.failed = error
 
     def all_written(self) -> bool:
-        """Whether every process has written its own; raises what failed in this one."""
+        """Whether every process has written its parts; raises the error of this process, if there was one."""
         any_failed = self.processes.any(self.failed is not None)
         if self.failed is not None:
             raise self.failed

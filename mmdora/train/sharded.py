@@ -1,4 +1,4 @@
-"""Tensors spread over the processes (FSDP2's DTensors, ZeRO-3's partitions), put together for the files of a run."""
+"""Puts tensors that are sharded over processes (FSDP2's DTensors, ZeRO-3's partitions) together for saving."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ from mmdora.adapt.inject import adapted_modules, plan_of
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Inside, the parameters that adapter files are made of are whole in every process. All processes enter together.
+    """Inside the block, the parameters that go into adapter files are whole in every process.
 
-    Written to be read: what is written to a DTensor's stand-in is lost.
+    All processes have to enter together. The parameters may only be read: for DTensors they are copies, and writes to
+    them are lost.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -48,7 +49,8 @@ def _needed(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         return
     for module in adapted_modules(model).values():
         for leaf, parameter in module._parameters.items():
-            # where some modules have magnitudes, a LoRA module's file has the norms of its base weight's rows as one
+            # If some modules have magnitudes, the file of a LoRA module needs one too. It is made of the norms of the
+            # base weight's rows, so the base weight is needed as well.
             own = leaf not in (module.weight_name, module.bias_name)
             if parameter is not None and (own or (plan.has_magnitudes and leaf == module.weight_name)):
                 yield module, leaf
@@ -63,7 +65,7 @@ def whole_state(state: Any) -> Any:
 
 
 def spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The reverse, for `optimizer.load_state_dict`: each tensor spread as its parameter is."""
+    """The reverse of `whole_state`, for `optimizer.load_state_dict`: each tensor is sharded like its parameter."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]
     of = dict(zip(indices, parameters, strict=True))
@@ -82,5 +84,5 @@ def _like(value: Any, parameter: Tensor) -> Any:
 
 
 def local(value: Tensor) -> Tensor:
-    """This process's part."""
+    """This process's part of a tensor, which is the whole tensor if it is not sharded."""
     return value.to_local() if isinstance(value, DTensor) else value

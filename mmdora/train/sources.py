@@ -1,4 +1,4 @@
-"""What a run learns from and is evaluated on: one source, or one per task."""
+"""Opens the data that a run learns from and is evaluated on: one source, or one per task."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ class TaskFiles:
 
 
 Sources = Mapping[str, TaskFiles]
-ONLY = ""  # `Data.sources`' name of a source that is not one of several tasks
+ONLY = ""  # The name of the only source in `Data.sources` if there are no tasks.
 
 
 def read_sources(config: RunConfig) -> Sources:
     """Open every file.
 
     Raises:
-        MmdoraError: for a file that holds no records, or records that are held out and trained on.
+        MmdoraError: if a file holds no records, or if records are both held out and trained on.
     """
     data, sources = config.data, {}
     for name, settings in config.data.sources.items():
         held_out = read_records(settings.eval, settings.images) if settings.eval else None
         if data.stream:
-            train: Records | Shards = Shards(settings.train, settings.images)  # apart or not shows as the rows come
+            # A stream cannot be compared with the held-out records beforehand; `admit` does it row by row.
+            train: Records | Shards = Shards(settings.train, settings.images)
         else:
             train = read_records(settings.train, settings.images, max_turns=data.max_turns)
             if held_out is not None:
@@ -56,7 +57,7 @@ def read_sources(config: RunConfig) -> Sources:
 
 
 def facts_of(config: RunConfig, sources: Sources, processes: Processes) -> dict[str, Any]:
-    """What the order of the rows depends on, besides the config."""
+    """Facts, besides the config, that the order of the rows depends on: fingerprints of the files, and more."""
     facts: dict[str, Any] = {"data": {}}
     for source in sources.values():
         if source.settings.eval is not None:
@@ -71,7 +72,7 @@ def facts_of(config: RunConfig, sources: Sources, processes: Processes) -> dict[
 
 
 def rows_of(sources: Sources, family: Family, config: RunConfig, processes: Processes) -> Rows | TaskRows | Stream:
-    """The rows to learn, within the limit of length."""
+    """The rows to learn that are within the length limit."""
     data, seed = config.data, config.training.seed
     parts: dict[str, Rows] = {}
     for name, source in sources.items():
@@ -86,13 +87,13 @@ def rows_of(sources: Sources, family: Family, config: RunConfig, processes: Proc
 
 
 def held_out_of(sources: Sources, family: Family, config: RunConfig) -> Any:
-    """The rows whose loss is measured, by task where there are several; None without any."""
+    """The rows whose loss is measured; with several tasks, name of a task -> its rows; None if there are none."""
     held_out = {name: _held_out(name, source, family, config) for name, source in sources.items() if source.held_out}
     return held_out.get(ONLY, held_out or None)
 
 
 def answers_of(sources: Sources, processor: Any, config: RunConfig) -> dict[str, Answers]:
-    """What is answered at each evaluation, by the prefix of its metrics."""
+    """Prefix of metrics -> the records that are answered at each evaluation."""
     count, answers = config.data.eval_generate_rows, {}
     for name, source in sources.items():
         if source.held_out is None or count is None:
@@ -105,7 +106,7 @@ def answers_of(sources: Sources, processor: Any, config: RunConfig) -> dict[str,
 
 
 def describe(rows: Rows | TaskRows | Stream, packs: Packs | None, config: RunConfig) -> str:
-    """A line on the rows, and one per task."""
+    """A line that describes the rows, with the share of each task."""
     if isinstance(rows, Stream):
         files, buffer = len(rows.shards.files), config.data.shuffle_buffer or BUFFER
         return f"data: a stream of {files} {'file' if files == 1 else 'files'}, shuffled {buffer:,} rows at a time"

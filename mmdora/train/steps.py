@@ -1,4 +1,4 @@
-"""One optimizer step: forward and backward of its micro-batches, clip, look at the result, update."""
+"""One optimizer step: forward and backward of its micro-batches, clipping, a check that all is finite, the update."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from mmdora.train.times import StepTimes
 
 
 class Steps:
-    """Takes a run's steps, and keeps count of them.
+    """Takes the steps of a run and counts them.
 
     Args:
         trained: model, optimizer and schedule.
-        feed: where the micro-batches come from.
-        objective: the loss.
-        progress: counts steps, and tokens as floating point operations.
+        feed: gives the micro-batches.
+        objective: computes the loss.
+        progress: counts steps and floating-point operations.
         losses: sums the losses.
-        say: receives a line for each step that is left out, and each size of micro-batch that is too large.
+        say: receives a line for each step that is left out, and each time that the micro-batches are halved.
 
     Attributes:
-        times: where the time of a step goes.
-        in_hand: the batches of a step, until its gradients are known to be finite.
+        times: measures the phases of a step.
+        in_hand: batches of the current step, kept until its gradients are known to be finite.
     """
 
     def __init__(
@@ -54,21 +54,21 @@ class Steps:
         self.times = StepTimes(processes.device)
         self.in_hand: list[dict[str, Any]] = []
         self._flops_per_token = 6 * trained.model.num_parameters(exclude_embeddings=True)
-        self._tokens = 0  # in this process, since they were last counted
+        self._tokens = 0  # tokens in this process since `count_flops` was last called
 
     def begin(self) -> None:
-        """Get ready for the first step."""
-        # accelerate's state is global, and a run before this one may have ended in the middle of a step
+        """Prepare model and optimizer for the first step."""
+        # accelerate's state is global, and an earlier run may have ended in the middle of a step.
         self.processes.accelerator.sync_gradients = True
         self.trained.wrapped.train()
         self.trained.optimizer.zero_grad()
 
     def take(self, batches: list[dict[str, Any]]) -> tuple[Tensor | None, float]:
-        """One update from the micro-batches of a step.
+        """Make one update from the micro-batches of a step.
 
         Returns:
-            The norm of the gradient before it was clipped, or None where the step was left out; and the learning rate
-            of the first group of parameters.
+            The norm of the gradient before clipping (None if the step was left out), and the learning rate of the first
+            group of parameters.
         """
         self.times.mark(None)
         self.losses.begin_step()
@@ -99,12 +99,12 @@ class Steps:
     def _accumulate(self, batches: list[dict[str, Any]], items: Tensor | None) -> None:
         accelerator = self.processes.accelerator
         for number, batch in enumerate(batches, start=1):
-            accelerator.sync_gradients = last = number == len(batches)  # processes reduce gradients once a step
+            accelerator.sync_gradients = last = number == len(batches)  # Gradients are reduced once per step.
             with nullcontext() if last or self.processes.deepspeed else accelerator.no_sync(self.trained.wrapped):
                 self.one_pass(batch, items, len(batches))
 
     def one_pass(self, batch: dict[str, Any], items: Tensor | None, batches: int) -> None:
-        """Forward and backward of a batch as the collator made it; see `Objective.train`."""
+        """Run forward and backward of a batch as the collator made it; see `Objective.train`."""
         self.in_hand.append(batch)
         self.times.samples += batch.pop("samples", 0)
         self.times.mark("forward")
@@ -121,18 +121,19 @@ class Steps:
         self.losses.take_back()
 
     def gradient_norm(self) -> Any:
-        """The norm of the gradient of all processes, which is clipped to `training.max_grad_norm`; 0 clips nothing."""
+        """Clip the gradient to `training.max_grad_norm` (0: no clipping); gives its norm before, over all processes."""
         largest = self.training.max_grad_norm or float("inf")
         return self.processes.accelerator.clip_grad_norm_(self.trained.wrapped.parameters(), largest)
 
     def _finite(self, norm: Any) -> Any:
-        """`norm`; where it or a loss is not finite, None for a step that is left out.
+        """Give back `norm` if it and the losses are finite. Else the step is left out (None), or the run stops.
 
         Raises:
-            MmdoraError: if the run has to stop there, with the rows and the place where it began.
+            MmdoraError: if the run has to stop; the message names the rows and the place where it began.
         """
         batches, self.in_hand = self.in_hand, []
-        # one look at the device for both; after the reduction the norm is the same everywhere, the loss is not
+        # Adding both means waiting for the device only once. The norm is the same in all processes after the reduction,
+        # but the loss is not, so the processes have to agree.
         if not self.processes.any(not bool(torch.isfinite(self.losses.sum + norm))):
             return norm
         training, step, done = self.training, self.progress.global_step + 1, self.losses.skipped
@@ -141,7 +142,7 @@ class Steps:
         rows = f"rows {', '.join(self.feed.ids(self.progress.global_step))}"
         if training.on_nonfinite == "skip" and done < training.max_skipped:
             self.losses.leave_out()
-            self.trained.optimizer.zero_grad()  # without gradients the optimizer does nothing
+            self.trained.optimizer.zero_grad()  # Without gradients the optimizer's step does nothing.
             self.say(f"step {step} left out ({done + 1} of at most {training.max_skipped}): {found}; {rows}")
             return None
         places = self.processes.gathered(where_not_finite(self.trained.model, self.objective.again, batches))
@@ -156,7 +157,7 @@ class Steps:
         raise error
 
     def count_flops(self) -> None:
-        """Add those since the last call to `progress`."""
+        """Add the floating-point operations since the last call to `progress`."""
         tokens, self._tokens = sum(self.processes.gathered(self._tokens)), 0
         self.progress.total_flos += self._flops_per_token * tokens
 

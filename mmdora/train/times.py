@@ -1,4 +1,4 @@
-"""Where the time of a step goes, without making the device wait for it."""
+"""Measures how the time of a step divides into phases, without making host or device wait."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ PHASES = ("data", "forward", "backward", "optimizer")
 
 
 class StepTimes:
-    """Seconds of a step by phase: the mean over the steps since the last log.
+    """Seconds of each phase of a step: means over the steps since the last log.
 
-    `data` is what the host waits for the loader. The others are host time on a CPU; on CUDA they are the device's
-    own time between two marks in its stream (events, read when a log has waited for the loss anyway), so that
-    `data` costs nothing as long as the device has work left. Gradient clipping and the look at the norm count as
-    `optimizer`; saving and evaluation count nowhere.
+    `data` is the time that the host waits for the loader. On a CPU the other phases are host time. On CUDA they are the
+    device's time between two events in its stream, which are read when a log has waited for the loss anyway. So `data`
+    costs no real time as long as the device has work left. Gradient clipping and the check of the norm count as
+    `optimizer`; saving and evaluation do not count.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.samples = 0
-        """Rows seen since the last log, where a batch says how many it holds."""
+        """Rows since the last log, if batches say how many rows they hold (packed ones do)."""
         self._marks: list[tuple[str | None, float, Any]] = []
         self._steps = 0
 
     def mark(self, phase: str | None) -> None:
-        """End the phase that ran until now, and begin `phase`; None begins one that is not counted."""
+        """End the current phase and begin `phase`; None begins a time that is not counted."""
         event = None
         if self.device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)
@@ -40,7 +40,7 @@ class StepTimes:
         self._steps += 1
 
     def per_step(self) -> dict[str, float]:
-        """`data_s`, `forward_s`, `backward_s`, `optimizer_s`, and `samples_per_step` of packed rows; counts anew."""
+        """Give `data_s`, `forward_s`, `backward_s`, `optimizer_s` (and, packed, `samples_per_step`), and start anew."""
         if not self._steps:
             return {}
         spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)
