@@ -1,8 +1,8 @@
-"""VL-BART in the Auto classes of `transformers`, without importing `transformers`.
+"""Registers VL-BART with the Auto classes of `transformers`, without importing `transformers`.
 
-`import mmdora` must stay quick, so a finder waits for the modules of the Auto classes and registers once they
-are there. What it registers for models are stand-ins that import the real class when they are asked for one:
-`transformers` may still be in the middle of its own imports at that time.
+`import mmdora` must stay quick, so an import finder waits for the modules of the Auto classes and registers when they
+have been imported. For models it registers stand-ins, which import the real class when a model is made, because
+`transformers` may still be in the middle of its own imports when a module is registered.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ HOMES = {
 
 
 def register() -> None:
-    """Register with the Auto classes: those already imported at once, the others when they are."""
+    """Register with the Auto classes that are already imported, and with the others when they are imported."""
     for name, hook in HOOKS.items():
         if name in sys.modules:
             hook(sys.modules[name])
@@ -62,7 +62,7 @@ HOOKS = {
 
 
 def _stand_in(name: str, **attributes: Any) -> type:
-    """A class that hands its constructors on to the class `name`, imported then."""
+    """A class whose constructors import the class `name` and call the same constructor there."""
 
     def hand_on(method: str) -> Any:
         def call(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ def _stand_in(name: str, **attributes: Any) -> type:
 
 
 class _AfterImport(MetaPathFinder):
-    """Finds the modules of `HOOKS` as usual and calls their hook after they have run."""
+    """Finds the modules in `HOOKS` as usual, and calls the hook of each after the module has run."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None

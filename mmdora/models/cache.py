@@ -10,8 +10,8 @@ import inspect
 from transformers import GenerationMixin
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""Every name that a supported version knows, the newest first."""
+"""The names in all supported versions, the newest first."""
 
 _KNOWN = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"]).parameters
 CACHE = next(name for name in CACHE_NAMES if name in _KNOWN)
-"""The name that `generate` hands to a model's forward, and that the model's output has."""
+"""The name of the argument that `generate` passes to a model's forward, and of the value in the model's output."""

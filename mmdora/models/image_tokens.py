@@ -1,6 +1,6 @@
-"""One budget of tokens per image, in the terms of each processor.
+"""Applies one budget of tokens per image to any processor, in the terms of that processor's settings.
 
-What a processor then gives is not derived but counted, by its own rule, for pictures of many sizes.
+How many tokens a setting gives is not derived but counted, by the processor's own rule, for pictures of many sizes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ IN_MODEL = "image_grid_pinpoints"
 def set_image_tokens(processor: Any, budget: ImageTokens) -> ImageSettings:
     """Change the settings of a processor's images so that every picture of `SIZES` takes min to max tokens.
 
-    Resolution-true processors (Qwen2-VL to Qwen3-VL, GLM-4V) get the pixels of so many tokens, (patch merge)^2 each;
-    those that cut tiles (LLaVA-NeXT, LLaVA-OneVision, Idefics3, SmolVLM, InternVL) or scale the longest edge
-    (Pixtral) the largest setting of theirs that keeps the maximum, never above their own.
+    Processors that keep the resolution (Qwen2-VL to Qwen3-VL, GLM-4V) are given a number of pixels: (patch merge)^2 for
+    each token. Processors that cut tiles (LLaVA-NeXT, LLaVA-OneVision, Idefics3, SmolVLM, InternVL) or scale the
+    longest edge (Pixtral) are given the largest setting that keeps within the maximum, but never more than their own.
 
     Returns:
-        What was changed, by name; nothing where the count is fixed and inside the budget (LLaVA-1.5).
+        The changed settings by name; none if the number of tokens is fixed and within the budget (LLaVA-1.5).
 
     Raises:
-        MmdoraError: if it cannot be; with the counts that the processor gives.
+        MmdoraError: if the processor cannot keep within the budget; the message gives the counts that it can give.
     """
     if budget.min is None and budget.max is None:
         return {}
@@ -65,16 +65,16 @@ def set_image_tokens(processor: Any, budget: ImageTokens) -> ImageSettings:
 
 
 def set_in_model(model: Any, settings: ImageSettings) -> None:
-    """Tell a model what it has to know of its processor's settings."""
+    """Copy to a model's config those settings of its processor that the model needs too."""
     if IN_MODEL in settings and hasattr(model.config, IN_MODEL):
         setattr(model.config, IN_MODEL, settings[IN_MODEL])
 
 
 def write_image_tokens(folder: Path, settings: ImageSettings, *, trust_remote_code: bool = False) -> None:
-    """Put changed settings into the files of a checkpoint.
+    """Write changed settings into the files of a checkpoint.
 
     Raises:
-        MmdoraError: if what is read back from them is not what was set.
+        MmdoraError: if the settings that are read back from the files are not those that were set.
     """
     if not settings:
         return
@@ -93,18 +93,18 @@ def write_image_tokens(folder: Path, settings: ImageSettings, *, trust_remote_co
 
 
 def _for_file(part: dict[str, Any], settings: ImageSettings, model: bool) -> ImageSettings:
-    """What of the settings belongs there, in that file's words."""
+    """The settings that belong in one file, under the names that this file uses."""
     if model:
         return {IN_MODEL: settings[IN_MODEL]} if IN_MODEL in part and IN_MODEL in settings else {}
     if not any(name in part for name in (*settings, "image_processor_type", "min_pixels", "max_pixels")):
         return {}
     values = {name: _plain(value) for name, value in settings.items()}
-    pixels = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # older files say it so, beside or instead
+    pixels = {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}  # Older files have these names, too or only.
     return values | {old: values["size"][new] for old, new in pixels.items() if old in part and "size" in values}
 
 
 def _counts(processor: Any) -> tuple[int, int]:
-    """The fewest and the most tokens of an image."""
+    """The fewest and the most tokens that the processor gives for a picture of `SIZES`."""
     try:
         counts = family_of(processor).image_tokens(SIZES)
     except MmdoraError as error:
@@ -113,7 +113,7 @@ def _counts(processor: Any) -> tuple[int, int]:
 
 
 def _candidates(images: Any, least: int, most: int | None) -> Iterator[ImageSettings]:
-    """Settings to try, those with the most tokens first."""
+    """Yield the settings to try, those with the most tokens first."""
     size = _plain(getattr(images, "size", None) or {})
     patch = getattr(images, "patch_size", None)
     if {"shortest_edge", "longest_edge"} <= size.keys() and hasattr(images, "merge_size") and isinstance(patch, int):
@@ -135,7 +135,7 @@ def _candidates(images: Any, least: int, most: int | None) -> Iterator[ImageSett
 
 
 def _pixels(images: Any, size: Mapping[str, int], pixels: int, least: int, most: int | None) -> Iterator[ImageSettings]:
-    """Pixels of so many tokens; GLM-4V counts those of the frames that an image is repeated to."""
+    """Yield settings in pixels. GLM-4V repeats an image to several frames and counts the pixels of all of them."""
     for frames in (getattr(images, "temporal_patch_size", 1), 1):
         longest = size["longest_edge"] if most is None else most * pixels * frames
         shortest = least * pixels * frames if least else min(size["shortest_edge"], longest)
@@ -143,7 +143,7 @@ def _pixels(images: Any, size: Mapping[str, int], pixels: int, least: int, most:
 
 
 def _grids(pinpoints: list[list[int]], least: int) -> Iterator[ImageSettings]:
-    """The grids up to an area, and then from an area where there is a minimum."""
+    """Yield lists of grids whose area is at most some value and, if there is a minimum, at least some value."""
     areas = sorted({height * width for height, width in pinpoints})
     for highest in reversed(areas):
         for lowest in areas[: areas.index(highest) + 1] if least else areas[:1]:
@@ -157,7 +157,7 @@ def _set(images: Any, settings: ImageSettings) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """As in a file: a `SizeDict` is a dict without what is not given."""
+    """A value as it stands in a file: a `SizeDict` becomes a dict without the sizes that are not set."""
     if not is_dataclass(value) or isinstance(value, type):
         return value
     return {k: v for k, v in asdict(value).items() if v is not None}

@@ -1,4 +1,4 @@
-"""Opening models: a bundled name, a hub id, a checkpoint folder, an adapter or a run."""
+"""Opens models by a bundled name, a hub id, a checkpoint folder, an adapter or a run."""
 
 from __future__ import annotations
 
@@ -31,13 +31,17 @@ def load(
     """Open a model and its processor, ready for inference (`eval()` mode).
 
     Args:
-        name: bundled name, hub id, checkpoint folder, or adapter/run folder (base plus adapter); or what
-            `locate` found one of these to be. Or what to compose:
-            {"vision": "open_clip:ViT-L-14-336/openai", "language": "Qwen/Qwen2.5-0.5B-Instruct"}; the projector is new.
-        dtype: "fp32", "bf16" or "fp16" for the weights, whatever the file holds.
-        device: where to put the model; None leaves it on the CPU.
-        trust_remote_code: run code that a checkpoint brings along; off unless you ask.
-        image_tokens: of each image; default: what the adapter was trained with, else the processor's own.
+        name: bundled name, hub id, checkpoint folder, or adapter or run folder (which gives base plus adapter); or the
+            `Location` that `locate` gives for one of these. Or a recipe to compose a model with a new projector:
+            {"vision": "open_clip:ViT-L-14-336/openai", "language": "Qwen/Qwen2.5-0.5B-Instruct"}.
+        dtype: "fp32", "bf16" or "fp16" for the weights, whatever dtype the file has.
+        device: device to put the model on; None leaves it on the CPU.
+        trust_remote_code: whether to run code that a checkpoint brings along.
+        image_tokens: budget of tokens for each image; by default the one that the adapter was trained with, or else the
+            processor's own.
+
+    Returns:
+        The model and its processor.
 
     Raises:
         MmdoraError: if there is no such model, or it is no image-text-to-text model.
@@ -79,7 +83,7 @@ def _composed(
     device: str | torch.device | None,
     budget: ImageTokens | None,
 ) -> tuple[Any, Any]:
-    from mmdora.models.llava.compose import compose  # imports what only a composed base needs
+    from mmdora.models.llava.compose import compose  # Only a composed base needs this.
 
     if not isinstance(recipe, Compose):
         recipe = validate(Compose, dict(recipe), where=lambda key: "mmdora.load")
@@ -90,10 +94,10 @@ def _composed(
 
 
 def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: ImageTokens | None = None) -> Any:
-    """The processor of a base alone.
+    """Open the processor of a base without its model.
 
     Raises:
-        MmdoraError: if there is no such model, it has no processor, or that cannot keep to `image_tokens`.
+        MmdoraError: if there is no such model, it has no processor, or the processor cannot keep within `image_tokens`.
     """
     with no_bars(), _one_line(name):
         processor = AutoProcessor.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
@@ -102,18 +106,20 @@ def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: 
 
 
 def load_generation_config(name: str) -> GenerationConfig | None:
-    """The generation config of a base from its own file; None for a base without one."""
+    """The generation config in a base's own file; None for a base without such a file."""
     try:
         return GenerationConfig.from_pretrained(resolve(name))
-    except (OSError, ValueError):  # transformers raises these where there is no such file, or one it cannot read.
+    except (OSError, ValueError):  # transformers raises these if there is no such file, or one that it cannot read.
         return None
 
 
 def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The model `name` with its shapes and no memory (each parameter is one expanded zero); reads its config only.
+    """The model `name` with its shapes but without memory: each parameter is one zero, expanded.
+
+    Only the config of the model is read.
 
     Raises:
-        MmdoraError: if there is no such model, or it is an adapter.
+        MmdoraError: if there is no such model, or if it is an adapter.
     """
     if adapter_folder(name) is not None:
         raise MmdoraError(f"{name}: is an adapter; inspect its base, or read the plan.txt of its run")
@@ -131,7 +137,10 @@ def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
 
 @contextmanager
 def no_bars() -> Iterator[None]:
-    """Without transformers' own progress bars, which count tensors: one of 13 GB moves as far as one of 2 kB."""
+    """Hide transformers' own progress bars inside the block.
+
+    They count tensors, and one of 13 GB moves the bar as far as one of 2 kB.
+    """
     shown = is_progress_bar_enabled()
     disable_progress_bar()
     try:
@@ -143,7 +152,7 @@ def no_bars() -> Iterator[None]:
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """What transformers says of a base it cannot open, as one line with what to do about it."""
+    """Turn the errors of transformers about a base into an MmdoraError of one line that says how to mend it."""
     try:
         check_folder(folder := Path(resolve(name)))
         yield

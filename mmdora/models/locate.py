@@ -1,6 +1,6 @@
-"""What a name on the command line stands for: a bundled base, a hub id, a checkpoint, an adapter or a run.
+"""Finds out what a name stands for: a bundled base, a hub id, a checkpoint, an adapter or a run.
 
-`locate` finds it once, where the name comes in; what follows passes the `Location` on and does not ask again.
+`locate` does so once, where the name comes in. All later code is given the `Location` and does not ask again.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from mmdora.files import ordinary, read_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
 RUN_CONFIG = "config.yaml"
-"""The file of a run folder that holds the whole configuration of the run."""
+"""The file in a run folder that holds the whole configuration of the run."""
 
 
 @dataclass(frozen=True)
 class Location:
-    """What a name stands for.
+    """The base, and the adapter and run if there are any, that a name stands for.
 
     Attributes:
-        name: as it was given.
-        base: the name of the base: bundled, a hub id, or a checkpoint folder. It is `name` where that is no adapter.
-        adapter: the folder of the adapter's files; None for a plain base.
-        run: the folder of the run that the adapter lies in, if its config is there.
-        image_tokens: how many tokens of each image the adapter was trained with.
+        name: the name as it was given.
+        base: name of the base: a bundled name, a hub id, or a checkpoint folder. It is `name` if that is no adapter.
+        adapter: folder with the adapter's files; None for a plain base.
+        run: folder of the run that the adapter belongs to; None if there is no such folder with a config.
+        image_tokens: budget of tokens per image that the adapter was trained with.
     """
 
     name: str
@@ -38,15 +38,15 @@ class Location:
 
     @property
     def source(self) -> str:
-        """What transformers opens the base by: a folder, which a bundled name is too, or a hub id."""
+        """The folder or hub id by which transformers can open the base; for a bundled name it is a folder."""
         return resolve(self.base)
 
 
 def locate(name: str | Path) -> Location:
-    """Find out what `name` is. Whatever holds no adapter is taken for a base; opening it shows whether it is one.
+    """Find out what `name` stands for. A name without an adapter is taken for a base; opening it will tell.
 
     Raises:
-        MmdoraError: an adapter that is a pickle, whose files are damaged, or none of whose files names the base.
+        MmdoraError: if the adapter is a pickle, if its files are damaged, or if none of them names the base.
     """
     adapter = adapter_folder(name)
     if adapter is None:
@@ -56,7 +56,7 @@ def locate(name: str | Path) -> Location:
 
 
 def bundled() -> tuple[str, ...]:
-    """Names of the bases that this package carries."""
+    """The names of the bases that come with this package."""
     return tuple(sorted(folder.parent.name for folder in ASSETS.glob("*/config.json")))
 
 
@@ -66,26 +66,26 @@ def resolve(name: str) -> str:
 
 
 def adapter_folder(name: str | Path) -> Path | None:
-    """The adapter that `name` is (an adapter folder) or holds (a run folder), or None.
+    """The folder of the adapter: `name` itself, or a folder in it if `name` is a run; None if there is no adapter.
 
     Raises:
-        MmdoraError: the adapter is a pickle.
+        MmdoraError: if the adapter is a pickle.
     """
     for folder in (Path(name), Path(name) / "adapter"):
         try:
             if (folder / WEIGHTS).is_file():
                 return folder
-        except (OSError, ValueError):  # the name is no path: it is too long, or has a NUL
+        except (OSError, ValueError):  # The name cannot be a path: it is too long, or contains a NUL.
             return None
         refuse_pickle(folder)
     return None
 
 
 def image_tokens_of(adapter: Path) -> ImageTokens:
-    """How many tokens of each image an adapter was trained with, from its own files.
+    """The budget of tokens per image that an adapter was trained with, from its own files.
 
     Raises:
-        MmdoraError: the file is damaged.
+        MmdoraError: if the file is damaged.
     """
     if not (adapter / OURS).is_file():
         return ImageTokens()
@@ -94,7 +94,10 @@ def image_tokens_of(adapter: Path) -> ImageTokens:
 
 
 def check_folder(folder: Path) -> None:
-    """Raise if a checkpoint's folder holds what would make a reader wait, or an index of shards that lie elsewhere."""
+    """Raise an MmdoraError if a checkpoint's folder is not safe to read.
+
+    It must hold no special file (a pipe would make a reader wait), and no index may name files outside of the folder.
+    """
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.is_dir():
             ordinary(path, "file of a checkpoint")

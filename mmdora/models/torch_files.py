@@ -1,4 +1,4 @@
-"""Other projects' PyTorch files: tensors by name, and nothing that could run."""
+"""Reads PyTorch files of other projects, without running any code that they may contain."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmdora.errors import MmdoraError
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """A `state_dict` that `torch.save` wrote, on the CPU; `weights_only`, so its pickle runs no code.
+    """Read a `state_dict` that `torch.save` wrote, to the CPU. With `weights_only` its pickle cannot run code.
 
     Raises:
-        MmdoraError: if it cannot be read, or holds anything but tensors by name.
+        MmdoraError: if the file cannot be read, or holds anything but names and tensors.
     """
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)

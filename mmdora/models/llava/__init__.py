@@ -1,1 +1,1 @@
-"""LLaVA: composing one of a vision tower, a new projector and a language model."""
+"""Composes a LLaVA of a vision tower, a projector and a language model."""

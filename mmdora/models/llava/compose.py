@@ -1,7 +1,7 @@
-"""A LLaVA of one's own: an image tower, a projector, and a causal language model of `transformers`.
+"""Composes a LLaVA of an image tower, a new projector, and a causal language model of `transformers`.
 
-The result is a `LlavaForConditionalGeneration`, an ordinary checkpoint; its projector has learned nothing yet, which is
-what LLaVA's first stage is for (`configs/compose_llava.yaml`).
+The result is a `LlavaForConditionalGeneration`, an ordinary checkpoint. Its projector has not learned anything yet;
+LLaVA's first stage trains it (`configs/compose_llava.yaml`).
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
-# Images come first in their message. LLaVA tokenises what follows an image on its own, and a SentencePiece
-# tokenizer then sets its word mark before the line break: the blank after <image> gives the same two tokens.
+# Images come first in their message. LLaVA tokenises the text after an image by itself, so that a SentencePiece
+# tokenizer puts its word mark before the line break. Here the blank after <image> gives the same two tokens.
 LLAVA_V1 = (
     "{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'][0]['text'] }}{% else %}" + SYSTEM + "{% endif %}"
     "{{ ' ' }}{% for message in messages %}"
@@ -60,22 +60,23 @@ AS_TEXT = (
     "{%- set found.messages = found.messages + [dict(message, content=words)] -%}"
     "{%- endfor -%}{%- set messages = found.messages -%}"
 )
-"""Before a language model's own template, which expects texts: the parts of each message as one, images first."""
+"""The beginning of a template that ends with a language model's own template. That one expects each message as a text,
+so this joins the parts of each message into a text, images first."""
 
-VOCABULARY_STEP = 64  # the rows of the embedding are a multiple of it
-PROBE = 8  # tokens of the text that shows whether the language model says what it said alone
+VOCABULARY_STEP = 64  # The rows of the embedding are a multiple of 64, which matrix products on GPUs are fastest with.
+PROBE = 8  # Tokens of the text on which the language model is compared with itself inside of LLaVA.
 RECIPE = "compose.json"
 
 
 def compose(recipe: Compose, *, seed: int = 0) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """A LLaVA as a recipe has it, in the dtype of the language model's files, with a new projector.
+    """Make the LLaVA of a recipe, in the dtype of the language model's files, with a new projector.
 
     Raises:
-        MmdoraError: if tower or language model cannot be loaded, or LLaVA cannot be made of them.
+        MmdoraError: if tower or language model cannot be loaded, or if no LLaVA can be made of them.
     """
     where = f"language {recipe.language!r}"
     try:
-        AutoConfig.from_pretrained(recipe.language)  # a wrong name shows before the tower is loaded
+        AutoConfig.from_pretrained(recipe.language)  # This finds a wrong name before the tower is loaded.
         tokenizer = AutoTokenizer.from_pretrained(recipe.language)
     except (OSError, ValueError, KeyError) as error:
         raise MmdoraError(f"{where}: cannot be loaded: {' '.join(str(error).split())[:300]}") from None
@@ -106,7 +107,7 @@ def compose_into(folder: Path, recipe: Compose, seed: int, say: Callable[[str], 
     """Write a composed base, unless it is there already.
 
     Raises:
-        MmdoraError: as `compose`; or if what is there was made of something else.
+        MmdoraError: in the cases of `compose`, or if the folder holds a base that was composed of something else.
     """
     made_from = asdict(recipe) | {"seed": seed}
     if folder.exists():
@@ -129,24 +130,28 @@ def compose_into(folder: Path, recipe: Compose, seed: int, say: Callable[[str], 
 def assemble(
     language: Any, tokenizer: Any, tower: Tower, template: str, projector: dict[str, Tensor] | None = None
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model, in the dtype of `language`, and its processor; `language` and `tokenizer` get the image token.
+    """Make the model, in the dtype of `language`, and its processor.
+
+    The image token is added to `language` and `tokenizer` in place.
 
     Args:
         language: a causal language model with its head.
+        tower: the image tower.
         template: the chat template, with one `<image>` per image.
-        projector: linear_1 and linear_2; None: new, as `transformers` begins.
+        projector: tensors of linear_1 and linear_2; None for new ones, initialised as by `transformers`.
 
     Raises:
-        MmdoraError: if it would not say the same inside of a LLaVA, or its tokenizer has no end token.
+        MmdoraError: if the language model gives other logits inside of a LLaVA, or its tokenizer has no end token.
     """
     if tokenizer.eos_token is None:
         raise MmdoraError("its tokenizer has no end token, so that no answer would end")
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token  # LLaVA pads with unk
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token  # LLaVA pads with unk.
     _widen(language, len(tokenizer))
     base, head = language.base_model, language.get_output_embeddings()
     tied = bool(language.config.tie_word_embeddings) and hasattr(base, "embed_tokens")
-    if not tied and head.weight is language.get_input_embeddings().weight:  # LLaVA would not find the other name
+    # The weight is shared although the config does not say so, and LLaVA would find it under one of its names only.
+    if not tied and head.weight is language.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
     config = LlavaConfig(
         vision_config=tower.module.config.to_dict(),
@@ -190,7 +195,7 @@ def assemble(
 
 
 def processor_of(tokenizer: Any, tower: Tower, template: str) -> LlavaProcessor:
-    """Pictures padded to a square with their mean colour, then `side` pixels wide, by Pillow as LLaVA's are."""
+    """The processor: Pillow, as in LLaVA, pads pictures to a square with their mean colour and scales it to `side`."""
     pictures = LlavaImageProcessorPil(
         do_pad=True,
         size={"shortest_edge": tower.side},
@@ -209,7 +214,7 @@ def processor_of(tokenizer: Any, tower: Tower, template: str) -> LlavaProcessor:
 
 
 def _check_template(processor: Any, where: str) -> None:
-    """Raise if answers of several turns could not be told from prompts."""
+    """Raise an MmdoraError if in a conversation of several turns answers could not be told from prompts."""
     picture, text = {"type": "image"}, {"type": "text", "text": "What is this?"}
     turns = [
         {"role": "user", "content": [picture, text]},
@@ -225,7 +230,7 @@ def _check_template(processor: Any, where: str) -> None:
 
 
 def _widen(language: Any, tokens: int) -> None:
-    """Rows for the new tokens: the mean of the others, whose logit is the mean and so never the largest."""
+    """Add rows for the new tokens, in place. Each is the mean of the others, so its logit is never the largest."""
     known = language.config.vocab_size
     if tokens <= known:
         return

@@ -1,11 +1,11 @@
-"""LLaVA-1.5 as it is before instruction tuning: a language model, a CLIP tower, LLaVA's pretrained projector.
+"""Makes LLaVA-1.5 as it is before instruction tuning: a language model, a CLIP tower, LLaVA's pretrained projector.
 
 `python -m mmdora.models.llava.from_parts OUT --language lmsys/vicuna-7b-v1.5 --tower
 openai/clip-vit-large-patch14-336 --projector mm_projector.bin`
 
-The projector is the file that LLaVA's first stage saves, for Vicuna-7B-v1.5 the hub's
+The projector is the file that LLaVA's first stage saves; for Vicuna-7B-v1.5 it is on the hub as
 liuhaotian/llava-v1.5-mlp2x-336px-pretrain-vicuna-7b-v1.5. Prompt and pictures follow LLaVA's `v1` conversation
-and its `image_aspect_ratio: pad`, as its training and its evaluation scripts set them
+and its `image_aspect_ratio: pad`, as LLaVA's training and evaluation scripts set them
 (https://github.com/haotian-liu/LLaVA: llava/conversation.py, conv_vicuna_v1; llava/mm_utils.py, expand2square and
 tokenizer_image_token; scripts/v1_5/finetune.sh). The result is an ordinary checkpoint of `transformers`.
 """
@@ -33,20 +33,23 @@ from mmdora.models.llava.tower import Tower
 from mmdora.models.torch_files import read_state
 
 PROJECTOR = {"0": "linear_1", "2": "linear_2"}
-"""LLaVA's two-layer projector is an nn.Sequential with a GELU between."""
+"""Index in LLaVA's projector -> name in `transformers`. The projector is an nn.Sequential: linear, GELU, linear."""
 
 
 def compose(
     language: Any, tokenizer: Any, tower: CLIPVisionModel, projector: dict[str, Tensor]
 ) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
-    """The model, in the dtype of `language`, and its processor; `language` and `tokenizer` get the image token.
+    """Make the model, in the dtype of `language`, and its processor.
+
+    The image token is added to `language` and `tokenizer` in place.
 
     Args:
         language: a Llama with its head.
-        projector: linear_1 and linear_2, see `read_projector`.
+        projector: tensors of linear_1 and linear_2, as `read_projector` gives them.
 
     Raises:
-        MmdoraError: if the projector is not of the width of both, or the tokenizer sets no start token.
+        MmdoraError: if the projector does not fit the widths of tower and language model, or if the tokenizer sets no
+            start token.
     """
     vision: Any = tower.config
     hidden, seen, side, patch = language.config.hidden_size, vision.hidden_size, vision.image_size, vision.patch_size

@@ -1,4 +1,4 @@
-"""Image towers that a LLaVA can be made of, by name: of open_clip, or CLIP's and SigLIP's of `transformers`."""
+"""Opens image towers for a LLaVA by name: towers of open_clip, or CLIP's and SigLIP's of `transformers`."""
 
 from __future__ import annotations
 
@@ -11,21 +11,24 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPVisionModel, Siglip
 from mmdora.errors import MmdoraError
 
 OPEN_CLIP = "open_clip:"
-FOLDERS = ("hf-hub:", "local-dir:")  # names of open_clip that say themselves where the weights are
+FOLDERS = ("hf-hub:", "local-dir:")  # Names in open_clip that begin so name the place of the weights too.
 KINDS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 LAYER = -2
-"""Whose patches the projector reads, in LLaVA; towers that cannot be converted have their last tokens alone."""
+"""Index of the hidden states that LLaVA's projector reads: the last but one. Towers that cannot be converted to a
+`CLIPVisionModel` only give their last ones."""
 
 
 @dataclass(frozen=True)
 class Tower:
-    """A tower with its weights, and what LLaVA has to know of it.
+    """A tower with its weights, and the facts that LLaVA has to know about it.
 
     Attributes:
-        side, patch: of the square picture and of a token, in pixels.
-        mean, std: of the pictures' channels.
-        layer: index of the hidden states that are read.
-        class_token: whether a token that is no patch comes first.
+        module: the tower.
+        side: side of the square picture, in pixels.
+        patch: side of the square that becomes a token, in pixels.
+        mean, std: mean and standard deviation by which the three channels of pictures are normalised.
+        layer: index of the hidden states that the projector reads.
+        class_token: whether the first token is no patch.
     """
 
     module: Any
@@ -38,13 +41,13 @@ class Tower:
 
 
 def open_tower(name: str) -> Tower:
-    """A tower by `open_clip:NAME/TAG`, `open_clip:NAME/FILE`, or the hub id or folder of a CLIP or SigLIP.
+    """Open a tower by `open_clip:NAME/TAG`, `open_clip:NAME/FILE`, or the hub id or folder of a CLIP or SigLIP.
 
     A ViT of CLIP's architecture becomes a `CLIPVisionModel`, which needs nothing but `transformers`. Other towers of
-    open_clip stay what they are: `import mmdora` then comes before loading.
+    open_clip are kept as they are. To load a LLaVA with such a tower, `import mmdora` has to come first.
 
     Raises:
-        MmdoraError: if there is no such tower, its weights cannot be read, or its tokens make no square.
+        MmdoraError: if there is no such tower, its weights cannot be read, or its tokens do not form a square.
     """
     return _open_clip(name) if name.startswith(OPEN_CLIP) else _stock(name)
 
@@ -64,7 +67,7 @@ def _open_clip(name: str) -> Tower:
     config = tower_config(model, tag)
     tower = OpenClipVisionModel(config)
     tower.refer()
-    config.pretrained = config.sha256 = None  # from here on the weights are the checkpoint's
+    config.pretrained = config.sha256 = None  # The weights will be in the checkpoint, so it must not refer elsewhere.
     images: Any = image_processor(config)
     colours: Any = {"mean": tuple(images.image_mean), "std": tuple(images.image_std)}
     if (clip := as_clip(tower.visual)) is not None:

@@ -1,1 +1,1 @@
-"""Vision towers of open_clip as modules of transformers."""
+"""Makes vision towers of open_clip available as models of transformers."""

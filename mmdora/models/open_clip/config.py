@@ -1,4 +1,4 @@
-"""The config of an open_clip image tower; it knows neither open_clip nor torch."""
+"""The config of an open_clip image tower. It can be read without open_clip and torch."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from transformers.configuration_utils import PreTrainedConfig
 
 
 class OpenClipVisionConfig(PreTrainedConfig):
-    """An image tower of open_clip, or (without `vision_cfg`) features that were computed before.
+    """Describes an image tower of open_clip or, without `vision_cfg`, features that were computed beforehand.
 
     `mmdora.models.open_clip.tower.tower_config` fills it in from a name of open_clip.
 
     Attributes:
         open_clip_name: name in open_clip's registry ("RN101"); None for a tower that is not in it.
-        pretrained: the weights' reference: a tag of open_clip ("openai") or a file. A checkpoint then holds no
-            weights of the tower. None: the weights are in the checkpoint.
-        sha256: of the weights that `pretrained` gave when the checkpoint was written.
-        embed_dim, vision_cfg, quick_gelu: as in open_clip's own model configs.
-        feature: "grid" for the map before the pooling, "pooled" for the image embedding.
-        grid: adaptive max pool of the map to `grid` x `grid` tokens; None keeps every position.
+        pretrained: place of the weights: a tag of open_clip ("openai") or a file. A checkpoint then holds no weights of
+            the tower. None means that the weights are in the checkpoint.
+        sha256: checksum of the weights that `pretrained` gave when the checkpoint was written.
+        embed_dim, vision_cfg, quick_gelu: values as in open_clip's own model configs.
+        feature: "grid" for the map before pooling, "pooled" for the image embedding.
+        grid: side of the grid of tokens that the map is reduced to by an adaptive max pool; None keeps every position.
         hidden_size: width of a token.
-        image_tokens: tokens of an image; None without a tower.
+        image_tokens: number of tokens of an image; None without a tower.
     """
 
     model_type = "open_clip_vision"
@@ -45,5 +45,5 @@ class OpenClipVisionConfig(PreTrainedConfig):
 
     @property
     def image_size(self) -> int | None:
-        """Side of the square image the tower takes, in pixels; None without a tower."""
+        """Side in pixels of the square image that the tower takes; None without a tower."""
         return self.vision_cfg.get("image_size", 224) if self.vision_cfg else None

@@ -1,4 +1,4 @@
-"""An open_clip ViT of CLIP's architecture as the `CLIPVisionModel` of `transformers`: the same numbers, other names."""
+"""Converts an open_clip ViT of CLIP's architecture to transformers' `CLIPVisionModel`: same numbers, other names."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ INSIDE = {
     "mlp.c_proj.": "mlp.fc2.",
 }
 FUSED = "attn.in_proj_"
-"""Query, key and value projections, one below the other."""
+"""The beginning of the names of tensors that hold the query, key and value projections one below the other."""
 BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 
 
@@ -35,7 +35,7 @@ def as_clip(visual: nn.Module) -> CLIPVisionModel | None:
     """The tower with its weights; None if it is not of CLIP's architecture (ModifiedResNet, timm, LayerScale, …).
 
     Args:
-        visual: of open_clip, with or without the head that makes the embedding.
+        visual: a tower of open_clip, with or without the head that makes the embedding.
     """
     if not isinstance(visual, VisionTransformer) or visual.attn_pool is not None:
         return None
@@ -72,7 +72,7 @@ def as_clip(visual: nn.Module) -> CLIPVisionModel | None:
 
 
 def _activation(block: Any) -> str | None:
-    """What `transformers` calls the activation of a block; None if the block is none of CLIP's."""
+    """The name in `transformers` of a block's activation; None if the block does not occur in CLIP."""
     if not isinstance(block, ResidualAttentionBlock):
         return None
     gelu = block.mlp.get_submodule("gelu")
@@ -82,8 +82,8 @@ def _activation(block: Any) -> str | None:
 
 
 def _named(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
-    """A tensor of open_clip under its name or names in `transformers`; None if there is none."""
-    if name == "proj":  # of the embedding
+    """Name in `transformers` -> tensor, for a tensor of open_clip (it may become several); None if it has no place."""
+    if name == "proj":  # Only the image embedding needs this projection.
         return {}
     if name in OUTSIDE:
         return {OUTSIDE[name]: tensor}

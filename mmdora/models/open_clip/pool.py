@@ -1,4 +1,4 @@
-"""The attention pool of open_clip's ResNets with its projections called."""
+"""The attention pool of open_clip's ResNets, changed so that its projections are called and can be adapted."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from torch import Tensor
 
 
 class AttentionPool(AttentionPool2d):
-    """open_clip's pool reads the weights of `q_proj`, `k_proj`, `v_proj` and `c_proj`; here they are called.
+    """open_clip's attention pool, which calls `q_proj`, `k_proj`, `v_proj` and `c_proj` as modules.
 
-    So they can be adapted. Parameters, their names and the function are open_clip's; of the queries only the map's
-    mean, whose answer is the embedding, is projected.
+    open_clip's own class only reads their weights, so adapters in them would have no effect. The parameters, their
+    names and the result are the same as open_clip's. Only the query of the map's mean is computed, because the output
+    for it is the embedding.
     """
 
     def forward(self, x: Tensor) -> Tensor:

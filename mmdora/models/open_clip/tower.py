@@ -1,6 +1,6 @@
-"""An image tower of open_clip as a `PreTrainedModel` that gives tokens: ModifiedResNet, ViT, timm.
+"""Wraps an image tower of open_clip (ModifiedResNet, ViT, timm) as a `PreTrainedModel` that gives tokens.
 
-Its modules keep open_clip's names below `visual.`; the head that the tokens do not pass is left out.
+The modules keep open_clip's names below `visual.`. A head that the tokens do not pass through is left out.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from mmdora.models.open_clip.config import OpenClipVisionConfig
 from mmdora.models.open_clip.pool import AttentionPool
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
-"""open_clip builds a tower only together with a text side, which is thrown away."""
+"""Config of a tiny text side: open_clip builds a tower only together with one, and it is thrown away."""
 
 
 class OpenClipVisionModel(PreTrainedModel):
-    """Pixels to tokens. Batch norms keep their statistics, whatever the mode: the tower is meant to be frozen.
+    """Turns pixels into tokens. The tower is meant to be frozen, so its batch norms keep their statistics in any mode.
 
     Raises:
-        MmdoraError: for a tower with buffers that a checkpoint does not hold.
+        MmdoraError: if the tower has buffers that a checkpoint does not hold.
     """
 
     config_class = OpenClipVisionConfig
     config: OpenClipVisionConfig
     main_input_name = "pixel_values"
-    # attention is open_clip's own business
+    # open_clip chooses its attention itself, so no choice of transformers is refused.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -51,7 +51,7 @@ class OpenClipVisionModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        pass  # open_clip has done it
+        pass  # open_clip has initialised the weights.
 
     def train(self, mode: bool = True) -> OpenClipVisionModel:
         super().train(mode)
@@ -61,14 +61,14 @@ class OpenClipVisionModel(PreTrainedModel):
         return self
 
     def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """Tokens of images, row by row of the map, without a class token.
+        """Compute the tokens of images, row by row of the map, without a class token.
 
         Args:
-            pixel_values: [B, 3, S, S], preprocessed as `image_processor` does.
+            pixel_values: [B, 3, S, S] images, preprocessed by `image_processor`.
 
         Returns:
-            last_hidden_state: [B, T, hidden_size]; T is 1 for `feature: pooled`. Asked for hidden_states, they are
-            these alone.
+            last_hidden_state [B, T, hidden_size]; T is 1 for `feature: pooled`. If hidden_states are asked for, they
+            consist of last_hidden_state alone.
 
         Raises:
             MmdoraError: if the model has no tower.
@@ -84,18 +84,18 @@ class OpenClipVisionModel(PreTrainedModel):
             if self.config.grid is not None:
                 grid = adaptive_max_pool2d(grid, self.config.grid)
             tokens = grid.flatten(2).transpose(1, 2)
-        asked = kwargs.get("output_hidden_states")  # LLaVA selects among them
+        asked = kwargs.get("output_hidden_states")  # LLaVA asks for them and chooses one.
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,) if asked else None)
 
     def map(self, pixel_values: Tensor) -> Tensor:
-        """The last map before any pooling [B, hidden_size, h, w]: `layer4`, or the patches after the last norm."""
+        """The last map [B, hidden_size, h, w] before any pooling: `layer4`, or the patches after the last norm."""
         outputs = self.visual.forward_intermediates(
             pixel_values, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NCHW"
         )
         return cast(Tensor, outputs["image_intermediates"][-1])
 
     def frames(self, pixel_values: Tensor) -> Tensor:
-        """One feature per frame [B, hidden_size]: the pooled embedding, or the maximum over the map."""
+        """One feature [B, hidden_size] per frame: the pooled embedding, or the maximum over the map."""
         return self(pixel_values).last_hidden_state.amax(1)
 
     # --- weights by reference
@@ -104,8 +104,8 @@ class OpenClipVisionModel(PreTrainedModel):
         """Load the weights that `config.pretrained` names.
 
         Raises:
-            MmdoraError: if there are no such weights, they do not fit, or they are not those the checkpoint was
-                written with.
+            MmdoraError: if there are no such weights, they do not fit, or they are not the weights that the checkpoint
+                was written with.
         """
         weights = reference(self.config, self.visual)
         own_digest = digest(weights)
@@ -119,7 +119,7 @@ class OpenClipVisionModel(PreTrainedModel):
 
     @property
     def is_as_referred(self) -> bool:
-        """Whether the weights still are, bit for bit, what `refer` loaded."""
+        """Whether the weights are still, bit for bit, those that `refer` loaded."""
         return self._as_referred is not None and self._as_referred == digest(self.visual.state_dict())
 
 
@@ -130,16 +130,16 @@ def tower_config(
     feature: str = "grid",
     grid: int | None = None,
 ) -> OpenClipVisionConfig:
-    """The config of a tower by its name in open_clip ("RN101", "local-dir:FOLDER"), or by a model config.
+    """Make the config of a tower from its name in open_clip ("RN101", "local-dir:FOLDER") or from a model config.
 
     Args:
-        name: of open_clip, or a mapping with `embed_dim` and `vision_cfg` as in open_clip's model configs.
-        pretrained: a tag of open_clip or a file with weights. None: random weights, but those of the folder or
-            repository for a name that is one ("local-dir:...", "hf-hub:...").
+        name: name in open_clip, or a mapping with `embed_dim` and `vision_cfg` as in open_clip's model configs.
+        pretrained: tag of open_clip, or file with weights. With None the weights are random, unless the name is a
+            folder or repository ("local-dir:...", "hf-hub:..."), whose weights are taken.
         feature, grid: see `OpenClipVisionConfig`.
 
     Raises:
-        MmdoraError: if open_clip knows no such tower, or its tokens cannot be had.
+        MmdoraError: if open_clip knows no such tower, or the tower gives no tokens.
     """
     described = open_clip.get_model_config(name) if isinstance(name, str) else dict(name)
     if described is None:
@@ -167,7 +167,7 @@ def tower_config(
 
 
 def token_shape(config: OpenClipVisionConfig) -> tuple[int, int]:
-    """T and width of the tokens of one image."""
+    """The number of tokens of one image, and their width."""
     side = config.image_size or 224
     with torch.device("meta"):
         tokens = OpenClipVisionModel(config).eval()(torch.zeros(1, 3, side, side)).last_hidden_state
@@ -175,7 +175,10 @@ def token_shape(config: OpenClipVisionConfig) -> tuple[int, int]:
 
 
 def image_processor(config: OpenClipVisionConfig) -> CLIPImageProcessor:
-    """Squash to the tower's square, bicubic; CLIP's mean and deviation unless the weights' tag has its own."""
+    """The image processor of a tower: it scales pictures to the tower's square, bicubic, whatever their proportions.
+
+    Mean and standard deviation are those of the weights' tag, or else CLIP's.
+    """
     tag = {}
     if config.open_clip_name and config.pretrained:
         tag = open_clip.get_pretrained_cfg(config.open_clip_name, config.pretrained) or {}
@@ -190,10 +193,10 @@ def image_processor(config: OpenClipVisionConfig) -> CLIPImageProcessor:
 
 
 def reference(config: OpenClipVisionConfig, visual: nn.Module) -> dict[str, Tensor]:
-    """The tensors of `visual`, in fp32, from what `config.pretrained` names: a file, or a tag of open_clip.
+    """Read the tensors of `visual`, in fp32, from the file or tag of open_clip that `config.pretrained` names.
 
-    A file holds a tower, or a whole CLIP with the tower below `visual.`; safetensors, or `torch.save` (read
-    with `weights_only`).
+    A file may be in safetensors or written by `torch.save` (it is read with `weights_only`). It holds a tower, or a
+    whole CLIP with the tower below `visual.`.
     """
     name, source = config.open_clip_name, str(config.pretrained)
     state: Any
@@ -205,7 +208,7 @@ def reference(config: OpenClipVisionConfig, visual: nn.Module) -> dict[str, Tens
             state = open_clip.create_model(
                 name or "", tag, require_pretrained=True, force_quick_gelu=config.quick_gelu
             ).state_dict()
-    except Exception as error:  # whatever a broken file or an unknown tag makes open_clip raise
+    except Exception as error:  # open_clip raises many kinds of errors for a broken file or an unknown tag.
         reason = " ".join(str(error).split())[:300]
         raise MmdoraError(f"open_clip tower {name}, weights {source!r}: cannot be loaded: {reason}") from None
     below = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
@@ -221,7 +224,7 @@ def reference(config: OpenClipVisionConfig, visual: nn.Module) -> dict[str, Tens
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names and bytes."""
+    """SHA-256 of the names and bytes of all tensors."""
     made = hashlib.sha256()
     for name in sorted(state):
         made.update(name.encode())
@@ -233,13 +236,14 @@ def _build(config: OpenClipVisionConfig) -> nn.Module:
     settings = {**(config.vision_cfg or {}), "patch_dropout": 0.0, "output_tokens": False}
     text: Any = NO_TEXT
     visual: Any = open_clip.CLIP(config.embed_dim, cast(Any, settings), text, quick_gelu=config.quick_gelu).visual
-    if config.feature == "grid":  # without what makes the pooled embedding
+    if config.feature == "grid":  # The modules that make the pooled embedding are not needed.
         if isinstance(visual, ModifiedResNet):
             visual.attnpool = cast(Any, None)
         else:
             visual.prune_intermediate_layers(1, prune_norm=False, prune_head=True)
     elif isinstance(visual, ModifiedResNet):
-        visual.attnpool.__class__ = AttentionPool  # the same parameters, drawn as open_clip draws them
+        # Only the class changes, so that the parameters are the same as open_clip's, random ones too.
+        visual.attnpool.__class__ = AttentionPool
     kept = set(visual.state_dict())
     lost = [name for name, _ in visual.named_buffers() if name not in kept]
     if lost:

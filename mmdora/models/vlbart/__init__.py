@@ -1,1 +1,1 @@
-"""VL-BART: the model, its processor, its parts from other checkpoints, and its cache of image features."""
+"""VL-BART: the model, its processor, tools that make it from other checkpoints, and its cache of image features."""

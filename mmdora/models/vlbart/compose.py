@@ -1,4 +1,4 @@
-"""VL-BART from a BART and an open_clip tower; the visual embedding between them is new.
+"""Composes a VL-BART of a BART and an open_clip tower; the visual embedding between them is new.
 
 `python -m mmdora.models.vlbart.compose OUT --bart facebook/bart-base --tower RN101 --pretrained openai`
 """
@@ -20,7 +20,7 @@ from mmdora.models.vlbart.head import VLBartForConditionalGeneration
 from mmdora.models.vlbart.processor import VLBartProcessor, added_tokens
 
 BEAMS, LONGEST = 5, 36
-"""Generation in the paper."""
+"""Number of beams, and most new tokens, in the paper's evaluation."""
 
 
 def compose(
@@ -32,10 +32,12 @@ def compose(
     order_tokens: int = 100,
     frames: int = 64,
 ) -> tuple[VLBartForConditionalGeneration, VLBartProcessor]:
-    """A VL-BART with the weights of `bart` and of the tower; `bart` and `tokenizer` get the added tokens.
+    """Make a VL-BART with the weights of `bart` and of the tower.
+
+    VL-BART's own tokens are added to `bart` and `tokenizer` in place.
 
     Args:
-        vision: of `tower_config`; without `vision_cfg`, a model for precomputed features.
+        vision: config from `tower_config`; without `vision_cfg` the model takes precomputed features.
         prompts: see `VLBartProcessor`.
         order_tokens, frames: see `VLBartConfig`.
     """
@@ -67,13 +69,13 @@ def compose(
 def compose_from(
     bart: str, vision: OpenClipVisionConfig, **options: Any
 ) -> tuple[VLBartForConditionalGeneration, VLBartProcessor]:
-    """`compose` with a BART by its hub id or folder."""
+    """Call `compose` with a BART by its hub id or folder."""
     stock: Any = BartForConditionalGeneration.from_pretrained(bart)
     return compose(stock, AutoTokenizer.from_pretrained(bart), vision, **options)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Which BART and which tower."""
+    """Add the arguments that choose BART and tower."""
     parser.add_argument("--bart", default="facebook/bart-base", help="hub id or folder")
     parser.add_argument("--tower", help="name in open_clip; left out: a model for precomputed features")
     parser.add_argument("--pretrained", help="tag of open_clip or file with the tower's weights")

@@ -21,24 +21,25 @@ BART_BASE: dict[str, Any] = {
     "attention_dropout": 0.1,
     "activation_dropout": 0.1,
 }
-"""bart-base with the 200 tokens VL-BART adds (`mmdora.models.vlbart.processor.added_tokens`)."""
+"""The config of bart-base with the 200 tokens that VL-BART adds (`mmdora.models.vlbart.processor.added_tokens`)."""
 
 
 class VLBartConfig(PreTrainedConfig):
-    """VL-BART (VL-Adapter, Sung et al., CVPR 2022); the default is its image model on precomputed grid features.
+    """Describes a VL-BART (VL-Adapter, Sung et al., CVPR 2022); by default its image model on precomputed features.
 
     Attributes:
-        text_config: a `BartConfig`; default bart-base with 200 added tokens.
-        vision_config: an `OpenClipVisionConfig`; default features [.., 2048] that were computed before.
-        max_images: images a sample may have, and rows of the image embedding.
-        order_tokens: visual tokens an image may have: as many rows at the end of the token table are their
-            order embeddings.
-        frames: a clip is zero-padded to so many frames.
+        text_config: a `BartConfig`; by default bart-base with 200 added tokens.
+        vision_config: an `OpenClipVisionConfig`; by default for precomputed features [.., 2048].
+        max_images: most images in a sample, which is also the number of rows of the image embedding.
+        order_tokens: most visual tokens of an image. This many rows at the end of the token table are the order
+            embeddings of visual tokens.
+        frames: number of frames that a clip is padded to with zeros.
     """
 
     model_type = "vl-bart"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
-        "text_config": PreTrainedConfig,  # a BartConfig; its module needs the Auto classes, which wait for this one
+        # It is a BartConfig. That class cannot be named here: its module imports the Auto classes, which import this.
+        "text_config": PreTrainedConfig,
         "vision_config": OpenClipVisionConfig,
     }
 

@@ -1,9 +1,9 @@
-"""VL-Adapter's `.pth` checkpoints to VL-BART.
+"""Converts VL-Adapter's `.pth` checkpoints to VL-BART.
 
 `python -m mmdora.models.vlbart.convert LAST.pth OUT --tower RN101 --pretrained openai --grid 6`
 
-Such a file is the `state_dict` of VL-Adapter's BART (`torch.save`). The names below were read in VL-T5's and
-VL-Adapter's public code; none of their trained files was at hand.
+Such a file is the `state_dict` of VL-Adapter's BART, written by `torch.save`. The names below come from VL-T5's and
+VL-Adapter's public code. No trained file of theirs was available, so this was not tried on one.
 """
 
 from __future__ import annotations
@@ -33,24 +33,27 @@ KEYS = {
     "model.encoder.": "model.language_model.encoder.",
     "model.decoder.": "model.language_model.decoder.",
 }
-"""Prefix in the file -> prefix here, tried in this order. Five names are the one token table."""
+"""Prefix in the file -> prefix here; they are tried in this order. Five of the names are the same token table."""
 
 DOWN, UP = ".lora_As.", ".lora_Bs."
-"""`q_proj.lora_As.vqa` [r, in] and `q_proj.lora_Bs.vqa` [out, r]: LoRA by task, or one under all tasks' names."""
+"""Parts of names such as `q_proj.lora_As.vqa` [r, in] and `q_proj.lora_Bs.vqa` [out, r]. Each task may have a LoRA of
+its own, or the same LoRA may stand under the names of all tasks."""
 
 PROMPTS = {"gqa": "gpa: {}"}
-"""As VL-Adapter's tasks are spelt where they differ from ours."""
+"""Prompts that VL-Adapter spells differently from ours."""
 
 
 def convert(file: Path, model: VLBartForConditionalGeneration, *, lora_alpha: float | None = None) -> None:
     """Load such a file into a VL-BART of its shape, in place. LoRA is merged into the weights.
 
     Args:
-        lora_alpha: of the run; the file has the rank, not alpha.
+        file: the checkpoint of VL-Adapter.
+        model: a VL-BART of the same shape.
+        lora_alpha: LoRA's alpha in the run, which the file does not hold (it only holds the rank).
 
     Raises:
-        MmdoraError: no such file, tensors that this model lacks or that the file lacks, other shapes, token tables
-            that differ, LoRA per task, or LoRA without `lora_alpha`.
+        MmdoraError: if there is no such file, if the model or the file lacks tensors, if shapes or the copies of the
+            token table differ, if each task has a LoRA of its own, or if there is a LoRA but no `lora_alpha`.
     """
     state = merged(read_state(file), file, lora_alpha)
     renamed: dict[str, Tensor] = {}
@@ -74,7 +77,7 @@ def convert(file: Path, model: VLBartForConditionalGeneration, *, lora_alpha: fl
 
 
 def rename(name: str) -> str:
-    """The name here of a tensor of such a file."""
+    """The name in our VL-BART of a tensor in such a file."""
     for theirs, mine in KEYS.items():
         if name.startswith(theirs):
             name = mine + name.removeprefix(theirs)
@@ -84,7 +87,7 @@ def rename(name: str) -> str:
 
 
 def merged(state: dict[str, Tensor], file: Path, lora_alpha: float | None) -> dict[str, Tensor]:
-    """The state without LoRA: `W + alpha / r * B @ A`."""
+    """The tensors with LoRA merged into the weights: `W + alpha / r * B @ A`."""
     downs = sorted(name for name in state if DOWN in name)
     if not downs:
         return state

@@ -1,4 +1,4 @@
-"""BART's encoder with visual tokens behind the text."""
+"""BART's encoder with visual tokens after the text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 
 class VLBartEncoder(BartEncoder):
-    """BART's encoder with visual tokens behind the text; without any it computes what BART's does."""
+    """BART's encoder with visual tokens after the text; without visual tokens it computes the same as BART's."""
 
     @merge_with_config_defaults
     @capture_outputs
@@ -33,10 +33,11 @@ class VLBartEncoder(BartEncoder):
         visual_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> BaseModelOutput:
-        """As BART's; `visual_embeds` [B, V, d_model] gets neither positions nor the text's layer norm.
+        """Run the encoder as BART's does.
 
         Args:
-            attention_mask: [B, L + V].
+            attention_mask: [B, L + V] mask of text and visual tokens.
+            visual_embeds: [B, V, d_model] visual tokens; they get neither positions nor the layer norm of the text.
         """
         text: Any = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         positions = self.embed_positions(text[:, :, -1]).to(text.device)
@@ -57,7 +58,7 @@ class VLBartLanguageModel(BartModel):
     """BART with the encoder above; parameter names are BART's."""
 
     def __init__(self, config: Any):
-        BartPreTrainedModel.__init__(self, config)  # BartModel's own would build an encoder only to lose it
+        BartPreTrainedModel.__init__(self, config)  # BartModel's own would build an encoder that is then replaced.
         scale = config.d_model**0.5 if config.scale_embedding else 1.0
         self.shared = BartScaledWordEmbedding(config.vocab_size, config.d_model, config.pad_token_id, scale)
         self.encoder = VLBartEncoder(config)
@@ -67,6 +68,6 @@ class VLBartLanguageModel(BartModel):
 
 @dataclass
 class VLBartEncoderOutput(BaseModelOutput):
-    """Encoder states [B, L + V, d_model] with their mask, which `generate` then repeats per beam like the states."""
+    """Encoder states [B, L + V, d_model] with their mask, so that `generate` repeats both for its beams."""
 
     attention_mask: Tensor | None = None

@@ -1,10 +1,11 @@
-"""What a frozen tower gives for each image, on disk, so that it runs once per image and not once per step.
+"""Keeps the features that a frozen tower gives for each image on disk, so that it runs once per image, not per step.
 
-For VL-BART, whose forward takes features in place of pixels. Other models read their tower inside of
-`get_image_features`, together with a projector that trains, and take no features from before it: they are refused.
+This is only for VL-BART, whose forward accepts features instead of pixels. Other models run their tower inside of
+`get_image_features`, together with a projector that trains, and cannot be given features in between; they are refused.
 
-Features are computed in the dtype of the tower's weights, without autocast, and belong to the content of the image,
-the tower's weights and config, the settings of the image processor and the versions of the libraries that run both.
+Features are computed in the dtype of the tower's weights, without autocast. They are used only as long as nothing
+changes of the image's content, the tower's weights and config, the settings of the image processor, and the versions of
+the libraries that run both.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ from mmdora.records.images import FileRef, decode, image_bytes
 from mmdora.records.row import Row
 
 FORMAT = 1
-"""Of what is kept; raise it when features are computed otherwise."""
+"""Version of the kept features. Raise it when they are computed differently, so that old ones are not used."""
 ABOUT = "about.json"
 
 
 class FeatureCache:
-    """Features of images by their content. What loader processes get of it is without the tower.
+    """A cache of image features, by the content of the image. Loader processes get it without the tower.
 
     Args:
-        folder: of all caches; this one has a folder below it, named after what its features depend on.
-        tower: frozen.
-        image_processor: of the model's processor.
+        folder: folder of all caches; this cache is a folder in it, named by a hash of all that its features depend on.
+        tower: the frozen tower.
+        image_processor: the image processor of the model's processor.
 
     Raises:
         MmdoraError: if the folder cannot be written.
@@ -52,7 +53,7 @@ class FeatureCache:
         about = _about(tower, image_processor)
         name = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode()).hexdigest()[:32]
         self.rows = MappedRows(folder / name, token_shape(tower.config), tower.dtype, setting="data.feature_cache")
-        if not (folder / name / ABOUT).exists():  # for a person
+        if not (folder / name / ABOUT).exists():  # This file only tells people what the folder is.
             (folder / name / ABOUT).write_text(json.dumps(about, indent=1, default=str) + "\n", encoding="utf-8")
 
     @classmethod
@@ -60,7 +61,7 @@ class FeatureCache:
         """The cache of a model's tower.
 
         Raises:
-            MmdoraError: if the model reads no features, has no tower, or its tower trains.
+            MmdoraError: if the model accepts no features, has no tower, or trains its tower.
         """
         tower = tower_of(model, family)
         if name := next((name for name, parameter in tower.named_parameters() if parameter.requires_grad), None):
@@ -71,15 +72,15 @@ class FeatureCache:
         return {**self.__dict__, "tower": None}
 
     def to(self, device: torch.device) -> None:
-        """Put the tower where it is to run."""
+        """Put the tower on the device on which it will run."""
         assert self.tower is not None
         nn.Module.to(self.tower, device)
 
     def features(self, image: FileRef) -> Tensor:
-        """[T, F] of an image, in the tower's dtype, on the CPU.
+        """[T, F]: the features of an image, in the tower's dtype, on the CPU.
 
         Raises:
-            MmdoraError: if `fill` has not seen the image as it is now, or its row was damaged since.
+            MmdoraError: if `fill` has not seen the image as it is now, or if its features were damaged since.
         """
         data, where = image_bytes(image)
         tokens = self.rows.get(_key(data))
@@ -92,17 +93,20 @@ class FeatureCache:
 
     @torch.no_grad()
     def fill(self, rows: Sequence[Row], *, batch_size: int = 16, workers: int = 0) -> int:
-        """Compute what is not there yet, or damaged, for every image of some rows; several processes may at once.
+        """Compute the features of all images of some rows that are missing or damaged.
+
+        Several processes may do this at once.
 
         Args:
-            batch_size: rows that are read together, and images the tower gets together.
-            workers: loader processes that read and preprocess.
+            rows: the rows whose images are needed.
+            batch_size: number of rows that are read together, and of images that the tower is given together.
+            workers: number of loader processes that read and preprocess images.
 
         Returns:
-            How many images went through the tower.
+            The number of images that went through the tower.
 
         Raises:
-            MmdoraError: naming the record of an image that cannot be read; or if the disk is full.
+            MmdoraError: if an image cannot be read (the message names its record), or if the disk is full.
         """
         assert self.tower is not None
         training, damaged, count = self.tower.training, 0, 0
@@ -112,7 +116,7 @@ class FeatureCache:
             batch_size=batch_size,
             collate_fn=list,
             num_workers=workers,
-            generator=torch.Generator(),  # the global one stays where it is: a cache changes no run
+            generator=torch.Generator(),  # The loader draws a seed, which must not change the run's random numbers.
         )
         self.tower.eval()
         try:
@@ -143,8 +147,10 @@ class FeatureCache:
 
 
 class _Missing(Dataset[Any]):
-    """Key and pixels of each image of a row that has no whole features. An error is a value: a loader would wrap its
-    line in a traceback."""
+    """Gives, for each row, key and pixels of its images whose features are missing or damaged.
+
+    An error is returned, because a DataLoader would wrap it in a traceback.
+    """
 
     def __init__(self, cache: FeatureCache, rows: Sequence[Row]):
         self.cache, self.rows = cache, rows
@@ -157,7 +163,7 @@ class _Missing(Dataset[Any]):
         row, missing = self.rows[index], {}
         try:
             for image in row["images"]:
-                if image in self.seen:  # Many questions are about one picture.
+                if image in self.seen:  # Many questions may be about the same picture.
                     continue
                 data, where = image_bytes(image)
                 key = _key(data)
@@ -171,10 +177,10 @@ class _Missing(Dataset[Any]):
 
 
 def tower_of(model: Any, family: Family) -> OpenClipVisionModel:
-    """The tower whose features a model (or the skeleton of one) takes in place of pixels.
+    """The tower whose features a model, or a skeleton of it, accepts instead of pixels.
 
     Raises:
-        MmdoraError: if it takes none.
+        MmdoraError: if the model accepts none.
     """
     tower = family.feature_tower(model)
     if not isinstance(tower, OpenClipVisionModel):
@@ -194,7 +200,7 @@ def _key(data: bytes) -> bytes:
 
 
 def _about(tower: OpenClipVisionModel, image_processor: Any) -> dict[str, Any]:
-    """What features depend on, besides the image."""
+    """Everything that features depend on, besides the image."""
     config = tower.config
     return {
         "format": FORMAT,

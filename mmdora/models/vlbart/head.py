@@ -1,6 +1,6 @@
-"""VL-BART on the BART of `transformers`: the encoder reads [text; visual tokens], the decoder attends to both.
+"""VL-BART with its head, on the BART of `transformers`: the encoder reads text and then visual tokens.
 
-VL-Adapter (Sung et al., CVPR 2022) after VL-T5 (Cho et al., ICML 2021).
+The model is that of VL-Adapter (Sung et al., CVPR 2022), which follows VL-T5 (Cho et al., ICML 2021).
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ TOWER = "model.vision_tower."
 
 
 class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
-    """VL-BART with its head, tied to the token table.
+    """VL-BART with its head, which is tied to the token table.
 
-    The tower's weights are written with the model, or by reference: as long as they are, bit for bit, what
-    `config.vision_config.pretrained` names, `save_pretrained` leaves them out and `from_pretrained` gets them there.
+    The tower's weights are saved with the model or by reference. If they are, bit for bit, the weights that
+    `config.vision_config.pretrained` names, `save_pretrained` leaves them out, and `from_pretrained` reads them from
+    the named place.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.shared.weight"}  # noqa: RUF012
@@ -74,22 +75,22 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> Seq2SeqLMOutput:
-        """BART's forward with one kind of visual input, or none.
+        """Run BART's forward with one kind of visual input, or none.
 
         Args:
-            input_ids, attention_mask: [B, L], padded on the right (BART counts positions from the first token).
-            pixel_values: [B, N, 3, S, S], images for the tower.
-            image_mask: [B, N], 0 where a sample has fewer images; default all 1.
-            pixel_values_videos: [B, n, 3, S, S], frames of one clip; each becomes one token.
-            frame_mask: [B, n], 0 for frames that a shorter clip lacks; they count as zero features.
-            visual_features: [B, N, T, F], computed before: N images of T tokens, or one clip of T frames.
-            visual_boxes: [B, N, T, 4], x1, x2, y1, y2 of the features' regions; default all 0, as for grids.
-            labels: [B, M]; -100 is left out of the mean.
-            loss_weights: [B], what the loss of each sample's tokens is multiplied by; default 1.
-            num_items_in_batch: what the sum of the losses is divided by; default the number of labels.
+            input_ids, attention_mask: [B, L], padded on the right, because BART counts positions from the first token.
+            pixel_values: [B, N, 3, S, S] images for the tower.
+            image_mask: [B, N], 1 for an image, 0 in place of a missing one; by default all 1.
+            pixel_values_videos: [B, n, 3, S, S] frames of one clip; each frame becomes one token.
+            frame_mask: [B, n], 1 for a frame, 0 in place of a missing one, whose features are set to zero.
+            visual_features: [B, N, T, F] precomputed features: N images of T tokens, or one clip of T frames.
+            visual_boxes: [B, N, T, 4] x1, x2, y1, y2 of the features' regions; by default all 0, as for grids.
+            labels: [B, M] ids of the answers; positions with -100 are not learned.
+            loss_weights: [B] factors of the samples' losses; by default 1.
+            num_items_in_batch: divisor of the sum of the losses; by default the number of labels.
 
         Raises:
-            MmdoraError: for several kinds of visual input at once, or more tokens than the config allows.
+            MmdoraError: if there are several kinds of visual input, or more tokens than the config allows.
         """
         if labels is not None:
             use_cache = False
@@ -127,10 +128,10 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As in `PreTrainedModel`; a tower by reference is loaded from there.
+        """Load a model as in `PreTrainedModel`; if the config refers to the tower's weights, they are read from there.
 
         Raises:
-            MmdoraError: if the tower's weights are neither in the checkpoint nor where it refers to.
+            MmdoraError: if the tower's weights are neither in the checkpoint nor in the place that it refers to.
         """
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
@@ -144,7 +145,7 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
         return (model, info) if output_loading_info else model
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in `PreTrainedModel`; a tower that no longer is its reference's is written with the model."""
+        """Save the model as in `PreTrainedModel`; the tower is left out if it still equals the weights referred to."""
         tower = self.model.vision_tower
         vision = tower.config
         if vision.pretrained and tower.is_as_referred:
@@ -156,7 +157,7 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
 
 
 def _loss(logits: Tensor, labels: Tensor, weights: Tensor | None, items: Tensor | int | None) -> Tensor:
-    """Cross-entropy in fp32: the mean over the labels, 0 where there are none."""
+    """Cross-entropy in fp32: the mean over the labels, or 0 if there are none."""
     if weights is None:
         total = nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     else:

@@ -1,13 +1,13 @@
-"""Rows of one size by key in a memory-mapped file that several processes read and grow at once.
+"""Stores rows of one size by key in a memory-mapped file that several processes can read and grow at once.
 
-`rows.bin` holds the rows, `index.bin` one entry for each: key, checksum of the row, checksum of the entry. A row is
-written before its entry, both under a lock, so that a process killed in between leaves a row without an entry, which
-the next one overwrites. Readers take no lock; what they find is checked.
+`rows.bin` holds the rows. `index.bin` holds an entry for each: key, checksum of the row, checksum of the entry. A row
+is written before its entry, both under a lock. So a process that is killed in between leaves a row without an entry,
+which the next row overwrites. Readers take no lock, but they check what they read.
 
-SQLite with a CRC per row was measured instead (2,000 rows of 36 x 2,048 in fp16, one core): it takes 770 microseconds
-of CPU time to write a row where this takes 240, and 220 to read one where this takes 140. A damaged page can make a
-whole SQLite file unreadable, where here one row is computed again, and its write-ahead log does not work on network
-disks. LMDB would be a dependency for this one file, and has to be told its largest size before rows are written.
+SQLite with a CRC per row was measured instead (2,000 rows of 36 x 2,048 in fp16, one core). It needs 770 microseconds
+of CPU time to write a row, this module 240; and 220 to read one, this module 140. A damaged page can make a whole
+SQLite file unreadable, while here only one row is computed again. SQLite's write-ahead log does not work on network
+disks. LMDB would be a dependency for this one file, and needs to be told its largest size before rows are written.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from torch import Tensor
 from mmdora.errors import MmdoraError
 
 ENTRY = struct.Struct("<32sII")
-"""Key, CRC-32 of the row's bytes, CRC-32 of the entry's own bytes before it."""
+"""An entry: the key, the CRC-32 of the row's bytes, and the CRC-32 of the entry's first 36 bytes."""
 ROWS, INDEX = "rows.bin", "index.bin"
 
 
 class MappedRows:
-    """Tensors of one shape and dtype by keys of 32 bytes; unpickled, it opens its files anew.
+    """A table on disk: key of 32 bytes -> tensor, all of one shape and dtype. When unpickled, it opens its files anew.
 
     Args:
-        folder: made if it is not there; holds rows of one kind.
-        shape, dtype: of a row.
-        setting: what the user calls the setting that names the folder, for errors of the disk.
+        folder: folder of the files, which is made if it does not exist.
+        shape, dtype: shape and dtype of a row.
+        setting: name of the user's setting that chooses the folder, for errors of the disk.
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...], dtype: torch.dtype, *, setting: str):
@@ -50,7 +50,7 @@ class MappedRows:
         self.row_bytes = prod(shape) * dtype.itemsize
         self._places: dict[bytes, int] = {}
         self._seen = 0
-        """How many entries of the index were looked at."""
+        """Number of entries of the index that were read so far."""
         self._broken: set[int] = set()
         """Places of entries that are damaged, or that another process is still writing."""
         self._map: mmap.mmap | None = None
@@ -61,7 +61,7 @@ class MappedRows:
                     (folder / name).touch()
             self._rows, self._index = (os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC) for name in (ROWS, INDEX))
         for file in (self._rows, self._index):
-            # At the end of the process the system closes what is open.
+            # At the end of the process the system closes the files by itself.
             weakref.finalize(self, os.close, file).atexit = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,31 +72,31 @@ class MappedRows:
         return len(self._places)
 
     def __contains__(self, key: bytes) -> bool:
-        """Whether a row was written for the key, be it whole or not."""
+        """Whether a row was written for the key, even if it is damaged."""
         if key not in self._places:
             self._refresh()
         return key in self._places
 
     def get(self, key: bytes) -> Tensor | None:
-        """The row of a key; None where there is none, or what is there is not what was written.
+        """The row of a key; None if there is none, or if it is damaged.
 
         Raises:
-            MmdoraError: if the folder cannot be locked to be sure of that.
+            MmdoraError: if a row seems to be damaged, and the folder cannot be locked to make sure.
         """
         if key not in self:
             return None
         row = self._read(key)
         if row is None:
-            # Another process may be writing that very row.
+            # Another process may be writing this row at the moment, so look again under the lock.
             with self._one_line(), self._locked():
                 row = self._read(key)
         return row
 
     def put(self, rows: Mapping[bytes, Tensor]) -> None:
-        """Write rows: new ones at the end, damaged ones in their place; whole ones stay as they are.
+        """Write rows: new ones at the end, and damaged ones in their place. Intact rows are not written again.
 
         Raises:
-            MmdoraError: if they cannot be written; what was there before is as it was.
+            MmdoraError: if they cannot be written; earlier rows are unchanged.
         """
         with self._one_line(), self._locked():
             self._refresh()
@@ -113,7 +113,7 @@ class MappedRows:
                     self._seen = max(self._seen, place + 1)
 
     def _slot(self, key: bytes) -> int:
-        """Where to write a row: at its old place, else at that of a damaged entry, else behind the last one."""
+        """The place to write a row to: its old place, or that of a damaged entry, or the place after the last one."""
         place = self._places.get(key)
         if place is not None and ((entry := self._entry(place)) is None or entry[0] == key):
             return place
@@ -127,14 +127,14 @@ class MappedRows:
             return None
         if self._map is None or not end <= len(self._map) <= size:
             self._map = mmap.mmap(self._rows, size, access=mmap.ACCESS_READ)
-        # A copy, so that nobody changes the row between the check and its use.
+        # The bytes are copied, so that nobody can change the row between the check and its use.
         data = bytearray(self._map[start:end])
         return torch.frombuffer(data, dtype=self.dtype).reshape(self.shape) if crc32(data) == entry[1] else None
 
     def _refresh(self) -> None:
-        """Look at the entries that are new, and again at those that were not whole."""
+        """Read the entries that are new, and once more those that were damaged."""
         count = os.fstat(self._index).st_size // ENTRY.size
-        if count < self._seen:  # somebody cut the file off
+        if count < self._seen:  # Somebody has cut the file off, so start over.
             self._places, self._seen, self._broken = {}, 0, set()
         new = os.pread(self._index, (count - self._seen) * ENTRY.size, self._seen * ENTRY.size)
         entries = {
@@ -149,7 +149,7 @@ class MappedRows:
 
     @contextmanager
     def _one_line(self) -> Iterator[None]:
-        """An error of the disk becomes one line that says how much room is left."""
+        """Turn an error of the disk into an MmdoraError of one line that says how much room is left."""
         try:
             yield
         except OSError as error:
@@ -165,7 +165,7 @@ class MappedRows:
 
 
 def _entry(data: bytes) -> tuple[bytes, int] | None:
-    """Key and checksum of the row, if the entry is whole."""
+    """Key and checksum of the row; None if the entry is damaged."""
     if len(data) < ENTRY.size:
         return None
     key, row, own = ENTRY.unpack(data)

@@ -33,7 +33,7 @@ class VLBartPreTrainedModel(PreTrainedModel):
 
 
 class _Encode:
-    """What `generate` takes for the encoder: something to call with a `forward` whose arguments it can read."""
+    """The object that `generate` uses as the encoder: it can be called, and has a `forward` with named arguments."""
 
     def __init__(self, model: VLBartModel):
         self.forward = model.encode
@@ -61,19 +61,19 @@ class VLBartModel(VLBartPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     def get_encoder(self, modality: str | None = None) -> Any:
-        """The tower for "image" and "video"; else what `generate` runs once: `encode`."""
+        """The tower for "image" and "video"; otherwise `encode`, which `generate` runs once."""
         return _Encode(self) if modality is None else self.vision_tower
 
     def get_decoder(self) -> nn.Module:
         return self.language_model.decoder
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Features [B, N, T, F] of images [B, N, 3, S, S]."""
+        """Compute features [B, N, T, F] of images [B, N, 3, S, S]."""
         tokens = self.vision_tower(pixel_values.flatten(0, 1)).last_hidden_state
         return tokens.unflatten(0, pixel_values.shape[:2])
 
     def get_video_features(self, pixel_values_videos: Tensor, frame_mask: Tensor | None = None) -> Tensor:
-        """Features [B, 1, config.frames, F] of clips [B, n, 3, S, S]; frames masked out and missing ones are zero."""
+        """Compute features [B, 1, config.frames, F] of clips [B, n, 3, S, S]; those of missing frames are zero."""
         count = pixel_values_videos.shape[1]
         if count > self.config.frames:
             raise MmdoraError(f"a clip has {count} frames; this model takes {self.config.frames}: choose some of them")
@@ -95,7 +95,7 @@ class VLBartModel(VLBartPreTrainedModel):
         visual_boxes: Tensor | None = None,
         **kwargs: Any,
     ) -> VLBartEncoderOutput:
-        """Encoder states of [text; visual tokens]; the arguments are those of `VLBartForConditionalGeneration`."""
+        """Compute encoder states of text and visual tokens; for the arguments see `VLBartForConditionalGeneration`."""
         given = [part for part in (pixel_values, pixel_values_videos, visual_features) if part is not None]
         if len(given) > 1:
             raise MmdoraError("give one of pixel_values, pixel_values_videos and visual_features, not several")
@@ -145,7 +145,7 @@ class VLBartModel(VLBartPreTrainedModel):
         **kwargs: Any,
     ) -> Seq2SeqModelOutput:
         visual = {name: kwargs.pop(name, None) for name in VISUAL}
-        cache = {name: kwargs.pop(name) for name in CACHE_NAMES if name in kwargs}  # is the decoder's alone
+        cache = {name: kwargs.pop(name) for name in CACHE_NAMES if name in kwargs}  # Only the decoder uses it.
         if encoder_outputs is None:
             encoder_outputs = self.encode(input_ids, attention_mask, inputs_embeds, **visual, **kwargs)
         return self.language_model(

@@ -17,7 +17,7 @@ PROMPTS = {
     **{task: f"{task}: {{}}" for task in ("vqa", "gqa", "nlvr", "caption")},
     **{task: f"{{}} {task}: " for task in ("tvqa", "how2qa", "tvc", "yc2c")},
 }
-"""Task -> prompt, the text in the place of {}. VL-Adapter's own checkpoints spell gqa's "gpa: {}"."""
+"""Task -> prompt, in which {} stands for the text. VL-Adapter's own checkpoints spell that of gqa "gpa: {}"."""
 
 CHAT_TEMPLATE = (
     "{% for message in messages if message['role'] != 'assistant' %}{{ '' if loop.first else ' ' }}"
@@ -25,25 +25,26 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ '' if loop.first else ' ' }}{{ part['text'] }}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
-"""The encoder's text: everything but the answers. Images have no place in it; their tokens follow the text."""
+"""Gives the encoder's text: all messages but the answers. Images are left out, because their tokens follow the text."""
 
 
 def added_tokens(order_tokens: int = 100) -> list[str]:
-    """The tokens VL-BART adds to BART's: the last row of the table is the order embedding of token 0, and so on."""
+    """The tokens that VL-BART adds to BART's. The last row of the table is the order embedding of visual token 0."""
     return [f"<extra_id_{i}>" for i in reversed(range(100))] + [
         f"<vis_extra_id_{i}>" for i in reversed(range(order_tokens))
     ]
 
 
 class VLBartProcessor(ProcessorMixin):
-    """Text with images, a clip or precomputed features to the inputs of `VLBartForConditionalGeneration`.
+    """Turns text with images, a clip or precomputed features into the inputs of `VLBartForConditionalGeneration`.
 
     Args:
-        frames: clips of precomputed features become so long (zeros behind, or an adaptive max pool).
-        max_images: images a sample may have.
-        prompts: task -> prompt, instead of those in `PROMPTS`.
-        default_task: whose prompt a conversation gets that has none, as people type it; None: it stays as it is.
-        image_tokens: of an image, behind the text.
+        frames: number of frames that clips of precomputed features are brought to, by zeros at the end or by an
+            adaptive max pool.
+        max_images: most images in a sample.
+        prompts: task -> prompt; these replace those in `PROMPTS`.
+        default_task: task whose prompt is added to conversations without one, such as people type; None adds none.
+        image_tokens: number of tokens that an image adds after the text.
     """
 
     def __init__(
@@ -71,24 +72,25 @@ class VLBartProcessor(ProcessorMixin):
         task: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """A batch; samples may differ in the number of their images.
+        """Make a batch. Samples may differ in the number of their images.
 
         Args:
-            images: one image, or one per text; a list per text for several (or no) images.
-            text: one, or one per sample.
+            images: one image, or one per text, or a list of images per text, which may be empty.
+            text: one text, or one per sample.
             videos: a list of frames, or one list per text; each frame becomes one token.
-            features: an array, or one per text: [n, F], a clip of n frames; [N, T, F], N images of T tokens;
-                None for a sample without any.
-            task: of all samples, or one per sample; None leaves the text as it is.
-            kwargs: for the tokenizer.
+            features: an array, or one per text: [n, F] for a clip of n frames, [N, T, F] for N images of T tokens, None
+                for a sample without features.
+            task: task of all samples, or one per sample; None leaves the text unchanged.
+            kwargs: arguments for the tokenizer.
 
         Returns:
-            input_ids, attention_mask [B, L], padded on the right, and pixel_values [B, N, 3, S, S] with image_mask
-            [B, N], or pixel_values_videos [B, n, 3, S, S] with frame_mask [B, n], or visual_features [B, N, T, F]
-            with image_mask.
+            input_ids and attention_mask [B, L], padded on the right. Depending on the input also pixel_values
+            [B, N, 3, S, S] with image_mask [B, N], or pixel_values_videos [B, n, 3, S, S] with frame_mask [B, n], or
+            visual_features [B, N, T, F] with image_mask.
 
         Raises:
-            MmdoraError: an unknown task, padding on the left, too many images, or lists that do not fit together.
+            MmdoraError: if a task is unknown, padding on the left is asked for, there are too many images, or the lists
+                do not fit together.
         """
         if text is None:
             raise MmdoraError("VL-BART needs a text; give an empty one for a caption (task='caption')")
@@ -115,7 +117,7 @@ class VLBartProcessor(ProcessorMixin):
         return BatchFeature(data)
 
     def prompt(self, text: str, task: str | None = None) -> str:
-        """The text as the encoder reads it for a task."""
+        """The text with the prompt of a task, as the encoder reads it."""
         if task is None:
             return text
         if task not in self.prompts:
@@ -123,14 +125,14 @@ class VLBartProcessor(ProcessorMixin):
         return self.prompts[task].replace("{}", text)
 
     def apply_chat_template(self, conversation: Any, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """As in `ProcessorMixin`; the text gets the prompt of `default_task` unless it has one."""
+        """Render a conversation as in `ProcessorMixin`, and add the prompt of `default_task` if it has no prompt."""
         rendered: Any = super().apply_chat_template(conversation, *args, **kwargs)
         if self.default_task is None or kwargs.get("tokenize"):
             return rendered
         return self._asked(rendered) if isinstance(rendered, str) else [self._asked(text) for text in rendered]
 
     def _get_num_multimodal_tokens(self, image_sizes: Sequence[Any] | None = None, **kwargs: Any) -> MultiModalData:
-        """What `transformers` processors say of images before they are read; here each has as many tokens."""
+        """The number of tokens of each image, as processors of `transformers` give it; here it is always the same."""
         return MultiModalData(num_image_tokens=[self.image_tokens or 0] * len(image_sizes or ()))
 
     def _asked(self, text: str) -> str:
@@ -178,7 +180,7 @@ class VLBartProcessor(ProcessorMixin):
 
 
 def _per_text(given: Any, texts: list[str], alone: bool, what: str) -> list[list[Any]]:
-    """One list per text from one image, a flat list or a nested one."""
+    """One list for each text, made of a single image, a flat list or a nested list."""
     nested = list(given) if isinstance(given, (list, tuple)) else [given]
     if alone and not any(isinstance(row, (list, tuple)) for row in nested):
         nested = [nested]

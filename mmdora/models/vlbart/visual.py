@@ -1,4 +1,4 @@
-"""VL-BART's visual embedding: features to tokens of BART's encoder. It is the projector of this family."""
+"""VL-BART's visual embedding, the projector of this family: it turns features into tokens for BART's encoder."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn.functional import pad
 class VisualEmbedding(nn.Module):
     """`LN(Linear(v)) + LN(Linear([x1, x2, y1, y2, area])) + Image[n] + Token[V - 1 - i]` (VL-T5, Cho et al. 2021).
 
-    n counts the images of a sample; i the tokens *within* an image, so the order embeddings restart with each
+    n counts the images of a sample, and i the tokens *within* an image, so the order embeddings restart with each
     image. Token is BART's own table, read from its end.
 
     Args:
         features: width of a feature.
-        width: of BART.
-        images: how many a sample may have.
+        width: width of BART's tokens.
+        images: most images in a sample.
     """
 
     def __init__(self, features: int, width: int, images: int):
@@ -26,13 +26,13 @@ class VisualEmbedding(nn.Module):
         self.image = nn.Embedding(images, width)
 
     def forward(self, features: Tensor, tokens: nn.Module, rows: int, boxes: Tensor | None = None) -> Tensor:
-        """Visual tokens [B, N * T, width], image after image.
+        """Compute visual tokens [B, N * T, width], image after image.
 
         Args:
-            features: [B, N, T, features], N images of T tokens.
+            features: [B, N, T, features] features of N images of T tokens.
             tokens: BART's token embedding.
-            rows: V, how many tokens it has.
-            boxes: [B, N, T, 4] as x1, x2, y1, y2 in 0..1; None for grid features, whose boxes are all zero.
+            rows: number of rows of the token embedding, V.
+            boxes: [B, N, T, 4] x1, x2, y1, y2 from 0 to 1; None for grid features, whose boxes are all zero.
         """
         images, length = features.shape[1:3]
         if boxes is None:
@@ -45,7 +45,7 @@ class VisualEmbedding(nn.Module):
 
 
 def as_clip(frames: Tensor, length: int) -> Tensor:
-    """Frames [.., n, F] as a clip [.., length, F]: zeros behind a short one, an adaptive max pool of a long one."""
+    """Turn frames [.., n, F] into a clip [.., length, F]: zeros fill a short one, a long one is max-pooled."""
     count = frames.shape[-2]
     if count <= length:
         return pad(frames, (0, 0, 0, length - count))
