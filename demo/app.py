@@ -1,4 +1,4 @@
-"""What the page does when someone uses it. `widgets` lays it out; `compare` and `session` give what it shows."""
+"""Handles the events of the page. `widgets` lays the page out; `compare` and `session` produce what it shows."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from mmdora.demo.widgets import Compare
 from mmdora.errors import MmdoraError
 from mmdora.files import sha256
 
-QUEUE = 64  # Questions that wait or are answered. Whoever asks one more is told at once that the page is busy.
+QUEUE = 64  # Most questions that wait or are answered. Whoever asks one more is told at once that the page is busy.
 
 
 class Page:
-    """The page for these models; `blocks` is what Gradio serves.
+    """The page for some models. Gradio serves its attribute `blocks`.
 
     Args:
+        columns: models to compare.
         examples: pictures with a question each.
-        votes: where votes of blind comparisons go.
-        inside: what the second tab shows.
-        queue: questions waiting or running at most.
+        votes: counts and keeps the votes of blind comparisons.
+        inside: content of the second tab.
+        queue: most questions that wait or are answered.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Page:
                 self._compare_tab()
             inside_tab(inside)
             self.blocks.unload(self._leave)
-        # Our own queue tells positions; Gradio's only has to hold as many questions.
+        # Our own queue tells people their positions. Gradio's queue only has to be large enough.
         self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)
 
     def _compare_tab(self) -> None:
@@ -245,7 +246,7 @@ class Page:
         return take
 
     def _example(self, tab: Session) -> int | None:
-        """Which example the conversation is about, if it is about one alone."""
+        """The number of the example that the conversation is about; None if it is about anything else."""
         return self.digests.get(tab.digests[0]) if len(tab.digests) == 1 else None
 
     def _leave(self, request: gr.Request) -> None:
@@ -255,7 +256,7 @@ class Page:
         return self.sessions[str(request.session_hash)]
 
     def _html(self, tab: Session) -> tuple[str, str]:
-        """The newest turn, and those before it."""
+        """The HTML of the newest turn, and of the turns before it."""
         return self._newest(tab), self._earlier(tab)
 
     def _newest(self, tab: Session) -> str:
@@ -265,7 +266,7 @@ class Page:
         return conversation_html(tab.turns[:-1], self.kinds)
 
     def _controls(self, tab: Session, *, busy: bool = False) -> list[Any]:
-        """Updates of ask, stop, retry, edit, and the rows for votes and for results."""
+        """Updates for the buttons ask, stop, retry and edit, and for the rows with votes and results."""
         busy = busy or tab.busy  # An error of another question must not take away the button that stops this one.
         free = not busy and bool(tab.turns)
         states = [gr.update(interactive=on) for on in (not busy, busy, free, free)]

@@ -1,4 +1,4 @@
-"""What the page shows, as HTML: everything from users and models escaped."""
+"""Makes the HTML of the page. All text from users and models is escaped."""
 
 from __future__ import annotations
 
@@ -40,20 +40,22 @@ PLACEHOLDER = {
 
 
 def idle_html(kinds: Mapping[str, str]) -> str:
-    """The cards before the first question.
+    """The HTML of the cards before the first question.
 
     Args:
-        kinds: name -> what the model is.
+        kinds: name of each model -> a line that describes the model.
     """
     cards = "".join(_card(Answer(name), kind, None) for name, kind in kinds.items())
     return f'<div class="answers">{cards}</div>'
 
 
 def conversation_html(turns: Sequence[Turn], kinds: Mapping[str, str], last: int | None = None) -> str:
-    """Turns, the newest first; in each the answers in columns of equal width, on a narrow screen one below the other.
+    """The HTML of turns, the newest first. The answers stand in equal columns, or on a narrow screen one below another.
 
     Args:
-        last: number of the last of these turns; 0 for a conversation that has not begun; default: they are all.
+        kinds: name of each model -> a line that describes the model.
+        last: number of the last of these turns, or 0 for a conversation that has not begun; by default the turns are
+            the whole conversation.
     """
     if last == 0:
         return idle_html(kinds)
@@ -63,7 +65,7 @@ def conversation_html(turns: Sequence[Turn], kinds: Mapping[str, str], last: int
 
 
 def tally_html(tally: Mapping[str, Score], counts: Mapping[str, int]) -> str:
-    """Votes of blind comparisons, with the 95% interval of each share; nothing before the first vote."""
+    """The HTML of the votes of blind comparisons, with the 95% interval of each share; empty before the first vote."""
     if not sum(counts.values()):
         return ""
     rows = "".join(_bar(name, score, counts.get(name, 0)) for name, score in tally.items())

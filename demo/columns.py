@@ -1,4 +1,4 @@
-"""From NAME=MODEL on the command line to columns that answer: loaded once, warm, described. Knows no Gradio."""
+"""Turns NAME=MODEL on the command line into columns whose models are loaded and have answered once. Without Gradio."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ METHODS = {"lora": "LoRA", "dora": "DoRA", "magnitude": "magnitude", "full": "fu
 
 
 def parse_specs(specs: Sequence[str]) -> dict[str, str]:
-    """`NAME=MODEL` texts as a dict in their order.
+    """Parse texts `NAME=MODEL` into a dict, in their order.
 
     Raises:
-        MmdoraError: none or more than four, not NAME=MODEL, a name twice, or a folder that is not there.
+        MmdoraError: if there is none or there are more than four, if one is not NAME=MODEL, if a name occurs twice, or
+            if a folder does not exist.
     """
     if not 1 <= len(specs) <= MAX_COLUMNS:
         raise MmdoraError(f"the page shows 1 to {MAX_COLUMNS} models; found {len(specs)} (give NAME=MODEL for each)")
@@ -57,16 +58,17 @@ def load_columns(
     shared_base: bool = False,
     say: Callable[[str], Any] = print,
 ) -> list[ModelColumn]:
-    """Open every `NAME=MODEL` and let each answer once, so that the first answer is warm.
+    """Open every `NAME=MODEL` and let it answer once, because the first answer of a model is slower than others.
 
     Args:
-        dtype: of the weights, as for `load`.
-        device: for the models; default: the GPU if there is one.
-        shared_base: keep one base in memory for all adapters on it.
+        specs: texts `NAME=MODEL`.
+        dtype: dtype of the weights, as for `load`.
+        device: device for the models; by default the GPU if there is one.
+        shared_base: whether to keep one base in memory for all adapters on it.
         say: receives a line for each model.
 
     Raises:
-        MmdoraError: for specs that `parse_specs` refuses, and models that cannot be loaded.
+        MmdoraError: if `parse_specs` refuses the specs, or a model cannot be loaded.
     """
     named = parse_specs(specs)
     place = _device(device)
@@ -118,10 +120,10 @@ def _device(asked: str | None) -> str:
 
 
 def locate_models(named: Mapping[str, str]) -> dict[str, Location]:
-    """Where each model lies that this process opens; served ones are left out.
+    """Name -> location of each model that this process opens itself; models on a server are left out.
 
     Raises:
-        MmdoraError: naming the column whose adapter cannot be read.
+        MmdoraError: if an adapter cannot be read; the message names its column.
     """
     locations: dict[str, Location] = {}
     for name, path in named.items():
@@ -134,7 +136,7 @@ def locate_models(named: Mapping[str, str]) -> dict[str, Location]:
 
 
 def local(model: Any, processor: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
-    """How a model in this process answers."""
+    """A function by which a model in this process answers."""
 
     def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         system = settings.system_prompt
@@ -155,7 +157,7 @@ def local(model: Any, processor: Any) -> Callable[[Prompt, AnswerSettings, threa
 
 
 def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
-    """How an adapter on a shared base answers; the device's lock is held meanwhile."""
+    """A function by which an adapter on a shared base answers. Its caller has to hold the device's lock."""
     speak = local(base.model, base.processor)
 
     def switch(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
@@ -166,7 +168,7 @@ def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, AnswerSettings
 
 
 def served(endpoint: Endpoint) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
-    """How a server answers."""
+    """A function by which a server answers."""
 
     def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
         return endpoint.stream(
@@ -182,10 +184,10 @@ def served(endpoint: Endpoint) -> Callable[[Prompt, AnswerSettings, threading.Ev
 
 
 def describe(model: Any, location: Location) -> str:
-    """What a model is, in a line: base, adapter method, or what its `mmdora.json` says was merged.
+    """A line that describes a model: its base and adapter, or the methods that its `mmdora.json` says were merged.
 
     Raises:
-        MmdoraError: an `mmdora.json` that is damaged.
+        MmdoraError: if its `mmdora.json` is damaged.
     """
     size = sum(parameter.numel() for parameter in model.parameters())
     if plan := plan_of(model):
@@ -200,7 +202,7 @@ def describe(model: Any, location: Location) -> str:
 
 
 def _is_hub_id(path: str) -> bool:
-    """Whether the text can be NAME or OWNER/NAME of the hub; any other text has to be a folder that is there."""
+    """Whether the text can be NAME or OWNER/NAME on the hub. Any other text has to be a folder that exists."""
     return (
         path.count("/") < 2
         and not path.startswith((".", "/", "~"))

@@ -1,4 +1,4 @@
-"""One or two pictures, one conversation, one to four models: their answers as they grow. Knows no Gradio."""
+"""Lets one to four models answer the same conversation about one or two pictures, at the same time. Without Gradio."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ from mmdora.records.images import decode, read_header
 
 MAX_COLUMNS = 4
 MAX_TURNS = 20
-MAX_QUESTION = 8_000  # Characters, those of the system prompt included.
+MAX_QUESTION = 8_000  # Characters of question and system prompt together: far longer than a question about a picture.
 MAX_TOKENS = 1_024
-MAX_UPLOAD = 10 * 10**6  # Bytes of a file.
+MAX_UPLOAD = 10 * 10**6  # Bytes of an uploaded file: photos of phones are smaller.
 MAX_UPLOAD_PIXELS = 20 * 10**6  # 60 MB as RGB: what a stranger can make the server hold for a question.
 REFRESH = 0.05  # Seconds between two states of a growing answer; the eye sees no more.
 HEARTBEAT = 0.5  # Seconds until the same state is sent again: sending shows whether the visitor has left.
 
 _devices: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-"""Device or server -> its lock: each answers one question at a time, so that timings are fair."""
+"""Device or server -> its lock. Each answers only one question at a time, so that timings are fair."""
 
 
 @dataclass(frozen=True)
 class AnswerSettings:
-    """How answers are generated, the same for every model.
+    """Settings of the generation, which are the same for every model.
 
     Raises:
-        MmdoraError: naming the value that is out of range or of the wrong type.
+        MmdoraError: if a value is out of range or of the wrong type; the message names it.
     """
 
     max_tokens: int = 128
@@ -62,9 +62,10 @@ class ModelColumn:
     """One model on the page.
 
     Attributes:
-        kind: what it is, in a line.
-        place: device or server; columns of one place answer in turn, so that timings are fair.
-        speak: the answer to a prompt as it grows; ends soon after the event is set.
+        name: name of the column.
+        kind: a line that describes the model.
+        place: device or server of the model. Columns of one place answer in turn, so that timings are fair.
+        speak: function that yields the growing answer to a prompt; it ends soon after the event is set.
     """
 
     name: str
@@ -81,7 +82,7 @@ class Answer:
     """The state of one column; timings leave out waiting for the other columns.
 
     Attributes:
-        position: of the question in the queue, from 1; None once it is being answered.
+        position: position of the question in the queue, from 1; None once it is being answered.
     """
 
     name: str
@@ -99,12 +100,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Turn:
-    """A question and what every column answered, in the order of the columns.
+    """A question and the answers to it, in the order of the columns.
 
     Attributes:
-        order: the columns as they are shown, from left to right.
-        blind: names are hidden until there is a vote.
-        vote: a column's name, "tie" or "all bad".
+        order: indices of the columns as they are shown, from left to right.
+        blind: whether names are hidden until there is a vote.
+        vote: name of a column, "tie" or "all bad"; None if nobody has voted.
     """
 
     question: str
@@ -124,7 +125,7 @@ class Turn:
 
 
 def new_turn(columns: Sequence[ModelColumn], question: str, settings: AnswerSettings, *, blind: bool = False) -> Turn:
-    """A turn that waits for its answers; blind ones are shown in an order of their own."""
+    """Make a turn that waits for its answers. If it is blind, the columns are shown in a random order."""
     order = list(range(len(columns)))
     if blind:
         random.shuffle(order)
@@ -135,7 +136,7 @@ def new_turn(columns: Sequence[ModelColumn], question: str, settings: AnswerSett
 def prompt_of(turns: Sequence[Turn], index: int, images: Sequence[Image.Image]) -> Prompt:
     """The conversation of column `index`, ending with the question of the last turn.
 
-    Each model sees its own earlier answers; a turn to which it had none is left out.
+    Each model sees its own earlier answers. A turn in which it gave no answer is left out.
     """
     *earlier, last = turns
     kept = [turn for turn in earlier if turn.answers[index].text]
@@ -157,11 +158,14 @@ def answer(
     images: Sequence[Image.Image],
     stop: threading.Event | None = None,
 ) -> Generator[tuple[Answer, ...], None, None]:
-    """All columns' states of the last turn, again and again while they answer.
+    """Yield the states of all columns in the last turn, again and again while they answer.
 
-    Columns of one place answer one after the other, in an order drawn anew for each question; places answer at
-    once. A model that fails shows why in its own column; the others still answer. Closing the iterator or setting
-    `stop` ends every generation at its next token.
+    Columns of one place answer one after the other, in an order that is drawn anew for each question. Different places
+    answer at the same time. If a model fails, its own column shows the reason, and the others still answer. Closing the
+    iterator or setting `stop` ends every generation at its next token.
+
+    An answer passes through two threads: `predict.stream` generates it in one, and the thread of its place, below, puts
+    the states into a queue. This function merges them.
     """
     stop = stop or threading.Event()
     states = list(turns[-1].answers)
@@ -224,23 +228,32 @@ def _one(column: ModelColumn, prompt: Callable[[], Prompt], turn: Turn, stop: th
 
 
 def check_upload(path: Path) -> None:
-    """Raise if the file is too large, no image, or of too many pixels; no pixel is decoded.
+    """Check an uploaded file without decoding its pixels.
 
     Raises:
-        MmdoraError: naming what is wrong with the file, never where the server keeps it.
+        MmdoraError: if the file is too large, is no image, or has too many pixels. The message never says where the
+            server keeps the file.
     """
     with _opened(path) as file:
         read_header(file, "upload", max_pixels=MAX_UPLOAD_PIXELS)
 
 
 def read_image(path: Path) -> Image.Image:
-    """An uploaded file as RGB; errors as `check_upload`, or for pixels that are damaged."""
+    """Read an uploaded file as RGB.
+
+    Raises:
+        MmdoraError: in the cases of `check_upload`, or if the pixels are damaged.
+    """
     with _opened(path) as file:
         return decode(file.read(), "upload", max_pixels=MAX_UPLOAD_PIXELS)
 
 
 def check_question(question: Any, settings: AnswerSettings) -> str:
-    """The question without white space around it, if it is one and not too long."""
+    """Give the question without white space around it.
+
+    Raises:
+        MmdoraError: if it is empty, not a text, or too long.
+    """
     if not isinstance(question, str) or not question.strip():
         raise MmdoraError("Type a question first.")
     if (size := len(question) + len(settings.system_prompt)) > MAX_QUESTION:
@@ -249,7 +262,7 @@ def check_question(question: Any, settings: AnswerSettings) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Why a model failed, for its column: a line, no paths of a traceback."""
+    """The reason why a model failed, as a line for its column, without the paths of a traceback."""
     if isinstance(error, torch.OutOfMemoryError):
         torch.cuda.empty_cache()
         return "out of memory; ask for fewer tokens or a smaller picture"

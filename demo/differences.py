@@ -1,4 +1,4 @@
-"""Where two models differ, question by question, from the predictions that evaluations left. No torch, no Gradio."""
+"""Compares two models question by question, from the predictions of evaluations. It needs neither torch nor Gradio."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import PREDICTIONS, read_predictions
 from mmdora.evaluate.scoring.significance import Paired, mcnemar
 
-SHOWN = 5  # Questions that are shown for each model, of those that it answered better.
+SHOWN = 5  # Most questions that are shown for each model among those that it answered better: more would not be read.
 
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A question that one of them answered better; scores as the task's scorer gives them."""
+    """A question that one of two models answered better, with both answers and their scores by the task's scorer."""
 
     question: str
     expected: str
@@ -27,11 +27,11 @@ class Disagreement:
 
 @dataclass(frozen=True)
 class Differences:
-    """Two models on the questions that both were asked.
+    """How two models compare on the questions that both were asked.
 
-    `both`, `neither` and `paired` count full scores, and are None where scores are not between 0 and 1 (CIDEr).
-    `first` and `second` are questions on which that model scores more, those furthest apart before the others,
-    chosen at random by a fixed seed among equals.
+    `both`, `neither` and `paired` count full scores; they are None if scores are not between 0 and 1 (CIDEr). `first`
+    and `second` hold questions on which that model scores more. Those with the largest difference come first; among
+    equal differences a fixed seed chooses.
     """
 
     n: int
@@ -44,10 +44,10 @@ class Differences:
 
 @lru_cache(maxsize=32)  # Every visitor asks for the same comparisons.
 def differences(first: Path, second: Path) -> Differences | None:
-    """Compare two folders of one task's evaluation; None where they share no scored question.
+    """Compare two folders of evaluations on one task; gives None if they have no scored question in common.
 
     Raises:
-        MmdoraError: predictions that cannot be read.
+        MmdoraError: if predictions cannot be read.
     """
     ours, theirs = _scored(first), _scored(second)
     pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
@@ -79,7 +79,7 @@ class _Row(NamedTuple):
 
 
 def _scored(folder: Path) -> dict[str, _Row]:
-    """Scored rows by id."""
+    """Id -> scored row, for the predictions in a folder."""
     try:
         return {
             str(row["id"]): _Row(str(row["question"]), str(row["answer"]), str(row["prediction"]), float(row["score"]))

@@ -1,4 +1,4 @@
-"""What every request passes before Gradio sees it: logins slowed down, bodies and the upload cache capped."""
+"""Checks every request before Gradio sees it: it limits failed logins, the size of requests, and the upload cache."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from mmdora.files import read_text
 
 FAILED_LOGINS, WINDOW = 5, 60.0
 """After 5 failed logins within 60 seconds an address gets status 429, until the first of them is older than that."""
-MAX_BODY = 200_000  # Bytes of a request that is no upload.
-CACHE_FILES, CACHE_BYTES = 1_000, 500 * 10**6
+MAX_BODY = 200_000  # Bytes of a request that is no upload; the longest question and all settings need far less.
+CACHE_FILES, CACHE_BYTES = 1_000, 500 * 10**6  # Most files and bytes of uploads, so that they cannot fill the disk.
 
 
 def read_logins(path: Path) -> list[tuple[str, str]]:
-    """NAME:PASSWORD of each line; empty lines and those that begin with # are left out.
+    """Read a file with NAME:PASSWORD on each line; empty lines and lines that begin with # are left out.
 
     Raises:
-        MmdoraError: naming the line that is none, or a file that is empty or can be read by everyone.
+        MmdoraError: if a line is not NAME:PASSWORD (the message gives its number), if there is no login, or if every
+            user of the machine can read the file.
     """
     logins = []
     for number, line in enumerate(read_text(path, "file of logins").splitlines(), 1):
@@ -41,10 +42,11 @@ def read_logins(path: Path) -> list[tuple[str, str]]:
 
 
 class Guard:
-    """ASGI middleware.
+    """ASGI middleware that checks requests.
 
     Args:
-        uploads: folder of the upload cache; what it holds by now stays.
+        app: the application that gets the requests after the checks.
+        uploads: folder of the upload cache; files that are in it already are never removed.
     """
 
     def __init__(self, app: Any, uploads: Path):
@@ -113,7 +115,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _capped(receive: Any) -> Any:
-    """Bodies over `MAX_BODY` end in an error instead of in memory."""
+    """Wrap `receive` so that a body over `MAX_BODY` is refused instead of filling the memory."""
     total = 0
 
     async def read() -> Any:

@@ -1,4 +1,4 @@
-"""The tab "Look inside": what each model is, how it was trained, scored and changed. Reads files only; no Gradio."""
+"""Content of the tab "Look inside": each model's origin, training, scores and changes, from files. Without Gradio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mmdora.files import read_json, read_text
 from mmdora.html import LOG, curve, data_uri
 from mmdora.models.locate import adapter_folder
 
-DEPTH = 3  # Runs and evaluations are looked for in folders at most this many levels below the results.
+DEPTH = 3  # Levels of folders below the results that are searched; deeper levels hold other files, such as checkpoints.
 PICTURES = {
     "layers": "Mean change of magnitude (dM) and direction (dD) of each layer's matrices, by modality and run",
     "shares": "Share of each modality in the squared norm of the whole change, by run",
@@ -32,14 +32,14 @@ PICTURES = {
 
 
 class Inside:
-    """What there is to see of these models.
+    """Finds and shows the runs, evaluations and adapters of some models.
 
     Args:
         models: name -> path, as on the command line.
         results: folder with runs (config.yaml, log.jsonl) and evaluations (metrics.json), at most three levels down.
 
     Raises:
-        MmdoraError: `results` is no folder.
+        MmdoraError: if `results` is no folder.
     """
 
     def __init__(self, models: Mapping[str, str], results: Path | None = None):
@@ -60,12 +60,12 @@ class Inside:
         self.adapters |= {name: Path(models[name]) for name, own in self.locations.items() if own.adapter}
 
     def pairs(self) -> list[tuple[str, Inside]]:
-        """Every two models of the page, each pair with the runs, scores and adapters that are theirs."""
+        """A title for every two models of the page, with an `Inside` of only these two."""
         return [(f"{one} and {two}", self._of(one, two)) for one, two in combinations(self.models, 2)]
 
     @property
     def galleries(self) -> dict[str, Path]:
-        """Name to choose from -> folder with a page of errors: one of each model, and one of all side by side."""
+        """Name for a menu -> folder with a page of errors: one for each model, and one with all side by side."""
         pages: dict[str, Path] = {}
         for task, folders in self.scores.items():
             together = {folder.parent for folder in folders.values()}
@@ -75,7 +75,7 @@ class Inside:
         return {name: folder for name, folder in pages.items() if (folder / GALLERY).is_file()}
 
     def html(self) -> str:
-        """Models, training curves and scores."""
+        """The HTML with models, training curves and scores."""
         cards = "".join(model_card(name, path, self.locations.get(name)) for name, path in self.models.items())
         parts = [f'<section><h2>The models</h2><div class="models">{cards}</div></section>']
         if curves := {name: points for name, run in self.runs.items() if (points := curve(run))}:
@@ -86,10 +86,10 @@ class Inside:
         return _page(parts)
 
     def differences(self) -> str:
-        """The questions that only one of two models answers well; empty unless there are exactly two models.
+        """The HTML with questions that only one of two models answers well; empty unless there are exactly two models.
 
         Raises:
-            MmdoraError: predictions that cannot be read.
+            MmdoraError: if predictions cannot be read.
         """
         if len(self.models) != 2:
             return ""
@@ -102,7 +102,7 @@ class Inside:
         return _page(parts) if parts else ""
 
     def gallery(self, name: Any) -> str:
-        """What went wrong, with pictures: the page that the evaluation wrote, with scripts off."""
+        """The HTML with wrong answers and their pictures: the page that the evaluation wrote, with scripts disabled."""
         if name not in self.galleries:
             return ""
         page = read_text(self.galleries[name] / GALLERY, "gallery", 32 * 2**20)
@@ -110,7 +110,7 @@ class Inside:
         return f'<iframe class="gallery" sandbox="" title="{escape(title)}" srcdoc="{escape(page)}"></iframe>'
 
     def moved(self) -> str:
-        """By modality and layer, how far each adapter moved magnitude and direction (`mmdora analyze`)."""
+        """The HTML that shows how far each adapter moved magnitude and direction, by layer (`mmdora analyze`)."""
         rows = analyze(self.adapters, say=lambda _: None)
         measured = correlations(rows)
         drawn = {"layers": plots.layers(rows), "shares": plots.shares(rows), "scatter": plots.scatter(rows, measured)}
@@ -145,7 +145,7 @@ class Inside:
         return [name for name in self.models if name in rest] + [name for name in rest if name not in self.models]
 
     def _model_of(self, folder: Path) -> str:
-        """Whose run or evaluation a folder is: a model of the page, by its name or folder; else the folder's name."""
+        """The model that a folder of a run or evaluation belongs to, by name or path; else the folder's own name."""
         name = folder.name.casefold()
         fitting = [own for own in self.models if own.casefold() == name]
         fitting = fitting or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
@@ -158,10 +158,10 @@ def _found(results: Path | None, file: str) -> Iterator[Path]:
 
 
 def _scores(folder: Path) -> dict[str, Any] | None:
-    """The numbers of an evaluation; None where a server gives them.
+    """The numbers of an evaluation; None if its answers are scored by an official server.
 
     Raises:
-        MmdoraError: the file holds other things.
+        MmdoraError: if the file does not hold the numbers of an evaluation.
     """
     values = read_json(folder / METRICS, "evaluation's file")
     if "overall" not in values:

@@ -1,4 +1,4 @@
-"""The tab "Look inside": all models of the page, and every two of them, each with what `inside` shows."""
+"""Lays out the tab "Look inside": a view of all models of the page, and a view of every two of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUIET: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1, "s
 
 
 def inside_tab(inside: Inside) -> None:
-    """Make the tab inside the `gr.Blocks` that is open; one view, if there are not at least two pairs."""
+    """Make the tab inside the `gr.Blocks` that is open. With fewer than two pairs of models there is only one view."""
     with gr.Tab("Look inside") as tab:
         pairs = inside.pairs()
         if len(pairs) < 2:
@@ -30,7 +30,7 @@ def inside_tab(inside: Inside) -> None:
 
 
 def _view(inside: Inside, tab: gr.Tab | None) -> None:
-    """Show what costs nothing at once, the differences when their tab is opened, the rest when it is asked for."""
+    """Lay out one view: cheap parts are shown at once, differences when their tab is opened, others on request."""
     _html(inside.html())
     if tab is not None and any(len(folders) > 1 for folders in inside.scores.values()):
         tab.select(told(inside.differences), None, _html(), **QUIET)
@@ -48,7 +48,7 @@ def _html(value: str = "") -> gr.HTML:
 
 
 def told(show: Callable[..., str]) -> Callable[..., str]:
-    """`show`, whose errors become a message on the page."""
+    """Wrap `show` so that its errors become a message on the page."""
 
     def shown(*given: Any) -> str:
         try:

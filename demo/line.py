@@ -1,4 +1,4 @@
-"""The queue of questions: one is answered at a time, each is told its position, a full queue says so at once."""
+"""The queue of questions: one is answered at a time, the others see their position, and a full queue refuses more."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from typing import Any, TypeVar
 
 from mmdora.errors import MmdoraError
 
-LOOK = 0.05  # Seconds between two looks at the queue.
+LOOK = 0.05  # Seconds between two looks at the queue: too short for a person to notice.
 HEARTBEAT = 1.0  # Seconds until a position is sent again: sending shows whether the visitor has left.
 
 State = TypeVar("State")
 
 
 class Line:
-    """Who waits, in the order they came.
+    """A queue of questions, in the order in which they came.
 
     Args:
-        capacity: questions at most, the one that is being answered included.
+        capacity: most questions in the queue, including the one that is being answered.
     """
 
     def __init__(self, capacity: int):
@@ -29,10 +29,10 @@ class Line:
         return len(self._waiting)
 
     def join(self) -> object:
-        """A ticket, to be handed back to `leave`.
+        """Enter the queue; gives a ticket, which has to be given to `leave` in the end.
 
         Raises:
-            MmdoraError: the queue is full.
+            MmdoraError: if the queue is full.
         """
         if len(self._waiting) >= self.capacity:
             raise MmdoraError(f"Busy: {self.capacity} questions are in the queue already. Try again in a moment.")
@@ -41,7 +41,7 @@ class Line:
         return ticket
 
     def position(self, ticket: object) -> int:
-        """How many questions are before this one; 0 means that it is its turn."""
+        """The number of questions before this one; 0 means that it is this one's turn."""
         return self._waiting.index(ticket)
 
     def leave(self, ticket: object) -> None:

@@ -1,4 +1,4 @@
-"""A comparison to take along: as Markdown, as JSON, and as the query string of a link that repeats it."""
+"""Writes a comparison as Markdown, as JSON, and as the query string of a link that repeats it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def shown(turn: Turn) -> list[Answer]:
 
 
 def as_json(turns: Sequence[Turn], kinds: Mapping[str, str], picture: Mapping[str, Any]) -> str:
-    """Everything that the page shows, and no more: a hidden turn stays hidden.
+    """The comparison as JSON, with everything that the page shows and no more: a hidden turn stays hidden.
 
     Args:
-        kinds: name -> what the model is.
-        picture: what is known of it.
+        kinds: name of each model -> a line that describes the model.
+        picture: facts about the picture.
     """
     rows = [
         {
@@ -43,7 +43,7 @@ def as_json(turns: Sequence[Turn], kinds: Mapping[str, str], picture: Mapping[st
 
 
 def as_markdown(turns: Sequence[Turn], kinds: Mapping[str, str], picture: Mapping[str, Any]) -> str:
-    """The same for people; text of users and models is quoted, so that it can be no markup."""
+    """The comparison as Markdown. Text of users and models is quoted, so that it cannot act as markup."""
     lines = ["# mmdora: a comparison", "", ", ".join(f"{key} {value}" for key, value in picture.items()), ""]
     for number, turn in enumerate(turns, 1):
         settings = ", ".join(f"{key.replace('_', ' ')} {value!r}" for key, value in asdict(turn.settings).items())
@@ -62,7 +62,7 @@ def as_markdown(turns: Sequence[Turn], kinds: Mapping[str, str], picture: Mappin
 
 
 def link(question: str, settings: AnswerSettings, example: int | None, *, blind: bool) -> str:
-    """The query string that fills the page in like this; an uploaded picture is not in it."""
+    """The query string that fills in the page with these values; it cannot hold an uploaded picture."""
     default = AnswerSettings()
     values: dict[str, Any] = {"q": question} | ({} if example is None else {"example": example + 1})
     for key, name in KEYS.items():
@@ -72,10 +72,10 @@ def link(question: str, settings: AnswerSettings, example: int | None, *, blind:
 
 
 def from_link(query: Mapping[str, str], examples: int) -> tuple[str, AnswerSettings, int | None, bool]:
-    """Question, settings, example and blindness of a link.
+    """Read question, settings, number of the example, and whether to compare blindly, from a link.
 
     Raises:
-        MmdoraError: a value that the page itself would not take.
+        MmdoraError: if the page itself would not accept a value.
     """
     values: dict[str, Any] = {}
     for key, name in KEYS.items():
@@ -99,7 +99,7 @@ def from_link(query: Mapping[str, str], examples: int) -> tuple[str, AnswerSetti
 
 
 def _hidden(answer: Answer, place: int) -> Answer:
-    """Speed and error could tell which model it is."""
+    """The answer without name, speed and error, which could reveal the model."""
     error = "This model failed." if answer.error else None
     return Answer(f"Model {'ABCD'[place]}", answer.status, answer.text, error=error, position=answer.position)
 

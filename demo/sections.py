@@ -1,4 +1,4 @@
-"""The sections of "Look inside" as HTML. Text from files is escaped, and no folder of the server is told."""
+"""Makes the HTML of the sections of "Look inside". Text from files is escaped, and no path on the server is shown."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mmdora.models.locate import RUN_CONFIG, Location, bundled
 
 
 def model_card(name: str, path: str, location: Location | None) -> str:
-    """What a model is: base, plan, data, training, scores, as far as its files tell.
+    """The HTML that describes a model: base, plan, data, training and scores, as far as its files tell.
 
     Args:
-        path: as it was given.
-        location: what `path` is; None for a model that a server has.
+        path: path of the model as it was given.
+        location: location that `path` stands for; None for a model on a server.
 
     Raises:
-        MmdoraError: files of the model that are damaged.
+        MmdoraError: if files of the model are damaged.
     """
     if location is None:
         url, _, model = path.removeprefix(SERVED).partition("#")
         facts, plan = {"served by": url, "as": model or "its only model"}, None
     else:
         facts, plan = _adapter_facts(location) if location.adapter else _checkpoint_facts(location)
-        facts = {"from": Path(path).name} | facts  # The folder's name alone: never where the server keeps it.
+        facts = {"from": Path(path).name} | facts  # The page must not show where on the server the folder lies.
     rows = "".join(f"<dt>{escape(key)}</dt><dd>{escape(value)}</dd>" for key, value in facts.items())
     lines = str(plan).splitlines() if plan else []
     notes = [line for line in lines if line.startswith("note:")]
@@ -60,7 +60,7 @@ def _adapter_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
 
 
 def _checkpoint_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
-    """Facts and plan of a base, or of what `mmdora export` wrote."""
+    """Facts and plan of a base, or of a checkpoint that `mmdora export` wrote."""
     if location.base in bundled():
         return {"is": "a base that mmdora carries"}, None
     if not Path(location.source).is_dir():
@@ -77,7 +77,11 @@ def _checkpoint_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
 
 
 def curves_section(curves: Mapping[str, list[tuple[int, float]]]) -> str:
-    """Training losses: run -> (step, loss)."""
+    """The HTML with training curves.
+
+    Args:
+        curves: name of each run -> its points (step, loss).
+    """
     keys = "".join(
         f'<li><i style="background:var(--c{(index + 1) % 4})"></i>{escape(name)}</li>'
         for index, name in enumerate(curves)
@@ -88,7 +92,7 @@ def curves_section(curves: Mapping[str, list[tuple[int, float]]]) -> str:
 
 
 def scores_section(title: str, rows: list[ScoreRow]) -> str:
-    """A model per line, in percent; CIDEr times 100, as papers print it."""
+    """The HTML table of scores with one model per line, in percent; CIDEr is multiplied by 100, as in papers."""
     types = kinds(rows)
     heads = ("model", "overall", "95% interval", *types, "questions")
     body = []
@@ -102,7 +106,7 @@ def scores_section(title: str, rows: list[ScoreRow]) -> str:
 
 
 def differences_section(title: str, names: tuple[str, str], compared: Differences) -> str:
-    """How often each of two was right alone, and questions on which they are furthest apart."""
+    """The HTML that shows how often only one of two models was right, and questions on which they differ most."""
     first, second = names
     parts = []
     if compared.paired:
@@ -130,12 +134,12 @@ def _answered(text: str, score: float) -> str:
 
 
 def wide(table: str) -> str:
-    """A frame in which a table that is wider than the page scrolls, by keyboard too."""
+    """Put a table into a frame in which it scrolls (by keyboard too) if it is wider than the page."""
     return f'<div class="wide" tabindex="0">{table}</div>'
 
 
 def table(heads: tuple[str, ...], body: list[tuple[str, ...]], *, words: bool = False) -> str:
-    """A table. Columns whose first cell begins with a letter are aligned left, and with `words` all columns are."""
+    """The HTML of a table. Columns whose first cell begins with a letter are aligned left; with `words` all are."""
     sides = [' class="word"' if words or cell[:1].isalpha() else "" for cell in next(iter(body), heads)]
     head = "".join(f'<th scope="col"{side}>{escape(cell)}</th>' for side, cell in zip(sides, heads, strict=True))
     lines = "".join(

@@ -1,4 +1,4 @@
-"""Serving the page: who may reach it, where uploads lie, how it ends."""
+"""Serves the page, with logins and a folder for uploads, until a signal ends it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ THEME = themes.Default(
     button_primary_background_fill_hover="*primary_700",
 )
 
-# On a phone Gradio hides the first link of the footer and leaves its dot. `css` does not reach the footer.
+# On a phone Gradio hides the first link of the footer but leaves its dot, which this hides. `css` does not reach there.
 FOOTER = "<style>@media (max-width: 640px) { footer .divider { display: none !important; } }</style>"
 
 
@@ -65,17 +65,22 @@ def serve(
 
     Args:
         specs: NAME=MODEL for each column.
-        auth_file: NAME:PASSWORD a line; who is none of them sees the login only.
-        insecure: serve to other machines without logins.
-        share: through Gradio's tunnel, under a public address.
-        queue: questions waiting or running at most.
-        shared_base: one base in memory for all adapters on it.
+        host: address to listen at.
+        port: port to listen at.
+        auth_file: file with NAME:PASSWORD on each line; without a login visitors only see the login page.
+        insecure: whether to serve to other machines without logins.
+        share: whether to serve under a public address too, through Gradio's tunnel.
+        queue: most questions that wait or are answered.
+        dtype: dtype of the weights, as for `load`.
+        device: device for the models; by default the GPU if there is one.
+        shared_base: whether to keep one base in memory for all adapters on it.
         votes: file that votes of blind comparisons are appended to.
         results: folder with runs and evaluations for "Look inside".
-        examples: pictures and questions to choose from; default some of the easy-VQA test split.
+        examples: pictures and questions to choose from; by default some of the easy-VQA test split.
 
     Raises:
-        MmdoraError: a model that cannot be loaded, a port in use, or other machines without logins.
+        MmdoraError: if a model cannot be loaded, the port is in use, or other machines could reach the page without
+            logins.
     """
     logins = read_logins(auth_file) if auth_file else None
     if not (logins or insecure):
@@ -105,7 +110,7 @@ def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool 
     """Start serving in a thread.
 
     Raises:
-        MmdoraError: the port is in use, or the host is none of this machine.
+        MmdoraError: if the port is in use, or the host is no address of this machine.
     """
     try:
         page.blocks.launch(
@@ -116,7 +121,8 @@ def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool 
             quiet=True,
             prevent_thread_lock=True,
             max_threads=page.line.capacity + 16,
-            # Gradio keeps 76 KiB for each tab or API call, nothing of ours. What it forgets it makes anew in 7 ms.
+            # For each tab or API call Gradio keeps 76 KiB, in which nothing is ours. If it forgets one, it needs 7 ms
+            # to make it anew.
             state_session_capacity=page.line.capacity + 16,
             max_file_size=MAX_UPLOAD,
             theme=THEME,
@@ -135,7 +141,7 @@ def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool 
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
-    """A folder of this server alone for what visitors upload, gone afterwards."""
+    """Give a folder of this server alone for uploads, which is removed afterwards."""
     before = os.environ.get("GRADIO_TEMP_DIR")
     folder = tempfile.mkdtemp(prefix="mmdora-page-", dir=before)
     os.environ["GRADIO_TEMP_DIR"] = folder

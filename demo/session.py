@@ -1,4 +1,4 @@
-"""What the server keeps for each open tab: its conversation, and how to stop it. Knows no Gradio."""
+"""Keeps the conversation of each open tab, and lets tabs ask questions. Without Gradio."""
 
 from __future__ import annotations
 
@@ -15,16 +15,20 @@ from mmdora.demo.line import Line
 from mmdora.errors import MmdoraError
 from mmdora.files import sha256
 
-KEPT = 1_000  # Tabs. The tab that was unused for longest is forgotten when one more comes.
+KEPT = 1_000  # Most tabs that are kept. When one more comes, the tab that was unused for longest is forgotten.
 
 
 @dataclass
 class Session:
-    """One tab.
+    """The conversation of one tab.
 
     Attributes:
-        pictures: the files that the conversation is about, and their SHA-256s.
-        closed: nobody looks at it any more.
+        turns: questions and answers so far.
+        pictures: files that the conversation is about.
+        digests: SHA-256 of each picture.
+        stop: ends the current answer when it is set.
+        busy: whether a question is waiting or being answered.
+        closed: whether the tab was closed or forgotten.
     """
 
     turns: list[Turn] = field(default_factory=list)
@@ -39,10 +43,13 @@ class Session:
         return bool(self.turns) and not self.busy and self.turns[-1].hidden and self.turns[-1].over
 
     def voted(self, place: int | str) -> Turn:
-        """The last turn with a vote: for the answer at this place, or "tie" or "all bad".
+        """The last turn with a vote added.
+
+        Args:
+            place: place of the best answer, counted from the left from 0; or "tie" or "all bad".
 
         Raises:
-            MmdoraError: there is nothing to vote on.
+            MmdoraError: if there is nothing to vote on.
         """
         if not self.votable:
             raise MmdoraError("There is no blind comparison that waits for a vote.")
@@ -56,7 +63,7 @@ class Session:
 
 
 class Sessions:
-    """Sessions by the browser's key."""
+    """The sessions of all tabs, by the key that Gradio gives each tab."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, Session] = OrderedDict()
@@ -71,7 +78,7 @@ class Sessions:
             return session
 
     def now(self, key: str) -> Session:
-        """The session without marking it as used; an empty one, which is not kept, if the tab was left."""
+        """The session, without marking it as used. If the tab is gone, an empty session that is not kept."""
         with self._lock:
             return self._open.get(key, Session())
 
@@ -91,12 +98,13 @@ async def ask(
     settings: AnswerSettings,
     blind: bool,
 ) -> AsyncGenerator[None, None]:
-    """Put a question into the queue; the session's last turn is the newest state after each step.
+    """Put a question into the queue, and yield after each change of the session's last turn.
 
-    Other pictures than before begin a new conversation.
+    If the pictures differ from those before, a new conversation begins.
 
     Raises:
-        MmdoraError: the question, a picture or the queue's length does not allow it; the session is as it was then.
+        MmdoraError: if the question or a picture cannot be used, if the conversation is too long, or if the queue is
+            full. The session is then unchanged.
     """
     question = compare.check_question(question, settings)
     for picture in pictures:
@@ -130,12 +138,12 @@ async def ask(
 def answers(
     columns: Sequence[ModelColumn], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
 ) -> Generator[tuple[Answer, ...], None, None]:
-    """As `compare.answer`. The pictures are decoded here, because the question's turn has come."""
+    """Call `compare.answer`. The pictures are decoded only here, when it is the question's turn, to save memory."""
     yield from compare.answer(columns, turns, list(map(compare.read_image, pictures)), stop)
 
 
 def _ended(answer: Answer) -> Answer:
-    """The answer as it is when its question has ended: one that had not ended by itself was stopped."""
+    """The final state of an answer whose question has ended: if it was not finished, it was stopped."""
     if answer.status in ("queued", "waiting", "running"):
         return replace(answer, status="stopped", position=None)
     return answer

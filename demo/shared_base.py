@@ -1,4 +1,4 @@
-"""Several adapters on one base in memory: switched between answers, never merged, never copied."""
+"""Keeps several adapters on one base in memory, and switches between them without merging or copying."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmdora.errors import MmdoraError
 from mmdora.models.locate import Location
 
 Place = tuple[nn.Module, str]
-"""A module and the name of a parameter of its own."""
+"""A module, and the name of a parameter that it holds itself."""
 
 
 class WornAdapter:
-    """What one adapter puts into its base: modules by name, and parameters that were trained in full."""
+    """The parts of one adapter that are put into the base: adapted modules, and parameters trained in full."""
 
     def __init__(self, plan: Plan, modules: dict[str, nn.Module], full: dict[Place, nn.Parameter]):
         self.plan, self.modules, self.full = plan, modules, full
@@ -32,10 +32,10 @@ class WornAdapter:
 
 
 class SharedBase:
-    """A base that wears one of its adapters at a time; `wear` copies nothing, so it costs microseconds a module.
+    """A base that wears one of several adapters at a time. `wear` copies nothing and takes microseconds per module.
 
-    Adapted modules share the base's weights. Parameters trained in full (and everything tied to them) are exchanged.
-    Not to be called by two threads at once.
+    Adapted modules share the base's weights. Parameters that were trained in full, and all parameters tied to them, are
+    exchanged. Two threads must not use it at the same time.
     """
 
     def __init__(self, model: Any, processor: Any):
@@ -46,7 +46,7 @@ class SharedBase:
         """Read an adapter of this base.
 
         Raises:
-            MmdoraError: as `load_adapter`; or it was trained with other image tokens, or carries buffers; or it is
+            MmdoraError: in the cases of `load_adapter`; or if it has a budget of image tokens, carries buffers, or is
                 no adapter at all.
         """
         self.wear(None)
@@ -77,7 +77,7 @@ class SharedBase:
         return WornAdapter(plan, modules, full)
 
     def wear(self, adapter: WornAdapter | None) -> None:
-        """Put on this adapter, or none, in place of the one that is worn."""
+        """Replace the adapter that is worn by this one, or by none."""
         if adapter is self.worn:
             return
         if self.worn is not None:

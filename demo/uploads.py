@@ -1,4 +1,4 @@
-"""Pictures that come over the wire: uploads to this page, and nothing else."""
+"""Accepts pictures that were uploaded to this page, and refuses URLs and other files of the server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Examples = Sequence[tuple[Path, str]]
 
 
 def uploads_only(image: gr.Image) -> gr.Image:
-    """Gradio would fetch a URL that an API caller gives as the picture; this server makes no requests."""
+    """Make an image widget refuse URLs: Gradio would fetch a URL that an API caller gives in place of a picture."""
     move = image.async_move_resource_to_block_cache
 
     async def move_file(url_or_file_path: Any) -> str | None:
@@ -31,23 +31,27 @@ def uploads_only(image: gr.Image) -> gr.Image:
 
 
 def upload_paths(first: Any, second: Any) -> tuple[Path, ...]:
-    """The files of a picture, and of a second one where there is one."""
+    """The files of the first picture, and of the second one if there is one."""
     return (upload_path(first),) if second is None else (upload_path(first), upload_path(second))
 
 
 def upload_path(image: Any) -> Path:
-    """The file of a picture that was uploaded to this page, and of nothing else."""
+    """The file of a picture that was uploaded to this page.
+
+    Raises:
+        MmdoraError: if there is no picture, or if the file is any other file of the server.
+    """
     if not isinstance(image, dict) or not image.get("path"):
         raise MmdoraError("Choose a picture first.")
     path = Path(str(image["path"])).resolve()
-    # Gradio checks this only for callers who mark the path as a file of theirs
+    # Gradio checks this only for callers who mark the path as a file.
     if not path.is_relative_to(Path(get_upload_folder()).resolve()):
         raise MmdoraError("The picture is no upload to this page.")
     return path
 
 
 def within_reach(examples: Examples) -> list[tuple[Path, str]]:
-    """Copies of the examples where uploads lie, since nothing else is served."""
+    """Copy the examples to the folder of uploads, because Gradio serves no other files."""
     folder = Path(get_upload_folder()).resolve() / "examples"
     folder.mkdir(parents=True, exist_ok=True)
     return [

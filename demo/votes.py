@@ -1,4 +1,4 @@
-"""Votes of blind comparisons: the tally with its interval, and the operator's file."""
+"""Counts the votes of blind comparisons, and appends them to the operator's file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Votes:
     """The votes since the page was started, and those that its file already holds about the same models.
 
     Args:
-        names: of the columns.
-        file: JSON lines, one a vote, appended to: time, models from left to right, vote, question, settings, answers
-            and the pictures' SHA-256; nothing about who voted. None keeps votes in memory only.
+        names: names of the columns.
+        file: JSON Lines file that each vote is appended to, with time, models from left to right, vote, question,
+            settings, answers and the pictures' SHA-256, but nothing about who voted. None keeps votes in memory only.
 
     Raises:
-        MmdoraError: the file cannot be written, or holds what is no vote.
+        MmdoraError: if the file cannot be written, or holds anything but votes.
     """
 
     def __init__(self, names: Sequence[str], file: Path | None = None):
@@ -49,10 +49,11 @@ class Votes:
         """Count the vote of a turn.
 
         Args:
-            pictures: SHA-256 of each file.
+            turn: the turn with its vote.
+            pictures: SHA-256 of each picture's file.
 
         Raises:
-            MmdoraError: it cannot be written, and does not count.
+            MmdoraError: if the vote cannot be written; it then does not count.
         """
         assert turn.vote is not None
         models = [turn.answers[index].name for index in turn.order]
@@ -74,7 +75,7 @@ class Votes:
             self.counts[turn.vote] += 1
 
     def tally(self) -> dict[str, Score]:
-        """Of the votes for a model: the share of each; none where nobody has voted for any."""
+        """Name of each model -> its share of the votes for any model; empty if there are no such votes."""
         decided = sum(self.counts[name] for name in self.names)
         return {name: share(self.counts[name], decided) for name in self.names} if decided else {}
 

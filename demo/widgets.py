@@ -1,4 +1,4 @@
-"""The widgets of the tab "Compare" and their places; `app` says what they do."""
+"""Lays out the widgets of the tab "Compare"; `app` handles their events."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ SMALL: dict[str, Any] = {"min_width": 76}
 
 
 class Compare:
-    """The tab's widgets, made inside the `gr.Blocks` that is open.
+    """The widgets of the tab, which are made inside the `gr.Blocks` that is open.
 
     Args:
-        kinds: name -> what the model is.
-        tally, note: HTML shown below the answers.
+        kinds: name of each model -> a line that describes the model.
+        examples: pictures with a question each.
+        tally: HTML with the votes so far, shown below the answers.
+        note: HTML shown at the end.
     """
 
     def __init__(self, kinds: Mapping[str, str], examples: Examples, *, tally: str, note: str):

@@ -1,4 +1,4 @@
-"""Which words of several answers differ."""
+"""Finds the words that differ between several answers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from difflib import SequenceMatcher
 from string import punctuation
 
 Piece = tuple[str, bool]
-"""A piece of text, and whether another answer has no such word there."""
+"""A piece of text, and whether another answer lacks it at this place."""
 
 
 def marked(texts: Sequence[str]) -> list[list[Piece]]:
-    """The texts in pieces that, joined, are the texts again; words count as equal but for case and punctuation.
+    """Cut each text into pieces, and mark those that differ from another text.
 
-    Empty texts are left out of the comparison.
+    Joined together, the pieces are the text again. Words are compared without case and punctuation. Empty texts are
+    left out of the comparison.
     """
     pieces = [re.findall(r"\s+|\S+", text) for text in texts]
     words = [[_key(piece) for piece in own if not piece.isspace()] for own in pieces]
@@ -30,7 +31,7 @@ def marked(texts: Sequence[str]) -> list[list[Piece]]:
 
 
 def _joined(pieces: Sequence[str], flags: Sequence[bool]) -> list[Piece]:
-    """Neighbours of a kind in one piece; the white space between two marked words is marked with them."""
+    """Join neighbouring pieces that are both marked or both not; white space between marked words is marked too."""
     joined: list[Piece] = []
     word = 0
     for piece in pieces:
