@@ -1,14 +1,14 @@
-"""What an adapter that is not merged costs per answer: the prompt (first token) and each token after it.
+"""Measures what an unmerged adapter costs per answer: time to the first token, and time for each further token.
 
     python benchmarks/decode.py            # table, results/decode_DEVICE.{json,md}; some minutes
     python benchmarks/decode.py --quick    # a rehearsal: one small layer; nothing is written
 
-A LLaVA-shaped model with random weights answers one picture and question greedily, with its cache, batch 1, fp32 on a
-CPU with one thread: merged; with its adapter beside the frozen weights, as `mmdora demo --shared-base` holds it; and
-with PEFT's adapters, the same numbers in them; PEFT's DoRA also inside its `DoraCaching`, which holds B A and the norms
-of all layers, as much as the weights they change. All ways by turns in one run, process CPU time, paired medians;
-`merged again` is the noise. In fp32 all ways of one method must give the same tokens. On CUDA: bf16, seconds by the
-wall.
+A LLaVA-shaped model with random weights answers one question about one picture: greedily, with its key-value cache,
+batch 1, in fp32 on a CPU with one thread. It does so merged; with its adapter beside the frozen weights, as in `mmdora
+demo --shared-base`; and with PEFT's adapters, which hold the same numbers. PEFT's DoRA also runs inside its
+`DoraCaching`, which keeps B A and the norms of all layers and so needs as much memory as the weights that they change.
+All ways take turns in one run. Times are process CPU time, and ratios are paired medians. `merged again` shows the
+noise. In fp32 all ways of one method must give the same tokens. On CUDA the dtype is bf16, and times are wall time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PEFT_NAMES |= {"magnitude": "lora_magnitude_vector.default.weight"}
 
 
 def ways(base: nn.Module, case: Case) -> dict[str, Any]:
-    """The models by name. Those of one method have the same numbers."""
+    """Name of each way -> its model. The models of one method have the same numbers."""
     models: dict[str, Any] = {}
     for method, name in (("lora", "LoRA"), ("dora", "DoRA")):
         model = ours(base, case, 0.0, method)
@@ -58,7 +58,7 @@ def ways(base: nn.Module, case: Case) -> dict[str, Any]:
 
 
 def _moved(model: nn.Module) -> None:
-    """Away from the start, where B is zero and the magnitude the base's."""
+    """Change all adapter parameters, because at the start B is zero and the magnitude is the base's."""
     torch.manual_seed(2)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
@@ -69,7 +69,7 @@ def _moved(model: nn.Module) -> None:
 
 
 def asking(name: str, model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> Callable[[], list[int]]:
-    """A greedy answer of exactly this many tokens."""
+    """A function that makes the model give a greedy answer of exactly this many tokens."""
 
     def ask() -> list[int]:
         given: dict[str, Any] = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}
@@ -80,7 +80,7 @@ def asking(name: str, model: Any, inputs: dict[str, torch.Tensor], tokens: int) 
 
 
 def check(asks: dict[str, Callable[[], list[int]]]) -> None:
-    """All ways of one method answer alike."""
+    """Exit if the ways of one method give different answers."""
     answers = {name: ask() for name, ask in asks.items()}
     for method in ("LoRA", "DoRA"):
         same = [name for name in answers if method in name or (method == "DoRA" and name.startswith(MERGED))]
@@ -98,7 +98,7 @@ def measure(case: Case, rounds: int) -> list[dict[str, Any]]:
         check(long)
     first = {f"{name}, first": asking(name, model, inputs, 1) for name, model in models.items()}
     times: Any = interleaved({**long, **first}, rounds, case.device, describe(case))
-    for name in models:  # paired: an answer less its first token
+    for name in models:  # The first token of the same round is subtracted from each answer.
         pairs = zip(times[name], times[f"{name}, first"], strict=True)
         times[f"{name}, each"] = [(whole - begun) / TOKENS for whole, begun in pairs]
     order = [MERGED, f"{MERGED} again", "mmdora LoRA", "mmdora DoRA", "PEFT LoRA", "PEFT DoRA", CACHED]

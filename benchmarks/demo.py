@@ -1,12 +1,13 @@
-"""The page under load, and one base for several adapters against merged copies. Linux, CPU.
+"""Measures the page under load, and one base with several adapters beside merged copies. Linux, CPU.
 
     python benchmarks/demo.py             # 50 clients, 200 cancelled requests; three adapters merged and switched
     python benchmarks/demo.py --quick     # a rehearsal, nothing written
 
-Load: two columns of tiny-llava; the clients (gradio_client) run on the server's cores. One base in memory: a
-LLaVA-shaped model of 87 M random parameters (350 MB), adapters of rank 16 on its language model's linears, the
-projector full. Memory is RssAnon and RssFile together, since merged weights are pages of their files. Latency is what
-a visitor waits, by the wall, both ways by turns; `again` is the noise. benchmarks/decode.py has process CPU time.
+Load: two columns of tiny-llava; the clients (gradio_client) run on the same cores as the server. One base in memory: a
+LLaVA-shaped model of 87 M random parameters (350 MB), with adapters of rank 16 on the linears of its language model and
+a projector that is trained in full. Memory is RssAnon plus RssFile, because merged weights are pages of their files.
+Latency is the wall time that a visitor waits; both ways take turns, and `again` shows the noise. benchmarks/decode.py
+measures process CPU time.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Server:
 
 
 def load_run(clients: int, cancels: int) -> list[dict[str, Any]]:
-    """All clients ask at one moment; then requests are cancelled one after the other."""
+    """Let all clients ask at the same moment; after that, cancel requests one after the other."""
     with Server("base=tiny-llava", "twin=tiny-llava", "--queue", str(QUEUE)) as server:
         picture, question = samples(1)[0]
         with ThreadPoolExecutor(clients) as pool:
@@ -93,7 +94,7 @@ def load_run(clients: int, cancels: int) -> list[dict[str, Any]]:
                 start.wait()
                 begun = time.monotonic()
                 job = client.submit(image=image, question=question, max_tokens=TOKENS, api_name="/compare")
-                while not (job.outputs() or job.done()):  # to iterate over a job polls at 1 kHz
+                while not (job.outputs() or job.done()):  # Iterating over the job instead would poll it at 1 kHz.
                     time.sleep(0.05)
                 told, states, error = time.monotonic() - begun, [], ""
                 try:
@@ -133,7 +134,7 @@ def load_run(clients: int, cancels: int) -> list[dict[str, Any]]:
 
 
 def _cancel(url: str, picture: Path, question: str) -> float:
-    """Leave in the middle of a long answer; seconds until another question is begun."""
+    """Leave in the middle of a long answer; gives the seconds until another question is being answered."""
     with httpx.Client(base_url=f"{url}gradio_api/", timeout=60) as client:
         (path,) = client.post("upload", files={"files": (picture.name, picture.read_bytes())}).json()
         image = {"path": path, "meta": {"_type": "gradio.FileData"}}
@@ -156,7 +157,7 @@ def _cancel(url: str, picture: Path, question: str) -> float:
 
 
 def shared_run(asked: int) -> dict[str, list[dict[str, Any]]]:
-    """Adapters on one base, and as many merged models: memory, in a process each, and latency, by turns in this one."""
+    """Compare adapters on one base with merged models: memory in separate processes, latency by turns in this one."""
     with tempfile.TemporaryDirectory() as folder:
         base, adapters, merged = _models(Path(folder))
         memory = [
@@ -168,7 +169,7 @@ def shared_run(asked: int) -> dict[str, list[dict[str, Any]]]:
 
 
 def _models(folder: Path) -> tuple[Path, list[str], list[str]]:
-    """A base of random weights; columns of adapters on it; columns of their merged checkpoints."""
+    """Write a base with random weights, adapters on it, and merged checkpoints; gives the base and their specs."""
     base = folder / "base"
     config: Any = AutoConfig.from_pretrained(resolve("tiny-llava"))
     config.text_config.update(SIZES)
@@ -198,7 +199,7 @@ def _measured_apart(way: str, specs: list[str]) -> dict[str, Any]:
 
 def measure(way: str, specs: list[str], shared: bool) -> dict[str, Any]:
     """Memory of one way after its first answers, in this process."""
-    load_columns(["warm=tiny-llava"], say=lambda _: None)  # what a first load leaves behind is not counted
+    load_columns(["warm=tiny-llava"], say=lambda _: None)  # Memory that any first load takes is not counted.
     before, begun = psutil.Process().memory_info().rss, time.monotonic()
     columns = load_columns(specs, shared_base=shared, say=lambda _: None)
     loaded = time.monotonic() - begun
@@ -208,7 +209,7 @@ def measure(way: str, specs: list[str], shared: bool) -> dict[str, Any]:
 
 
 def latency(adapters: list[str], merged: list[str], asked: int) -> list[dict[str, Any]]:
-    """Medians over columns and questions, and the paired ratio to merged copies; every question to all ways in turn."""
+    """Medians over columns and questions, and paired ratios to merged copies. All ways answer each question in turn."""
     copies = load_columns(merged, say=lambda _: None)
     shared = load_columns(adapters, shared_base=True, say=lambda _: None)
     ways = {MERGED: copies, f"{MERGED}, again": copies, SHARED: shared}
@@ -222,7 +223,8 @@ def latency(adapters: list[str], merged: list[str], asked: int) -> list[dict[str
     for way, answers in found.items():
         row = {"way": way}
         for key, words in (("first", "first token, ms"), ("each", "each further token, ms")):
-            pairs = zip(answers[len(copies) :], found[MERGED][len(copies) :], strict=True)  # without the first question
+            # The first question only warms up and is left out.
+            pairs = zip(answers[len(copies) :], found[MERGED][len(copies) :], strict=True)
             taken = [(own[key], peer[key]) for own, peer in pairs if key in own and key in peer]
             row[words] = f"{1000 * statistics.median(own for own, _ in taken):.1f}"
             row[f"/ merged, {key}"] = f"{statistics.median(own / peer for own, peer in taken):.2f}"
@@ -231,7 +233,7 @@ def latency(adapters: list[str], merged: list[str], asked: int) -> list[dict[str
 
 
 def _ask(columns: list[Any], path: Path, question: str) -> list[dict[str, float]]:
-    """Seconds to the first token and, where there are more, for each of these; by column."""
+    """For each column, seconds to the first token and, if there are enough tokens, seconds for each further token."""
     last: Any
     *_, last = answer(columns, [new_turn(columns, question, AnswerSettings(max_tokens=TOKENS))], [read_image(path)])
     rates = [{"each": 1 / state.tokens_per_s} if state.tokens_per_s else {} for state in last]

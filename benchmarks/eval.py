@@ -1,14 +1,14 @@
-"""Evaluation by generation: `mmdora eval`'s function beside a plain loop, a question at a time.
+"""Measures evaluation by generation: `mmdora eval` beside a plain loop that asks one question at a time.
 
     python benchmarks/eval.py            # 960 questions, 5 rounds: table, results/eval_cpu.{json,md} (or eval_cuda)
     python benchmarks/eval.py --quick    # 48 questions, 1 round; nothing is written
 
-The plain loop is what a transformers user writes: open the image, `apply_chat_template`, the processor,
-`generate` with the KV cache, greedily, decode. Both ask tiny-llava, fp32, the same questions of easy-VQA (words) or
-of drawn scenes (captions, several times longer), at most 32 new tokens, and must give the same texts, or the
-benchmark fails. mmdora's time holds the pass over the records, the digest of the weights, scoring and intervals. The
-ways run by turns within a round; ratios are medians over the rounds of one round's times. `plain loop again` (A/A)
-shows the noise. One thread, so that CPU time and wall time differ by what else ran.
+The plain loop is what a user of transformers writes: open the image, `apply_chat_template`, the processor, greedy
+`generate` with the key-value cache, decode. Both ask tiny-llava (fp32) the same questions, of easy-VQA (short answers)
+or of drawn scenes (captions, several times longer), with at most 32 new tokens. Both must give the same texts, or the
+benchmark fails. mmdora's time includes the pass over the records, the digest of the weights, scoring and intervals. The
+ways take turns within a round. A ratio is the median over rounds of the ratios within a round. `plain loop again` (A/A)
+shows the noise. There is one thread, so that CPU time and wall time differ only by other programs.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def ours(model: Any, processor: Any, records: list[Row], batch_size: int) -> lis
 
 
 def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:
-    """The texts, the CPU seconds of this process, and the seconds."""
+    """Run `work`; gives its texts, the CPU seconds of this process, and the wall seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     texts = work()
     if torch.cuda.is_available():
@@ -80,7 +80,7 @@ def compare(model: Any, processor: Any, records: list[Row], rounds: int) -> list
     ways: dict[str, Callable[[], list[str]]] = {PLAIN: lambda: plain(*given)}
     ways |= {f"mmdora, batch {size}": lambda size=size: ours(*given, size) for size in BATCHES}
     ways[AGAIN] = lambda: plain(*given)
-    plain(model, processor, records[:4])  # warms up
+    plain(model, processor, records[:4])  # The first answers are slower, so both ways warm up.
     ours(model, processor, records[:4], 4)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     expected: list[str] = []

@@ -1,17 +1,17 @@
-"""Kill training with SIGKILL, resume it, and compare it with the run that nobody disturbed.
+"""Kills training with SIGKILL, resumes it, and compares it with a run that was not disturbed.
 
     python benchmarks/faults.py               # 20 kills: table, results/faults.{json,md}
     python benchmarks/faults.py --kills 4     # the short form, under a minute on one core; writes nothing
 
-Every process runs `mmdora train CONFIG` as `python -m mmdora` does, after this file saw to it that what
-the loader hands out and every file operation of a save are written down. Kills inside a save are exact:
-the process ends itself with SIGKILL right before a given file operation. The others come from outside,
-at a random moment of a random step. A run is killed up to five times, then resumed until it is complete.
-Processes are fresh interpreters; those of the short form are forks of one that has imported torch.
+Every process runs `mmdora train CONFIG` like `python -m mmdora`, but first this file makes it record every batch and
+every file operation of a save. Kills inside a save are exact: the process ends itself with SIGKILL right before a given
+file operation. The other kills come from outside, at a random moment of a random step. A run is killed up to five
+times, and then resumed until it is complete. Processes are fresh interpreters; in the short form they are forks of one
+that has imported torch.
 
-Equal means bit-equal: every logged loss, gradient norm, learning rate and evaluation loss, every batch
-in its order, the final adapter, and the state of optimizer, schedule and random numbers at the end.
-The number of loader processes changes from one resume to the next; the undisturbed run has none.
+Equal means bit-equal: every logged loss, gradient norm, learning rate and evaluation loss, every batch in its order,
+the final adapter, and the state of optimizer, schedule and random numbers at the end. The number of loader processes
+changes from one resume to the next; the undisturbed run has none.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ import yaml
 from mmdora.files import sha256
 
 FAMILIES = {"llava": "tiny-llava", "vl-bart": "tiny-vlbart"}
-WORKERS = (0, 0, 2, 2)  # loader processes of the processes of one run, in turn
-STEPS, SAVE_EVERY = 24, 4  # 8 or (two tasks) 16 steps are an epoch: saves lie within epochs and at their ends
-ROWS, HELD_OUT = 31, range(31, 35)  # scenes by number; the last batch of an epoch is not full
-PER_RUN = 5  # kills
-FULL = 20  # kills of the form whose result is kept
-FIRST = 2 * SAVE_EVERY  # the first step whose save is disturbed: a whole checkpoint is there before it
-LAST = STEPS - SAVE_EVERY
+WORKERS = (0, 0, 2, 2)  # Numbers of loader processes that the processes of a run use in turn.
+STEPS, SAVE_EVERY = 24, 4  # An epoch has 8 steps (16 with two tasks), so saves lie within epochs and at their ends.
+ROWS, HELD_OUT = 31, range(31, 35)  # Scenes by number. 31 rows leave the last batch of an epoch unfilled.
+PER_RUN = 5  # Most kills of one run.
+FULL = 20  # Kills in the full form; only its result is written.
+FIRST = 2 * SAVE_EVERY  # The first step whose save is disturbed. A complete checkpoint exists before it.
+LAST = STEPS - SAVE_EVERY  # The last step whose save is disturbed, so that there are steps left to resume.
 
 
 class Note(NamedTuple):
@@ -60,7 +60,7 @@ class Note(NamedTuple):
 
 @dataclass(frozen=True)
 class Kill:
-    """At `step` or as soon as may be after it: before a file operation of its save, or (None) from outside."""
+    """A kill at `step` or soon after it: right before a file operation of a save or, with None, from outside."""
 
     step: int
     before: str | None
@@ -73,7 +73,7 @@ class Kill:
 
 
 def within(arguments: list[str], told: Path, record: Path, kill: Kill | None) -> None:
-    """Be `python -m mmdora ARGUMENTS`, with a record of batches and saves, until `kill`."""
+    """Act as `python -m mmdora ARGUMENTS` and record batches and saves, until `kill`."""
     file = os.open(told, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
     os.dup2(file, 2)
@@ -105,8 +105,8 @@ def within(arguments: list[str], told: Path, record: Path, kill: Kill | None) ->
 def watch_saves(before: Callable[[int, str], None]) -> None:
     """From now on, call `before(step, operation)` before every file operation inside a save.
 
-    Python announces what it does to files itself (audit events); writes of torch.save and calls of
-    fsync are no such events and are wrapped.
+    Python's audit events announce most file operations. Writes of torch.save and calls of fsync have no such events, so
+    these functions are wrapped.
     """
     import torch
 
@@ -156,14 +156,14 @@ def watch_saves(before: Callable[[int, str], None]) -> None:
 
 
 def _name(path: Any, step: int) -> str:
-    """The last part of a path; folders of checkpoints by their age, so that names are alike in every save."""
+    """The last part of a path. Checkpoints are named by their age, so that names are the same in every save."""
     name = Path(os.fspath(path)).name
     if not name.startswith("checkpoint-"):
         return name
     return "checkpoint" if name == f"checkpoint-{step}" else "older checkpoint"
 
 
-# --- the runs, seen from outside -------------------------------------------------------------------
+# --- in the process that starts and kills the runs -------------------------------------------------------------------
 
 
 class Run:
@@ -177,7 +177,7 @@ class Run:
         adapted = {"method": "dora", "rank": 4, "dropout": 0.1}
         files, modalities = {"train": str(records), "eval": str(held_out)}, ("vision", "projector", "language")
         data: dict[str, Any] = files
-        if family == "vl-bart":  # its tower stays frozen, and its batches hold one task each
+        if family == "vl-bart":  # Its tower stays frozen, and each of its batches holds a single task.
             modalities = modalities[1:]
             data = {"tasks": {"vqa": files, "caption": files}, "feature_cache": str(folder / "features")}
         tree = {
@@ -190,7 +190,7 @@ class Run:
         self.config.write_text(yaml.safe_dump(tree))
 
     def start(self, workers: int, kill: Kill | None = None) -> BaseProcess:
-        """The next process; it resumes when it is not the first."""
+        """Start the next process of this run; every process but the first resumes."""
         arguments = ["train", str(self.config), "--data.workers", str(workers)]
         arguments += ["--resume"] if self.processes else []
         self.processes += 1
@@ -205,10 +205,10 @@ class Run:
             raise SystemExit(f"mmdora train ended with {process.exitcode}:\n{self.told.read_text()[-2000:]}")
 
     def kill(self, kill: Kill, workers: int, chance: random.Random) -> str:
-        """Start, kill, and say how far the process had come.
+        """Start a process and kill it; gives the step that it had reached.
 
         Raises:
-            SystemExit: if the run was over before the kill, or no whole checkpoint was there.
+            SystemExit: if the run was over before the kill, or if there was no complete checkpoint.
         """
         seen = len(self.notes())
         process = self.start(workers, kill)
@@ -232,8 +232,8 @@ class Run:
         ]
 
     def results(self) -> dict[str, Any]:
-        """What two runs are compared by."""
-        speed = ("runtime", "per_second", "_s")  # samples_per_s, forward_s, …
+        """The results by which two runs are compared."""
+        speed = ("runtime", "per_second", "_s")  # Times differ: samples_per_s, forward_s and the like are left out.
         entries = map(json.loads, (self.folder / "log.jsonl").read_text().splitlines())
         log = [{k: v for k, v in entry.items() if not any(word in k for word in speed)} for entry in entries]
         names = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "adapter_model.safetensors")
@@ -242,19 +242,19 @@ class Run:
         return {"log": log, "order": self.order(), "files": [sha256(file) for file in files]}
 
     def order(self) -> dict[int, list[str]]:
-        """Step -> its batches. Where a process got others than the one before, both stand here."""
+        """Step -> its batches. If a process got other batches than the process before it, the list holds both."""
         order: dict[int, list[str]] = {}
         batches = (note for note in self.notes() if note.kind == "batch")
         for (_, step), notes in itertools.groupby(batches, key=lambda note: (note.process, note.step)):
             found = [note.what for note in notes]
             known = order.setdefault(step, found)
-            shorter, longer = sorted((known, found), key=len)  # a kill may have cut the step short
+            shorter, longer = sorted((known, found), key=len)  # A kill may have cut the step short.
             order[step] = longer if longer[: len(shorter)] == shorter else [*known, *found]
         return order
 
 
 def draw_records(path: Path, numbers: range) -> Path:
-    """Records of one question each, a drawn scene by its number."""
+    """Write records with one question each about drawn scenes, one scene for each number."""
     from mmdora.data_prep import scenes
     from mmdora.records.reader import write_records
     from mmdora.records.record import qa_record
@@ -270,7 +270,7 @@ def draw_records(path: Path, numbers: range) -> Path:
 
 
 def plan(kills: int, operations: list[str], chance: random.Random) -> list[list[Kill]]:
-    """Kills by run: three of five inside a save, spread evenly over its file operations."""
+    """The kills of each run: three of five lie inside a save, and are spread evenly over its file operations."""
     sizes = [len(range(start, kills, math.ceil(kills / PER_RUN))) for start in range(math.ceil(kills / PER_RUN))]
     inside = [round(size * 0.6) for size in sizes]
     total = sum(inside)
@@ -286,7 +286,7 @@ def plan(kills: int, operations: list[str], chance: random.Random) -> list[list[
 
 
 def measure(context: Any, kills: int, seed: int, folder: Path) -> tuple[list[dict[str, Any]], int]:
-    """The table of kills, and how many were followed by an equal run."""
+    """The table of kills, and the number of kills after which the run was equal to the undisturbed one."""
     files = draw_records(folder / "records.jsonl", range(ROWS)), draw_records(folder / "held-out.jsonl", HELD_OUT)
     chance, rows, equal = random.Random(seed), [], 0
     undisturbed: dict[str, dict[str, Any]] = {}
@@ -325,12 +325,12 @@ def main() -> None:
     short = options.kills < FULL
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
     os.environ["PYTHONWARNINGS"] = (
-        "ignore::UserWarning:multiprocessing.resource_tracker"  # what is killed cleans up nothing
+        "ignore::UserWarning:multiprocessing.resource_tracker"  # A killed process leaves its resources behind.
     )
     with tempfile.TemporaryDirectory(prefix="mmdora-faults-") as folder:
         os.environ["HF_DATASETS_CACHE"] = str(Path(folder, "cache"))
         if short:
-            import mmdora.train  # noqa: F401 (for the forks)
+            import mmdora.train  # noqa: F401 (the forks inherit it)
         context = multiprocessing.get_context("fork" if short else "spawn")
         rows, equal = measure(context, options.kills, options.seed, Path(folder))
     from harness import show, write

@@ -1,13 +1,14 @@
-"""Training steps of VL-BART whose frozen tower runs in each of them, or once per image (`data.feature_cache`).
+"""Measures training steps of VL-BART whose frozen tower runs in each step, or once per image (`data.feature_cache`).
 
     python benchmarks/features.py            # table, results/features.{json,md}; some minutes
     python benchmarks/features.py --quick    # one step of a narrow tower and BART; nothing is written
 
-bart-base and an open_clip RN101 at 224 px with random weights, 36 tokens of width 2048 per image, DoRA of rank 128 on
-q_proj and v_proj, the visual embedding trained, as in the paper's image tasks. Pictures are drawn scenes as JPEG files
-of 640 x 480, questions and answers a line. A step is the collator (decode and preprocess, or read features), forward,
-backward and AdamW, of the same rows in all ways, in a new order every round; the time is process CPU time, in this
-process alone, the ratio a paired median. `pixels again` is the noise. The losses of all ways are compared.
+The model is bart-base with an open_clip RN101 at 224 px, with random weights and 36 tokens of width 2048 per image.
+DoRA of rank 128 is on q_proj and v_proj, and the visual embedding trains, as in the paper's image tasks. Pictures are
+drawn scenes as JPEG files of 640 x 480; questions and answers are one line long. A step is the collator (decode and
+preprocess, or read features), forward, backward and AdamW. All ways learn the same rows, in a new order of the ways
+every round. Times are process CPU time of this process alone, and ratios are paired medians. `pixels again` shows the
+noise. The losses of all ways are compared.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait would count as work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Threads that spin while they wait would count as CPU time.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -46,12 +47,12 @@ BATCH, STEPS, GRID = 4, 2, 6
 SIZE = (640, 480)
 QUICK = {"d_model": 96, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-"""So that the losses of all ways can be compared."""
+"""Without dropout the losses of all ways are equal, so that they can be compared."""
 QUICK_TOWER = {"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 16}}
 
 
 def made(quick: bool) -> tuple[Any, Any]:
-    """The model, adapted, and its processor; every byte is a token, as no vocabulary is at hand without a network."""
+    """The adapted model and its processor. Every byte is a token, because a real vocabulary would need a download."""
     torch.manual_seed(0)
     vision = tower_config(QUICK_TOWER, grid=2) if quick else tower_config("RN101", grid=GRID)
     text = BART_BASE | NO_DROPOUT | (QUICK if quick else {})
@@ -66,7 +67,7 @@ def made(quick: bool) -> tuple[Any, Any]:
 
 
 def drawn(folder: Path, count: int) -> Any:
-    """Records of one picture and one question each."""
+    """Write and open records with one picture and one question each."""
     rows = []
     for number in range(count):
         things, picture = scenes.scene(random.Random(number))

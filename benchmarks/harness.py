@@ -1,4 +1,4 @@
-"""What every benchmark here shares: the machine's facts, and a result as a table, Markdown and JSON."""
+"""Functions for all benchmarks: facts about the machine, and results as a table, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, str]:
-    """Processor, memory, device and versions, for the head of a result."""
+    """Facts about processor, memory, device and versions, for the head of a result."""
     facts = {"date": date.today().isoformat(), "cpu": f"{os.cpu_count()} cores, {_processor()}"}
     facts["memory"] = f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GiB"
     if torch.cuda.is_available():
@@ -39,7 +39,7 @@ def _processor() -> str:
 
 
 def memory_of(pid: int | str = "self") -> int:
-    """RssAnon of a process in bytes: what it holds beyond mapped files (Linux)."""
+    """RssAnon of a process in bytes: its memory without mapped files (Linux)."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024

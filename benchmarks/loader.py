@@ -1,15 +1,17 @@
-"""The way of the data: speed per worker beside bare Pillow, memory and time to the first batch with many records.
+"""Measures data loading: speed per worker beside bare Pillow, and memory and time to the first batch of many records.
 
     python benchmarks/loader.py            # 1 k and 1 M records: tables, results/loader.{json,md}; some ten minutes
     python benchmarks/loader.py --quick    # 1 k and 20 k records, in under a minute; nothing is written
 
 Records, pictures (JPEG, 640x480) and the datasets cache lie in a folder that is deleted at the end.
-Speed: the same rows in the same order through the same `DataLoader`, by turns as training batches
-(record, template, decoded and processed picture, tokens, labels) and as a bare Pillow decode and
-bicubic resize to the same size whose result is let go. CPU time of all processes, so that other
-work on the machine matters little; one thread per process, as loader workers have. Memory (RssAnon)
-and time to the first batch: each number of records in a process of its own, which finds the Arrow
-table and the token counts prepared; imports and the model are not counted.
+
+Speed: the same rows go through the same `DataLoader` in the same order, by turns in two ways. One makes training
+batches (record, template, decoded and processed picture, tokens, labels). The other only lets Pillow decode each
+picture and resize it to the same size (bicubic), and drops the result. Times are CPU time of all processes, so that
+other work on the machine matters little. Each process has one thread, like loader workers.
+
+Memory (RssAnon) and time to the first batch: each number of records is measured in a process of its own, in which the
+Arrow table and the token counts have been prepared. Imports and the model are not counted.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from random import Random
 from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the workers are the parallelism
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # The loader workers run in parallel already.
 
 import numpy as np
 import torch
@@ -51,7 +53,7 @@ NOUNS = ("circle", "square", "triangle", "large blue star", "small red box", "pi
 
 
 def processor_of(pixels: int) -> Any:
-    """tiny-llava's own processor (64), or one with LLaVA-1.5's pictures (336) and the same small tokenizer."""
+    """tiny-llava's own processor (64 pixels), or one that makes LLaVA-1.5's pictures (336) with the same tokenizer."""
     tiny = AutoProcessor.from_pretrained(resolve("tiny-llava"))
     if pixels == 64:
         return tiny
@@ -69,7 +71,7 @@ def draw(folder: Path, pictures: int) -> None:
 
 
 def records_in(folder: Path, rows: int, pictures: int) -> Path:
-    """Conversations of one to four turns about one picture each."""
+    """Write records with conversations of one to four turns, each about one picture."""
     random = Random(0)
 
     def said(most: int) -> str:
@@ -91,7 +93,7 @@ def batches(data: Dataset[Any], rows: Rows, collate: Callable[[list[Any]], Any],
 
 
 def prepare(paths: list[Path]) -> list[dict[str, float]]:
-    """Seconds that are paid once per file of records: the Arrow table, the token counts."""
+    """Seconds that each file of records costs once: for the Arrow table, and for the token counts."""
     processor, found = processor_of(64), []
     for path in paths:
         started = time.monotonic()
@@ -103,7 +105,7 @@ def prepare(paths: list[Path]) -> list[dict[str, float]]:
 
 
 def memory(path: Path) -> dict[str, float]:
-    """Seconds to the first batch, and MB of anonymous memory: alone, and with what two workers hold."""
+    """Seconds to the first batch, and MB of anonymous memory: of this process alone, and together with two workers."""
     torch.set_num_threads(1)
     processor = processor_of(64)
     started, spent = time.monotonic(), cpu()
@@ -119,7 +121,7 @@ def memory(path: Path) -> dict[str, float]:
     loader = batches(rows, rows, collate, 2)
     for _ in range(BATCHES):
         next(loader)
-    # proportional: pages that a worker shares with its parent count once
+    # Pss is proportional, so that pages that a worker shares with its parent count only once.
     found["with 2 workers MB"] = sum(map(_pss_anon, ("self", *(worker.pid for worker in loader._workers)))) / 1e6
     return found
 
@@ -130,7 +132,7 @@ def _pss_anon(pid: int | str) -> int:
 
 
 class Bare(Dataset[None]):
-    """Pictures opened and resized by Pillow as the processor would, and let go."""
+    """Lets Pillow open and resize each picture like the processor, and drops the result."""
 
     def __init__(self, rows: Rows, pixels: int):
         self.files = [record["images"][0].path for record in rows.records]
@@ -142,26 +144,26 @@ class Bare(Dataset[None]):
 
 
 def cpu() -> float:
-    """CPU seconds of this process and of its ended children."""
+    """CPU seconds of this process and of those of its children that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Samples per second for 0, 1 and 2 workers, by turns with bare Pillow; and where a row's time goes."""
+    """Measure samples per second with 0, 1 and 2 workers, by turns with bare Pillow; and the parts of a row's time."""
     torch.set_num_threads(1)
     processor = processor_of(pixels)
     rows = rows_of(path, processor)
     collate, bare = family_of(processor).batch, Bare(rows, pixels)
 
     def exhaust(data: Dataset[Any], join: Callable[[list[Any]], Any], workers: int) -> tuple[float, float]:
-        """Samples per CPU second and per second; start and end of the workers are part of it."""
+        """Samples per CPU second and per wall second, including start and end of the workers."""
         started, clock = cpu(), time.monotonic()
         for _ in batches(data, rows, join, workers):
             pass
         return len(rows) / (cpu() - started), len(rows) / (time.monotonic() - clock)
 
-    exhaust(rows, collate, 0)  # warms up
+    exhaust(rows, collate, 0)  # The first pass only warms up.
     found = []
     for workers in (0, 1, 2):
         pairs = [(exhaust(rows, collate, workers), exhaust(bare, len, workers)) for _ in range(rounds)]
@@ -180,7 +182,7 @@ def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], l
 
 
 def parts(rows: Rows, collate: Any, bare: Bare) -> list[dict[str, Any]]:
-    """CPU time of the steps of a training row, in one process."""
+    """CPU time of each step in making a training row, in one process."""
     processor = collate.__self__.processor
     places = [range(start, start + BATCH) for start in range(0, len(rows), BATCH)]
     records = [[rows[i] for i in place] for place in places]
@@ -209,7 +211,7 @@ def parts(rows: Rows, collate: Any, bare: Bare) -> list[dict[str, Any]]:
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a call in a fresh process, whose own loaders start workers as this one's would."""
+    """Call a function in a fresh process; loaders in there start their workers by the same method as in this one."""
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, fresh, start_workers_by, (multiprocessing.get_start_method(),)) as pool:
         return pool.submit(function, *arguments).result()

@@ -1,13 +1,13 @@
-"""What mmdora's training loop adds to a bare one: the same model, batches and optimizer in both.
+"""Measures what mmdora's training loop costs beside a bare loop, with the same model, batches and optimizer.
 
     python benchmarks/loop.py            # table, results/loop.{json,md}; some minutes
     python benchmarks/loop.py --quick    # few steps and rounds, in under a minute; nothing is written
 
-A round is a training run of tiny-llava (DoRA in the language model, four rows a step, two micro-batches, a log every
-ten steps) through `mmdora.train.loop.Loop` and one through a loop of forward, backward, clipping, AdamW and schedule,
-in a new order every round, from the same weights; both end with the same losses, or the benchmark fails. The time is
-process CPU time between the first step's end and the last's, so that neither start nor end counts. Batches are made
-once and handed out ready to both, as the loader is not the question (loader.py). `bare loop again` is the noise.
+A round trains tiny-llava (DoRA in the language model, four rows and two micro-batches per step, a log every ten steps)
+once with `mmdora.train.loop.Loop`, and once with a bare loop of forward, backward, clipping, AdamW and schedule. Both
+start from the same weights, in a new order every round. Both must end with the same loss, or the benchmark fails. The
+time is process CPU time from the end of the first step to the end of the last, so that start and end do not count.
+Batches are made once and given to both, because loader.py measures the loader. `bare loop again` shows the noise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait would count as work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Threads that spin while they wait would count as CPU time.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
@@ -53,7 +53,7 @@ ROWS, MICRO, ACCUMULATION = 64, 2, 2
 
 
 def drawn(folder: Path) -> Path:
-    """Records of one picture and some questions each."""
+    """Write records with one picture and some questions each."""
     rows = []
     for number in range(ROWS):
         things, picture = scenes.scene(random.Random(number))
@@ -87,7 +87,7 @@ class Ready:
 
 
 class Clock:
-    """CPU time from the end of the first step to that of the last, and the seconds per step between: a `Report`."""
+    """A `Report` that measures CPU seconds per step, from the end of the first step to the end of the last."""
 
     def __init__(self) -> None:
         self.started = self.spent = 0.0
@@ -109,7 +109,7 @@ class Clock:
 
 
 class Case:
-    """Data, model and batches that all ways share."""
+    """The data, model and batches that all ways share."""
 
     def __init__(self, folder: Path, steps: int):
         self.folder, self.steps = folder, steps
@@ -120,10 +120,10 @@ class Case:
         self.rows: Rows = fit(self.records, family_of(processor), None, "error")
         self.collate = Ready(family_of(processor).batch)
         self.weights = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
-        self.ours()  # every batch is made
+        self.ours()  # This run makes every batch, so that later runs find them ready.
 
     def again(self) -> None:
-        """The weights as they were."""
+        """Set the weights back to what they were at the beginning."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 if name in self.weights:
@@ -131,7 +131,7 @@ class Case:
                     parameter.grad = None
 
     def ours(self) -> tuple[float, float]:
-        """CPU seconds per step and the last step's loss."""
+        """Train with mmdora's loop; gives the CPU seconds per step and the loss of the last step."""
         self.again()
         config, processes, clock = self.config, Processes(self.config.training), Clock()
         feed = Feed(config, self.rows, self.collate, processes)
@@ -153,7 +153,7 @@ class Case:
         return clock.spent, losses[0]
 
     def bare(self) -> tuple[float, float]:
-        """The least that makes the same updates."""
+        """Train with the least code that makes the same updates; gives the same as `ours`."""
         self.again()
         model, config, clock = self.model.train(), self.config, Clock()
         optimizer = torch.optim.AdamW(parameter_groups(model, config.adapt, config.training), fused=True)
@@ -186,7 +186,7 @@ class Case:
 
 
 def _chunked(head: Any) -> Callable[..., torch.Tensor]:
-    """The loss that the loop computes."""
+    """The loss function that mmdora's loop uses too."""
 
     def loss(logits: torch.Tensor, labels: torch.Tensor, vocab_size: int = 0, **more: Any) -> torch.Tensor:
         targets = torch.nn.functional.pad(labels, (0, 1), value=-100)[..., 1:]

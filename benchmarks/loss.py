@@ -1,13 +1,13 @@
-"""The chunked loss beside plain cross-entropy: peak memory and time of head and loss, forward and backward.
+"""Measures the chunked loss beside plain cross-entropy: peak memory and time of head and loss, forward and backward.
 
     python benchmarks/loss.py            # vocabularies of 32k and 152k: table, results/loss.{json,md}; some minutes
     python benchmarks/loss.py --quick    # fewer tokens and rounds, in under a minute; nothing is written
 
-Hidden states of a row with a picture (an eighth of the positions has a label) or of a row that is all answer meet a
-frozen head; the gradient goes back to the states. Plain is transformers' own: the head over every position, then
-cross-entropy in fp32. Time: process CPU time (CUDA: wall time, synchronised), by turns in one process, the ratio a
-paired median; `plain again` is the noise. Memory: every case in a process of its own, the most that was held above
-what it held before (CPU: RssAnon, looked at 200 times a second; CUDA: max_memory_allocated).
+A frozen head is applied to the hidden states of a row with a picture (an eighth of its positions have labels), or of a
+row that is all answer; the gradient goes back to the states. "Plain" is transformers' own loss: the head over every
+position, then cross-entropy in fp32. Times are process CPU time (on CUDA wall time, synchronised); the ways take turns
+in one process, and ratios are paired medians. `plain again` shows the noise. Memory is measured for each case in a
+process of its own: the peak above the level before (CPU: RssAnon, read 200 times a second; CUDA: max_memory_allocated).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait would count as work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Threads that spin while they wait would count as CPU time.
 
 import torch
 from harness import memory_of, show, write
@@ -37,7 +37,7 @@ from mmdora.train.loss import IGNORE, LOGITS, chunked_cross_entropy
 
 @dataclass(frozen=True)
 class Case:
-    """Head and states of one forward pass."""
+    """The sizes of head and hidden states in one forward pass."""
 
     vocabulary: int
     tokens: int
@@ -46,7 +46,7 @@ class Case:
 
 
 class Pass:
-    """Forward and backward of head and loss."""
+    """Runs forward and backward of head and loss, in either way."""
 
     def __init__(self, case: Case, device: str):
         generator = torch.Generator().manual_seed(0)
@@ -80,7 +80,7 @@ def ways(made: Pass) -> dict[str, Callable[[], Tensor]]:
 
 @contextmanager
 def watched() -> Iterator[list[int]]:
-    """The most RssAnon that this process holds inside, in bytes above what it held before."""
+    """Measure the peak of this process's RssAnon inside the block, in bytes above its level before."""
     before, most, over = memory_of(), [0], threading.Event()
 
     def look() -> None:
@@ -97,7 +97,7 @@ def watched() -> Iterator[list[int]]:
 
 
 def memory(case: Case, way: str, device: str) -> float:
-    """Peak MB of one pass."""
+    """The peak memory of one pass, in MB."""
     made = Pass(case, device)
     if device == "cuda":
         ways(made)[way]()
@@ -116,14 +116,14 @@ def apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def measure(case: Case, rounds: int, device: str) -> list[dict[str, Any]]:
-    """A row per way.
+    """The table of one case, with a row for each way.
 
     Raises:
         SystemExit: if the ways do not give the same loss and gradient.
     """
     made = Pass(case, device)
     times: dict[str, list[float]] = {name: [] for name in ways(made)}
-    found = {name: way() for name, way in ways(made).items()}  # warms up
+    found = {name: way() for name, way in ways(made).items()}  # This warms up too.
     tolerance = 1e-2 if device == "cuda" else 1e-5
     if not torch.allclose(found["plain"], found["chunked"], rtol=tolerance):
         raise SystemExit(f"not the same: {found}")

@@ -1,4 +1,4 @@
-"""How `step.py` and `decode.py` measure: seconds in turn, peak memory in its own process, self time by operator."""
+"""Measures for `step.py` and `decode.py`: times by turns, peak memory in a separate process, self time by operator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from variants import NO_DROPOUT, PEER, Case, Step, build
 
 
 def seconds(step: Callable[[], object], device: str) -> float:
-    """Of one call: process CPU time, or on CUDA wall time until the device is done."""
+    """Seconds of one call: process CPU time, or on CUDA wall time until the device is done."""
     if device == "cuda":
         torch.cuda.synchronize()
         begun = time.perf_counter()
@@ -33,7 +33,7 @@ def seconds(step: Callable[[], object], device: str) -> float:
 def interleaved(
     steps: Mapping[str, Callable[[], object]], rounds: int, device: str, label: str
 ) -> dict[str, list[float]]:
-    """Seconds of every variant in every round; two rounds before that do not count."""
+    """Name of each variant -> its seconds in every round; two rounds before these warm up and do not count."""
     order, times = list(steps), {name: [] for name in steps}
     shuffle = random.Random(0)
     for number in range(-2, rounds):
@@ -50,12 +50,12 @@ def interleaved(
 
 
 def ratio(times: dict[str, list[float]], name: str, peer: str) -> float:
-    """Median over rounds of name / peer, paired."""
+    """The median over rounds of the ratio name / peer within a round."""
     return statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
 
 
 def timings(case: Case, dropouts: tuple[float, ...], names: tuple[str, ...], rounds: int) -> dict[str, list[float]]:
-    """Seconds by `name, dropout`."""
+    """`key(name, dropout)` -> seconds in every round."""
     base = build(case)
     wanted = [(name, dropout) for dropout in dropouts for name in names if not (dropout and name in NO_DROPOUT)]
     steps = {key(name, dropout): Step(name, base, case, dropout) for name, dropout in wanted}
@@ -70,7 +70,7 @@ def key(name: str, dropout: float) -> str:
 
 
 def memory(case: Case, dropout: float, name: str) -> float:
-    """Peak memory of two steps of a variant in MB, in a process of its own: what it needs beyond the base."""
+    """Peak memory of two steps of a variant beyond the base, in MB, measured in a process of its own."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_memory, (case, dropout, name))
 
@@ -83,9 +83,9 @@ def _memory(case: Case, dropout: float, name: str) -> float:
         for _ in range(2):
             step()
         return (torch.cuda.max_memory_allocated() - level) / 1e6
-    Step("frozen floor", base, replace(case, batch=1), 0.0)()  # what the libraries take once
+    Step("frozen floor", base, replace(case, batch=1), 0.0)()  # Libraries allocate memory once, which must not count.
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    Path("/proc/self/clear_refs").write_text("5")  # This makes Linux forget the peak so far.
     level = _peak()
     step = Step(name, base, case, dropout)
     for _ in range(2):
@@ -106,7 +106,7 @@ def describe(case: Case) -> str:
 
 
 def norm_errors() -> list[dict[str, Any]]:
-    """Relative error of the factored norm against float64: worst row, by the size of s B A against W0."""
+    """Relative error of the factored norm against float64 in the worst row, for several sizes of s B A against W0."""
     from mmdora.ops.norm import row_norm, squared_norm
 
     rows = []
@@ -123,7 +123,7 @@ def norm_errors() -> list[dict[str, Any]]:
 
 
 def profile(case: Case, rounds: int = 9) -> str:
-    """Where DoRA's step is above the floor's: self time by operator, on the same batch."""
+    """Text that shows where DoRA's step takes longer than the floor's: self time by operator, on the same batch."""
     from torch.profiler import ProfilerActivity
 
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if case.device == "cuda" else [])

@@ -1,13 +1,13 @@
-"""What `mmdora inspect` says a training step will take, beside what it takes.
+"""Compares the memory that `mmdora inspect` estimates for a training step with the memory that the step takes.
 
     python benchmarks/memory.py            # table, results/memory_{cpu,cuda}.{json,md}
     python benchmarks/memory.py --quick    # two cases, nothing written
 
-A LLaVA-shaped model with random weights of at least 500 MB; two steps of forward, backward and AdamW (fused, the
-Trainer's own), after one more that does not count on CUDA. Each case in a process of its own. Peak on a CPU: RssAnon
-above its level after the imports, read by a thread every millisecond; on CUDA: max_memory_allocated. glibc is told
-to give freed memory back at once (MALLOC_MMAP_THRESHOLD_): by default it keeps holes between blocks of under 32 MB,
-several hundred MB here, which are no memory of the step; `--holes` measures with them.
+A LLaVA-shaped model with random weights of at least 500 MB makes two steps of forward, backward and fused AdamW. Each
+case runs in a process of its own. On a CPU the peak is RssAnon above its level after the imports, read by a thread
+every millisecond; on CUDA it is max_memory_allocated. glibc is told to give freed memory back at once
+(MALLOC_MMAP_THRESHOLD_): by default it keeps holes between blocks of under 32 MB, which are several hundred MB here,
+and no memory of the step. `--holes` measures with them.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from mmdora.config import RunConfig, validate
 from mmdora.train.loss import ChunkedLoss
 from mmdora.train.memory import estimate
 
-BOUND = 0.15
+BOUND = 0.15  # Largest relative error of an estimate; with a larger one the benchmark fails.
 MODEL = Case(hidden=1024, intermediate=2816, layers=8, batch=4, length=256, vocabulary=32000)
-"""530 MB in fp32 and more."""
+"""The model on a CPU: 530 MB in fp32, so that the libraries' own memory matters little."""
 GPU = Case(hidden=4096, intermediate=11008, layers=8, batch=4, length=1024, vocabulary=32064, large_tower=True,
            dtype="bf16", device="cuda")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Measured:
-    """A case and its settings."""
+    """A case to measure, with the settings of its training."""
 
     method: str
     checkpointing: bool
@@ -68,7 +68,7 @@ class Measured:
 
 
 def measure(asked: Measured) -> dict[str, Any]:
-    """Estimate and measured peak in bytes; for a process of its own."""
+    """Estimated and measured peak in bytes. It has to run in a process of its own."""
     config, case = asked.config(), asked.case
     imported = memory_of() if case.device == "cpu" else 0
     peak = _Peak()
@@ -106,7 +106,7 @@ def measure(asked: Measured) -> dict[str, Any]:
 
 
 def build_skeleton(case: Case) -> Any:
-    """The model of a case on the CPU, each parameter one expanded zero."""
+    """The model of a case on the CPU, with each parameter a single zero, expanded."""
     from dataclasses import replace
 
     with torch.device("meta"):
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--holes", action="store_true", help="leave glibc as it is; nothing written")
     options = parser.parse_args()
     if not options.holes:
-        os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**17)}  # for the children
+        os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**17)}  # Children read it.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for asked in cases(device)[2:4] if options.quick else cases(device):

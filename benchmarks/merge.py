@@ -1,14 +1,14 @@
-"""Merging an adapter into a checkpoint: mmdora from disk beside `cp` and beside PEFT.
+"""Measures merging an adapter into a checkpoint: mmdora's merge from disk beside `cp` and PEFT.
 
     python benchmarks/merge.py            # 4.4 GB of bf16 in LLaVA-1.5-7B's layout: table, results/merge.{json,md}
     python benchmarks/merge.py --layers 32          # all of it, 14 GB
     python benchmarks/merge.py --quick    # some tens of MB, in under a minute; nothing is written
 
-The base has the dimensions, names and files of LLaVA-1.5-7B with random weights and fewer language layers, the
-adapter is a DoRA of rank 64 on all language linears. Base, adapter and one result at a time lie in a folder that is
-deleted at the end. Every way runs in a process of its own, by turns; the file cache is warm. Time includes imports;
-PEFT is `from_pretrained` of base and adapter in bf16, `merge_and_unload`, `save_pretrained`. Memory is the largest
-RssAnon that was seen (20 times a second): what a process holds beyond mapped files.
+The base has the dimensions, names and files of LLaVA-1.5-7B, with random weights and fewer language layers. The adapter
+is a DoRA of rank 64 on all language linears. Base, adapter and one result at a time lie in a folder that is deleted at
+the end. The ways take turns, each in a process of its own, with a warm file cache. Times include imports. PEFT's way is
+`from_pretrained` of base and adapter in bf16, `merge_and_unload`, `save_pretrained`. Memory is the largest RssAnon
+(memory without mapped files) of 20 readings a second.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from harness import memory_of, show, write
 
 EVERY = 0.05
-"""Seconds between two looks at a process's memory."""
+"""Seconds between two readings of a process's memory: short against the merge of a shard."""
 SHARD = 5 * 10**9
-"""Bytes of a file, as on the hub."""
+"""Most bytes of a file, as in checkpoints on the hub."""
 
 WAYS = ("cp", "mmdora: imports alone", "mmdora: merge", "mmdora: export", "PEFT")
 
 
 class Run(NamedTuple):
-    """One process."""
+    """The time and memory of one process."""
 
     wall: float  # seconds
     cpu: float  # seconds, user and system
@@ -45,10 +45,10 @@ class Run(NamedTuple):
 
 
 def measured(command: list[str]) -> Run:
-    """Run a command to its end.
+    """Run a command to its end and measure it.
 
     Raises:
-        SystemExit: it failed; its own message is printed.
+        SystemExit: if it failed; its own message is printed.
     """
     begun, peak = time.monotonic(), 0
     with tempfile.TemporaryFile("w+") as log:
@@ -59,7 +59,7 @@ def measured(command: list[str]) -> Run:
                 break
             try:
                 peak = max(peak, memory_of(process.pid))
-            except OSError:  # it has just ended
+            except OSError:  # The process has just ended.
                 continue
             time.sleep(EVERY)
         wall = time.monotonic() - begun
@@ -71,7 +71,7 @@ def measured(command: list[str]) -> Run:
 
 
 def do(way: str, base: Path, adapter: Path, out: Path) -> None:
-    """What the process of one way does."""
+    """Merge in one way; this runs in a process of its own."""
     if way.startswith("mmdora"):
         from mmdora.export.merge_disk import DiskMerge
         from mmdora.export.run import export
@@ -140,7 +140,7 @@ def make_base(folder: Path, layers: int, small: bool) -> None:
 
 
 def make_adapter(base: Path, folder: Path, rank: int) -> int:
-    """A DoRA on all language linears, with every parameter moved; the count of linears."""
+    """Write a DoRA on all language linears, with every parameter changed; gives the number of linears."""
     import torch
 
     import mmdora
@@ -159,10 +159,10 @@ def make_adapter(base: Path, folder: Path, rank: int) -> int:
 
 
 def difference(mine: Path, theirs: Path) -> float:
-    """max|a - b| / max|b| of the worst tensor of two checkpoints.
+    """max|a - b| / max|b| for the tensor of two checkpoints in which it is largest.
 
     Raises:
-        SystemExit: they have other tensors.
+        SystemExit: if the checkpoints do not have the same tensors.
     """
     from mmdora.export.mapped import MappedCheckpoint
 
@@ -179,7 +179,7 @@ def difference(mine: Path, theirs: Path) -> float:
 
 
 def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> tuple[list[dict[str, Any]], str]:
-    """The table, and a sentence on what was merged."""
+    """The table of results, and a note that says what was merged."""
     from mmdora.export.shards import read_shards
 
     base, adapter = folder / "base", folder / "adapter"
@@ -199,7 +199,7 @@ def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> t
             command = ["cp", "-r", "--reflink=never", str(base), str(out)] if way == "cp" else command
             runs[way].append(measured(command))
             tell(f"round {number} of {rounds}: {way}: {runs[way][-1].wall:.1f} s")
-            os.sync()  # what waits to be written shall not slow the next one down
+            os.sync()  # Data that still wait to be written would slow the next way down.
             if way == "PEFT":
                 apart = difference(folder / "kept", out)
             if way != "mmdora: export":

@@ -1,14 +1,14 @@
-"""Packed rows beside padded ones, at lengths like those of LLaVA's instruction data: padding, speed, time.
+"""Measures padding and speed of packed rows beside padded ones, at lengths like those of LLaVA's instruction data.
 
     python benchmarks/packing.py            # table, results/packing.{json,md}; some minutes
     python benchmarks/packing.py --quick    # fewer rows and rounds, in under a minute; nothing is written
 
-The lengths are drawn, not measured: 94% of the rows have a picture of 576 tokens and log-normal text (median 120, at
-most 1,400), the others are text alone (median 500), as is said of LLaVA-1.5's 665 thousand rows. All ways train a
-LLaVA with few layers (random weights, DoRA in the language model) on the same rows once: batches in any order, batches
-of like length (the default), and packed rows of 2,048 tokens (`SCALE`: fewer on a CPU). Batches are made beforehand;
-the time is process CPU time (CUDA: wall time, synchronised), by turns, the ratio a paired median; `in any order,
-again` is the noise. That rows keep their loss is checked first, by the trainer's own check.
+The lengths are drawn at random to resemble LLaVA-1.5's 665 thousand rows: 94% of the rows have a picture of 576 tokens
+and log-normal text (median 120, at most 1,400 tokens), the others are text alone (median 500). All ways train a LLaVA
+with few layers (random weights, DoRA in the language model) on the same rows once: in batches in any order, in batches
+of like length (the default), and in packed rows of 2,048 tokens (fewer on a CPU, see `SCALE`). Batches are made
+beforehand. Times are process CPU time (on CUDA wall time, synchronised); the ways take turns, and ratios are paired
+medians. `in any order, again` shows the noise. First, the training's own check makes sure that rows keep their loss.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait would count as work
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # Threads that spin while they wait would count as CPU time.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
@@ -38,16 +38,16 @@ from mmdora.families.template import IGNORE
 from mmdora.train.packing import check_packing
 
 SCALE = 1 if torch.cuda.is_available() else 4
-"""On a CPU every length and the model's width are a quarter, so that attention has the share it has in the 7B model."""
+"""On a CPU all lengths and the model's width are divided by 4, so that attention's share is as in the 7B model."""
 CAPACITY, VISUAL, WIDTH = 2048 // SCALE, 576 // SCALE, 4096 // SCALE
-"""Tokens of a packed row, of a picture; width of the language model."""
+"""Tokens of a packed row, tokens of a picture, width of the language model."""
 PIXELS = 14 * round(VISUAL**0.5)
 WORDS, BATCH, PACKED_BATCH = 2048, 8, 4
-"""Vocabulary; rows of a batch, packed rows of a batch."""
+"""Size of the vocabulary, rows of a batch, packed rows of a batch."""
 
 
 def lengths_of(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """[rows] int32 tokens, [rows] bool with a picture."""
+    """Draw [rows] int32 tokens of each row, and [rows] bool whether it has a picture."""
     draw = np.random.default_rng(seed)
     pictured = draw.random(rows) < 0.94
     text = draw.lognormal(np.log(np.where(pictured, 120, 500) / SCALE), 0.8).clip(16 / SCALE, 1400 / SCALE)
@@ -55,7 +55,7 @@ def lengths_of(rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 class DrawnRows:
-    """What `Packs` and the check ask of `Rows`; a record is its number."""
+    """Stands in for `Rows`, with all that `Packs` and the check need; a record is only its number."""
 
     records: Any = SimpleNamespace(path="drawn lengths")
 
@@ -70,7 +70,7 @@ class DrawnRows:
 
 
 class Tokens:
-    """Stands in for a `Family`: random words, the last quarter of the text with labels, one picture where there is."""
+    """Stands in for a `Family`: rows of random words, whose last quarter has labels, and a random picture if any."""
 
     def __init__(self, rows: DrawnRows):
         self.rows = rows
@@ -175,7 +175,7 @@ def measure(count: int, rounds: int, device: str) -> list[dict[str, Any]]:
 
 
 def padding(count: int) -> list[dict[str, Any]]:
-    """Share of padding in an epoch of so many rows, by batch size."""
+    """The share of padding in an epoch of `count` rows, for several batch sizes."""
     rows = DrawnRows(count)
     packs: Any = Packs(rows, CAPACITY, 0)  # pyright: ignore[reportArgumentType]
     found = []

@@ -1,13 +1,12 @@
-"""Preparation of a file in LLaVA's format: rows per second, and memory against the number of rows.
+"""Measures the preparation of a file in LLaVA's format: rows per second, and memory against the number of rows.
 
     python benchmarks/prep.py            # 10,000 to 1,000,000 rows (0.7 GB on disk): results/prep.{json,md}
     python benchmarks/prep.py --quick    # a few thousand rows, nothing written
 
-Rows are conversations of the length of mix665k's (some of text only) about 2,000 pictures named in random
-order, whose existence and headers are checked. The command is `mmdora prep llava`, started as a user starts
-it; its wall time holds everything: start, reading, converting, image checks, records, hashes, card and
-report. Memory is the largest sum of anonymous memory (RssAnon) over its processes, sampled every 50 ms.
-`json.load` is the same file read at once, nothing else.
+Rows are conversations as long as those of mix665k (some without a picture), about 2,000 pictures in random order, whose
+existence and headers are checked. The command is `mmdora prep llava`, started as a user starts it. Its wall time
+includes everything: start, reading, converting, image checks, records, hashes, card and report. Memory is the largest
+sum of anonymous memory (RssAnon) over its processes, read every 50 ms. `json.load` only reads the same file at once.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ LOAD = "import json, sys; json.load(open(sys.argv[1], encoding='utf-8'))"
 
 
 def write_rows(path: Path, rows: int) -> None:
-    """A JSON list as LLaVA publishes it, from a seed."""
+    """Write a JSON list in LLaVA's format, the same in each run."""
     chance = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(rows):
@@ -43,7 +42,7 @@ def write_rows(path: Path, rows: int) -> None:
                 words = " ".join(chance.choices(WORDS, k=chance.randint(3, 12 if turn % 2 == 0 else 40)))
                 turns.append({"from": ("human", "gpt")[turn % 2], "value": words})
             row: dict[str, Any] = {"id": f"{number:012d}"}
-            if chance.random() < 0.94:  # mix665k: 40,688 of 665,298 rows are text only
+            if chance.random() < 0.94:  # In mix665k 40,688 of 665,298 rows have no picture.
                 row["image"] = f"coco/{chance.randrange(PICTURES):06d}.jpg"
                 turns[0]["value"] = "<image>\n" + turns[0]["value"]
             file.write(("[\n" if number == 0 else ",\n") + json.dumps(row | {"conversations": turns}))
@@ -51,7 +50,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def measured(*command: str) -> tuple[float, int]:
-    """Seconds of a Python command, and the peak of its and its children's anonymous memory in bytes."""
+    """Run a Python command; gives its seconds, and the peak of anonymous memory in bytes, with its children's."""
     begun, peak = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -63,11 +62,11 @@ def measured(*command: str) -> tuple[float, int]:
 
 
 def _memory_below(pid: int) -> int:
-    """Of a process and all that it started."""
+    """Anonymous memory in bytes of a process and of all processes that it started."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
         return memory_of(pid) + sum(_memory_below(int(child)) for child in children)
-    except OSError:  # it has ended
+    except OSError:  # The process has ended.
         return 0
 
 
@@ -83,7 +82,7 @@ def everything(sizes: list[int], workers: list[int]) -> list[dict[str, Any]]:
             write_rows(Path(file), size)
             prep = ("-m", "mmdora", "prep", "llava", "--in", file, "--images", folder, "--out", out, "--workers")
             runs: dict[str, tuple[str, ...]] = {f"mmdora prep --workers {n}": (*prep, str(n)) for n in workers}
-            if size <= 100_000:  # at a million it takes gigabytes
+            if size <= 100_000:  # For a million rows it would take gigabytes.
                 runs["json.load"] = ("-c", LOAD, file)
             for name, command in runs.items():
                 taken, peak = measured(*command)

@@ -1,13 +1,13 @@
-"""Cost of one training step: mmdora's adapters beside PEFT's, the frozen model and full fine-tuning.
+"""Measures the cost of a training step: mmdora's adapters beside PEFT's, the frozen model and full fine-tuning.
 
     python benchmarks/step.py            # everything this machine can measure: table, plot, results/step_*.{json,md}
     python benchmarks/step.py --quick    # under a minute; the ratios are the last line
 
-All variants share one base, one batch and one seed and run in turn, in a new order every round. A
-ratio is the median over rounds of (variant / peer in the same round): process CPU time on a CPU,
-wall time with synchronisation on CUDA. `PEFT LoRA again` is the peer measured twice: its distance
-from 1 is the noise. A step is forward, backward and AdamW; bf16 runs under autocast with adapters
-in fp32, as the trainers of both do. Memory: every variant in a process of its own.
+All variants share one base, one batch and one seed. They take turns, in a new order every round. A ratio is the median
+over rounds of (variant / peer in the same round); times are process CPU time on a CPU, and wall time with
+synchronisation on CUDA. `PEFT LoRA again` is the peer measured twice, so its distance from 1 shows the noise. A step is
+forward, backward and AdamW. bf16 runs under autocast with adapters in fp32, as in the training loops of both. Memory is
+measured for each variant in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-# Threads that spin while they wait would count as work.
+# Threads that spin while they wait would count as CPU time.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -33,7 +33,7 @@ CORE = (PEER, f"{PEER} again", "PEFT DoRA", "mmdora LoRA", "mmdora DoRA", "froze
 
 
 def rows_of(times: dict[str, list[float]], memories: dict[str, float]) -> list[dict[str, Any]]:
-    """One row a variant: seconds, against PEFT's LoRA of the same dropout, against the floor, memory."""
+    """A table with one row per variant: seconds, ratios to PEFT's LoRA of the same dropout and to the floor, memory."""
     rows = []
     for name in times:
         dropout = name.rpartition(" ")[2]
@@ -63,7 +63,7 @@ def last_line(times: dict[str, list[float]]) -> str:
 
 
 def plot(growth: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
-    """Seconds by tokens and by rank, one line a variant."""
+    """Draw seconds over tokens and over rank, with one line per variant."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -85,7 +85,7 @@ def plot(growth: dict[str, dict[int, dict[str, float]]], path: Path) -> None:
 
 
 def quick() -> None:
-    """The ratios of the committed table on one layer, few rounds."""
+    """Print the ratios of the committed table, measured on one layer in few rounds."""
     times = timings(GROWTH, (0, 0.05), (PEER, f"{PEER} again", "PEFT DoRA", "mmdora DoRA"), 5)
     show(f"{describe(GROWTH)}, 5 rounds", rows_of(times, {}))
     print(last_line(times))
@@ -127,7 +127,7 @@ def everything(rounds: int) -> None:
 
 
 def cases(device: str) -> Iterator[tuple[Case, tuple[float, ...], tuple[str, ...], bool]]:
-    """(case, dropouts, variants, measure memory), the main one first."""
+    """Yield (case, dropouts, variants, whether to measure memory), with the main case first."""
     both = (0, 0.05)
     if device == "cuda":
         yield WIDTH_7B, both, tuple(VARIANTS), True

@@ -1,4 +1,4 @@
-"""What `step.py` and `decode.py` measure: LLaVA-shaped models, and how each variant trains them."""
+"""The models that `step.py` and `decode.py` measure: LLaVA-shaped ones, and the variants that train them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Case:
     length: int = 192  # tokens per sequence, visual ones included
     accumulation: int = 1  # micro-batches per optimizer step
     vocabulary: int = 2048
-    large_tower: bool = False  # CLIP-L/336 of LLaVA-1.5, else two small layers
+    large_tower: bool = False  # whether the tower is LLaVA-1.5's CLIP-L/336; else it has two small layers
     rank: int = 16
     dtype: str = "fp32"
     device: str = "cpu"
@@ -44,7 +44,7 @@ class Case:
 
 SMALL = Case()
 GROWTH = replace(SMALL, layers=1)
-"""How cost grows with rank and tokens is measured on one layer."""
+"""The case on which the growth of cost with rank and tokens is measured: a single layer."""
 WIDTH_7B = Case(
     hidden=4096,
     intermediate=11008,
@@ -93,7 +93,7 @@ def build(case: Case) -> nn.Module:
 
 
 def batch_of(case: Case, model: Any) -> dict[str, torch.Tensor]:
-    """Token ids [B, T] that begin with the visual tokens, labels on the text, one picture each."""
+    """A batch of token ids [B, T] that begin with the visual tokens, labels on the text, and one picture per row."""
     vision = model.config.vision_config
     visual = (vision.image_size // vision.patch_size) ** 2
     generator = torch.Generator().manual_seed(1)
@@ -111,7 +111,7 @@ def _twin(base: nn.Module) -> Any:
 
 
 def floor(base: nn.Module, case: Case, dropout: float) -> Any:
-    """Nothing trains; gradients flow from the loss to the language model's input."""
+    """The frozen model: nothing trains, but gradients flow from the loss to the language model's input."""
     model = _twin(base)
     model.enable_input_require_grads()
     return model
@@ -166,11 +166,11 @@ class Step:
             self.model.enable_input_require_grads()
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        # full fine-tuning of a GPU-sized model would spend its memory on moments; its step is forward and backward
+        # For a model of a GPU's size, the moments of full fine-tuning would not fit, so its step leaves AdamW out.
         steps = trained and not (name == "full fine-tuning" and case.device == "cuda")
         self.optimizer = torch.optim.AdamW(trained, lr=1e-4) if steps else None
         self.trained = trained
-        with torch.no_grad():  # away from the start, where B is zero
+        with torch.no_grad():  # At the start B is zero, which would make some products cheaper.
             for key, parameter in self.model.named_parameters():
                 if "lora_B" in key:
                     parameter.normal_(std=0.01)

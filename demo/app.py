@@ -165,11 +165,11 @@ class Page:
         system_prompt: str,
         second_image: dict[str, Any] | None = None,
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """Every model's answer to a question about an image, or about two.
+        """Ask every model a question about an image, or about two images.
 
-        Streams a list with one object for each model, again and again while they answer: name,
-        status (queued, waiting, running, done, stopped, failed), text, tokens, first_token_s, tokens_per_s,
-        error, and while the question is queued its position. The last list has the whole answers.
+        Streams a list with one object for each model, again and again while they answer. An object has name, status
+        (queued, waiting, running, done, stopped, failed), text, tokens, first_token_s, tokens_per_s, error, and the
+        position while the question is in the queue. The last list has the complete answers.
         """
         try:
             settings = AnswerSettings(max_tokens, temperature, top_p, seed, system_prompt)
