@@ -1,4 +1,4 @@
-"""Conversations with their pictures as the inputs of `generate`, as several tests want them."""
+"""Makes the inputs of `generate` from conversations with their pictures, for several tests."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the interpreter opened, started and ran, as its audit events tell, and which of it was not its to open."""
+"""Records the files, processes and connections that the interpreter opens, and finds files that it must not open."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ READABLE = (
     *map(Path, ("/proc", "/sys", "/dev/null", "/dev/urandom", "/dev/tty", "/usr/lib", "/usr/share")),
     *map(Path, ("/lib", "/etc/mime.types")),
 )
-"""What Python, its packages and their caches open. A case's own folder comes to it, and nothing else."""
+"""Files and folders that Python, its packages and their caches open. Besides these, only a case's own folder may be."""
 FORBIDDEN = ("/proc/self/environ",)
 PROCESSES = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "subprocess.Popen", "pty.spawn", "os.fork")
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
 
 
 class Watch:
-    """What the interpreter opened, started and ran while a case was on, as its audit events tell."""
+    """Records, from audit events, what the interpreter opens, starts and compiles while a case runs."""
 
     def __init__(self) -> None:
         self.on = False
         self.opened: list[str] = []
         self.events: list[str] = []
         self.compiled: list[str] = []
-        sys.addaudithook(self._hook)  # stays for as long as the interpreter does
+        sys.addaudithook(self._hook)  # An audit hook cannot be removed, so `on` switches it off.
 
     def _hook(self, event: str, args: tuple[Any, ...]) -> None:
         if not self.on:
@@ -66,7 +66,7 @@ def write_outside(folder: Path) -> list[Path]:
 
 
 def forget_reading(paths: list[Path]) -> None:
-    """Set the time of the last reading before that of the last change: then even `relatime` keeps book of a reading."""
+    """Set the time of the last reading before that of the last change; only then `relatime` records a new reading."""
     for path in paths:
         os.utime(path, (1, 2))
 
@@ -76,7 +76,7 @@ def was_read(path: Path) -> bool:
 
 
 def strangers(opened: list[str], folder: Path) -> list[str]:
-    """Opened files that are neither the case's own nor those of Python and its packages."""
+    """The opened files that belong neither to the case nor to Python and its packages."""
     own = (folder / "here", folder / "temporary")
     paths = {name: Path(os.path.abspath(os.path.join(folder / "here", name))) for name in opened}
     return [

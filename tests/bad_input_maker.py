@@ -1,4 +1,4 @@
-"""The steps of `make` in a case of `bad_inputs/`: what git cannot hold."""
+"""Makes files that git cannot hold: the steps of `make` in a case of `bad_inputs/`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Payload:
 
 
 class Maker:
-    """The verbs of `make`: [verb, path, …], paths below the working directory."""
+    """The verbs of `make`, written as [verb, path, …]; paths are relative to the working directory."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -48,7 +48,7 @@ class Maker:
         shutil.copytree(found, self.folder / path) if found.is_dir() else shutil.copyfile(found, self.folder / path)
 
     def sparse(self, path: str, size: int) -> None:
-        """A file of `size` bytes that takes no room."""
+        """Make a file of `size` bytes that takes no room on the disk."""
         with (self.folder / path).open("wb") as file:
             file.truncate(size)
 
@@ -83,7 +83,7 @@ class Maker:
         save_file({name: tensors[name] for name in sorted(tensors)[count:]}, self.folder / path, {"format": "pt"})
 
     def other_weights(self, path: str) -> None:
-        """The same names and shapes, other numbers."""
+        """Change the numbers in a file, but not its names and shapes."""
         tensors = load_file(self.folder / path)
         changed = {name: t + 0.01 if t.is_floating_point() else t for name, t in tensors.items()}
         save_file(changed, self.folder / path, {"format": "pt"})
@@ -93,12 +93,12 @@ class Maker:
         save_file({name: torch.full_like(tensor, torch.nan) for name, tensor in tensors.items()}, self.folder / path)
 
     def as_pickle(self, path: str, target: str) -> None:
-        """A benign file of torch.save with the tensors of a safetensors file, which goes."""
+        """Replace a safetensors file by a harmless file of torch.save with the same tensors."""
         torch.save(load_file(self.folder / path), self.folder / target)
         (self.folder / path).unlink()
 
     def payload(self, path: str) -> None:
-        """A pickle that leaves a canary when it is read."""
+        """Write a pickle that makes a file CANARY if it is unpickled."""
         (self.folder / path).write_bytes(pickle.dumps(_Payload()))
 
     def rename(self, path: str, target: str) -> None:

@@ -6,8 +6,8 @@ import os
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-# Set before datasets is imported. One for the run: pytest-xdist's workers inherit it from the process that starts
-# them, which removes it when it ends.
+# This has to be set before datasets is imported. There is one cache for the whole run: pytest-xdist's workers inherit
+# it from the process that starts them, which removes it at its end.
 if "HF_DATASETS_CACHE" not in os.environ:
     _datasets_cache = tempfile.TemporaryDirectory(prefix="mmdora-tests-datasets-")
     os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
@@ -32,7 +32,7 @@ def _seeded() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_llava() -> str:
-    """Folder of the bundled base."""
+    """The folder of the bundled base."""
     from mmdora.models.locate import resolve
 
     return resolve("tiny-llava")
@@ -40,7 +40,7 @@ def tiny_llava() -> str:
 
 @pytest.fixture(scope="session")
 def scene_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file of 24 drawn records of several turns, every sixth of them text only."""
+    """A file of 24 drawn records of several turns; every sixth has no picture."""
     folder = tmp_path_factory.mktemp("scenes")
     rows = []
     for number in range(24):
@@ -58,7 +58,7 @@ def scene_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a LLaVA of several files in the hub's legacy layout, in bf16; not to be changed."""
+    """The folder of a LLaVA in several files, in the hub's legacy layout, in bf16. Tests must not change it."""
     from merged_bases import llava_in_files
 
     return llava_in_files(tmp_path_factory.mktemp("llava"))
@@ -66,7 +66,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def llava_adapter(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of every modality of it."""
+    """The folder of an adapter for `llava` that changes every modality."""
     from merged_bases import ALL, write_adapter
 
     return write_adapter(llava, ALL, tmp_path_factory.mktemp("adapter"))
@@ -74,7 +74,7 @@ def llava_adapter(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For tests that ask about an export's files: comparing on two rows is enough."""
+    """Lets an export compare only two rows, for tests that are about its files."""
     from mmdora.export import parity
 
     monkeypatch.setattr(parity, "ROWS", 2)
@@ -82,7 +82,7 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["disk", "memory"])
 def route(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both ways to merge."""
+    """Runs a test with both ways to merge: from disk, and in memory."""
     from exports import refuse_disk
 
     if request.param == "memory":

@@ -1,10 +1,10 @@
-"""Files of an evaluation, made by hand."""
+"""Writes the files of an evaluation without running one."""
 
 import json
 
 
 def evaluation(folder, task, answers):
-    """What `mmdora eval` leaves of questions whose expected answer is always `yes`; answers are (text, score)."""
+    """Write the files of `mmdora eval` for questions whose expected answer is `yes`; `answers` are (text, score)."""
     folder.mkdir(parents=True)
     rows = [
         {"id": str(i), "question": f"<b>{i}</b>?", "answer": "yes", "prediction": text, "score": score}
@@ -18,5 +18,5 @@ def evaluation(folder, task, answers):
 
 
 def graded(pattern):
-    """A right answer for every `+`."""
+    """Answers (text, score): a right one for each `+` in the pattern, and a wrong one for any other character."""
     return [("yes", 1.0) if mark == "+" else ("no", 0.0) for mark in pattern]

@@ -1,4 +1,4 @@
-"""Adapters of tiny-llava to export, a run's folder around one, and which way they are merged."""
+"""Makes adapters of tiny-llava to export, and run folders around them, and chooses the way of merging."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DORA = {
 
 
 def moved_adapter(base: str, adapt: dict[str, Any], folder: Path) -> Path:
-    """An adapter whose every parameter was moved, magnitudes by about a third."""
+    """Write an adapter in which every parameter was changed, magnitudes by about a third."""
     model, _ = mmdora.load(base)
     mmdora.inject(model, adapt)
     torch.manual_seed(1)
@@ -38,7 +38,7 @@ def moved_adapter(base: str, adapt: dict[str, Any], folder: Path) -> Path:
 
 
 def run_folder(folder: Path, adapter: Path, tiny_llava: str, **data: Any) -> Path:
-    """What `train` leaves of a run that gave the adapter."""
+    """Write the parts of a run folder that an export reads, with this adapter as its result."""
     shutil.copytree(adapter, folder / "adapter")
     tree = {"model": {"base": str(tiny_llava)}, "adapt": DORA, "data": data}
     validate(RunConfig, tree, where=str).save(folder / "config.yaml")
@@ -46,7 +46,7 @@ def run_folder(folder: Path, adapter: Path, tiny_llava: str, **data: Any) -> Pat
 
 
 def refuse_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From here on nothing can be merged from disk."""
+    """Make every merge from disk fail from now on, so that the merge in memory is used."""
 
     def refuse(*_):
         raise UnsureError("a test says so")
@@ -55,6 +55,6 @@ def refuse_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same_files(a: Path, b: Path) -> set[str]:
-    """Names of the files of `a` that `b` has too, byte for byte."""
+    """The names of files that are in both folders and are equal, byte for byte."""
     theirs = {path.name: path.read_bytes() for path in b.iterdir() if path.is_file()}
     return {path.name for path in a.iterdir() if path.is_file() and theirs.get(path.name) == path.read_bytes()}

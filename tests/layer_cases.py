@@ -1,4 +1,4 @@
-"""Small modules of every kind that can be adapted, beside the dense float64 equations."""
+"""Small modules of every kind that can be adapted; the same as dense equations in float64, and as PEFT's layers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def adapted(base: nn.Module, method: Any = "dora", rank: int = 4, **options: Any
 
 
 def make(kind: str, method: Any = "dora", dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Any]:
-    """A base, and an adapted module on it."""
+    """Make a base module, and an adapted module on it."""
     torch.manual_seed(0)
     base = BASES[kind]().to(dtype)
     return base, adapted(base, method, **options)
@@ -52,14 +52,14 @@ def inputs(kind: str, rows: int = 7) -> Tensor:
 
 
 def output(module: Any, x: Tensor) -> Tensor:
-    """What a module, adapted or not, makes of x; an attention attends from x to x."""
+    """The output of a module, adapted or not, for x; attention gets x as query, key and value."""
     if kind_of(module) is AdaptedAttention:
         return module(x, x, x, need_weights=False)[0]
     return module(x)
 
 
 def weight(module: Any) -> Any:
-    """The base's parameter that is adapted, of a plain or adapted module."""
+    """The parameter of a plain or adapted module that adapters change."""
     kind: Any = kind_of(module)
     return module.get_parameter(kind.weight_name)
 
@@ -69,7 +69,7 @@ def max_rel(a: Tensor, b: Tensor) -> float:
 
 
 class Dense(nn.Module):
-    """The equations as the paper has them, in float64: B A, W' and its rows' norms, on torch's autograd."""
+    """The paper's equations in float64, computed densely on torch's autograd: B A, W' and the norms of its rows."""
 
     def __init__(self, layer: Any):
         super().__init__()
@@ -104,7 +104,7 @@ class Dense(nn.Module):
 
 
 class Peft(nn.Module):
-    """PEFT's layer on a copy of the base, with what a file of ours holds."""
+    """PEFT's layer on a copy of the base, with the tensors of our adapter file in it."""
 
     def __init__(self, layer: Any, dropout: float = 0.0):
         super().__init__()
@@ -139,7 +139,7 @@ class Peft(nn.Module):
 
 
 def same_as_peft(layer: Any, x: Any, dropout: float = 0.0, seed: int = 3) -> None:
-    """Output, and gradients of x, A, B and m, with the same dropout masks."""
+    """Assert that output and gradients of x, A, B and m equal PEFT's, with the same dropout masks."""
     theirs = Peft(layer, dropout).train(layer.training)
     floating = x.is_floating_point()
     results = []

@@ -1,4 +1,4 @@
-"""Shrunken bases as files, adapters on them, and both ways to merge the two."""
+"""Writes shrunken bases and adapters on them as files, and merges them in both ways."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ def build(name: str, **changes: Any) -> Any:
 
 
 def llava_in_files(folder: Path) -> Path:
-    """A LLaVA of several files in the hub's legacy layout, in bf16."""
+    """Write a LLaVA as several files in the hub's legacy layout, in bf16."""
     save_checkpoint(shrunken("llava").to(torch.bfloat16), folder, shard="6KB")
     assert len(list(folder.glob("*.safetensors"))) > 2
     return folder
 
 
 def write_adapter(base: Path, adapt: dict[str, Any], folder: Path) -> Path:
-    """An adapter of which every parameter was moved, magnitudes by about a third."""
+    """Write an adapter in which every parameter was changed, magnitudes by about a third."""
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
     mmdora.inject(model, adapt)
     torch.manual_seed(1)
@@ -68,7 +68,7 @@ def write_adapter(base: Path, adapt: dict[str, Any], folder: Path) -> Path:
 
 
 def in_memory(base: Path, adapter: Path | None, dtype: str, folder: Path) -> Path:
-    """As `export` does where it merges in memory."""
+    """Merge in memory and write the result, like `export`."""
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
     if adapter:
         mmdora.load_adapter(model, adapter)

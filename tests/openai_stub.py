@@ -1,4 +1,4 @@
-"""A small OpenAI-compatible server on the loopback; a checkpoint behind it is run by stock transformers."""
+"""A small OpenAI-compatible server on the loopback, which can answer with a checkpoint run by stock transformers."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 Answer = tuple[list[str], int, int]
-"""Pieces of text, prompt tokens, answer tokens."""
+"""Pieces of text, number of prompt tokens, number of answer tokens."""
 
 
 class Stub(ThreadingHTTPServer):
-    """What was asked is in `asked`; `mode` is ok, redirect, refuse, hang, html, cut or silent (no usage)."""
+    """The server. It keeps all requests in `asked`.
+
+    `mode` is ok, or a fault: redirect, refuse, hang, html, cut, or silent (which sends no token counts).
+    """
 
     daemon_threads = True
 
@@ -30,7 +33,7 @@ class Stub(ThreadingHTTPServer):
         self.answer, self.models, self.mode = answer, models, mode
         self.asked: list[dict[str, Any]] = []
         self.paths: list[str] = []
-        self.left = threading.Event()  # a client went away in the middle of an answer
+        self.left = threading.Event()  # This is set when a client goes away in the middle of an answer.
 
     @property
     def url(self) -> str:
@@ -99,7 +102,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(answer: Callable[[dict[str, Any]], Answer], *models: str, mode: str = "ok") -> Iterator[Stub]:
-    """A stub that serves these models (default: one, named mine) until the end of the block."""
+    """Run a stub that serves these models (by default one, named "mine") until the end of the block."""
     stub = Stub(answer, list(models) or ["mine"], mode)
     thread = threading.Thread(target=stub.serve_forever, daemon=True)
     thread.start()
@@ -111,7 +114,7 @@ def serving(answer: Callable[[dict[str, Any]], Answer], *models: str, mode: str 
 
 
 def checkpoint(folder: str) -> Callable[[dict[str, Any]], Answer]:
-    """Greedy answers of a checkpoint."""
+    """A function for `Stub` that gives the greedy answers of a checkpoint."""
     model: Any = AutoModelForImageTextToText.from_pretrained(folder)
     processor = AutoProcessor.from_pretrained(folder)
 

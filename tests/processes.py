@@ -1,4 +1,4 @@
-"""`mmdora COMMAND` in several processes that meet over gloo, forked so that torch is imported once."""
+"""Runs `mmdora COMMAND` in several processes that meet over gloo. They are forked, so that torch is imported once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tiny_run import exit_code, forked
 
-PATIENCE = 120  # seconds
+PATIENCE = 120  # Seconds after which processes are taken to wait for one another forever; a run takes much less.
 
 
 def free_port() -> int:
@@ -22,7 +22,7 @@ def free_port() -> int:
 def launched(
     command: list[str], folder: Path, count: int = 2, before: Callable[[int], None] = lambda index: None
 ) -> list[int]:
-    """Start the processes, each after `before(index)`; returns their ids. What they say is in FOLDER/INDEX.stderr."""
+    """Start the processes, each after `before(index)`; gives their ids. Each writes stderr to FOLDER/INDEX.stderr."""
     port = free_port()
 
     def prepare(index: int) -> Callable[[], None]:
@@ -39,7 +39,7 @@ def launched(
 
 
 def finished(children: list[int]) -> list[int]:
-    """Exit codes, in order; processes that wait for one another forever are killed, which is a failure."""
+    """The exit codes, in order. Processes that wait for one another forever are killed, which is a failure."""
     deadline, codes = time.monotonic() + PATIENCE, {}
     while len(codes) < len(children):
         for child in children:

@@ -1,4 +1,4 @@
-"""Processors of several families, built from their own classes around the small tokenizer of tiny-llava."""
+"""Builds processors of several families from their own classes, around the small tokenizer of tiny-llava."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ TEMPLATE = (
 
 
 def tokenizer(*words: str) -> Any:
-    """tiny-llava's, with more special tokens."""
+    """The tokenizer of tiny-llava with more special tokens."""
     made = AutoProcessor.from_pretrained(resolve("tiny-llava")).tokenizer
     made.add_special_tokens({"additional_special_tokens": list(words)})
     return made
 
 
 def qwen(family: str = "Qwen2_5_VL", **images: Any) -> Any:
-    """Patches of 4 pixels, 2 x 2 of them a token."""
+    """A processor of the Qwen family with patches of 4 pixels, of which 2 x 2 make a token."""
     small = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
     images = {**small, "size": {"shortest_edge": 64, "longest_edge": 64 * 64}, **images}
     return getattr(transformers, f"{family}Processor")(

@@ -1,4 +1,4 @@
-"""Vision-language models of a few thousand parameters, built from their own configs."""
+"""Builds vision-language models of a few thousand parameters from their own configs."""
 
 from __future__ import annotations
 

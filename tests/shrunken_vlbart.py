@@ -1,4 +1,4 @@
-"""A VL-BART of some ten thousand parameters: byte-level BART, ModifiedResNet or ViT tower."""
+"""Builds a VL-BART of some ten thousand parameters: a byte-level BART with a ModifiedResNet or ViT tower."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ def small_bart(seed: int = 0, **changes: Any) -> Any:
 
 
 def small_vlbart(tower: str | None = "resnet", seed: int = 0, **options: Any) -> tuple[Any, Any]:
-    """Model and processor; the visual parts are made as loud as the text, so that a mistake in them is heard."""
+    """Make model and processor. The visual parts get the scale of the text, so that a mistake in them shows."""
     bart = small_bart(seed)
     vision = OpenClipVisionConfig(hidden_size=64) if tower is None else tower_config(TOWERS[tower], **options)
     model, processor = compose(bart, small_tokenizer(), vision, order_tokens=ORDER, frames=6)
     torch.manual_seed(seed + 1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            shy = "vision_tower" in name and name.endswith(("bn3.weight", ".bias"))  # open_clip starts them at zero
+            shy = "vision_tower" in name and name.endswith(("bn3.weight", ".bias"))  # These start at zero.
             if shy or "visual_embedding" in name:
                 parameter.copy_(torch.randn_like(parameter) * 0.5)
         for name, buffer in model.named_buffers():

@@ -19,22 +19,22 @@ from mmdora.cli import main
 from mmdora.config import RunConfig, validate
 from mmdora.train.run import LOG
 
-SPEED = ("runtime", "per_second", "_s")  # samples_per_s, forward_s, …
+SPEED = ("runtime", "per_second", "_s")  # Parts of the names of logged times, such as samples_per_s and forward_s.
 EVERY_TWO: dict[str, Any] = {"steps": 6, "eval_every": 2, "save_every": 2, "log_every": 2}
 """The schedule of the run that `train/conftest.py` makes."""
 
 
 def first_turns(records: Path, rows: int) -> Path:
-    """The first rows with their first question alone: steps that take little time."""
+    """Write the first rows with only their first question, so that steps take little time."""
     path = records.parent / f"first-{rows}.jsonl"
-    if not path.exists():  # written anew it would be read anew too, where a test has the disk full
+    if not path.exists():  # A new file would have to be read anew, which tests with a full disk cannot do.
         kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
         path.write_text("".join(json.dumps(row | {"messages": row["messages"][:2]}) + "\n" for row in kept))
     return path
 
 
 def held_out_of(records: Path, rows: int = 3) -> Path:
-    """The first rows under other ids: records to evaluate on must be others than those trained on."""
+    """Write the first rows under other ids, because records must not be both trained and evaluated on."""
     path = records.with_name(f"{records.stem}-held-out-{rows}.jsonl")
     if not path.exists():
         kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
@@ -43,7 +43,7 @@ def held_out_of(records: Path, rows: int = 3) -> Path:
 
 
 def tree_for(records: Path, output: Path, *, evaluates: bool = True, **training: Any) -> dict[str, Any]:
-    """Four rows a step in two micro-batches, dropout in the language model, 8 steps."""
+    """A config as a dict: 8 steps of four rows in two micro-batches, with dropout in the language model."""
     evaluation = {"eval": str(held_out_of(records)), "eval_rows": 2} if evaluates else {}
     training = ({} if evaluates else {"eval_every": None}) | training
     return {
@@ -63,16 +63,16 @@ def config_of(tree: dict[str, Any]) -> RunConfig:
 
 
 def config_for(records: Path, output: Path, **training: Any) -> RunConfig:
-    """`tree_for` as a config."""
+    """The config of `tree_for`."""
     return config_of(tree_for(records, output, **training))
 
 
 def silent(line: str) -> None:
-    """`say` of a run whose lines are of no interest."""
+    """Print nothing; the `say` of runs whose messages do not matter."""
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
-    """What a run logged, less what depends on its speed; NaN and infinity are no JSON."""
+    """The log of a run without times. NaN and infinity in it are an error, because they are not JSON."""
     entries = [json.loads(line, parse_constant=_refuse) for line in (run / LOG).read_text().splitlines()]
     return [{k: v for k, v in entry.items() if not any(word in k for word in SPEED)} for entry in entries]
 
@@ -94,12 +94,12 @@ def same_run(ours: Path, theirs: Path) -> bool:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
+    """Relative path -> content, for every file below a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def forked(command: list[str], stderr: Path, before: Callable[[], None] | None = None) -> int:
-    """Start `mmdora COMMAND` in a process of its own, without a second import of torch; returns its id."""
+    """Start `mmdora COMMAND` in a forked process, which need not import torch again; gives its id."""
     sys.stdout.flush()
     if child := os.fork():
         return child
@@ -110,7 +110,7 @@ def forked(command: list[str], stderr: Path, before: Callable[[], None] | None =
         os.dup2(told, 2)
         sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.setsid()
-        # The lock of tqdm is one of multiprocessing: a child that is killed while it holds it would stop all others.
+        # tqdm's lock is shared by processes, and a child that is killed while holding it would stop all others.
         tqdm.set_lock(RLock())
         if before is not None:
             before()
@@ -123,5 +123,5 @@ def forked(command: list[str], stderr: Path, before: Callable[[], None] | None =
 
 
 def exit_code(child: int) -> int:
-    """Wait for a process; negative: the signal that ended it."""
+    """Wait for a process; gives its exit code, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,6 +1,7 @@
-"""Where Chromium is, and how it comes: `python tests/browser/chromium.py` prints its path, or gets it.
+"""Finds or installs Chromium: `python tests/browser/chromium.py` prints its path.
 
-From the system's packages where this user may install them (they bring its libraries along), else from playwright.
+It is installed from the system's packages if this user may do that (they include the libraries that it needs), or else
+from playwright.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 from playwright.sync_api import sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-PATIENCE = 300  # seconds for each command: without a network some never end
+PATIENCE = 300  # Seconds for each command, because without a network some commands never end.
 
 
 def executable() -> str | None:
-    """A Chromium that starts: the system's, else playwright's own."""
+    """The path of a Chromium that starts: the system's or else playwright's; None if there is none."""
     found = [path for name in NAMES if (path := shutil.which(name))]
     with sync_playwright() as playwright:
         found.append(playwright.chromium.executable_path)
@@ -26,7 +27,7 @@ def executable() -> str | None:
 
 
 def install() -> str | None:
-    """Get one, by the first way that leads there."""
+    """Install Chromium in the first way that works; gives its path, or None."""
     sudo = [] if os.geteuid() == 0 else ["sudo"] if sys.stdin.isatty() else ["sudo", "-n"]
     apt = [*sudo, "apt-get"]
     for way in (

@@ -1,4 +1,4 @@
-"""A real headless Chromium, and a page of three models in a process of its own."""
+"""Fixtures: a real headless Chromium, and a page of three models in a process of its own."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NAMES = ("base", "lora", "dora")
 
 @dataclass
 class Visit:
-    """An open tab, and what it asked the network and the console for."""
+    """An open tab, with the hosts that it asked and the errors that it reported."""
 
     page: Any
     hosts: set[str] = field(default_factory=set)
@@ -64,7 +64,7 @@ def chromium(executable_path: str) -> Iterator[Any]:
 
 @pytest.fixture
 def visit(chromium: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Opens a page: `visit(url, width=…, dark=…)`; afterwards no errors, no other hosts."""
+    """Opens pages by `visit(url, width=…, dark=…)`. Afterwards no tab may have errors, or have asked other hosts."""
     opened = []
 
     def open_page(url: str, width: int = 1280, height: int = 960, dark: bool = False) -> Visit:
@@ -80,7 +80,7 @@ def visit(chromium: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
         page.on("console", lambda told: told.type == "error" and visited.problems.append(told.text))
         page.goto(url)
         page.get_by_role("button", name="Ask", exact=True).wait_for()
-        page.wait_for_timeout(500)  # what is typed while Gradio still mounts is lost
+        page.wait_for_timeout(500)  # While Gradio is still mounting, typed text would be lost.
         return visited
 
     yield open_page
@@ -92,7 +92,7 @@ def visit(chromium: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def endless(tiny_llava: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled base, unable to end an answer, so that there is time to watch and to stop it."""
+    """A copy of the bundled base that cannot end an answer, so that there is time to watch and to stop it."""
     folder = tmp_path_factory.mktemp("models") / "endless"
     shutil.copytree(tiny_llava, folder)
     path = folder / "generation_config.json"
@@ -114,7 +114,7 @@ def _free_port() -> int:
 
 @contextmanager
 def serving(*arguments: str) -> Iterator[str]:
-    """The address of `mmdora demo` in a process of its own."""
+    """Run `mmdora demo` in a process of its own; gives its address."""
     command = [sys.executable, "-m", "mmdora", "demo", *arguments, "--port", str(_free_port())]
     run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -130,6 +130,6 @@ def serving(*arguments: str) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def url(endless: Path) -> Iterator[str]:
-    """A page with three columns."""
+    """The address of a page with three columns."""
     with serving(*(f"{name}={endless}" for name in NAMES)) as address:
         yield address

@@ -1,4 +1,4 @@
-"""Write docs/images: the page's main states, of real models, in a headless Chromium.
+"""Writes docs/images: the page's main states with real models, in a headless Chromium.
 
     python tests/browser/screenshots.py --results runs/quickstart base=tiny-llava \
         LoRA=runs/quickstart/export/lora DoRA=runs/quickstart/export/dora
@@ -77,7 +77,7 @@ def _phone(browser: Any, url: str, path: Path) -> None:
 
 
 def _inside(browser: Any, url: str, pair: Path, moved: Path) -> None:
-    """The last pair of models, and what their adapters did."""
+    """Take pictures of the last pair of models, and of what their adapters changed."""
     page = _page(browser, url)
     page.get_by_role("tab", name="Look inside").click()
     page.locator(".inside:visible").first.wait_for()
@@ -99,7 +99,7 @@ def _page(browser: Any, url: str, *, width: int = 1240, height: int = 900, dark:
     page.set_default_timeout(120_000)
     page.goto(url)
     page.get_by_role("button", name="Ask", exact=True).wait_for()
-    page.wait_for_timeout(1_000)  # what is typed while Gradio still mounts is lost
+    page.wait_for_timeout(1_000)  # While Gradio is still mounting, typed text would be lost.
     return page
 
 

@@ -1,4 +1,4 @@
-"""Hand-made files in the official formats."""
+"""Fixtures that write small files in the official formats of datasets."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from mmdora.records.turns import answer_text
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a picture below `images/`, in any format whatever its name says."""
+    """Writes a picture below `images/`, in a given format, whatever its name ends with."""
 
     def draw(name: str, kind: str = "JPEG", size: tuple[int, int] = (8, 6)) -> Path:
         path = tmp_path / "images" / name
@@ -27,7 +27,7 @@ def picture(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def official(tmp_path: Path) -> Callable[..., Path]:
-    """Writes an official file: JSON, or JSON Lines of a list if `lines`."""
+    """Writes a file as JSON or, with `lines`, a list as JSON Lines."""
 
     def write(name: str, content: Any, *, lines: bool = False) -> Path:
         path = tmp_path / name
@@ -49,7 +49,7 @@ def records_of() -> Callable[[Path], list[Record]]:
 
 @pytest.fixture
 def full_marks() -> Callable[[str, Iterable[Record]], bool]:
-    """Whether a task's scorer finds in the records all it needs, and gives their own answers the full mark."""
+    """Tells whether a task's scorer finds all it needs in the records, and gives their own answers the full mark."""
     from mmdora.evaluate.scoring.scorers import score_rows
 
     def score(task: str, records: Iterable[Record]) -> bool:

@@ -34,7 +34,7 @@ def columns(models, processor):
 
 @pytest.fixture
 def slowly(models):
-    """Every step of every model takes so long, until called again; gives the list of steps taken."""
+    """Makes every step of every model take some seconds, until it is called again; gives the list of steps so far."""
     pace, steps = 0.0, []
     handles = [m.register_forward_pre_hook(lambda *_: steps.append(time.sleep(pace))) for m in models]
 

@@ -58,7 +58,7 @@ class Net(nn.Module):
 
 
 def batch(rank: int | None) -> tuple[Tensor, Tensor]:
-    """Four rows, or the two of a rank."""
+    """All four rows, or the two rows of a rank."""
     generator = torch.Generator().manual_seed(3)
     rows = torch.randint(0, 30, (4, 5), generator=generator), torch.randn(4, 3, 8, 8, generator=generator)
     return rows if rank is None else tuple(part[2 * rank : 2 * rank + 2] for part in rows)  # pyright: ignore
@@ -70,7 +70,11 @@ def gradients(call: Any, net: nn.Module, rank: int | None) -> dict[str, Tensor]:
 
 
 def train(net: nn.Module, rank: int | None, **options: Any) -> dict[str, Any]:
-    """Three steps, then writes that are no step, each followed by a forward: outputs and parameters at the end."""
+    """Take three steps, then write to parameters in other ways, each followed by a forward.
+
+    Returns:
+        The output after each write, and the parameters at the end.
+    """
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=0.05, **options)
     for _ in range(3):
         net(*batch(rank)).square().mean().backward()
@@ -92,7 +96,7 @@ def train(net: nn.Module, rank: int | None, **options: Any) -> dict[str, Any]:
 
 
 def reshard(net: nn.Module) -> None:
-    """What is written to parameters while they are gathered is lost."""
+    """Shard the parameters again, because writes to them would be lost while they are gathered."""
     for module in net.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -111,7 +115,7 @@ def sharded(mesh: Any, recompute: bool, **options: Any) -> nn.Module:
 
 
 def main(rank: int, folder: Path) -> None:
-    # CUDA's allocator gives a gathered parameter the same address again and again; the CPU's does by chance only.
+    # On CUDA a gathered parameter often gets the same address again; on a CPU only by chance, so they are left out.
     # So neither addresses nor values may be what shows a write here.
     scales.Stamp._is_of = lambda self, tensors: True
     scales._readable = lambda tensor: False

@@ -1,4 +1,4 @@
-"""Adapted linears of every method, run through the fused function and through the dense equations in float64."""
+"""Adapted linears of every method, computed by the fused function and by the dense equations in float64."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def max_rel(a, b):
 
 
 def both(t, bound, keep=None):
-    """Outputs and all gradients agree to `bound`."""
+    """Assert that outputs and all gradients agree up to `bound`."""
     exact = in_float64(t)
     expected = dense(exact)
     found = fused(t, keep=keep)

@@ -1,4 +1,4 @@
-"""A run of 6 steps that the tests of checkpoints, of kills and of resuming share: whole, and stopped in its last."""
+"""Fixtures for tests of checkpoints, kills and resuming: a run of 6 steps, complete, and stopped in its last step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each of the two processes of test_sharded.py does: torch's fully_shard over gloo."""
+"""The work of each of the two processes of test_sharded.py: training with torch's fully_shard over gloo."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def adapted() -> Any:
 
 
 def batches(masked: bool) -> list[dict[str, torch.Tensor]]:
-    """A row with an image for one process, a row of text for the other, with the first row beside it, masked."""
+    """A batch with an image for one process, one of text for the other; with `masked` this holds the first row too."""
     pictured = llava_inputs(1)
     text = {"input_ids": torch.randint(4, 64, (1, 10), generator=torch.Generator().manual_seed(2))}
     image = pictured | {"labels": pictured["input_ids"].masked_fill(pictured["input_ids"] == 3, -100)}
@@ -56,7 +56,7 @@ def items() -> int:
 
 
 def alone() -> tuple[Any, torch.optim.Optimizer]:
-    """Both rows in one process."""
+    """Train on both rows in one process."""
     model = adapted()
     optimizer = optimizer_of(model)
     for _ in range(STEPS):
