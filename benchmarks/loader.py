@@ -42,7 +42,7 @@ from transformers import AutoProcessor, CLIPImageProcessor, LlavaProcessor
 from mmdora.batches.fit import Rows, fit
 from mmdora.batches.sampler import GroupedSampler
 from mmdora.families import family_of
-from mmdora.families.template import encode, render_with_answers
+from mmdora.families.template import encode
 from mmdora.models.locate import resolve
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records, write_records
@@ -183,17 +183,20 @@ def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], l
 
 def parts(rows: Rows, collate: Any, bare: Bare) -> list[dict[str, Any]]:
     """CPU time of each step in making a training row, in one process."""
-    processor = collate.__self__.processor
+    processor, rendered = collate.__self__.processor, collate.__self__.render_with_answers
     places = [range(start, start + BATCH) for start in range(0, len(rows), BATCH)]
     records = [[rows[i] for i in place] for place in places]
-    texts = [[render_with_answers(processor, row["messages"])[0] for row in batch] for batch in records]
+    texts = [[rendered(row["messages"])[0] for row in batch] for batch in records]
     opened = [[[open_image(row["images"][0])] for row in batch] for batch in records]
     steps: dict[str, tuple[Callable[[Any], Any], Any]] = {
         "bare Pillow": (lambda place: [bare[i] for i in place], places),
         "training row, whole": (lambda place: collate([rows[i] for i in place]), places),
         "· record": (lambda place: [rows[i] for i in place], places),
         "· picture opened": (lambda batch: [open_image(row["images"][0]) for row in batch], records),
-        "· template, answers": (lambda batch: [render_with_answers(processor, r["messages"]) for r in batch], records),
+        "· template, answers": (
+            lambda batch: [rendered(r["messages"]) for r in batch],
+            records,
+        ),
         "· processor": (
             lambda both: encode(processor, *both, left=False, offsets=True),
             [*zip(texts, opened, strict=True)],

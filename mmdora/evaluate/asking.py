@@ -22,23 +22,27 @@ from mmdora.records.reader import Records
 from mmdora.records.row import Row
 from mmdora.records.turns import Messages, prompt_messages
 
-AHEAD = 16  # batches sorted by length together; an image they share is opened once
-LIKE = 32  # characters, about 8 tokens: more padding than that costs more than a shared picture saves
-IMAGE = 10_000  # characters: more than a question has, so that rows of as many images come together
+WINDOW = 16
+"""Batches whose rows are sorted by length together: enough that padding is small. An image they share is opened once."""
+ALIKE = 32
+"""Characters (about 8 tokens) by which lengths may differ and count as equal. Padding of more than that costs more time
+than asking the questions of one picture together saves."""
+IMAGE_LENGTH = 10_000
+"""Characters that an image counts as: more than any question has, so that rows with equally many images come together."""
 
 
 def plan(lengths: Sequence[int], pictures: Sequence[Hashable], batch_size: int) -> list[list[int]]:
-    """Numbers of rows in batches: of `AHEAD` batches together, the longest rows first, those of one picture together.
+    """Numbers of rows in batches: of `WINDOW` batches together, the longest rows first, those of one picture together.
 
     Args:
-        lengths: of every row; they count as like within `LIKE`.
+        lengths: of every row; they count as like within `ALIKE`.
         pictures: what every row asks about.
     """
     batches = []
-    for start in range(0, len(lengths), batch_size * AHEAD):
-        window = range(start, min(start + batch_size * AHEAD, len(lengths)))
+    for start in range(0, len(lengths), batch_size * WINDOW):
+        window = range(start, min(start + batch_size * WINDOW, len(lengths)))
         number = {picture: place for place, picture in enumerate(dict.fromkeys(pictures[row] for row in window))}
-        ordered = sorted(window, key=lambda row: (-(lengths[row] // LIKE), number[pictures[row]], -lengths[row]))
+        ordered = sorted(window, key=lambda row: (-(lengths[row] // ALIKE), number[pictures[row]], -lengths[row]))
         batches += [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
     return batches
 
@@ -63,8 +67,8 @@ class Asking:
 
         def load(number: int) -> tuple[int, list[Prompt]]:
             nonlocal window
-            if number // AHEAD != window:
-                window = number // AHEAD
+            if number // WINDOW != window:
+                window = number // WINDOW
                 opened.clear()
             return number, [self._prompt(records[row], opened) for row in batches[number]]
 
@@ -111,7 +115,7 @@ def survey(records: Records | Sequence[Row], asking: Asking) -> Questions:
     for record in records:
         messages = asking.messages(record)
         parts = [part for message in messages for part in message["content"]]
-        lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE for part in parts))
+        lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE_LENGTH for part in parts))
         pictures.append(seen.setdefault(tuple(record["images"]), len(seen)))
         answers += any(part["text"].strip() for part in record["messages"][-1]["content"])
         digest.update(json.dumps([record["id"], messages, list(map(str, record["images"]))]).encode())

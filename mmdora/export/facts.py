@@ -124,15 +124,15 @@ def run_facts(config: RunConfig | None) -> dict[str, Any] | None:
 
 
 def parity_facts(parity: Any) -> dict[str, Any]:
-    """`parity` of `ExportFacts`, from a `Parity` or a `TensorParity`."""
+    """The result of the comparison with what was trained, as plain values; from a `Parity` or a `TensorParity`."""
     return {"kind": parity.kind, "how": parity.how, "text": str(parity)} | asdict(parity)
 
 
 def token_facts(image_tokens: ImageTokens) -> dict[str, int]:
-    """`image_tokens` of `ExportFacts`."""
+    """The budget of tokens per image as plain values; a bound that is not set is left out."""
     return {key: value for key, value in asdict(image_tokens).items() if value is not None}
 
 
 def versions() -> dict[str, str]:
-    """`versions` of `ExportFacts`."""
+    """Package -> its installed version, for the packages that an export depends on."""
     return {"mmdora": __version__} | {package: version(package) for package in PACKAGES}

@@ -16,7 +16,7 @@ LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", f"*{PARTIAL}", ".*")
 
 
 def check_repo(repo: str) -> None:
-    """Raise if `repo` is no USER/NAME of the hub; before anything is made for it."""
+    """Raise an MmdoraError unless `repo` has the form USER/NAME. It is called before the export is made."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise MmdoraError(f"--push-to-hub {repo!r}: expected USER/NAME")
 

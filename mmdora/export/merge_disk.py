@@ -156,7 +156,7 @@ class DiskMerge:
         return rows
 
     def _changes(self) -> dict[str, Entry | Tensor]:
-        """File name of a tensor -> the change that the adapter makes to it."""
+        """The change that the adapter makes to each tensor, by the name that the tensor has in the files of the base."""
         changes: dict[str, Entry | Tensor] = {}
         if self.plan is None:
             return changes

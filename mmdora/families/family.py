@@ -19,13 +19,13 @@ from mmdora.families.positions import RopeIndex
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import (
     IGNORE,
+    apply_template,
     check_places,
     check_texts,
     encode,
     inputs_of,
     labels_of,
     needs_start_token,
-    render,
     render_with_answers,
     with_question,
 )
@@ -84,7 +84,23 @@ class Family:
 
     def render(self, messages: Messages, *, generation_prompt: bool = False) -> str:
         """The conversation as the text that the model reads; each picture is still a placeholder."""
-        return render(self.processor, self.ending.added(messages), generation_prompt=generation_prompt)
+        return self.write([self.ending.added(messages)], generation_prompt)[0]
+
+    def write(self, conversations: list[Messages], generation_prompt: bool) -> list[str]:
+        """Conversations as the chat template writes them, before an end that it lacks is added.
+
+        This is the one place where a conversation becomes text: training, generation and counting go through it.
+        """
+        return apply_template(self.processor, conversations, generation_prompt)
+
+    def render_with_answers(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
+        """The conversation as the model reads it, and the character spans [start, end) of its answers, ends included.
+
+        Raises:
+            MmdoraError: if answers cannot be told from prompts.
+        """
+        ending = self.ending
+        return render_with_answers(self.write, ending.added(messages), end_tokens(self.tokenizer), ending.next_turn)
 
     def asked(self, messages: Messages, task: str | None, instruct: Callable[[str], str]) -> Messages:
         """The conversation with its last question worded for a task.
@@ -100,7 +116,7 @@ class Family:
         """How an answer ends; found by rendering one."""
         asked = {"role": "user", "content": [{"type": "text", "text": "a"}]}
         answered = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
-        text = render(self.processor, [asked, answered])
+        (text,) = self.write([[asked, answered]], False)
         return Ending(self.tokenizer, written_end(text, end_tokens(self.tokenizer)))
 
     # --- lengths in tokens
@@ -157,8 +173,7 @@ class Family:
         for row in rows:
             with naming(row):
                 self.check_row(row)
-                messages = self.ending.added(row["messages"])
-                text, answers = render_with_answers(self.processor, messages, self.ending.next_turn)
+                text, answers = self.render_with_answers(row["messages"])
                 check_places(text, self.placeholder, len(row["images"]))
                 texts.append(text)
                 spans.append(answers)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import BatchFeature
 
 from mmdora.errors import MmdoraError
-from mmdora.families.ending import end_tokens, written_end
+from mmdora.families.ending import written_end
 from mmdora.records.turns import Messages
 
 PLACES = ("offset_mapping", "text_replacement_offsets", "video_metadata")
@@ -24,12 +24,12 @@ IGNORE = -100
 """The label of a token that is not learned: the default `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
 
-def render(processor: Any, messages: Messages, *, generation_prompt: bool = False) -> str:
-    """The conversation as the chat template writes it; each image is still a placeholder."""
-    return _render_all(processor, [messages], generation_prompt)[0]
+Write = Callable[[list[Messages], bool], list[str]]
+"""Writes conversations as texts; whether each ends with the opening of an answer. See `Family.write`."""
 
 
-def _render_all(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
+def apply_template(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
+    """Conversations as the chat template writes them; each image is still a placeholder."""
     check_texts(conversations[-1], getattr(processor, "image_token", None))
     try:
         return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
@@ -75,7 +75,7 @@ def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
 
 
 def render_with_answers(
-    processor: Any, messages: Messages, next_turn: str | None = None
+    write: Write, messages: Messages, ends: Sequence[str], next_turn: str | None = None
 ) -> tuple[str, list[tuple[int, int]]]:
     """The rendered conversation and the character spans [start, end) of its answers, end-of-turn token included.
 
@@ -83,21 +83,22 @@ def render_with_answers(
     `{% generation %}` block, and the stock mask of such a template is silently empty.
 
     Args:
+        ends: tokens of which the template may write one behind an answer.
         next_turn: the token that opens the next turn, where it counts as the end of the answer before it.
 
     Raises:
         MmdoraError: if the template does not write a conversation as a continuation of its prefix.
     """
-    tokens = end_tokens(processor.tokenizer)
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    before = _render_all(processor, [messages[:i] for i in answers], True)
-    ends = sorted({*(i + 1 for i in answers), len(messages)})
-    after = _render_all(processor, [messages[:end] for end in ends], False)
+    before = write([messages[:i] for i in answers], True)
+    cuts = sorted({*(i + 1 for i in answers), len(messages)})
+    after = write([messages[:cut] for cut in cuts], False)
     text, spans = after[-1], []
-    for head, tail in zip(before, after, strict=False):  # A conversation may go on after its last answer.
+    # `after` holds one text more than `before` where a conversation goes on after its last answer.
+    for head, tail in zip(before, after, strict=False):
         if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
             raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
-        end = _end_of_turn(tokens, text, len(head), len(tail))
+        end = _end_of_turn(ends, text, len(head), len(tail))
         if next_turn is not None and text[end:].lstrip().startswith(next_turn):
             end = text.index(next_turn, end) + len(next_turn)
         spans.append((len(head), end))

@@ -10,7 +10,7 @@ from transformers import AutoProcessor
 from mmdora.batches.fit import fit
 from mmdora.errors import MmdoraError
 from mmdora.families import Prompt, family_of
-from mmdora.families.template import IGNORE, render, render_with_answers
+from mmdora.families.template import IGNORE
 from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import check_record, qa_record
@@ -90,7 +90,7 @@ def test_a_template_that_rewrites_history_is_refused(processor, scene_records, t
     other.chat_template = "{{ messages | length }}" + CHATML
     record = read_records(scene_records)[0]
     with pytest.raises(MmdoraError, match="rewrites earlier turns"):
-        render_with_answers(other, record["messages"])
+        family_of(other).render_with_answers(record["messages"])
 
 
 def test_prompt_ids_are_equal_in_training_and_use_up_to_the_answer(processor, scene_records):
@@ -112,7 +112,7 @@ def test_prompt_ids_are_equal_in_training_and_use_up_to_the_answer(processor, sc
 def test_an_image_placeholder_in_a_text_is_refused(processor):
     messages = [{"role": "user", "content": [{"type": "text", "text": "what is <image>?"}]}]
     with pytest.raises(MmdoraError, match="placeholder"):
-        render(processor, messages)
+        family_of(processor).render(messages)
 
 
 def test_a_row_without_anything_to_learn_is_an_error(processor, monkeypatch, scene_records):

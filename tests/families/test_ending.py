@@ -16,7 +16,6 @@ from transformers import AutoProcessor, GenerationConfig
 from mmdora.cli import main
 from mmdora.export import export
 from mmdora.families import IGNORE, Glm4v, family_of
-from mmdora.families.template import render_with_answers
 from mmdora.models.locate import resolve
 from mmdora.records.reader import read_records
 from mmdora.records.row import row_of
@@ -53,7 +52,7 @@ TALK = [said("user", "What?"), said("assistant", "A cat."), said("user", "And?")
 
 def test_each_answer_of_a_template_without_ends_gets_one(tiny_llava: str):
     family = family_of(processor_with(tiny_llava, LLAVA_HUB))
-    text, spans = render_with_answers(family.processor, family.ending.added(TALK))
+    text, spans = family.render_with_answers(TALK)
     assert text == "USER: What? ASSISTANT: A cat.</s> USER: And? ASSISTANT: A dog.</s> "
     assert [text[start:end] for start, end in spans] == [" A cat.</s>", " A dog.</s>"]
     assert family.render(TALK[:3], generation_prompt=True) == text[: spans[1][0]], "a prompt is what was learned"

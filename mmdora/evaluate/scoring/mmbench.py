@@ -20,7 +20,7 @@ ROTATION = 1_000_000
 
 
 def option(row: Prediction) -> str | None:
-    """The letter that the prediction names, which is handed in as it was generated."""
+    """The letter of the option that the prediction names; the text of the prediction itself is not changed."""
     return match_option(row["prediction"], need(row, "choices"))
 
 

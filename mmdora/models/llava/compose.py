@@ -30,7 +30,7 @@ from transformers import (
 
 from mmdora.config import Compose
 from mmdora.errors import MmdoraError
-from mmdora.families.template import render_with_answers
+from mmdora.families import family_of
 from mmdora.files import partial_path
 from mmdora.models.llava.tower import Tower, open_tower
 
@@ -222,7 +222,7 @@ def _check_template(processor: Any, where: str) -> None:
     ]
     turns += [{"role": "user", "content": [text]}, turns[1]]
     try:
-        rendered, _ = render_with_answers(processor, turns)
+        rendered, _ = family_of(processor).render_with_answers(turns)
         if rendered.count(IMAGE) != 1:
             raise MmdoraError("the chat template loses what stands in a message")
     except MmdoraError as error:

@@ -35,7 +35,7 @@ from mmdora.cli import main
 from mmdora.config import Compose
 from mmdora.errors import MmdoraError
 from mmdora.export.run import export
-from mmdora.families.template import render
+from mmdora.families import family_of
 from mmdora.models.llava.compose import SYSTEM, compose, compose_into
 from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records, write_records
@@ -185,13 +185,13 @@ def test_prompts_are_the_language_models_own_or_llavas(parts):
     _, processor = compose(Compose(vision=vit(folder), language=str(folder / "qwen")))
     turns = [{"role": "system", "content": [text("Be brief.")]}, *MESSAGES]
     end = processor.tokenizer.eos_token
-    assert render(processor, turns, generation_prompt=True) == (
+    assert family_of(processor).render(turns, generation_prompt=True) == (
         f"<|system|>Be brief.{end}<|user|><image>\nwhat?{end}<|assistant|>"
     )
     _, processor = compose(Compose(vision=vit(folder), language=str(folder / "qwen"), template="llava_v1"))
-    assert render(processor, MESSAGES, generation_prompt=True) == f"{SYSTEM} USER: <image> \nwhat? ASSISTANT:"
+    assert family_of(processor).render(MESSAGES, generation_prompt=True) == f"{SYSTEM} USER: <image> \nwhat? ASSISTANT:"
     _, processor = compose(Compose(vision=vit(folder), language=str(folder / "llama")))
-    assert render(processor, MESSAGES, generation_prompt=True) == f"{SYSTEM} USER: <image> \nwhat? ASSISTANT:"
+    assert family_of(processor).render(MESSAGES, generation_prompt=True) == f"{SYSTEM} USER: <image> \nwhat? ASSISTANT:"
 
 
 @pytest.mark.parametrize(
