@@ -75,7 +75,7 @@ class Votes:
             self.counts[turn.vote] += 1
 
     def tally(self) -> dict[str, Score]:
-        """Each model's share of the votes that chose a model (ties and "neither" left out); empty before the first one."""
+        """Each model's share of the votes that chose a model (no ties); empty before the first one."""
         decided = sum(self.counts[name] for name in self.names)
         return {name: share(self.counts[name], decided) for name in self.names} if decided else {}
 

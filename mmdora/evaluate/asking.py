@@ -23,12 +23,12 @@ from mmdora.records.row import Row
 from mmdora.records.turns import Messages, prompt_messages
 
 WINDOW = 16
-"""Batches whose rows are sorted by length together: enough that padding is small. An image they share is opened once."""
+"""Batches whose rows are sorted by length together: enough for little padding. An image they share is opened once."""
 ALIKE = 32
 """Characters (about 8 tokens) by which lengths may differ and count as equal. Padding of more than that costs more time
 than asking the questions of one picture together saves."""
 IMAGE_LENGTH = 10_000
-"""Characters that an image counts as: more than any question has, so that rows with equally many images come together."""
+"""Characters that an image counts as: more than any question has, so that rows with as many images come together."""
 
 
 def plan(lengths: Sequence[int], pictures: Sequence[Hashable], batch_size: int) -> list[list[int]]:

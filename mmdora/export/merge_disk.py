@@ -156,7 +156,7 @@ class DiskMerge:
         return rows
 
     def _changes(self) -> dict[str, Entry | Tensor]:
-        """The change that the adapter makes to each tensor, by the name that the tensor has in the files of the base."""
+        """The change that the adapter makes to each tensor, by the name of the tensor in the files of the base."""
         changes: dict[str, Entry | Tensor] = {}
         if self.plan is None:
             return changes

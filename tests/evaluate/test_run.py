@@ -119,8 +119,8 @@ def test_batches_are_of_like_length_and_hold_every_row_once():
     lengths = [i * 37 % 250 for i in range(100)]
     batches = asking.plan(lengths, list(range(100)), 3)
     assert sorted(row for batch in batches for row in batch) == list(range(100))
-    window = [lengths[row] // asking.LIKE for batch in batches[: asking.AHEAD] for row in batch]
-    assert window == sorted(window, reverse=True) and {row for b in batches[: asking.AHEAD] for row in b} == set(
+    window = [lengths[row] // asking.ALIKE for batch in batches[: asking.WINDOW] for row in batch]
+    assert window == sorted(window, reverse=True) and {row for b in batches[: asking.WINDOW] for row in b} == set(
         range(48)
     )
 

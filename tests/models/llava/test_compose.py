@@ -39,6 +39,7 @@ from mmdora.families import family_of
 from mmdora.models.llava.compose import SYSTEM, compose, compose_into
 from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records, write_records
+from mmdora.records.turns import split_turns
 from mmdora.train.run import train
 
 VIT: dict[str, Any] = {"embed_dim": 12, "quick_gelu": True}
@@ -255,8 +256,8 @@ def test_the_seed_decides_the_projector_and_a_base_is_made_once(parts, tmp_path)
 @pytest.mark.filterwarnings("ignore")
 def test_both_stages_and_the_export_between(parts, scene_records, tmp_path):
     folder, _ = parts
-    pictured = [row for row in read_records(scene_records, max_turns=1) if row["images"]]
-    write_records(scene_records.parent / "pictured.jsonl", pictured)
+    whole = [record for record in map(json.loads, scene_records.read_text().splitlines()) if record["images"]]
+    write_records(scene_records.parent / "pictured.jsonl", (turn for row in whole for turn in split_turns(row, 1)))
     data = {"train": str(scene_records.parent / "pictured.jsonl")}
     training = {"steps": 12, "batch_size": 4, "lr": 1e-2, "log_every": 1, "schedule": "constant", "warmup": 0}
     recipe = {"vision": vit(folder), "language": str(folder / "qwen")}
