@@ -52,7 +52,7 @@ def check_places(text: str, placeholder: str | None, images: int) -> None:
     """Raise an MmdoraError unless a rendered conversation has a place for each of its images.
 
     Args:
-        placeholder: what marks the place of an image; None for a processor that does not say.
+        placeholder: text that marks the place of an image; None if the processor does not name one.
     """
     places = images if placeholder is None else text.count(placeholder)
     if places != images:
@@ -156,7 +156,7 @@ def _as_tensors(processor: Any, encoded: Any) -> Any:
 
 
 def inputs_of(processor: Any, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a model's forward takes of what its processor returned: all of it but what tells places in the text.
+    """The outputs of a processor that go to the model's forward: all but those that tell places in the text.
 
     Raises:
         MmdoraError: if a value is no tensor. Leaving it out would change what the model learns from.
