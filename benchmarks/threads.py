@@ -1,14 +1,14 @@
-"""How OpenMP's threads wait for each other: a training step of the quickstart, alone and beside busy processes.
+"""Measures two ways in which OpenMP's threads can wait: a training step, alone and beside busy processes.
 
     python benchmarks/threads.py            # table, results/threads.{json,md}; ten minutes without other load
     python benchmarks/threads.py --quick    # one round; nothing is written
 
 A step is that of configs/tiny/dora.yaml (tiny-llava, DoRA everywhere, 64 rows): forward, backward, AdamW. OpenMP reads
-its variables when torch is imported, so each way of waiting is a process of its own, which takes its steps when it is
-told to and sleeps otherwise. Every round lets each way take some steps in each load, in a new order. `spin` is torch's
-default, `sleep` what the command line sets (`OMP_WAIT_POLICY=PASSIVE`), `spin again` the noise. The busy processes
-count in a loop and have the same priority. Time is wall time, so whatever else runs on the machine counts as load too;
-its mean number of processes that want a core is in the notes.
+its variables when torch is imported, so each way of waiting has a process of its own, which takes its steps when it is
+told to and sleeps otherwise. In every round each way takes some steps under each load, in a new order. `spin` is
+torch's default, `sleep` is what the command line sets (`OMP_WAIT_POLICY=PASSIVE`), and `spin again` shows the noise.
+The busy processes count in a loop and have the same priority. Times are wall time, so other programs on the machine are
+load too; the mean number of processes that want a core is in the notes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "dora.yaml"
 
 
 def work() -> None:
-    """Take as many steps as each line of standard input says, and print the seconds that one took."""
+    """Read a number from each line of standard input, take that many steps, and print the mean seconds of a step."""
     import torch
 
     from mmdora.adapt.inject import inject
@@ -85,7 +85,7 @@ class Worker:
         assert self._line() == "ready"
 
     def seconds(self, steps: int) -> float:
-        """Wall seconds of one step, the mean of `steps`."""
+        """The mean wall seconds of a step, over `steps` steps."""
         assert self.process.stdin is not None
         print(steps, file=self.process.stdin, flush=True)
         return float(self._line())
@@ -124,7 +124,7 @@ def busy(count: int) -> Iterator[None]:
 
 
 def measure(rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
-    """Seconds of a step by load and way, one for each round."""
+    """Load -> way -> seconds of a step in each round."""
     workers = {way: Worker(variables) for way, variables in WAYS.items()}
     times: dict[str, dict[str, list[float]]] = {load: {way: [] for way in WAYS} for load in LOADS}
     shuffle = random.Random(0)

@@ -25,7 +25,7 @@ MAX_TURNS = 20
 MAX_QUESTION = 8_000  # Characters of question and system prompt together: far longer than a question about a picture.
 MAX_TOKENS = 1_024
 MAX_UPLOAD = 10 * 10**6  # Bytes of an uploaded file: photos of phones are smaller.
-MAX_UPLOAD_PIXELS = 20 * 10**6  # 60 MB as RGB: what a stranger can make the server hold for a question.
+MAX_UPLOAD_PIXELS = 20 * 10**6  # Pixels of an upload: in RGB they take 60 MB, which strangers can make the server hold.
 REFRESH = 0.05  # Seconds between two states of a growing answer; the eye sees no more.
 HEARTBEAT = 0.5  # Seconds until the same state is sent again: sending shows whether the visitor has left.
 

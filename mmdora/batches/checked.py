@@ -16,13 +16,13 @@ from mmdora.records.row import Row
 
 
 def check_rows(records: Records, family: Family) -> None:
-    """Render every row and read the header of every image, on every core, once.
+    """Render every row and read the header of every image once, on all cores.
 
-    That it was done is kept beside the records' table.
+    The result is kept beside the records' table, so that the next run on unchanged records skips the check.
 
     Raises:
-        MmdoraError: naming the first record that the family cannot learn, with an image that the chat template leaves
-            out, that is missing, outside the root or no usable picture, or with features that are missing.
+        MmdoraError: if the family cannot learn a record, if an image is missing, outside the root, unusable or left out
+            by the chat template, or if features are missing. The message names the first such record.
     """
     template = getattr(family.processor, "chat_template", None)
     depends = f"{records.root.resolve()}\0{family.placeholder}\0{type(family).__name__}\0{template}"

@@ -127,7 +127,7 @@ class PackedCollator:
         row, and no labels. `samples` is the number of rows. With flash attention B is 1 and there is no padding.
 
         Raises:
-            MmdoraError: as `Family.batch`.
+            MmdoraError: in the cases of `Family.batch`.
         """
         if isinstance(items[0], dict):
             return dict(self.family.batch(items))

@@ -1,1 +1,1 @@
-"""Scores of generated answers, and the run that generates them."""
+"""Evaluates models by generated answers: asks the questions of a task, scores the answers, and writes the results."""

@@ -1,4 +1,4 @@
-"""What a model is asked: records worded for their task, in batches of like length, pictures opened ahead."""
+"""Turns records into prompts: worded for their task, in batches of like length, with pictures opened ahead."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ IMAGE_LENGTH = 10_000
 
 
 def plan(lengths: Sequence[int], pictures: Sequence[Hashable], batch_size: int) -> list[list[int]]:
-    """Numbers of rows in batches: of `WINDOW` batches together, the longest rows first, those of one picture together.
+    """Plan the batches, as lists of row numbers.
+
+    Within `WINDOW` batches the longest rows come first, and among rows of similar length those about the same picture
+    come together.
 
     Args:
-        lengths: of every row; they count as like within `ALIKE`.
-        pictures: what every row asks about.
+        lengths: length of each row in characters; lengths within `ALIKE` count as similar.
+        pictures: the pictures that each row asks about; equal values mean the same pictures.
     """
     batches = []
     for start in range(0, len(lengths), batch_size * WINDOW):
@@ -48,20 +51,20 @@ def plan(lengths: Sequence[int], pictures: Sequence[Hashable], batch_size: int) 
 
 
 class Asking:
-    """Records to prompts, asked as the task and the model's family want it."""
+    """Makes prompts of records, in the wording of the task and the model's family."""
 
     def __init__(self, processor: Any, task: Task):
         self.task, self.family = task, family_of(processor)
         self.answers = self.family.choices(task.answers)
 
     def messages(self, row: Row) -> Messages:
-        """The conversation, its last question worded for the task."""
+        """The conversation with its last question worded for the task."""
         return self.family.asked(prompt_messages(row), self.task.prefix, partial(self.task.ask, row))
 
     def prompts(
         self, records: Records | Sequence[Row], batches: list[list[int]], numbers: list[int]
     ) -> Iterator[tuple[int, list[Prompt]]]:
-        """The prompts of each batch; the next one's images are opened while one is answered."""
+        """Yield each batch's number and prompts. While it is being answered, the images of the next one are opened."""
         opened: dict[FileRef, Image.Image] = {}
         window = -1
 
@@ -96,16 +99,16 @@ class Asking:
 
 @dataclass(frozen=True)
 class Questions:
-    """What one pass over the records finds, before the first batch."""
+    """Facts about the questions from one pass over the records, before the first batch."""
 
-    lengths: list[int]  # of every record, in characters, an image counting for many
-    pictures: list[int]  # of every record: equal where the images are the same
-    digest: str  # of what is asked
-    answered: bool
+    lengths: list[int]  # length of each record in characters, in which an image counts as `IMAGE`
+    pictures: list[int]  # a number for each record, which is equal for records with the same images
+    digest: str  # hash of ids, conversations and images
+    answered: bool  # whether the records hold answers
 
 
 def survey(records: Records | Sequence[Row], asking: Asking) -> Questions:
-    """Look at every record.
+    """Collect the facts about the questions from every record.
 
     Raises:
         MmdoraError: if some have an answer and some have none, or a question cannot be worded for the task.

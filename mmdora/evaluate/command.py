@@ -1,4 +1,4 @@
-"""`mmdora eval`: models on a task or a suite, their files and one table."""
+"""`mmdora eval`: evaluates models on a task or a suite, writes their files, and prints one table."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ COMPARISON = "comparison.json"
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How every model is asked; see `mmdora eval --help`."""
+    """The settings that all models share; see `mmdora eval --help`."""
 
     out: Path
     limit: int | None = None
@@ -37,15 +37,15 @@ class EvaluationSettings:
     trust_remote_code: bool = False
 
     def folder(self, source: TaskRecords) -> Path:
-        """Where a task's results go: those of another split, or of a rehearsal, replace none."""
+        """The folder of a task's results. Other splits and rehearsals have other folders, so they replace nothing."""
         return self.out / (source.name if self.limit is None else f"{source.name}-first-{self.limit}")
 
 
 def run_task(models: Mapping[str, str], source: TaskRecords, settings: EvaluationSettings) -> dict[str, Evaluation]:
-    """Evaluate models on one task, print the table; results go to `EvaluationSettings.folder`/MODEL.
+    """Evaluate models on one task and print the table; results go to `EvaluationSettings.folder`/MODEL.
 
     Args:
-        models: name -> what `mmdora.load` opens.
+        models: name -> path, hub id or bundled name, which `mmdora.load` can open.
     """
     evaluations = {}
     for name, model, processor in _opened(models, settings):
@@ -58,14 +58,16 @@ def run_task(models: Mapping[str, str], source: TaskRecords, settings: Evaluatio
 def run_suite(
     models: Mapping[str, str], name: str, data: Path, settings: EvaluationSettings, given: Iterable[str] = ()
 ) -> dict[str, dict[str, Cell]]:
-    """Evaluate models on the columns of a suite, print each task's table and the suite's.
+    """Evaluate models on the columns of a suite; print the table of each task and that of the suite.
 
     Args:
-        data: holds a folder for each column, as `mmdora prep` writes it, named like its task.
-        given: servers' scores; see `entered_scores`.
+        models: name -> path, hub id or bundled name, which `mmdora.load` can open.
+        name: name of the suite.
+        data: folder with a folder for each column, written by `mmdora prep` and named like its task.
+        given: scores from official servers; see `entered_scores`.
 
     Returns:
-        model -> task -> cell; also in OUT/SUITE.json.
+        Model -> task -> cell; this is also written to OUT/SUITE.json.
     """
     suite = suite_of(name)
     entered = entered_scores(suite, list(models), given)
@@ -91,7 +93,7 @@ def run_suite(
 
 
 def _sources(suite: Suite, data: Path, entered: set[str]) -> dict[str, TaskRecords]:
-    """The data of each column; those without any are named in one line."""
+    """The data of each column. Columns without data are named in one line."""
     if not data.is_dir():
         raise MmdoraError(f"{data}: no folder; a suite reads DIR/TASK, as `mmdora prep … --out DIR/TASK` writes it")
     there = [column.task for column in suite.columns if (data / column.task).is_dir()]
@@ -106,7 +108,7 @@ def _sources(suite: Suite, data: Path, entered: set[str]) -> dict[str, TaskRecor
 
 
 def _opened(models: Mapping[str, str], settings: EvaluationSettings) -> Iterator[tuple[str, Any, Any]]:
-    """One model after the other; the last one is let go before the next is loaded."""
+    """Open one model after the other; each is freed before the next is loaded."""
     device = str(processes().device)
     for name, path in models.items():
         model, processor = load(
@@ -142,7 +144,7 @@ def _evaluate(
 
 
 def _show(evaluations: Mapping[str, Evaluation], source: TaskRecords, settings: EvaluationSettings) -> None:
-    """The table of a task; for several models with their comparison, also in OUT/TASK."""
+    """Print the table of a task; for several models it has their comparison, which is written to OUT/TASK too."""
     folder, console = settings.folder(source), Console()
     scored = {name: own.scores for name, own in evaluations.items() if own.scores is not None}
     if not scored:

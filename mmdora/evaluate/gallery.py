@@ -1,6 +1,6 @@
-"""A page of what went wrong: picture, question, reference and answers, for one model or several. No torch.
+"""Writes a page of wrong answers, with picture, question, reference and answers of one or more models. Without torch.
 
-One file that asks for nothing outside itself; every text is escaped, every picture a small copy.
+The page is a single file that loads nothing else. All texts are escaped, and pictures are small copies.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mmdora.records.reader import Records
 from mmdora.records.row import Row
 
 TEMPLATE = "gallery.html.j2"
-SHOWN = 60
+SHOWN = 60  # Most questions on the page, so that its file stays at a few MB.
 SIDE = 256  # Pixels of the longer side to which a picture is made smaller.
 SMALL = 128  # Pixels of the longer side up to which a picture is kept as PNG, without loss.
 
@@ -32,11 +32,11 @@ SMALL = 128  # Pixels of the longer side up to which a picture is kept as PNG, w
 class Card:
     """A question that a model got wrong."""
 
-    pictures: list[str]  # data URIs
+    pictures: list[str]  # pictures as data URIs
     kind: str
     question: str
     references: list[str]
-    answers: list[tuple[str, str, float]]  # model, text, score
+    answers: list[tuple[str, str, float]]  # (model, text, score) of each answer
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def write_gallery(
     Questions on which the models differ come first, then those with the lowest scores.
 
     Args:
-        answers: model -> scored rows, of the same records.
-        records: what the pictures are opened from.
+        answers: model -> scored rows; all models answer the same records.
+        records: the records, which hold the pictures.
     """
     scores = [[row["score"] for row in rows] for rows in answers.values()]
     wrong = _wrong(scores)

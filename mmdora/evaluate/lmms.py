@@ -1,11 +1,11 @@
-"""Every model that `mmdora.load` opens, as a model of lmms-eval (0.7; its own installation, it pins many packages).
+"""Lets lmms-eval (0.7) evaluate every model that `mmdora.load` opens. Install it apart, because it pins many packages.
 
 lmms-eval finds it by this package's entry point in the group `lmms_eval.models`:
 
     pip install lmms-eval
     lmms-eval --model mmdora --model_args pretrained=runs/dora,dtype=bf16 --tasks pope --batch_size 16
 
-Merged exports are ordinary checkpoints and need none of this: `--model llava_hf --model_args pretrained=EXPORT`.
+Merged exports are ordinary checkpoints and do not need this: `--model llava_hf --model_args pretrained=EXPORT`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from mmdora.families import Prompt
 from mmdora.models.load import load
 from mmdora.predict.answers import generate
 
-MAX_NEW_TOKENS = 1024  # where a task names none; lmms-eval's own models take the same
+MAX_NEW_TOKENS = 1024  # The default for tasks that set no length, as in lmms-eval's own models.
 MANIFEST = ModelManifest("mmdora", chat_class_path=f"{__name__}.MmdoraModel")
 
 
 class MmdoraModel(lmms):
-    """Greedy answers in batches of like length; images in any turn.
+    """Gives greedy answers, in batches of like length. Images may stand in any turn.
 
     Args:
         pretrained: bundled name, hub id, checkpoint, adapter or run folder.
@@ -51,9 +51,9 @@ class MmdoraModel(lmms):
         """The answer of each request, in their order.
 
         Raises:
-            MmdoraError: for sampling, beams, or a video or sound.
+            MmdoraError: if a request asks for sampling or beams, or holds a video or sound.
         """
-        alike: defaultdict[str, list[int]] = defaultdict(list)  # requests that are generated alike
+        alike: defaultdict[str, list[int]] = defaultdict(list)  # settings of generation -> numbers of their requests
         for number, request in enumerate(requests):
             alike[json.dumps(request.args[2], sort_keys=True)].append(number)
         answers = [""] * len(requests)
@@ -97,7 +97,7 @@ class MmdoraModel(lmms):
 
 
 def _until(text: str, stops: str | list[str] | None) -> str:
-    """The text up to the first of the stops."""
+    """The text before the first stop that occurs in it."""
     for stop in [stops] if isinstance(stops, str) else stops or []:
         if stop:
             text = text.split(stop)[0]

@@ -1,4 +1,4 @@
-"""What an evaluation leaves in its folder. No torch."""
+"""Writes the results of an evaluation to its folder. Without torch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from mmdora.records.turns import answer_text
 
 GALLERY = "errors.html"
 WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")
-"""What is written of a row; its "meta" stays in the records."""
+"""The keys of a row that are written; its "meta" is in the records already."""
 
 
 def prediction_rows(records: Iterable[Row], texts: Sequence[str]) -> list[Prediction]:
-    """Records with the texts generated for them, as `rows` describes."""
+    """Make rows of records and the texts generated for them, as `scoring.rows` describes them."""
     return [
         {
             "id": record["id"],
@@ -64,10 +64,10 @@ def write_complete(
 
 
 def write_submission(out: Path, task: Task, records: Iterable[RecordFacts], rows: Iterable[Prediction]) -> Path | None:
-    """The file that the task's official scorer or server reads; None where a task has none.
+    """Write the file that the task's official scorer or server reads; None if the task has no such file.
 
     Raises:
-        MmdoraError: if the records are not those that the dataset's preparation writes.
+        MmdoraError: if the records were not written by the dataset's preparation.
     """
     if task.dataset is None or task.results is None:
         return None

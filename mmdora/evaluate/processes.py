@@ -1,4 +1,4 @@
-"""The processes of one evaluation: those that `accelerate launch` or torchrun started, or the one there is."""
+"""The processes of one evaluation, which `accelerate launch` or torchrun started (or a single one)."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from accelerate.utils import parse_flag_from_env
 
 
 def processes() -> PartialState:
-    """They share the work by gloo where there is no GPU, or where the launcher was told to use none."""
+    """The state of the processes, which communicate by gloo if there is no GPU or the launcher was told to use none."""
     return PartialState(cpu=not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))

@@ -1,7 +1,7 @@
-"""Answers on disk while an evaluation runs, so that a killed one goes on where it was. No torch.
+"""Keeps answers on disk while an evaluation runs, so that a killed one can go on where it stopped. Without torch.
 
-A line a batch, appended when the batch is answered. Batches are numbered by the records and their
-size alone, so they are the same ones for the run that goes on, on however many processes.
+When a batch is answered, a line is appended. The numbers of batches depend only on the records and the batch size, so
+the run that goes on has the same batches, on any number of processes.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Journal:
         self.out, self.key, self.process, self._file = out, key, process, None
 
     def kept(self) -> dict[int, list[str]]:
-        """Answers by batch that earlier runs of the same key left, whichever process wrote them.
+        """Number of a batch -> its answers, from earlier runs with the same key, whichever process wrote them.
 
-        A line that was cut short by the kill, and files of another key, count for nothing.
+        Lines that were cut short by a kill, and files with another key, are ignored.
         """
         answers: dict[int, list[str]] = {}
         for path in sorted(self.out.glob(JOURNAL.format("*"))) if self.out else ():
@@ -41,7 +41,7 @@ class Journal:
         return answers
 
     def begin(self) -> None:
-        """Open this process's file, without what another key or a torn line left in it."""
+        """Open this process's file, after removing lines of another key and a line that was cut short."""
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Journal:
     def add(self, batch: int, answers: list[str]) -> None:
         if self._file:
             self._file.write(json.dumps({"batch": batch, "answers": answers}, ensure_ascii=False) + "\n")
-            self._file.flush()  # What the system was handed survives a kill of this process.
+            self._file.flush()  # Once the operating system has the line, it survives a kill of this process.
 
     def close(self) -> None:
         if self._file:
@@ -63,13 +63,13 @@ class Journal:
             self._file = None
 
     def remove(self) -> None:
-        """Delete the journals of all processes; their answers are in their final file now."""
+        """Delete the journals of all processes, whose answers are in the final file by now."""
         for path in self.out.glob(JOURNAL.format("*")) if self.out else ():
             path.unlink()
 
 
 def finished(out: Path | None, key: str) -> list[str] | None:
-    """The predictions of a complete evaluation of the same key, in the order of the records."""
+    """The predictions of a complete evaluation with the same key, in the order of the records, or None."""
     if out is None or not (out / METRICS).is_file() or not (out / PREDICTIONS).is_file():
         return None
     try:

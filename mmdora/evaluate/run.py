@@ -1,7 +1,7 @@
-"""Evaluation by generation: ask every question of a task, score the answers, keep all of it on disk.
+"""Evaluates a model by generation: asks every question of a task, scores the answers, and keeps everything on disk.
 
-On several processes (`accelerate launch`) each answers a share of the batches, and all hold the answers
-in the end; the first one scores and writes.
+If there are several processes (`accelerate launch`), each answers a share of the batches. In the end all have all
+answers, and the first process scores and writes them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from mmdora.version import __version__
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model answered on a task, and what that is worth.
+    """The answers of a model on a task, and their scores.
 
     Attributes:
-        rows: see `rows`, in the order of the records; with `score` where they are scored.
-        scores: None where the records hold no answers, so that a server scores the result file.
-        reused: answers that an earlier run had left.
+        rows: a row for each record, in their order, as `scoring.rows` describes; scored rows have a `score`.
+        scores: the scores; None if the records hold no answers, so that only an official server can score the results.
+        reused: number of answers that were taken from an earlier run.
     """
 
     task: Task
@@ -62,19 +62,22 @@ def evaluate(
 ) -> Evaluation:
     """Answer the last question of every record and score the answers as the task's papers do.
 
-    The answers are kept below `out` as they come; the same call takes up what an earlier one left, and
-    gives what an undisturbed one gives.
+    The answers are kept below `out` as they come. If a call was killed, the same call goes on from its answers, and
+    gives the same result as an undisturbed one.
 
     Args:
-        beams: more than 1 searches instead of decoding greedily.
-        max_new_tokens: instead of the task's.
-        out: folder for `predictions.jsonl` (id, question, answer, prediction, images, type, score; in the
-            order of the records), the task's official result file, `errors.html`, and `metrics.json`, written last.
-        progress: show a bar with the time left.
+        task: the task, or its name.
+        batch_size: most questions in a batch.
+        beams: number of beams; with more than 1, beam search replaces greedy decoding.
+        max_new_tokens: the most tokens of an answer; by default the task's.
+        out: folder for `predictions.jsonl` (id, question, answer, prediction, images, type, score; in the order of the
+            records), the task's official result file, `errors.html`, and `metrics.json`, which is written last.
+        progress: whether to show a bar with the time left.
 
     Raises:
-        MmdoraError: no records, an image that cannot be read (naming its record), or a
-            package that the task's scorer or result file needs is missing; all before anything is generated.
+        MmdoraError: if there are no records, if an image cannot be read (the message names its record), or if a package
+            that the task's scorer or result file needs is missing. A missing package is found before anything is
+            generated.
     """
     task = task if isinstance(task, Task) else task_of(task)
     out, main = None if out is None else Path(out), processes().is_main_process
@@ -103,7 +106,7 @@ def evaluate(
     scored: list[Any] = [None]
     if main:
         if out is not None:
-            write_predictions(out, rows)  # before scoring, which may fail
+            write_predictions(out, rows)  # They are written before scoring, because scoring may fail.
         scored = [score_rows(task.scorer, rows) if questions.answered else None]
     scores: Scores | None = broadcast_object_list(scored)[0]
     if scores is not None:
@@ -129,7 +132,7 @@ def _answer(
     beams: int,
     progress: bool,
 ) -> tuple[list[str], int]:
-    """The answers of all records, in their order, on every process; and how many an earlier run had left."""
+    """The answers of all records, in their order, on every process; and how many of them are from an earlier run."""
     together = processes()
     complete = finished(journal.out, journal.key) if together.is_main_process else None
     kept = dict(gather_object(list(enumerate(complete)) if complete else []))
@@ -168,7 +171,7 @@ def _answer(
 
 
 def _digest(model: Any) -> str:
-    """Of a model's weights: every tensor's sum and norm, in float64."""
+    """A hash of a model's weights, made from the sum and the norm of each tensor in float64."""
     digest = hashlib.sha256(str(model.config.model_type).encode())
     for name, tensor in model.state_dict().items():
         sums = [

@@ -1,4 +1,4 @@
-"""Where the records of a task lie: a file of records, or a folder as `mmdora prep` writes it."""
+"""Finds the records of a task: in a file of records, or in a folder that `mmdora prep` wrote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mmdora.records.row import Row
 
 @dataclass(frozen=True)
 class TaskRecords:
-    """Records of a task."""
+    """The records of one split of a task."""
 
     task: Task
     records: Records | list[Row]
@@ -24,21 +24,21 @@ class TaskRecords:
 
     @property
     def name(self) -> str:
-        """Of the task and, unless it is the one that papers report, the split."""
+        """The name of the task, and of the split unless it is the one that papers report."""
         return self.task.name if self.split == self.task.splits[0] else f"{self.task.name}-{self.split}"
 
 
 def find(data: Path, task: str | None = None, *, split: str | None = None, images: Path | None = None) -> TaskRecords:
-    """The records below `data`.
+    """Find the records in `data`.
 
     Args:
         data: a file of records, or a folder with `dataset_card.json`.
-        task: default: the one that the card names, else `exact`.
-        split: of a folder; default: the first of the task's splits that is there.
-        images: root of the image paths; default: the card's, else the file's folder.
+        task: name of the task; by default the one that the card names, or else `exact`.
+        split: split of a folder; by default the first of the task's splits that exists.
+        images: root of the image paths; by default the one in the card, or else the file's folder.
 
     Raises:
-        MmdoraError: if there is nothing to read, naming the splits that there are.
+        MmdoraError: if there is nothing to read; the message names the splits that exist.
     """
     folder = data if data.is_dir() else data.parent
     facts = card.read(folder)
@@ -63,7 +63,7 @@ def first(records: Records | Sequence[Row], limit: int | None) -> Records | Sequ
 
 
 def _named(facts: dict) -> str | None:
-    """The task that a card names: in so many words, or by the name of its dataset."""
+    """The name of the task in a card: its `task`, or the name of its dataset if that is a task too."""
     return facts.get("task") or next((name for name in (facts.get("name"),) if name in TASKS), None)
 
 

@@ -1,4 +1,4 @@
-"""The columns of the paper's tables, in its order, and how it averages them. No torch.
+"""The suites: the columns of the paper's tables, in its order, and their average as in the paper. Without torch.
 
 DoRA (arXiv 2402.09353): table 5 (LLaVA-1.5-7B), table 2 (VL-BART, image-text), table 3 (VL-BART,
 video-text); the columns' splits are those of LLaVA's docs/Evaluation.md and of VL-Adapter (arXiv 2112.06825).
@@ -23,14 +23,14 @@ LOCAL, SERVER, ENTERED = "local", "server", "entered"
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading in the paper, its task (also the name of its data folder), the number it shows."""
+    """A column: its heading in the paper, its task (also the name of its data folder), and the number that it shows."""
 
     heading: str
     task: str
-    kind: str | None = None  # of `Scores.by_type` or `Scores.details`; None: the task's own number
+    kind: str | None = None  # key in `Scores.by_type` or `Scores.details`; None shows the task's overall number
 
     def number(self, scores: Scores) -> Score:
-        """What the paper prints.
+        """The score that the paper prints in this column.
 
         Raises:
             MmdoraError: if the records have no questions of that kind.
@@ -45,7 +45,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Suite:
-    """Columns of a table; `beams` and `max_new_tokens` as its authors generated."""
+    """The columns of a table; `beams` and `max_new_tokens` are those of its authors."""
 
     name: str
     columns: tuple[Column, ...]
@@ -56,7 +56,7 @@ class Suite:
         """The column of a task.
 
         Raises:
-            MmdoraError: with the nearest name, if there is none.
+            MmdoraError: if there is none; the message suggests the nearest name.
         """
         known = {column.task: column for column in self.columns}
         if task not in known:
@@ -74,8 +74,8 @@ _SUITES = (
         (
             Column("VQAv2", "vqav2"),
             Column("GQA", "gqa"),
-            Column("VisWiz", "vizwiz"),  # the paper's spelling
-            Column("SQA", "scienceqa", "image"),  # LLaVA's SQA^I: questions with an image
+            Column("VisWiz", "vizwiz"),  # The paper spells it so.
+            Column("SQA", "scienceqa", "image"),  # This is LLaVA's SQA^I, which has only questions with an image.
             Column("VQA^T", "textvqa"),
             Column("POPE", "pope"),
             Column("MMBench", "mmbench"),
@@ -115,7 +115,7 @@ def suite_of(name: str) -> Suite:
 
 @dataclass(frozen=True)
 class Cell:
-    """A number of the table, in percent (None: not known), where it was scored, and on which split."""
+    """A number of the table in percent (None if it is not known), and where and on which split it was scored."""
 
     value: float | None
     scored: str
@@ -123,17 +123,17 @@ class Cell:
 
 
 def average(cells: Iterable[Cell | None]) -> float | None:
-    """The paper's average; None as long as a column is blank."""
+    """The average as in the paper; None if a column is blank."""
     values = [None if cell is None else cell.value for cell in cells]
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if len(known) == len(values) else None
 
 
 def entered_scores(suite: Suite, models: Sequence[str], given: Iterable[str]) -> dict[str, dict[str, float]]:
-    """Servers' scores, `TASK=PERCENT` or `MODEL:TASK=PERCENT`, as model -> task -> percent.
+    """Read scores of servers, `TASK=PERCENT` or `MODEL:TASK=PERCENT`, into model -> task -> percent.
 
     Raises:
-        MmdoraError: for an unknown model or column, or what is no number from 0 to 1000.
+        MmdoraError: if a model or column is unknown, or a score is no number from 0 to 1000.
     """
     entered: dict[str, dict[str, float]] = {model: {} for model in models}
     for text in given:
@@ -146,17 +146,17 @@ def entered_scores(suite: Suite, models: Sequence[str], given: Iterable[str]) ->
             value = float(number)
         except ValueError:
             value = -1.0
-        if not 0 <= value <= 1000:  # CIDEr goes beyond 100
+        if not 0 <= value <= 1000:  # CIDEr can be over 100.
             raise MmdoraError(f"--scores {text}: {number!r} is no score in percent")
         entered[model][suite.column(task).task] = value
     return entered
 
 
 def suite_table(suite: Suite, cells: Mapping[str, Mapping[str, Cell]]) -> Table:
-    """The paper's table: a model per line; under a heading, where the column is scored and on which split.
+    """The paper's table with a model per line. Each heading says where and on which split the column was scored.
 
     Args:
-        cells: model -> task -> cell; a column without one is blank.
+        cells: model -> task -> cell; a column without a cell is blank.
     """
     from rich.table import Table
 

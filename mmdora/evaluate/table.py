@@ -1,4 +1,4 @@
-"""Scores of several models as tables for a terminal. No torch."""
+"""Makes tables of the scores of several models for a terminal. Without torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MOST_KINDS = 6  # A terminal has room for as many columns; metrics.json has all.
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A line of the score table; `scores` is what `Scores.to_dict` gives."""
+    """A line of the score table; `scores` is the result of `Scores.to_dict`."""
 
     name: str
     scores: Mapping[str, Any]
@@ -30,7 +30,7 @@ class ScoreRow:
 
 
 def kinds(rows: Sequence[ScoreRow]) -> list[str]:
-    """Answer types of the table, in the order of the scores."""
+    """The answer types that occur in the rows, in the order of their scores."""
     return list(dict.fromkeys(kind for row in rows for kind in row.scores["by_type"]))
 
 
@@ -39,12 +39,12 @@ def scores_table(
     title: str = "Accuracy, exact match of generated answers",
     comparisons: Mapping[str, Comparison] | None = None,
 ) -> Table:
-    """A model per line: the task's number, that of each answer type, its interval.
+    """A table with a model per line: overall score, score of each answer type, and interval.
+
+    Numbers are in percent; CIDEr is multiplied by 100, as in papers.
 
     Args:
-        comparisons: name -> how it differs from the first model, in further columns.
-
-    Numbers are percent, CIDEr times 100 as papers print it.
+        comparisons: name of a model -> its comparison with the first model, shown in further columns.
     """
     from rich.table import Table
 

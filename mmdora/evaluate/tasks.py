@@ -1,4 +1,4 @@
-"""What `mmdora eval --task` knows: how each task is asked, scored and handed in. This module imports no torch.
+"""The tasks of `mmdora eval --task`: how each is asked, scored and submitted. This module imports no torch.
 
 Prompts and lengths are those of LLaVA-1.5's published evaluation, for the tasks that it has. The sentences are in
 docs/Evaluation.md (https://github.com/haotian-liu/LLaVA/blob/main/docs/Evaluation.md) and in its question files;
@@ -41,7 +41,7 @@ from mmdora.prepare.dataset import Dataset, ResultFile
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
-TRUE_OR_FALSE = "\nIs the statement true or false?"  # these words are ours: LLaVA-1.5 was not evaluated on NLVR2
+TRUE_OR_FALSE = "\nIs the statement true or false?"  # These words are ours: LLaVA-1.5 was not evaluated on NLVR2.
 
 Ask = Callable[[Mapping[str, Any], str], str]
 
@@ -51,15 +51,16 @@ class Task:
     """One task.
 
     Attributes:
-        scorer: the name of its scorer in `scoring.scorers.SCORERS`.
+        name: name of the task.
+        scorer: name of its scorer in `scoring.scorers.SCORERS`.
         about: one line for `mmdora eval --list`.
-        ask: a record and the text of its question -> the text that is asked.
-        max_new_tokens: how long an answer may be.
-        dataset: the dataset whose `results` writes the official result file; None if there is no such file.
-        splits: the splits to evaluate, best first: of a prepared folder the first that is there is taken. `a+b` are
-            two that are evaluated together.
-        prefix: VL-BART's name of the task, if it was trained on it; it is then asked by that prompt.
-        answers: the only answers that VL-BART may give; they are compared at its first step.
+        ask: function (record, text of its question) -> text that the model is asked.
+        max_new_tokens: the most tokens of an answer.
+        dataset: dataset whose `results` writes the official result file; None if there is no such file.
+        splits: splits to evaluate, best first; the first that exists in a prepared folder is taken. `a+b` stands for
+            two splits that are evaluated together.
+        prefix: name of the task in VL-BART's prompts, if VL-BART was trained on it.
+        answers: the only answers that VL-BART may give; it gives the one that is most likely at its first step.
     """
 
     name: str
@@ -74,7 +75,7 @@ class Task:
 
     @property
     def results(self) -> ResultFile | None:
-        """How the file for the task's official scorer or server is written; None if there is no such file."""
+        """The writer of the file for the task's official scorer or server; None if there is no such file."""
         return self.dataset.results if self.dataset else None
 
 
@@ -108,7 +109,7 @@ _TASKS = (
     Task("exact", "exact", "any records with short answers", _plain, 32),
     Task("caption", "caption", "any records with meta.references", _plain, 64),
     Task("choice", "choice", "any records with meta.choices, answered by a letter", _then(LETTER), 1024),
-    # the public datasets
+    # These are the public datasets.
     Task("vqav2", "vqav2", "VQA v2", _then(SHORT), 128, vqav2.DATASET, splits=("test-dev", "test", "val"),
          prefix="vqa"),
     Task("okvqa", "okvqa", "OK-VQA", _then(SHORT), 128, okvqa.DATASET, splits=("val", "test"), prefix="vqa"),
@@ -136,7 +137,7 @@ _TASKS = (
     Task("winogrande", "choice", "WinoGrande, text only", _then(LETTER), 32, winogrande.DATASET, ("dev", "val",
          "test")),
     Task("folder", "exact", "your own folder", _plain, 32, folder.DATASET, ("test", "val", "dev", "train")),
-    # drawn by this package or carried by another one; they are asked in the words of their records
+    # These are drawn by this package or come with another one; they are asked in the words of their records.
     Task("easy-vqa", "exact", "easy-VQA", _plain, 32, prefix="vqa"),
     Task("scenes", "exact", "drawn scenes, all kinds of short questions", _plain, 32, prefix="vqa"),
     Task("scenes-caption", "caption", "drawn scenes: captions", _plain, 64, prefix="caption"),
@@ -158,7 +159,7 @@ def task_of(name: str) -> Task:
     """The task of a name.
 
     Raises:
-        MmdoraError: with the nearest name, if there is none.
+        MmdoraError: if there is none; the message suggests the nearest name.
     """
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)

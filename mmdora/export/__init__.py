@@ -1,4 +1,4 @@
-"""From a base and an adapter to one merged checkpoint, checked against what was trained."""
+"""Merges a base and an adapter into one checkpoint, and checks it against what was trained."""
 
 from mmdora.export.run import export
 

@@ -1,4 +1,4 @@
-"""The files of the base that is exported: where they are, and which of them are copied as they are."""
+"""Finds the files of the base that is exported, and those of them that are copied unchanged."""
 
 from __future__ import annotations
 

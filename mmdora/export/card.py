@@ -1,4 +1,4 @@
-"""The README.md of an exported checkpoint: what it is, what it was made from, how to load it."""
+"""Writes the README.md of an exported checkpoint: its description, its origin, and how to load it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_spec
 
 
 def card(facts: ExportFacts) -> str:
-    """Markdown with the hub's metadata as front matter."""
+    """The card as Markdown, with the hub's metadata as front matter."""
     methods, licence = facts.methods, facts.licence
     data = ModelCardData(
-        base_model=facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None,  # a hub id
+        base_model=facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None,  # It has to be a hub id.
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         license=licence or "other",

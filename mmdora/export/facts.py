@@ -23,19 +23,19 @@ PACKAGES = ("torch", "transformers", "safetensors")
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What an exported checkpoint is.
+    """The facts about an exported checkpoint.
 
     Attributes:
-        name: of the exported folder.
-        base: hub id or bundled name of the base; of a local folder only its last name, never where it lies.
-        licence: as the base's model card states it.
-        dtype: of the written weights: "fp32", "bf16" or "fp16".
-        plan: what was adapted and merged; None for a plain checkpoint.
-        run: {"data": files of records, "config": the run's whole config}; None where the run is not known.
+        name: name of the exported folder.
+        base: hub id or bundled name of the base; for a local folder only its last name, never its path.
+        licence: licence that the base's model card states.
+        dtype: dtype of the written weights: "fp32", "bf16" or "fp16".
+        plan: plan of what was adapted and merged; None for a plain checkpoint.
+        run: {"data": files of records, "config": the run's whole config}; None if the run is not known.
         image_tokens: {"min", "max"} of each image, as far as the run set them.
         scores: name -> number or text.
         parity: {"kind": "logits" or "tensors", "how", "text", and the numbers that were measured}.
-        versions: of mmdora and the libraries that wrote the files.
+        versions: versions of mmdora and of the libraries that wrote the files.
     """
 
     name: str
@@ -70,7 +70,7 @@ class ExportFacts:
 
 
 def read_facts(folder: Path) -> ExportFacts | None:
-    """What `mmdora export` wrote in `folder` about it; None without `mmdora.json`, which older exports have not.
+    """The facts that `mmdora export` wrote to `folder`; None without `mmdora.json`, which older exports lack.
 
     Raises:
         MmdoraError: the file is damaged, or of a newer mmdora.

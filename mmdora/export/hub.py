@@ -1,4 +1,4 @@
-"""A folder to the Hugging Face hub: an exported checkpoint, or an adapter."""
+"""Sends a folder with an exported checkpoint or an adapter to the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
 
     Args:
         repo: USER/NAME.
-        private: of a repository that is made now; one that is there stays what it is.
+        private: whether a new repository is private; an existing one is not changed.
 
     Returns:
         The address of the commit.
@@ -50,7 +50,7 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         raise MmdoraError(f"--push-to-hub {repo}: the hub refused ({code}): {reason}; {folder} is whole") from None
     except HFValidationError as error:
         raise MmdoraError(f"--push-to-hub {repo}: {error}") from None
-    except OSError as error:  # no connection, offline mode
+    except OSError as error:  # There is no connection, or offline mode is on.
         reason = " ".join(str(error).split())[:200]
         raise MmdoraError(f"--push-to-hub {repo}: cannot reach the hub ({reason}); {folder} is whole") from None
     return str(made.commit_url)

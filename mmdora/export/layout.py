@@ -36,7 +36,7 @@ _LLAVA = (
     Rule("lm_head.", "language_model.lm_head."),
     Rule("model.language_model.", "language_model.model."),
     Rule("model.multi_modal_projector.", "multi_modal_projector."),
-    # CLIP and SigLIP towers have one level more in files than in the tree; other towers have not.
+    # Names of CLIP and SigLIP towers have one level more in files than in the tree; those of other towers do not.
     Rule("model.vision_tower.", "vision_tower.vision_model.", towers=("clip_vision_model", "siglip_vision_model")),
     Rule("model.vision_tower.", "vision_tower."),
     Rule("model.image_newline", "image_newline"),
@@ -64,7 +64,7 @@ def save_checkpoint(model: PreTrainedModel, folder: Path, *, shard: str = "5GB")
 
 
 def hub_naming(model: PreTrainedModel) -> Callable[[str], str] | None:
-    """How the hub names the tensors of this model: place in the tree -> name in the file.
+    """A function that gives the hub's name of each tensor of this model: place in the tree -> name in the file.
 
     Returns:
         A function that raises MmdoraError for a place that the table does not cover (a tensor of an adapter);
@@ -84,7 +84,7 @@ def hub_naming(model: PreTrainedModel) -> Callable[[str], str] | None:
 
 
 def hub_state(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors of `model` under the names of the hub; of tied ones only the source.
+    """The tensors of `model` under the hub's names; of tied tensors only the source is included.
 
     Raises:
         MmdoraError: the architecture has no table, or the table does not cover a tensor (an adapted module).
@@ -102,7 +102,7 @@ def hub_state(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 class Places(NamedTuple):
-    """How transformers reads files: which of their tensors go where in the tree of a model."""
+    """The places in a model's tree to which transformers puts the tensors of files."""
 
     direct: dict[str, str]
     """Name in the files -> place in the tree, of tensors that are taken as they are."""
@@ -115,7 +115,7 @@ class Places(NamedTuple):
 
 
 def places(model: PreTrainedModel, file_names: Iterable[str]) -> Places:
-    """Where transformers' `from_pretrained` puts tensors of these names; `model` may be on the meta device."""
+    """The places to which `from_pretrained` puts tensors with these names; `model` may be on the meta device."""
     state: dict[str, Tensor] = model.state_dict()
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -139,7 +139,7 @@ def places(model: PreTrainedModel, file_names: Iterable[str]) -> Places:
 
 
 def config_dtype(config: Any, dtype: torch.dtype) -> None:
-    """Make a config, and the configs of its parts, say this dtype; transformers changes the outermost only."""
+    """Set the dtype in a config and in the configs of its parts; transformers itself changes only the outermost."""
     config.dtype = dtype
     for part in getattr(config, "sub_configs", {}):
         if (own := getattr(config, part, None)) is not None:

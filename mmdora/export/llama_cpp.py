@@ -1,4 +1,4 @@
-"""Shell commands that convert an exported checkpoint for llama.cpp."""
+"""Writes shell commands that convert an exported checkpoint for llama.cpp."""
 
 from __future__ import annotations
 

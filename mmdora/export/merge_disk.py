@@ -121,7 +121,7 @@ class DiskMerge:
         write_index(folder, self._written())
 
     def trained_whole(self) -> dict[str, Tensor]:
-        """The tensors of the adapter's file that take the place of the base's, by their names there."""
+        """Name in the adapter's file -> tensor, for the tensors that replace those of the base."""
         state = self.base.model.state_dict()
         return {place: tensor for place, tensor in self.adapter.items() if place in state}
 

@@ -49,7 +49,7 @@ class Parity:
     """
 
     max_rel: float  # max|a - b| / max|b| of the logits, in the worst row
-    own: float  # the same between each of the two models and itself, moved by no more than its rounding; their sum
+    own: float  # the same between each model and itself after changes as small as rounding, summed over both models
     top1: float  # share of positions with the same best token, where `dtype` can tell the best two apart
     rows: int
     dtype: str
@@ -86,13 +86,13 @@ class Parity:
 
 
 class LogitCheck:
-    """What the unmerged model says to some conversations, kept for the comparison with a written checkpoint.
+    """The logits of the unmerged model for some conversations, kept for the comparison with a written checkpoint.
 
     Args:
         model: unmerged, fp32; it is not kept.
         asked: conversations, and `origin`, where they come from, for the report.
         trained: the tensors that were trained, as a merge from disk or the model has them.
-        dtype: of the checkpoint to be written. In fp32 greedy answers are compared too.
+        dtype: dtype of the checkpoint to be written. In fp32 greedy answers are compared too.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ def prompts(config: RunConfig | None, rows: Sequence[Row] | None) -> tuple[list[
     files = list(_files(config))
     if not files:
         return [_drawn(i) for i in range(ROWS)], "drawn pictures"
-    found, share = [], -(-ROWS // len(files))  # of each task
+    found, share = [], -(-ROWS // len(files))  # `share` is the number of rows of each task.
     for path, images in files:
         records = read_records(path, images)
         found += _prompts([records[i] for i in range(min(share, len(records)))])
@@ -216,7 +216,7 @@ def _reload(folder: Path) -> tuple[Any, Any]:
 
 @contextmanager
 def _nudged_inputs(model: Any) -> Iterator[None]:
-    """The token embeddings are off by about the last bit of fp32, so that all that follows is rounded otherwise."""
+    """Change the token embeddings by about the last bit of fp32, so that all that follows is rounded differently."""
     generator = torch.Generator(model.device).manual_seed(0)
 
     def nudge(module: Any, inputs: Any, output: Tensor) -> Tensor:
@@ -232,7 +232,7 @@ def _nudged_inputs(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _move_weights(model: Any, dtype: torch.dtype) -> None:
-    """Move every weight at random by at most what the merge's rounding may: half a step of `dtype`, one of fp32."""
+    """Change every weight at random by at most the rounding of the merge: half a step of `dtype`, one of fp32."""
     generator = torch.Generator(model.device).manual_seed(0)
     for weight in model.parameters():
         step = half_step(weight, dtype) + 2 * half_step(weight, torch.float32)

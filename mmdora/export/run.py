@@ -64,9 +64,9 @@ def export(
 
     Args:
         source: run folder, adapter folder, or a plain checkpoint (folder, hub id, bundled name).
-        out: a new or empty folder; written beside its final place and renamed when all holds.
-        dtype: of the written weights; default that of the base. Merged in fp32, rounded once.
-        rows: what to compare logits on (`read_records`); default some of the run's data, or drawn pictures.
+        out: a new or empty folder. It is written beside its final place, and renamed when all checks have passed.
+        dtype: dtype of the written weights; by default the base's. They are merged in fp32 and rounded once.
+        rows: rows to compare logits on (`read_records`); by default some of the run's data, or drawn pictures.
         scores: name -> number (or text) for the model card.
         parity: "logits" loads the unmerged and then the written model, in fp32, and compares what they say;
             "tensors" loads no model and compares rows of every written tensor with the equations in float64.
@@ -139,7 +139,7 @@ def _write_stops(folder: Path, family: Family) -> None:
 
 
 class _MergedModel:
-    """The merge in memory, with the face of a `DiskMerge`."""
+    """The merge in memory, with the same methods as `DiskMerge`."""
 
     def __init__(self, model: Any, base: Path, dtype: DtypeName):
         self.plan = plan_of(model)
@@ -148,9 +148,9 @@ class _MergedModel:
         self.size = sum(parameter.numel() * parameter.element_size() for parameter in self._model.parameters())
 
     def write(self, folder: Path) -> None:
-        """Write config and weights, and let go of the model."""
+        """Write config and weights, and free the model."""
         if (self._base / "generation_config.json").is_file():
-            # The base's own file is copied; transformers refuses to write some that it reads (vicuna's).
+            # The base's own file is copied, because transformers refuses to write some that it can read (vicuna's).
             self._model.generation_config = GenerationConfig()
         with no_bars():
             save_checkpoint(self._model, folder)
@@ -179,7 +179,7 @@ def _by_logits(disk: DiskMerge, asked: str | None, say: Callable[[str], Any]) ->
 
 
 def _free_memory() -> int:
-    """Bytes that this process may still take: of the machine's memory, or of its container's."""
+    """Bytes of memory that this process may still take, within the limits of the machine and of its container."""
     free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
@@ -229,7 +229,7 @@ def _beside(out: Path, size: int) -> Iterator[Path]:
 
 
 def _readable(folder: Path) -> None:
-    """Ordinary permissions: temporary folders and safetensors files are made for their owner alone."""
+    """Set ordinary permissions, because temporary folders and safetensors files are readable by their owner only."""
     os.umask(mask := os.umask(0o077))
     for path in (folder, *folder.rglob("*")):
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

@@ -1,4 +1,4 @@
-"""Whether a written checkpoint holds what was trained: every number of it against the equations in float64.
+"""Checks that a written checkpoint holds what was trained: every number is compared with the equations in float64.
 
 Rounding cannot be taken for an error here, nor an error for rounding. A tensor that no adapter is merged into is the
 trained one, rounded to the written dtype: it is equal to the bit, or wrong. A merged number is computed in fp32 and
@@ -30,7 +30,7 @@ from mmdora.ops.merge import pieces
 from mmdora.ops.reference import adapted_weight, direction
 
 BEYOND = 1e-5
-"""How far a merged number may be off beyond its one rounding, relative to the largest terms of its row.
+"""Largest error of a merged number beyond its one rounding, relative to the largest terms of its row.
 
 The merge in fp32 stays below 1e-6. One tensor off by a thousandth of its norm is above 1e-4 somewhere.
 """
@@ -38,15 +38,15 @@ The merge in fp32 stays below 1e-6. One tensor off by a thousandth of its norm i
 
 @dataclass(frozen=True)
 class TensorParity:
-    """How far the written tensors are from the trained ones."""
+    """The differences between the written tensors and the trained ones."""
 
     beyond: float  # max over merged rows of (|written - trained|, less half a step of `dtype`) / largest terms
     max_rel: float  # max over tensors of max|written - trained| / max|trained|
     tensors: int
-    merged: int  # of them by adapters
+    merged: int  # number of tensors that an adapter was merged into
     dtype: str
-    worst: str = ""  # the tensor that `beyond` was found in
-    wrong: tuple[str, ...] = ()  # tensors without an adapter that are not the trained ones, rounded
+    worst: str = ""  # name of the tensor in which `beyond` occurs
+    wrong: tuple[str, ...] = ()  # names of tensors without an adapter that are not the trained ones, rounded
 
     kind = "tensors"
     how = "The files were read back, their names and shapes checked against the model's, and every number compared"
@@ -69,7 +69,7 @@ class TensorParity:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A written tensor beside the trained one; both as matrices [O, I], or as they are where nothing is merged."""
+    """A written tensor and the trained one. If an adapter is merged, both are matrices [O, I]."""
 
     name: str
     written: Tensor
@@ -99,21 +99,21 @@ def _disk_pairs(merge: DiskMerge, written: MappedCheckpoint) -> Iterator[_Pair]:
             yield _Pair(name, merged.flatten(1), weight.flatten(1), parts, row.change.scaling)
         elif row.change is None:
             yield _Pair(name, merged, weight)
-    # By their names in the adapter's file, of which several may lead to one tensor of the model.
+    # They are listed by their names in the adapter's file, because several names may lead to one tensor of the model.
     for place, tensor in merge.trained_whole().items():
         name = merge.base.file_name(place)
-        assert name is not None  # or the merge would have refused
+        assert name is not None  # Otherwise the merge would have refused.
         yield _Pair(place, written.tensors[merge.rows[name].hub_name], tensor)
 
 
 class TrainedModel:
-    """What an unmerged model holds, kept for the comparison with a checkpoint while the model itself is merged.
+    """The tensors of an unmerged model, kept for the comparison with a checkpoint while the model itself is merged.
 
     It takes as much memory as the base's files in their own dtype.
 
     Args:
-        model: unmerged; adapted or plain.
-        adapter: the folder that it was adapted by. What was trained is what lies there, and not what was loaded.
+        model: an unmerged model, adapted or plain.
+        adapter: folder of its adapter. The files in it count as what was trained, not the tensors that were loaded.
 
     Raises:
         MmdoraError: if a tensor of the adapter is not what the model holds.
@@ -130,7 +130,7 @@ class TrainedModel:
             self._adapted[f"{name}.{module.weight_name}"] = module, kept
             own |= {f"{name}.{leaf}" for leaf in ("lora_A", "lora_B", "magnitude")}
             _check_loaded(name, module, saved)
-        kept_by_storage: dict[int, Tensor] = {}  # tied tensors are kept once
+        kept_by_storage: dict[int, Tensor] = {}  # Tied tensors are kept only once.
         self._tensors: dict[str, Tensor] = {}
         for name, tensor in model.state_dict().items():
             if name not in own:
@@ -140,7 +140,7 @@ class TrainedModel:
                 self._tensors[name] = compact
 
     def parity(self, written: nn.Module, dtype: str) -> TensorParity:
-        """How far the tensors of `written`, the checkpoint as it was loaded, are from the trained ones."""
+        """Compare the tensors of `written`, the checkpoint as it was loaded, with the trained ones."""
         return compare(self._pairs(written.state_dict()), dtype)
 
     def _pairs(self, written: dict[str, Tensor]) -> Iterator[_Pair]:
@@ -169,7 +169,7 @@ def _check_loaded(name: str, module: Any, saved: dict[str, Tensor]) -> None:
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """A copy, in bf16 where that loses nothing, as with a base whose files are in bf16."""
+    """A copy of a tensor, in bf16 if that loses nothing, as for a base whose files are in bf16."""
     if tensor.dtype != torch.float32:
         return tensor.detach().clone()
     half = tensor.detach().to(torch.bfloat16)
@@ -178,7 +178,7 @@ def _compact(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def compare(pairs: Iterator[_Pair], dtype: str) -> TensorParity:
-    """Every number of every pair, some rows at a time."""
+    """Compare every number of every pair, some rows at a time."""
     parity = TensorParity(0.0, 0.0, 0, 0, dtype)
     for pair in pairs:
         exact = pair.factors is None
@@ -202,7 +202,7 @@ def _larger(a: float, b: float) -> float:
 
 
 def _copied(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
-    """Error relative to the largest number; and 0 if every number is the trained one, rounded once."""
+    """The error relative to the largest number, and a number that is 0 if every number is the trained one, rounded."""
     written, weight = (torch.atleast_1d(tensor) for tensor in (pair.written, pair.weight))
     wrong, error, largest = 0.0, 0.0, 0.0
     for start, stop in pieces(len(weight), max(1, weight[:1].numel())):
@@ -218,7 +218,7 @@ def _copied(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def _merged(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
-    """Error relative to the largest number; and the largest beyond one rounding, relative to its row's terms."""
+    """The error relative to the largest number, and the largest one beyond a rounding, relative to the row's terms."""
     assert pair.factors is not None
     lora_A, lora_B, magnitude = pair.factors
     a = None if lora_A is None else lora_A.double()
@@ -239,7 +239,7 @@ def _merged(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def half_step(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the distance of neighbouring numbers of `dtype` at `values`: the most of one rounding."""
+    """Half the distance between neighbouring numbers of `dtype` at `values`, which is the largest error of rounding."""
     info = torch.finfo(dtype)
     # The power of two at or below |value|; frexp gives zero the exponent of a half.
     power = torch.exp2(torch.frexp(values).exponent.to(values.dtype) - 1).masked_fill(values == 0, 0)

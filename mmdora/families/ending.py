@@ -26,14 +26,14 @@ def written_end(text: str, ends: Sequence[str]) -> str | None:
 
 
 class Ending:
-    """The end of an answer, as a family teaches it and as generation stops at it.
+    """The token that ends an answer: training teaches it, and generation stops at it.
 
     Args:
-        tokenizer: of the family's processor.
-        written: the token that the chat template writes behind an answer; None where it writes none. The tokenizer's
-            own end is then added, as LLaVA-1.5 was trained with `</s>` behind each answer.
-        next_turn: the token by which the next turn opens, in a family whose answers end with it; it is added behind
-            the last answer only, since the template writes it behind the others.
+        tokenizer: the tokenizer of the family's processor.
+        written: the token that the chat template writes after an answer. None if it writes none; then the tokenizer's
+            own end token is added after each answer, as `</s>` was in the training of LLaVA-1.5.
+        next_turn: the token that opens the next turn, in families whose answers end with it. It is added after the last
+            answer only, because the template itself writes it after the others.
     """
 
     def __init__(self, tokenizer: Any, written: str | None, next_turn: str | None = None):
@@ -45,7 +45,7 @@ class Ending:
         return None if self.token is None else self.tokenizer.convert_tokens_to_ids(self.token)
 
     def added(self, messages: Messages) -> Messages:
-        """The conversation with the token behind each answer, where the template writes none."""
+        """The conversation with the token appended to each answer, if the template does not write one itself."""
         if self.written is not None or self.token is None:
             return messages
         last = len(messages) - 1
@@ -61,18 +61,18 @@ class Ending:
         return message | {"content": [*before, last | {"text": last["text"] + self.token}]}
 
     def base_stops(self, generation_config: Any) -> list[int]:
-        """The ids that generation stops at by the base's own files."""
+        """The ids at which the base's own files tell generation to stop."""
         stops = generation_config.eos_token_id if generation_config is not None else None
         stops = self.tokenizer.eos_token_id if stops is None else stops
         return [] if stops is None else [stops] if isinstance(stops, int) else list(stops)
 
     def stops(self, generation_config: Any) -> list[int]:
-        """The ids that generation stops at: those of the base's files, and the end that answers are taught."""
+        """The ids at which generation stops: those in the base's files, and the end that training teaches."""
         stops, end = self.base_stops(generation_config), self.token_id
         return stops if end is None or end in stops else [*stops, end]
 
     def notes(self, generation_config: Any) -> list[str]:
-        """What a person should know before training: an end that is added, files that disagree, no end at all."""
+        """Sentences for the user before training: an end is added, files disagree about it, or there is none."""
         if self.token is None:
             return ["neither the chat template nor the tokenizer has an end of turn: this model will never stop"]
         notes, stops = [], self.base_stops(generation_config)

@@ -72,7 +72,8 @@ class Family:
         """Raise an MmdoraError if the chat template does not write each picture of a conversation.
 
         Args:
-            images: how many pictures go with the conversation.
+            messages: the conversation.
+            images: number of pictures that belong to the conversation.
         """
         if images and self.placeholder is not None:
             check_places(self.render(messages), self.placeholder, images)
@@ -113,7 +114,7 @@ class Family:
 
     @cached_property
     def ending(self) -> Ending:
-        """How an answer ends; found by rendering one."""
+        """The end of an answer, which is found by rendering a short conversation."""
         asked = {"role": "user", "content": [{"type": "text", "text": "a"}]}
         answered = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
         (text,) = self.write([[asked, answered]], False)

@@ -1,4 +1,4 @@
-"""GLM-4V (GLM-4.1V, GLM-4.5V, GLM-4.6V): the general family, whose answers end where the next turn begins."""
+"""GLM-4V (GLM-4.1V, GLM-4.5V, GLM-4.6V): the general family, but its answers end where the next turn begins."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from mmdora.families.ending import Ending
 from mmdora.families.family import Family
 
 NEXT_TURN = "<|user|>"
-"""GLM-4's generation configs stop at this token, and its templates write nothing else behind an answer."""
+"""GLM-4's generation configs stop at this token, and its templates write nothing else after an answer."""
 
 
 class Glm4v(Family):
-    """The token that opens the next turn of the user is learned as the end of each answer."""
+    """GLM-4V, which learns the token that opens the user's next turn as the end of each answer."""
 
     @cached_property
     def ending(self) -> Ending:

@@ -19,7 +19,7 @@ from mmdora.families.ending import written_end
 from mmdora.records.turns import Messages
 
 PLACES = ("offset_mapping", "text_replacement_offsets", "video_metadata")
-"""What a processor returns to tell where something stood; no model reads it."""
+"""The outputs of a processor that tell where something stood in the text; no model reads them."""
 IGNORE = -100
 """The label of a token that is not learned: the default `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
@@ -49,10 +49,10 @@ def check_texts(messages: Messages, placeholder: str | None) -> None:
 
 
 def check_places(text: str, placeholder: str | None, images: int) -> None:
-    """Raise unless a rendered conversation holds the place of each of its images.
+    """Raise an MmdoraError unless a rendered conversation has a place for each of its images.
 
     Args:
-        placeholder: what marks the place of an image; None for a processor that does not say.
+        placeholder: text that marks the place of an image; None if the processor does not name one.
     """
     places = images if placeholder is None else text.count(placeholder)
     if places != images:
@@ -138,7 +138,7 @@ def encode(
 
 
 def _as_tensors(processor: Any, encoded: Any) -> Any:
-    """What a processor returned, converted as its own `return_tensors="pt"` would, except for what tells places.
+    """Convert the outputs of a processor as its `return_tensors="pt"` would, except for those that tell places.
 
     Processors make lists of the text (ids, masks) and may make numpy arrays of both text and images, as Llama 3.2
     Vision's does of `cross_attention_mask`.
@@ -157,10 +157,10 @@ def _as_tensors(processor: Any, encoded: Any) -> Any:
 
 
 def inputs_of(processor: Any, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What a model's forward takes of what its processor returned: all of it but what tells places in the text.
+    """The outputs of a processor that go to the model's forward: all but those that tell places in the text.
 
     Raises:
-        MmdoraError: a value is no tensor. To leave it out would be to learn from something else than is asked.
+        MmdoraError: if a value is no tensor. Leaving it out would change what the model learns from.
     """
     inputs = {name: value for name, value in encoded.items() if name not in PLACES and value is not None}
     for name, value in inputs.items():

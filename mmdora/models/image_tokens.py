@@ -20,11 +20,11 @@ from mmdora.families import family_of
 
 SIDES = (32, 56, 96, 150, 224, 336, 448, 640, 1000, 1500, 2240, 4000)
 SIZES = [(height, width) for height, width in product(SIDES, SIDES) if max(height, width) <= 4 * min(height, width)]
-"""(height, width) in pixels of the pictures that are counted: up to 4000 pixels and 4:1."""
+"""(height, width) in pixels of the pictures whose tokens are counted: sides up to 4000 pixels, and at most 4:1."""
 
 ImageSettings = dict[str, Any]
 IN_MODEL = "image_grid_pinpoints"
-"""A setting that the model's config repeats: there the features of an image are put together by it."""
+"""A setting that the model's config repeats, because the model uses it to put the features of an image together."""
 
 
 def set_image_tokens(processor: Any, budget: ImageTokens) -> ImageSettings:

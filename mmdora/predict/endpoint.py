@@ -176,7 +176,7 @@ def _told(host: str) -> Iterator[None]:
     except (httpx.HTTPError, httpx.StreamError) as error:
         raise MmdoraError(f"{host}: cannot be reached ({type(error).__name__}: {error})") from None
     except (ValueError, KeyError, TypeError):
-        raise MmdoraError(f"{host}: sends what is no answer of an OpenAI-compatible server") from None
+        raise MmdoraError(f"{host}: sends text that is no answer of an OpenAI-compatible server") from None
 
 
 def _lines(response: httpx.Response) -> Iterator[str]:

@@ -25,24 +25,26 @@ FORMATS = (
     *(["AVIF"] if features.check("avif") else []),
     *(["HEIF"] if pillow_heif else []),
 )
-"""What Pillow may open; JPEG includes MPO, the photographs of several pictures, of which the first is taken."""
+"""The formats that Pillow may open. JPEG includes MPO, a file with several photographs, of which the first is taken."""
 MAX_PIXELS = 160_000_000
-"""Of a picture of one's own: the largest cameras make 151 megapixels, and Pillow itself refuses 179. As RGB it takes
-480 MB. The page, which strangers can reach, allows fewer."""
+"""Most pixels of a picture. The largest cameras make 151 megapixels, and Pillow itself refuses 179. In RGB this takes
+480 MB of memory, so the page, which strangers can reach, allows fewer pixels."""
 MAX_BYTES = 512 * 2**20
-"""Of a picture's file; so many pixels of 3 bytes, not compressed, are less."""
-MAX_ASPECT = 200  # a processor that scales the short side to 336 makes 3.4 million pixels of length of 1 x 10,000
+"""Most bytes of a picture's file. MAX_PIXELS with 3 bytes each fit, even without compression."""
+# Largest ratio of the sides. Without it, a processor that scales the short side to 336 would make an image of
+# 1 x 10,000 pixels 3.4 million pixels long.
+MAX_ASPECT = 200
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
-"""What stands at byte 8 of a HEIC file (ISO/IEC 23008-12)."""
-SIDEWAYS = 5  # the EXIF orientations from here on swap width and height
+"""The brands at byte 8 of a HEIC file (ISO/IEC 23008-12)."""
+SIDEWAYS = 5  # The EXIF orientations from 5 to 8 swap width and height.
 
 
 def locate(name: str, root: Path) -> Path:
-    """The file `name` below `root`. The name may be an absolute path, if that leads below the root.
+    """The path of the file `name` below `root`. The name may be an absolute path, if that lies below the root.
 
     Raises:
-        MmdoraError: for URLs, for absolute paths, `..` and symlinks that lead out of `root`, and for
-            what is not a regular file.
+        MmdoraError: if the name is a URL, if an absolute path, `..` or a symlink leads out of `root`, or if there is no
+            regular file.
     """
     if "://" in name or name.startswith("file:"):
         raise MmdoraError(f"image {name!r}: URLs are not fetched; save the file below {root}")
@@ -107,7 +109,7 @@ def image_bytes(image: FileRef) -> tuple[bytes, str]:
     """The content of a picture's file, and its name in errors.
 
     Raises:
-        MmdoraError: in the cases of `locate`, or if the file is over 64 MiB.
+        MmdoraError: in the cases of `locate`, or if the file is over `MAX_BYTES`.
     """
     file, where = _opened(image)
     with file:
@@ -115,7 +117,7 @@ def image_bytes(image: FileRef) -> tuple[bytes, str]:
 
 
 def image_size(image: FileRef) -> tuple[int, int]:
-    """(height, width) in pixels of the image that `open_image` would give. Only the header is read.
+    """(height, width) in pixels of the image that `open_image` would give. In most modes only the header is read.
 
     Raises:
         MmdoraError: in the cases of `open_image`, except that damaged pixels are not noticed.
@@ -124,7 +126,7 @@ def image_size(image: FileRef) -> tuple[int, int]:
     with file:
         header = read_header(file, where)
         width, height = header.size
-        if header.mode in ("I", "F"):  # Whether these rare ones can be shown, only their pixels tell.
+        if header.mode in ("I", "F"):  # Only the pixels tell whether an image of these rare modes can be shown.
             file.seek(0)
             decode(file.read(), where)
         try:
@@ -138,15 +140,19 @@ def image_size(image: FileRef) -> tuple[int, int]:
 
 
 def decode(data: bytes, where: str, *, max_pixels: int | None = None) -> Image.Image:
-    """Decode the first frame to RGB: EXIF orientation applied, transparency over white, deep samples scaled to 8 bits.
+    """Decode the first frame to RGB.
 
-    The size is checked before any pixel is decoded. For how deep samples are scaled see `pixels.eight_bits`.
+    The EXIF orientation is applied, transparent pixels become white, and deep samples are scaled to 8 bits (see
+    `pixels.eight_bits`). The size is checked before any pixel is decoded.
 
     Args:
-        max_pixels: default: `MAX_PIXELS`.
+        data: content of the file.
+        where: name of the file in errors.
+        max_pixels: the most pixels; by default `MAX_PIXELS`.
 
     Raises:
-        MmdoraError: empty, not an allowed format, over `max_pixels`, of samples without a known scale, or damaged.
+        MmdoraError: if the file is empty, not in an allowed format, over `max_pixels`, damaged, or has samples without
+            a known scale.
     """
     image = read_header(io.BytesIO(data), where, max_pixels=max_pixels)
     try:
@@ -173,13 +179,13 @@ def _opened(image: FileRef) -> tuple[IO[bytes], str]:
 
 
 def read_header(file: IO[bytes], where: str, *, max_pixels: int | None = None) -> Image.Image:
-    """An image of which nothing but the header is read yet: an allowed format, not too large.
+    """Open an image by reading its header only, and check its format and size.
 
     Args:
-        max_pixels: default: `MAX_PIXELS`.
+        max_pixels: the most pixels; by default `MAX_PIXELS`.
 
     Raises:
-        MmdoraError: as `decode`, but for pixels that are damaged.
+        MmdoraError: in the cases of `decode`, except that damaged pixels are not noticed.
     """
     limit = MAX_PIXELS if max_pixels is None else max_pixels
     start = file.read(12)
@@ -206,7 +212,7 @@ def read_header(file: IO[bytes], where: str, *, max_pixels: int | None = None) -
 
 
 def _lacking(start: bytes) -> str | None:
-    """What has to be installed to open a file of this beginning; None where that would not help."""
+    """A phrase that says what to install to open a file that begins like this; None if that would not help."""
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
     if brand in HEIC_BRANDS and not pillow_heif:
         return "a HEIC photograph; pip install 'mmdora[heic]', or save it as JPEG"

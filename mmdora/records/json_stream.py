@@ -63,7 +63,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def check_text(value: Any) -> None:
-    """Raise if a string of a JSON value holds half of a pair of escapes, which UTF-8 cannot express."""
+    """Raise an MmdoraError if a string in a JSON value holds half of a surrogate pair, which UTF-8 cannot express."""
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:

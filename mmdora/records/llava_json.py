@@ -17,7 +17,7 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
 }
 """The role that each name of a speaker stands for."""
 KEYS = ("id", "image", "conversations")
-"""What is read of a row."""
+"""The keys of a row that are read."""
 PLACEHOLDER = "<image>"
 """The text that marks where an image stands."""
 
@@ -61,11 +61,11 @@ def place_unmarked(messages: list[Message], images: int) -> int:
     """Put the only image of a conversation that marks no place into the first message of the user, as its first part.
 
     Args:
-        messages: are changed.
-        images: how many images there are.
+        messages: messages of the conversation, which are changed in place.
+        images: number of images.
 
     Returns:
-        How many places of images the messages mark then.
+        The number of places that the messages mark afterwards.
     """
     marks = sum(part["type"] == "image" for message in messages for part in message["content"])
     first = next((message for message in messages if message["role"] == "user"), None)

@@ -1,6 +1,6 @@
-"""Keys of a row that seem to name a picture, a video or a sound, and that nothing reads.
+"""Refuses rows with a key that seems to name a picture, video or sound, but is not read.
 
-A row whose picture stands under another key than the one that is read would be learned as a row about text.
+If a row's picture stood under a wrong key, the row would silently be learned as one without a picture.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any
 from mmdora.errors import MmdoraError
 
 STILLS = frozenset(["image", "images", "img", "imgs", "picture", "pictures", "pic", "pics", "photo", "photos"])
-"""Words of keys for pictures."""
+"""Words that occur in the keys of pictures."""
 OTHERS = frozenset(
     ["video", "videos", "clip", "clips", "frame", "frames", "audio", "audios", "sound", "sounds", "speech"]
 )
-"""Words of keys for what no row of this layout can hold."""
+"""Words that occur in the keys of videos and sounds, which no row of this layout can hold."""
 FACTS = frozenset(
     [
         "id",
@@ -38,23 +38,24 @@ FACTS = frozenset(
         "license",
     ]
 )
-"""A key that ends in one of these words tells something about a picture, but is none."""
+"""Last words of keys that hold a fact about a picture, and not the picture."""
 ENDINGS = re.compile(
     r"[^\n]{1,500}\.(png|jpe?g|webp|bmp|gif|tiff?|heic|heif|avif|mp4|mov|webm|mkv|avi|wav|mp3|flac)", re.I
 )
 
 
 def check_keys(row: Mapping[str, Any], known: Collection[str], pictures: Collection[str], where: str = "") -> None:
-    """Raise if a row's picture stands under a key that is not read.
+    """Raise an MmdoraError if a row's picture, video or sound stands under a key that is not read.
 
     Args:
-        known: the keys that are read, those of pictures among them.
-        pictures: the keys under which pictures are read; of these the first is the usual one.
-        where: how errors name the row.
+        row: the row.
+        known: keys that are read, including those of pictures.
+        pictures: keys under which pictures are read; the first is the usual one.
+        where: name of the row in errors.
 
     Raises:
-        MmdoraError: for a video or sound; for pictures under an unknown key, if the row has none under a known one or
-            the key differs from a known one by its form only (`images` for `image`).
+        MmdoraError: if there is a video or sound; or if there is a picture under an unknown key, and the row has none
+            under a known key or the keys differ in their form only (`images` for `image`).
     """
     has_pictures = any(row.get(key) for key in pictures)
     for key, value in row.items():

@@ -1,4 +1,4 @@
-"""The records of a file, one after another, whatever its ending says that it holds."""
+"""Reads the records in a file one after another; the ending of the file's name says which format it has."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmdora.records.record import Record, check_record
 
 
 def suffix_of(path: Path) -> str:
-    """What the ending of a file says that it holds: .jsonl, .json or .parquet.
+    """The ending of a file's name, in lower case: .jsonl, .json or .parquet.
 
     Raises:
-        MmdoraError: it is a table of another kind, naming the command that reads it.
+        MmdoraError: if the file is a CSV or TSV table; the message names the command that makes records of it.
     """
     suffix = path.suffix.lower()
     if suffix in (".csv", ".tsv"):
@@ -30,7 +30,7 @@ def suffix_of(path: Path) -> str:
 
 
 def parse(path: Path) -> Iterator[tuple[Record, list[bytes] | None]]:
-    """Every record of a file, with the files of its images if they are packed."""
+    """Yield every record in a file, with the contents of its images if they are packed."""
     suffix = suffix_of(path)
     if suffix == packed.SUFFIX:
         rows = (
@@ -54,7 +54,7 @@ def _llava(path: Path) -> Iterator[Record]:
 
 
 def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[bytes, str]]:
-    """The lines of a JSONL file that are not blank, and how errors call each."""
+    """Yield the lines of a JSONL file that are not blank, each with its name in errors (file and line number)."""
     for number, line in enumerate(iter(partial(file.readline, MAX_VALUE + 1), b""), 1):
         where = f"{name}:{number}"
         if len(line) > MAX_VALUE:
@@ -65,10 +65,10 @@ def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[bytes, str]]:
 
 
 def record_of(line: bytes, where: str) -> Record:
-    """A line as a record.
+    """Parse a line of JSONL as a record.
 
     Raises:
-        MmdoraError: saying what is wrong with it and where.
+        MmdoraError: if the line is no record; the message says what is wrong and where.
     """
     try:
         if line.lstrip().startswith(b"["):

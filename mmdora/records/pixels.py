@@ -1,4 +1,4 @@
-"""Pixels of every kind that files hold, as RGB of 8 bits."""
+"""Converts pixels of every kind that files hold to RGB of 8 bits."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from PIL import Image
 from mmdora.errors import MmdoraError
 
 BACKGROUND = (255, 255, 255)
-"""What transparent pixels show: white, never the hidden colours below them."""
+"""The colour of transparent pixels: white, because the colours stored in them were never meant to show."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The decoded pixels of any mode of Pillow as RGB.
+    """Convert a decoded image of any mode of Pillow to RGB.
 
     Raises:
-        MmdoraError: as `eight_bits`, or for colours that Pillow does not convert.
+        MmdoraError: in the cases of `eight_bits`, or if Pillow cannot convert the colours.
     """
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(eight_bits(np.asarray(image)))
@@ -31,14 +31,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def eight_bits(samples: np.ndarray) -> np.ndarray:
-    """[H, W] uint8 of samples that are deeper: 16-bit or 32-bit integers, or floats.
+    """[H, W] uint8: deeper samples (16-bit or 32-bit integers, or floats) scaled to 8 bits.
 
     No file says how many of its bits are used, so the largest sample decides. Integers up to 255 are taken for 8 bits,
-    up to 4095 for 12 bits (as cameras and microscopes write them), up to 65535 for 16 bits; floats up to 1 for shares
-    of white, up to 255 for 8 bits.
+    up to 4095 for 12 bits (as cameras and microscopes write them), and up to 65535 for 16 bits. Floats up to 1 are
+    taken for shares of white, and up to 255 for 8 bits.
 
     Raises:
-        MmdoraError: there are samples below 0, above these ranges, or not finite; white is then unknown.
+        MmdoraError: if there are samples below 0, above these ranges, or not finite, so that white is unknown.
     """
     low, high = samples.min(), samples.max()
     whites = (1.0, 255.0) if samples.dtype.kind == "f" else (2**8 - 1, 2**12 - 1, 2**16 - 1)

@@ -41,14 +41,14 @@ class Records:
         self._suffix = suffix_of(self.path)
         source = {
             "path": str(self.path.resolve()),
-            # Size and time make a changed file another dataset for the cache.
+            # `datasets` names its cache after these values, so a file of another size or time is read anew.
             "stamp": (status.st_size, status.st_mtime_ns),
             "max_turns": max_turns,
         }
         self._table = self._opened(source)
 
     def _opened(self, source: dict[str, Any]) -> Any:
-        """The table, from the cache of `datasets` where it is there and whole."""
+        """Open the table: from the cache of `datasets` if it is complete, else by reading the file."""
         import datasets
         from datasets.io.generator import GeneratorDatasetInputStream
 
@@ -63,7 +63,7 @@ class Records:
         options: dict[str, Any] = {}
         if self._suffix == packed.SUFFIX:
             columns["files"] = datasets.List(datasets.Value("large_binary"))
-            options["writer_batch_size"] = packed.ROWS  # rows that wait in memory
+            options["writer_batch_size"] = packed.ROWS  # So many rows are in memory before they are written.
         make = partial(datasets.Dataset.from_generator, _rows, features=datasets.Features(columns), gen_kwargs=source)
         datasets.disable_progress_bars()
         try:
@@ -171,13 +171,13 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
 
 def content_of(record: Mapping[str, Any]) -> int:
-    """A number of 63 bits that is equal for records, or rows, of equal messages and names of images."""
+    """A hash of 63 bits over messages and names of images, which is the same for a record and its row."""
     said = [record["messages"], [str(image) for image in record["images"]]]
     return int(sha256(json.dumps(said, sort_keys=True).encode())[:16], 16) >> 1
 
 
 def _own_cause(error: BaseException | None) -> MmdoraError | None:
-    """The error of ours that `datasets` wrapped."""
+    """The MmdoraError that `datasets` has wrapped in an error of its own; None if there is none."""
     while error is not None and not isinstance(error, MmdoraError):
         error = error.__cause__ or error.__context__
     return error

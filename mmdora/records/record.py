@@ -8,7 +8,7 @@ from mmdora.errors import MmdoraError
 from mmdora.records.media import check_keys
 
 KEYS = ("id", "messages", "images", "meta")
-"""What is read of a record."""
+"""The keys of a record that are read."""
 
 
 class TextPart(TypedDict):
@@ -83,9 +83,9 @@ def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
 def check_record(row: Any, where: str) -> Record:
     """Check that `row` is a record; gives it with `id` and `meta` filled in.
 
-    Its conversation begins with at most one message of the system; then user and assistant speak in turn, the user
-    first. Pictures stand in messages of the user: no template writes those of others in the same place, and a model
-    learns text.
+    The conversation may begin with one message of the system; after it user and assistant speak in turn, the user
+    first. Pictures may stand in messages of the user only: templates do not agree on their place in other messages, and
+    answers, which the model learns, are text.
 
     Raises:
         MmdoraError: if it is no record; the message says what is wrong and where.
@@ -115,7 +115,7 @@ def check_record(row: Any, where: str) -> Record:
 
 
 def _check_message(message: Any, where: str) -> int:
-    """How many pictures a message has, if it is one."""
+    """Check a message; gives the number of its pictures."""
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
         raise MmdoraError(f"{where}: every message needs a role: system, user or assistant")
     role, parts, marks = message["role"], message.get("content"), 0
@@ -137,7 +137,7 @@ def _check_message(message: Any, where: str) -> int:
 
 
 def _check_order(roles: list[str], where: str) -> None:
-    """Raise unless user and assistant speak in turn, the user first, after at most one message of the system."""
+    """Raise an MmdoraError unless the roles are at most one system, and then user and assistant in turn."""
     if "assistant" not in roles:
         raise MmdoraError(f"{where}: no assistant message, so there is nothing to learn or to score")
     start = int(roles[0] == "system")
@@ -157,7 +157,7 @@ def _check_order(roles: list[str], where: str) -> None:
 
 
 def _other_layout(row: Any) -> str:
-    """What a row without messages seems to be, and which command reads it."""
+    """A phrase that says which layout a row without messages seems to have, and which command reads it."""
     if isinstance(row, dict) and "conversations" in row:
         return (
             "; it has 'conversations', as LLaVA's layout does: mmdora prep llava --in FILE makes records of it "

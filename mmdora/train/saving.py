@@ -216,8 +216,8 @@ def _plain_data_of(stored: Path) -> Iterator[None]:
         yield
     except UnpicklingError:
         raise MmdoraError(
-            f"{stored}: {OPTIMIZER}, {SCHEDULE} or rng_state.pth holds what is no plain data, and was not read "
-            "further; go on from an earlier checkpoint, or start anew"
+            f"{stored}: {OPTIMIZER}, {SCHEDULE} or rng_state.pth holds objects that are not plain data, and was "
+            "not read further; go on from an earlier checkpoint, or start anew"
         ) from None
 
 
