@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +140,31 @@ def sha256(content: Path | bytes) -> str:
         return hashlib.sha256(content).hexdigest()
     with content.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+CHECKSUM = "sha256"
+"""The key under which a JSON file of ours keeps the checksum of its other values."""
+
+
+def with_checksum(values: Mapping[str, Any], free: Collection[str] = ()) -> dict[str, Any]:
+    """Values for a JSON file, with the checksum that `checksum_holds` compares.
+
+    Args:
+        free: keys whose values may be edited later; the checksum does not cover them.
+    """
+    return {**values, CHECKSUM: digest_of(values, free)}
+
+
+def checksum_holds(values: Mapping[str, Any], free: Collection[str] = ()) -> bool:
+    """Whether values read from a JSON file are those that were written; files without a checksum pass."""
+    return CHECKSUM not in values or values[CHECKSUM] == digest_of(values, free)
+
+
+def digest_of(values: Mapping[str, Any], free: Collection[str] = ()) -> str:
+    """The SHA-256 of plain values, however a JSON file spells them (order of keys, spaces, tuples or lists)."""
+    # Keys become text before they are sorted: as numbers they would stand in another order than in the file.
+    plain = json.loads(json.dumps({key: value for key, value in values.items() if key not in {*free, CHECKSUM}}))
+    return sha256(json.dumps(plain, sort_keys=True).encode())
 
 
 class _Loader(yaml.SafeLoader):

@@ -16,6 +16,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mmdora.files import with_checksum
+
 
 class _Payload:
     def __reduce__(self) -> tuple[Any, ...]:
@@ -125,7 +127,7 @@ class Maker:
         for name, entry in manifest["files"].items():
             data = (folder / name).read_bytes()
             entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
 
     def frames(self, path: str, count: int) -> None:
         first, *rest = (Image.new("P", (3, 3), number % 7) for number in range(count))

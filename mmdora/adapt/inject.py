@@ -12,10 +12,10 @@ from torch import nn
 from mmdora.adapt.fingerprint import fingerprint
 from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.adapt.plan import Entry, Plan
-from mmdora.adapt.targets import ROLES, candidates_of, resolve, unused_in_tower
+from mmdora.adapt.targets import ROLES, Refusals, candidates_of, resolve, unused_in_tower
 from mmdora.config import Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
-from mmdora.layers import BIASES, Adapted, AdaptedEmbedding, Method, kind_of, wrapper
+from mmdora.layers import BIASES, Adapted, AdaptedEmbedding, Method, kind_of
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
@@ -26,6 +26,7 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
     """
     if plan_of(model) is not None:
         raise MmdoraError("this model is already adapted; merge or unload it first, or load the base again")
+    check_usable(model)
     if not isinstance(adapt, Adapt):
         adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")
     parts = find_parts(model, adapt.parts)
@@ -45,22 +46,33 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
     return build_plan(model, parts, entries, full, notes)
 
 
+def check_usable(model: nn.Module) -> None:
+    """Raise if the model's tensors hold no values, or cannot take part in training.
+
+    Raises:
+        MmdoraError: a parameter is on the meta device, or was made under `torch.inference_mode`; or that is on now,
+            when the adapter's own parameters would be made under it.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.is_meta:
+            raise MmdoraError(f"{name} is on the meta device and has no values; load the model's weights first")
+        if parameter.is_inference():
+            raise MmdoraError(
+                f"{name} was made under torch.inference_mode, so nothing can be trained with it; load the model outside"
+            )
+    if torch.is_inference_mode_enabled():
+        raise MmdoraError("torch.inference_mode is on, under which no adapter can be made; leave it, or use no_grad")
+
+
 def build_plan(
     model: nn.Module, parts: ModelParts, entries: list[Entry], full: list[str], notes: list[str] | tuple[str, ...] = ()
 ) -> Plan:
     """Count and fingerprint; the model must be the untouched base.
 
     Raises:
-        MmdoraError: a module is adapted that its attention reads, and the attention is not.
+        MmdoraError: as `check_adaptable`.
     """
-    names = {entry.name for entry in entries}
-    for name in (entry.name for entry in entries):
-        owner = name.rpartition(".")[0]
-        if owner not in names and isinstance(model.get_submodule(owner), nn.MultiheadAttention):
-            raise MmdoraError(
-                f"{name}: is read, not called, by the nn.MultiheadAttention around it unless that is adapted too; "
-                f"name {owner.rpartition('.')[2]} beside it, or the role attention"
-            )
+    check_adaptable(model, parts, {entry.name: entry.rank for entry in entries})
     base_sizes, full_sizes, chosen = {}, {}, set(full)
     for name, parameter in model.named_parameters():
         modality = parts.of(name) or "other"
@@ -273,12 +285,31 @@ def entry_of(module: nn.Module, *, name: str, method: Method, rank: int, dropout
     )
 
 
-def check_adaptable(module: nn.Module, name: str, rank: int) -> None:
-    """Raise if a module that a file names cannot be adapted, or not at this rank."""
-    try:
-        wrapper(module, rank)
-    except MmdoraError as error:
-        raise MmdoraError(f"{name}: {error}") from None
+def check_adaptable(model: nn.Module, parts: ModelParts, ranks: Mapping[str, int]) -> None:
+    """Raise if an adapter cannot be put on one of these modules, whether a target or a file names them.
+
+    Args:
+        model: the untouched base, or its skeleton.
+        ranks: name of a module that the model has -> rank.
+
+    Raises:
+        MmdoraError: naming the module and why: no kind fits, its weight is tied, it is read and never called, ...
+    """
+    refusals = Refusals(model)
+    unused: tuple[str, ...] | None = None
+    for name, rank in ranks.items():
+        kind = kind_of(module := refusals.modules[name])
+        if reason := refusals.why(name) or (kind.rank_problem(module, rank) if kind else None):
+            raise MmdoraError(f"{name}: cannot adapt this module: {reason}")
+        owner = name.rpartition(".")[0]
+        if owner not in ranks and isinstance(refusals.modules[owner], nn.MultiheadAttention):
+            if unused is None:
+                unused = tuple(f"{path}." for path in unused_in_tower(model, parts))
+            if not name.startswith(unused):  # where nothing runs, an adapter that is not called changes nothing
+                raise MmdoraError(
+                    f"{name}: is read, not called, by the nn.MultiheadAttention around it unless that is adapted too; "
+                    f"name {owner.rpartition('.')[2]} beside it, or the role attention"
+                )
 
 
 def _some(names: list[str]) -> str:

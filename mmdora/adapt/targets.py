@@ -54,10 +54,39 @@ class Candidates:
     bare: list[str] = field(default_factory=list)
 
 
+class Refusals:
+    """Why modules of a model cannot be adapted. Injecting and reading adapter files ask this same class.
+
+    Attributes:
+        modules: of the untouched model (or its skeleton) by name.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.modules = dict(model.named_modules())
+        self._tied = _tied(model)
+
+    def why(self, name: str) -> str | None:
+        """Why the module `name` cannot be adapted, whatever the rank; None if it can."""
+        module, (path, _, leaf) = self.modules[name], name.rpartition(".")
+        parent = self.modules[path]
+        if name in self._tied:
+            return f"its weight is tied to {self._tied[name]}, which a merge would change too"
+        if (kind := kind_of(module)) is None:
+            return f"{type(module).__name__} is no linear, convolution, embedding or nn.MultiheadAttention"
+        if reason := kind.problem(module):
+            return reason
+        above = self.why(path) if isinstance(parent, nn.MultiheadAttention) else None
+        if reason := _read_by_torch(parent, above):
+            return reason
+        if _only_read(type(parent), leaf):
+            return f"{type(parent).__name__} reads its weight and never calls it, so an adapter would do nothing"
+        return None
+
+
 def candidates_of(model: nn.Module, parts: ModelParts, modality: str) -> Candidates:
     """Every module of a modality that there is an adapter for, in the model's order."""
-    modules = dict(model.named_modules())
-    tied = _tied(model)
+    refusals = Refusals(model)
+    modules = refusals.modules
     get_head: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = get_head()
     unused = unused_in_tower(model, parts) if modality == "vision" else {}
@@ -73,14 +102,7 @@ def candidates_of(model: nn.Module, parts: ModelParts, modality: str) -> Candida
             own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
             candidates.bare += [parameter for parameter in own if parameter.endswith("proj_weight")]
             continue
-        path, _, leaf = name.rpartition(".")
-        reason = kind.problem(module) or _read_by_torch(modules[path], candidates.refused.get(path))
-        if name in tied:
-            reason = f"its weight is tied to {tied[name]}, which a merge would change too"
-        elif not reason and _only_read(type(modules[path]), leaf):
-            reason = (
-                f"{type(modules[path]).__name__} reads its weight and never calls it, so an adapter would do nothing"
-            )
+        reason = refusals.why(name)
         skipped = next((why for prefix, why in unused.items() if name.startswith(prefix + ".")), None)
         if skipped:
             candidates.unused[name] = skipped

@@ -18,23 +18,28 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmdora.adapt.fingerprint import fingerprint, same_base
-from mmdora.adapt.inject import adapted_modules, apply, check_adaptable, plan_of
+from mmdora.adapt.inject import adapted_modules, apply, check_usable, plan_of
+from mmdora.adapt.modality import find_parts
 from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.check import check_scaling, check_tensors, expected_shapes
 from mmdora.adapter_files.files import (
     CONFIG,
+    FREE,
     OURS,
     PREFIX,
     WEIGHTS,
+    checksums,
     own_plan,
     pefts_name,
     read_config,
     read_tensors,
 )
-from mmdora.adapter_files.peft_config import plan_from_peft, write_peft_config
-from mmdora.adapter_files.tensors import file_rank, file_shapes, from_file, to_file, unlike_peft, wrong_in_peft
+from mmdora.adapter_files.names import todays_names
+from mmdora.adapter_files.peft_config import check_config, plan_from_peft, write_peft_config
+from mmdora.adapter_files.tensors import file_rank, from_file, to_file, unlike_peft, wrong_in_peft
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
-from mmdora.files import write_json, write_whole
+from mmdora.files import with_checksum, write_json, write_whole
 from mmdora.layers import Adapted
 from mmdora.version import __version__
 
@@ -49,7 +54,8 @@ def save_adapter(
     Args:
         model: an adapted model.
         folder: made if need be; files are replaced one by one, each complete.
-        base: name of the base, for whoever loads the adapter; default: the model's own `name_or_path`.
+        base: name of the base, for whoever loads the adapter; default: the model's own `name_or_path`. The path of a
+            folder is kept as an absolute one.
         image_tokens: what it was trained with, for whoever loads the processor.
     """
     plan = plan_of(model)
@@ -59,6 +65,8 @@ def save_adapter(
     folder.mkdir(parents=True, exist_ok=True)
     _warn_of_peft(model, plan)
     name = base or getattr(model, "name_or_path", "") or None
+    if name and "/" in name and Path(name).is_dir():
+        name = str(Path(name).absolute())
     # Whoever wrote to a parameter's `.data` did not tell its module. What is saved shall be what forward computes.
     for module in adapted_modules(model).values():
         module.refresh()
@@ -82,11 +90,20 @@ def save_adapter(
         (folder / CONFIG).unlink(missing_ok=True)
     budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
     facts = {"format": 1, "mmdora": __version__, "base": name, **budget, "why": plan.reasons(), "plan": plan.to_dict()}
-    write_json(folder / OURS, facts)
+    # What a kill leaves between two of the files is seen by the checksums, which are written last.
+    write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))
 
 
-def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
+def load_adapter(model: nn.Module, folder: Path | str, *, parts: Mapping[Any, tuple[str, ...]] | None = None) -> Plan:
     """Adapt an untouched base by the files that `save_adapter` or PEFT wrote: LoRA and DoRA.
+
+    PEFT's may be of transformers 4, whose names of modules are brought to today's.
+
+    Args:
+        model: the untouched base.
+        folder: with the adapter's files.
+        parts: modality -> prefixes of modules, where PEFT wrote the files and the parts cannot be found; as the
+            config's `adapt.parts`.
 
     Raises:
         MmdoraError: already adapted; another base; something PEFT can express and mmdora cannot; or a list of
@@ -95,20 +112,25 @@ def load_adapter(model: nn.Module, folder: Path | str) -> Plan:
     folder = Path(folder)
     if plan_of(model) is not None:
         raise MmdoraError(f"{folder}: this model is already adapted; merge or unload it first, or load the base again")
-    plan, tensors = read_adapter(model, folder, fingerprint)
+    check_usable(model)
+    plan, tensors = read_adapter(model, folder, fingerprint, parts)
     apply(model, plan)
     _fill(model, plan, tensors)
     return plan
 
 
 def read_adapter(
-    model: nn.Module, folder: Path, base: Callable[[nn.Module], Mapping[str, Any]]
+    model: nn.Module,
+    folder: Path,
+    base: Callable[[nn.Module], Mapping[str, Any]],
+    parts: Mapping[Any, tuple[str, ...]] | None = None,
 ) -> tuple[Plan, dict[str, Tensor]]:
     """Plan and tensors (by name in the model, mapped from the file) of an adapter; the model is not touched.
 
     Args:
         model: the untouched base, or its skeleton.
         base: gives the fingerprint of `model`; called where the adapter carries one.
+        parts: as `load_adapter`.
 
     Raises:
         MmdoraError: as `load_adapter`.
@@ -118,16 +140,22 @@ def read_adapter(
         plan = own_plan(folder)
         if difference := same_base(plan.fingerprint, base(model)):
             raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}; load its own base")
+        if parts is not None and find_parts(model, parts) != plan.parts:
+            raise MmdoraError(f"{folder}: {OURS} holds the parts that this adapter was trained with; leave parts out")
+        if (folder / CONFIG).exists() and plan.entries:
+            config = read_config(folder / CONFIG)
+            check_config(config, folder / CONFIG)
+            check_scaling(config, plan, folder)
     else:
-        plan = plan_from_peft(model, read_config(folder / CONFIG), tensors, folder)
+        tensors, before = todays_names(model, tensors)
+        config = read_config(folder / CONFIG)
+        plan = plan_from_peft(model, config, tensors, folder, before, find_parts(model, parts))
         warnings.warn(
             f"{folder}: this adapter carries no fingerprint, so it is not checked that this base is its own",
             UserWarning,
             stacklevel=3,
         )
-    shapes = _expected(model, plan, folder)
-    buffers = {name for name, _ in model.named_buffers()}
-    _compare({name: t for name, t in tensors.items() if name not in buffers}, shapes, str(folder / WEIGHTS))
+    check_tensors(model, tensors, expected_shapes(model, plan, folder), folder / WEIGHTS)
     return plan, tensors
 
 
@@ -145,7 +173,7 @@ def restore_adapter(model: nn.Module, folder: Path | str) -> None:
         raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}")
     own = {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, covering_modules(model, plan))}
     tensors = read_tensors(folder)
-    _compare(tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, str(folder / WEIGHTS))
+    check_tensors(model, tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, folder / WEIGHTS)
     _fill(model, plan, tensors)
 
 
@@ -194,25 +222,6 @@ def _full_tensors(model: nn.Module, plan: Plan, whole: list[str]) -> dict[str, T
     return tensors
 
 
-def _expected(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape that the files of this plan hold, on the untouched base."""
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for entry in plan.entries:
-        if entry.name not in modules:
-            raise MmdoraError(
-                f"{folder}: {type(model).__name__} has no module {entry.name}; load the adapter's own base"
-            )
-        check_adaptable(modules[entry.name], entry.name, entry.rank)
-        own = file_shapes(modules[entry.name], entry.rank, magnitude=plan.has_magnitudes)
-        shapes |= {f"{entry.name}.{key}": shape for key, shape in own.items()}
-    if absent := [name for name in plan.full if name not in parameters]:
-        raise MmdoraError(f"{folder}: {type(model).__name__} has no parameter {absent[0]}; load the adapter's own base")
-    full = {id(parameters[name]) for name in plan.full}
-    shapes |= {name: tuple(p.shape) for name, p in parameters.items() if id(p) in full}
-    return shapes
-
-
 def _fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
     buffers = dict(model.named_buffers())
     with torch.no_grad():
@@ -224,16 +233,3 @@ def _fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
             model.get_parameter(name).copy_(tensors[name])
         for name in buffers.keys() & tensors.keys():
             buffers[name].copy_(tensors[name])
-
-
-def _compare(tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Raise one error that lists every tensor that is missing, unexpected or of another shape."""
-    problems = [f"missing {name}" for name in shapes if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in shapes]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, not {shape}"
-        for name, shape in shapes.items()
-        if name in tensors and tuple(tensors[name].shape) != shape
-    ]
-    if problems:
-        raise MmdoraError(f"{where}: {len(problems)} tensors do not fit: {'; '.join(problems)}")

@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.names import without_adapter_name
 from mmdora.errors import MmdoraError
-from mmdora.files import read_json
+from mmdora.files import checksum_holds, digest_of, read_json, sha256
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
 PICKLE = "adapter_model.bin"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+"""Dtypes that only buffers have, such as the counters of a module that was trained in full."""
 PREFIX = "base_model.model."
+FREE = ("base",)
+"""Keys of `mmdora.json` that a user may edit: a base may be moved, and its fingerprint tells whether it is the one."""
 BASE = "base_layer"
 """PEFT moves what an adapted module held before under this name: its bias, the `out_proj` of an attention."""
 
@@ -33,11 +40,25 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         tensors = load_file(path)
     except Exception as error:  # safetensors has several classes of errors, without a common base
         raise MmdoraError(f"{path}: not a readable safetensors file ({error})") from None
-    if bad := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
-        raise MmdoraError(f"{path}: {bad[0]} is not finite ({len(bad)} of {len(tensors)} tensors); train it again")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (*FLOATS, *INTEGERS):
+            raise MmdoraError(
+                f"{path}: {name} is {dtype_name(tensor.dtype)}; an adapter's tensors are "
+                f"{', '.join(map(dtype_name, FLOATS))}"
+            )
+    if bad := [name for name, tensor in tensors.items() if not bool(tensor.float().isfinite().all())]:
+        raise MmdoraError(
+            f"{path}: {bad[0]} is not finite in fp32 ({len(bad)} of {len(tensors)} tensors); take the file from a "
+            "copy, or train it again"
+        )
     if odd := [name for name in tensors if not name.startswith(PREFIX)]:
         raise MmdoraError(f"{path}: not an adapter of PEFT: {odd[0]} does not start with {PREFIX}")
-    return {_own_name(name): tensor for name, tensor in tensors.items()}
+    return {_own_name(name): tensor for name, tensor in without_adapter_name(tensors, path).items()}
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """A dtype as people write it: "float32"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _own_name(name: str) -> str:
@@ -64,8 +85,8 @@ def refuse_pickle(folder: Path) -> None:
         )
 
 
-def own_plan(folder: Path) -> Plan:
-    """The plan in `mmdora.json`.
+def own_facts(folder: Path) -> dict[str, Any]:
+    """What `mmdora.json` holds; the value of "plan" is a `Plan`.
 
     Raises:
         MmdoraError: it is missing, damaged, or of a newer mmdora.
@@ -75,9 +96,47 @@ def own_plan(folder: Path) -> Plan:
     if values.get("format") != 1:
         raise MmdoraError(f"{path}: written by a newer mmdora ({values.get('mmdora')}); update mmdora")
     try:
-        return Plan.from_dict(values["plan"])
+        plan = Plan.from_dict(values["plan"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MmdoraError(f"{path}: damaged ({type(error).__name__}: {error!s:.200}); save the adapter again") from None
+    if not checksum_holds(values, FREE):
+        raise MmdoraError(
+            f"{path}: damaged: its content is not what was written; take it from a copy, or save the adapter again"
+        )
+    return {**values, "plan": plan}
+
+
+def own_plan(folder: Path) -> Plan:
+    """The plan in `mmdora.json`; errors as `own_facts`."""
+    return own_facts(folder)["plan"]
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """File name -> SHA-256, of the files beside `mmdora.json`; of PEFT's config the SHA-256 of its values.
+
+    The name of the base is left out, as a base may be moved; its fingerprint tells whether it is the right one.
+    """
+    found = {WEIGHTS: sha256(folder / WEIGHTS)}
+    if (folder / CONFIG).exists():
+        found[CONFIG] = digest_of(read_config(folder / CONFIG), ("base_model_name_or_path",))
+    return found
+
+
+def changed_files(folder: Path) -> str | None:
+    """How the files beside `mmdora.json` differ from those it was written with, in words, or None.
+
+    Adapters that hold no checksums (PEFT's, and those of mmdora before 0.2) have nothing to compare.
+    """
+    if not (folder / OURS).exists() or (kept := own_facts(folder).get("files")) is None:
+        return None
+    found = checksums(folder)
+    changed = [name for name in (WEIGHTS, CONFIG) if found.get(name) != kept.get(name)]
+    if not changed:
+        return None
+    return (
+        f"{' and '.join(changed)} changed after {OURS} was written: damaged, or another program saved here. Take the "
+        f"folder from a copy; if PEFT saved it and that is what you mean, delete {OURS}, and it is read as PEFT's"
+    )
 
 
 def read_config(path: Path) -> dict[str, Any]:

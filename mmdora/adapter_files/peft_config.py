@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mmdora.adapt.inject import build_plan, check_adaptable, entry_of
-from mmdora.adapt.modality import find_parts
+from mmdora.adapt.modality import ModelParts
 from mmdora.adapt.plan import Entry, Plan
+from mmdora.adapter_files.check import scaling_in, shared_parameters
 from mmdora.adapter_files.tensors import TWICE, unlike_peft
 from mmdora.errors import MmdoraError
-from mmdora.layers import BIASES
+from mmdora.layers import BIASES, kind_of
 
 UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -80,7 +81,14 @@ def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *,
     }
 
 
-def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[str, Tensor], folder: Path) -> Plan:
+def plan_from_peft(
+    model: nn.Module,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    folder: Path,
+    before: Mapping[str, str],
+    parts: ModelParts,
+) -> Plan:
     """The plan of an adapter that PEFT wrote.
 
     Which modules are adapted, and at what rank, is read from the tensors; scaling from the config.
@@ -90,14 +98,15 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
         config: `adapter_config.json`.
         tensors: by name in the model; copies of the base's own embeddings, which PEFT adds, are taken out.
         folder: for messages.
+        before: name of a module -> its name in the config, where an older transformers had another.
+        parts: of the model.
 
     Raises:
         MmdoraError: a kind of adapter that mmdora has no layer for, a module the model does not have, or an
             embedding of another base.
     """
     _supported(config, folder)
-    _check_patterns(config, folder / "adapter_config.json")
-    parts = find_parts(model)
+    check_config(config, folder / "adapter_config.json")
     modules = dict(model.named_modules())
     _take_out_embeddings(tensors, modules, folder)
     entries: list[Entry] = []
@@ -110,16 +119,18 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
         rank = tensor.shape[0]
         method = "dora" if config.get("use_dora") else "lora"
         target = name
-        if isinstance(modules[owner := name.rpartition(".")[0]], nn.MultiheadAttention):
-            target = owner  # PEFT adapts an attention as a whole.
+        owner = name.rpartition(".")[0]
+        if isinstance(modules[owner], nn.MultiheadAttention) and f"{owner}.lora_A.weight" in tensors:
+            target = owner  # PEFT adapts an attention whole
             lora_B = tensors.get(f"{name}.lora_B.weight")
             # PEFT cannot have trained an `out_proj` in any other way.
             if method == "lora" and lora_B is not None and lora_B.any():
                 raise MmdoraError(f"{folder}: {name}: {TWICE}; merge this adapter with peft and load the checkpoint")
-        alpha = float(_pattern(config.get("alpha_pattern"), target, config.get("lora_alpha", 8)))
-        scaling = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        scaling = scaling_in(config, before.get(target, target), rank)
+        alpha = scaling * (math.sqrt(rank) if config.get("use_rslora") else rank)
         dropout = float(config.get("lora_dropout") or 0.0)
-        check_adaptable(modules[name], name, rank)
+        if kind_of(modules[name]) is None:
+            check_adaptable(model, parts, {name: rank})
         entry = entry_of(
             modules[name],
             name=name,
@@ -136,15 +147,46 @@ def plan_from_peft(model: nn.Module, config: Mapping[str, Any], tensors: dict[st
             raise MmdoraError(f"{folder}: {name}: {reason}; load this adapter with peft")
     if not entries:
         raise MmdoraError(f"{folder}: no lora_A in the adapter's tensors")
-    whole = tuple(config.get("modules_to_save") or ())
-    biases = config.get("bias", "none") != "none"
-    full = [
-        name
-        for name, _ in model.named_parameters()
-        if name in tensors and (biases or any(re.match(rf"(.*\.)?{re.escape(module)}(\.|$)", name) for module in whole))
-    ]
+    full = _in_full(model, config, tensors, folder, before)
     order = {name: index for index, name in enumerate(modules)}
     return build_plan(model, parts, sorted(entries, key=lambda entry: order[entry.name]), full)
+
+
+def _in_full(
+    model: nn.Module, config: Mapping[str, Any], tensors: Mapping[str, Tensor], folder: Path, before: Mapping[str, str]
+) -> list[str]:
+    """Parameters that the file brings whole: biases, `modules_to_save`, embeddings of a resized vocabulary.
+
+    Raises:
+        MmdoraError: of a tied weight one of the names is there and another is not.
+    """
+    wanted = [re.compile(rf"(.*\.)?{re.escape(module)}(\.|$)") for module in config.get("modules_to_save") or ()]
+    biases = config.get("bias", "none") != "none"
+    embeddings = {id(parameter) for parameter in _embeddings(model)}
+    for shared in shared_parameters(model):
+        if (there := [name for name in shared if name in tensors]) and len(there) < len(shared):
+            other = next(name for name in shared if name not in tensors)
+            raise MmdoraError(
+                f"{folder}: {there[0]} and {other} are one tensor of this base (tied), and the adapter trained the "
+                "first alone (modules_to_save without ensure_weight_tying), which one tensor cannot be; merge it with "
+                "peft into an untied base, and load that"
+            )
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if name in tensors
+        and (
+            biases
+            or id(parameter) in embeddings
+            or any(pattern.match(n) for pattern in wanted for n in (name, before.get(name, name)))
+        )
+    ]
+
+
+def _embeddings(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of the token embedding and the head, which PEFT saves unasked where the vocabulary was resized."""
+    found = [getattr(model, getter, lambda: None)() for getter in ("get_input_embeddings", "get_output_embeddings")]
+    return [module.weight for module in found if module is not None]
 
 
 def _take_out_embeddings(tensors: dict[str, Tensor], modules: Mapping[str, nn.Module], folder: Path) -> None:
@@ -170,12 +212,7 @@ def _supported(config: Mapping[str, Any], folder: Path) -> None:
         )
 
 
-def _pattern(patterns: Mapping[str, Any] | None, name: str, default: Any) -> Any:
-    """The first pattern that matches wins, as in PEFT."""
-    return next((v for p, v in (patterns or {}).items() if re.match(rf"(.*\.)?({p})$", name)), default)
-
-
-def _check_patterns(config: Mapping[str, Any], where: Path) -> None:
+def check_config(config: Mapping[str, Any], where: Path) -> None:
     """Raise for values of a wrong kind, and for patterns whose matching may never end: Python cannot interrupt it."""
     for key in ("lora_alpha", "lora_dropout"):
         value = config.get(key, 0)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, refuse_pickle
+from mmdora.adapter_files.files import WEIGHTS, refuse_pickle
 from mmdora.errors import MmdoraError
-from mmdora.train.checkpoint import MANIFEST, checkpoints, manifest_of, step_of
+from mmdora.train.checkpoint import ADAPTER, MANIFEST, checkpoints, manifest_of, step_of
 
 
 class Point(NamedTuple):
@@ -34,7 +34,7 @@ def points_of(run: Path, say: Callable[[str], Any]) -> list[Point]:
         try:
             if (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
                 # Only these files are read, so those of the optimizer may be gone.
-                manifest_of(folder, (WEIGHTS, CONFIG, OURS))
+                manifest_of(folder, ADAPTER)
         except MmdoraError as error:
             say(f"warning: {error}; passed over")
         else:

@@ -17,6 +17,8 @@ from mmdora.ops.merge import merged_rows
 
 Method = Literal["lora", "dora", "magnitude"]
 DropoutMode = Literal["branch", "reference"]
+HOOKS = tuple(name for name in vars(nn.Module()) if "_hook" in name)
+"""Attributes in which torch keeps what is registered on a module: hooks of forward, backward and state dicts."""
 
 
 class Adapted(nn.Module):
@@ -70,6 +72,7 @@ class Adapted(nn.Module):
         for name in (self.weight_name, self.bias_name):
             self.register_parameter(name, base._parameters.get(name))
         self._modules.update(base._modules)
+        self._share_hooks(base)
         base.requires_grad_(False)
         # The shell is the base without its parameters and modules. As a submodule it would be part of the names, and
         # DDP and FSDP would see it.
@@ -95,6 +98,8 @@ class Adapted(nn.Module):
             return f"{name} is not an nn.{' or nn.'.join(kind.__name__ for kind in cls.plain)}"
         if any(getattr(type(base), call) is not getattr(plain, call) for call in cls.calls):
             return f"{name} has a forward of its own, which an adapter would replace"
+        if own := next((call for call in cls.calls if call in base.__dict__), None):
+            return f"the {own} of this very {name} was replaced (accelerate does so), and an adapter would pass it by"
         weight = base._parameters.get(cls.weight_name)
         if weight is None:
             return f"the weight of this {name} is computed from other tensors (a parametrisation)"
@@ -169,7 +174,17 @@ class Adapted(nn.Module):
         """The plain module with the base's own parameters, trainable as a fresh one's are."""
         own = {name: getattr(self, name, None) for name in self.shell._parameters}
         plain = _holding(self.shell, own, dict(self._modules))
+        plain._is_full_backward_hook = self._is_full_backward_hook
         return plain.requires_grad_(True).train(self.training)
+
+    def _share_hooks(self, base: nn.Module) -> None:
+        """Run the hooks of the base around this module.
+
+        The very dictionaries are shared: a handle still removes its hook, and `unload` gives back what is registered
+        by then.
+        """
+        for name in HOOKS:
+            self.__dict__[name] = base.__dict__[name]
 
     def refresh(self) -> None:
         """Forget every norm, so that the next forward computes them."""

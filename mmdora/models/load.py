@@ -17,7 +17,7 @@ from mmdora.config import Compose, ImageTokens, validate
 from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
-from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, locate, resolve
+from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 
 
 def load(
@@ -69,7 +69,7 @@ def load(
                 "transformers would fill them with random numbers"
             )
     set_in_model(model, settings)
-    model.name_or_path = base
+    model.name_or_path = lasting_name(base)
     if location.adapter is not None:
         load_adapter(model, location.adapter)
     if device is not None:

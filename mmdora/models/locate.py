@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, refuse_pickle
-from mmdora.config import ImageTokens, validate
+from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, own_facts, refuse_pickle
+from mmdora.config import ImageTokens, RunConfig, validate
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, read_json
 
@@ -65,6 +65,22 @@ def resolve(name: str) -> str:
     return str(ASSETS / name) if name in bundled() else name
 
 
+def lasting_name(name: str) -> str:
+    """A name of a base that means the same from any folder: of a folder its absolute path; any other unchanged."""
+    try:
+        is_folder = name not in bundled() and Path(name).is_dir()
+    except ValueError:  # the name has a NUL
+        return name
+    return str(Path(name).absolute()) if is_folder else name
+
+
+def with_lasting_base(config: RunConfig) -> RunConfig:
+    """The config with its base by `lasting_name`, as it is saved beside a run."""
+    if config.model.compose is not None:
+        return config
+    return replace(config, model=replace(config.model, base=lasting_name(config.model.base)))
+
+
 def adapter_folder(name: str | Path) -> Path | None:
     """The folder of the adapter: `name` itself, or a folder in it if `name` is a run; None if there is no adapter.
 
@@ -89,7 +105,7 @@ def image_tokens_of(adapter: Path) -> ImageTokens:
     """
     if not (adapter / OURS).is_file():
         return ImageTokens()
-    kept = read_json(adapter / OURS, "adapter's file").get("image_tokens") or {}
+    kept = own_facts(adapter).get("image_tokens") or {}
     return validate(ImageTokens, kept, where=lambda key: f"{adapter / OURS}: image_tokens")
 
 
@@ -109,7 +125,31 @@ def check_folder(folder: Path) -> None:
 
 
 def _base_of(adapter: Path) -> str:
+    """The name of an adapter's base, from the first of its files that has one.
+
+    Raises:
+        MmdoraError: none has one; or it is a path, and there is no such folder.
+    """
     for file, key in ((OURS, "base"), (CONFIG, "base_model_name_or_path")):
-        if (adapter / file).is_file() and isinstance(base := read_json(adapter / file, "adapter's file").get(key), str):
-            return base
+        if not (adapter / file).is_file():
+            continue
+        values = own_facts(adapter) if file == OURS else read_json(adapter / file, "adapter's file")
+        if not isinstance(base := values.get(key), str):
+            continue
+        composed = adapter.parent / "base"
+        if _is_path(base) and not Path(base).exists():
+            # A composed base lies in the folder of its run, which may have been moved.
+            if Path(base).name == "base" and (composed / "config.json").is_file():
+                return str(composed.absolute())
+            seen = "here" if Path(base).is_absolute() else f"as seen from {Path.cwd()}"
+            raise MmdoraError(
+                f"{adapter / file}: its {key} is {base}, and there is no such folder {seen}; "
+                "write there where the base lies now"
+            )
+        return base
     raise MmdoraError(f"{adapter}: neither {OURS} nor {CONFIG} names the base model")
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name can only be a path on this machine: a hub id has one slash and no leading dot."""
+    return "://" not in name and (name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name)

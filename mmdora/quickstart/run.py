@@ -31,6 +31,7 @@ from mmdora.export.run import export
 from mmdora.files import sha256
 from mmdora.html import curve
 from mmdora.models.load import load
+from mmdora.models.locate import with_lasting_base
 from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
 from mmdora.quickstart.findings import BASELINE, galleries, task_verdict, verdict
 from mmdora.quickstart.report import Report, write_report
@@ -233,7 +234,9 @@ class Quickstart:
     def _train(self, config: RunConfig) -> dict[str, Any]:
         run = config.training.output
         begun = (run / "config.yaml").is_file()
-        if (begun and load_config(run / "config.yaml") != config) or (run / "complete.json").is_file():
+        if (begun and load_config(run / "config.yaml") != with_lasting_base(config)) or (
+            run / "complete.json"
+        ).is_file():
             self.console.print(f"    {run} was made with other settings or data and is made anew", highlight=False)
             shutil.rmtree(run)
             begun = False

@@ -18,12 +18,15 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS
 from mmdora.errors import MmdoraError
-from mmdora.files import sha256
+from mmdora.files import checksum_holds, sha256, with_checksum
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
 STAGING = ".saving"
+ADAPTER = (WEIGHTS, CONFIG, OURS)
+"""The files of a checkpoint that are its adapter."""
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -84,7 +87,7 @@ def seal(folder: Path, facts: Mapping[str, Any]) -> Path:
             os.fsync(file.fileno())
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     with (folder / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump({**facts, "files": files}, file, indent=1)
+        json.dump(with_checksum({**facts, "files": files}), file, indent=1)
         file.flush()
         os.fsync(file.fileno())
     for inner in (*(path for path in folder.rglob("*") if path.is_dir()), folder):
@@ -112,6 +115,8 @@ def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[st
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MmdoraError(f"{checkpoint} is not a complete checkpoint: {MANIFEST} is missing or unreadable") from None
+    if not checksum_holds(manifest):
+        raise MmdoraError(f"{checkpoint} is damaged: the content of {MANIFEST} is not what was written")
     if not files or any(Path(name).is_absolute() or ".." in Path(name).parts for name in files):
         raise MmdoraError(f"{checkpoint} is not a complete checkpoint: {MANIFEST} lists no files, or files elsewhere")
     for name, (size, digest) in files.items():
@@ -152,13 +157,35 @@ def newest(output: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """The best checkpoint at the time when this one was written; None if there was none, or if it is gone."""
+    """Where the checkpoint lies, or lay, that was the best one when this one was written; None if there was none."""
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if not state["best_model_checkpoint"]:
         return None
     then = Path(state["best_model_checkpoint"])
-    beside = checkpoint.parent / then.name  # The run folder may have been moved since.
-    return beside if beside.is_dir() else then if then.is_dir() else None
+    beside = checkpoint.parent / then.name  # the run folder may have been moved
+    return then if then.is_dir() and not beside.is_dir() else beside
+
+
+def check_adapter(checkpoint: Path) -> None:
+    """Read back the adapter of a checkpoint, before it is loaded or becomes the result of a run.
+
+    Raises:
+        MmdoraError: one of its files is missing, or not what was written.
+    """
+    if not checkpoint.is_dir():
+        raise MmdoraError(f"{checkpoint} is missing")
+    manifest_of(checkpoint, ADAPTER)
+
+
+def best_problem(checkpoint: Path) -> str | None:
+    """What is wrong with the adapter of the best checkpoint, as seen from this one, in words; None if nothing."""
+    best = best_of(checkpoint)
+    try:
+        if best is not None:
+            check_adapter(best)
+    except MmdoraError as error:
+        return str(error)
+    return None
 
 
 def rotate(written: Path, keep: int, best: Path | None) -> None:

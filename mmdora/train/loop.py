@@ -20,6 +20,8 @@ from transformers.trainer_utils import speed_metrics
 
 from mmdora.adapter_files.adapters import restore_adapter
 from mmdora.config import RunConfig
+from mmdora.errors import MmdoraError
+from mmdora.train.checkpoint import check_adapter
 from mmdora.train.early_stopping import LOSS, EarlyStopping, metric
 from mmdora.train.evaluation import Evaluation
 from mmdora.train.guards import StopRequest
@@ -101,9 +103,27 @@ class Loop:
                     break
                 self.steps.times.mark("data")
         self._summarise(begun, self.progress.global_step - first)
-        if self.best is not None and not self.processes.sharded:
-            restore_adapter(self.trained.model, self.best)
+        if self.best is not None:
+            self._take_best(self.best)
         return self.progress
+
+    def _take_best(self, best: Path) -> None:
+        """Load the adapter of the best checkpoint, which becomes the result.
+
+        Raises:
+            MmdoraError: it is damaged or gone; no other one is taken for it.
+        """
+        with self.processes.together():
+            try:
+                check_adapter(best)
+            except MmdoraError as error:
+                last = self.config.training.output / f"checkpoint-{self.progress.global_step}"
+                raise MmdoraError(
+                    f"the best checkpoint cannot become the result: {error}. Put it back from a copy and go on with "
+                    f"--resume; or add --allow-changes to take the best of the later ones, or else {last}, the last"
+                ) from None
+            if not self.processes.sharded:
+                restore_adapter(self.trained.model, best)
 
     @property
     def best(self) -> Path | None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmdora.train.checkpoint import STATE, best_of
+from mmdora.train.checkpoint import STATE, best_of, best_problem
 from mmdora.train.processes import Processes
 
 
@@ -48,8 +48,11 @@ class Progress:
         for known in fields(self):
             if known.name != "max_steps":
                 setattr(self, known.name, stored[known.name])
-        best = best_of(checkpoint)  # The stored path may be wrong: the folder may have been moved, or deleted.
+        best = best_of(checkpoint)  # the run folder may have been moved
         self.best_model_checkpoint = str(best) if best else None
+        if best is not None and best_problem(checkpoint):
+            # The resume was allowed without it, so a later one may be the best, whatever its result.
+            self.best_metric = self.best_global_step = self.best_model_checkpoint = None
 
     def save(self, folder: Path) -> None:
         (folder / STATE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")

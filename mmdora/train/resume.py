@@ -12,7 +12,7 @@ import yaml
 from mmdora.adapt.fingerprint import same_base
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
-from mmdora.train.checkpoint import STATE, checkpoints, manifest_of, newest, step_of
+from mmdora.train.checkpoint import STATE, best_problem, checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"
 ACCUMULATION = "training.accumulation"
@@ -48,7 +48,8 @@ def find_checkpoint(
             raise MmdoraError(f"--resume: no checkpoint in {output}")
         say(f"{output} has no checkpoint yet: starting from the beginning")
         return None, {"config": _saved_config(output)}
-    return checkpoint, {**manifest_of(checkpoint), "config": _saved_config(checkpoint.parent)}
+    known = {**manifest_of(checkpoint), "config": _saved_config(checkpoint.parent)}
+    return checkpoint, {**known, "best_problem": best_problem(checkpoint)}
 
 
 def _check_newest(checkpoint: Path, output: Path) -> None:
@@ -87,7 +88,7 @@ def check_changes(
     changed = [
         f"{key}: {old!r} -> {new!r}"
         for key, old, new in _differences(before["config"], config.to_dict())
-        if key not in FREE_ON_RESUME and key != ACCUMULATION
+        if key not in FREE_ON_RESUME and key != ACCUMULATION and not _same_folder(old, new)
     ]
     changed += _rows_per_step(before["config"], config.to_dict(), processes)
     for path, content in facts["data"].items():
@@ -98,6 +99,10 @@ def check_changes(
             changed.append(f"{what}, on which the order of a stream depends: {then} -> {now}")
     if "base" in facts and (difference := same_base(before.get("base") or facts["base"], facts["base"])):
         changed.append(f"the base: {difference}")
+    if problem := before.get("best_problem"):
+        changed.append(
+            f"the best checkpoint so far: {problem} (without it the best of the later ones, or else the last, is taken)"
+        )
     if changed and not allow:
         raise MmdoraError(
             f"--resume: not the run in {config.training.output}: {'; '.join(changed)}; undo that, "
@@ -105,6 +110,11 @@ def check_changes(
         )
     if changed and "base" in facts:
         say(f"warning: resuming although this changed: {'; '.join(changed)}")
+
+
+def _same_folder(old: Any, new: Any) -> bool:
+    """Whether a path that mmdora before 0.2 saved as it was typed is the one that is absolute now."""
+    return isinstance(old, str) and isinstance(new, str) and str(Path(old).absolute()) == new
 
 
 def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:

@@ -22,6 +22,7 @@ from transformers import set_seed
 
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
+from mmdora.models.locate import with_lasting_base
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.check import check_output, check_packages, check_plan, check_schedule
 from mmdora.train.checkpoint import writing_to
@@ -98,6 +99,7 @@ def train(
         MmdoraError: if config, data or run folder do not fit together (before the model is loaded, if that can be known
             by then), or if there is no room to write.
     """
+    config = with_lasting_base(config)
     with writing_to(config.training.output):
         check_schedule(config)
         check_packages(config)

@@ -17,11 +17,11 @@ from torch import Tensor
 from transformers import set_seed
 
 from mmdora.adapter_files.adapters import save_adapter
-from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.models.locate import lasting_name
 from mmdora.train import checkpoint
-from mmdora.train.checkpoint import MANIFEST
+from mmdora.train.checkpoint import ADAPTER, MANIFEST
 from mmdora.train.loader import Pieces
 from mmdora.train.optimizer import Trained
 from mmdora.train.processes import Processes
@@ -158,7 +158,7 @@ class Checkpoints:
                     )
 
     def _write_adapter(self, folder: Path, parts: _Parts) -> None:
-        model, base, tokens = self.trained.model, self.config.base, self.config.data.image_tokens
+        model, base, tokens = self.trained.model, lasting_name(self.config.base), self.config.data.image_tokens
         with whole(model) if self.processes.sharded else nullcontext():
             if self.processes.main:
                 parts.write(lambda: save_adapter(model, folder, base=base, image_tokens=tokens))
@@ -223,6 +223,6 @@ def _plain_data_of(stored: Path) -> Iterator[None]:
 
 def _copy_adapter(stored: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for path in (stored / WEIGHTS, stored / CONFIG, stored / OURS):
+    for path in (stored / name for name in ADAPTER):
         if path.exists():
             shutil.copyfile(path, folder / path.name)

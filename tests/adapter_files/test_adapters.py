@@ -9,10 +9,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from shrunken import llava_inputs, shrunken, shrunken_llava
 
+import mmdora
 from mmdora.adapt.fingerprint import fingerprint, same_base
 from mmdora.adapt.inject import adapted_modules, inject, merge, plan_of, trainable_parameters
 from mmdora.adapter_files.adapters import load_adapter, save_adapter
 from mmdora.errors import MmdoraError
+from mmdora.models.load import skeleton
 
 PLANS = {
     "dora": {"vision": {"method": "dora", "rank": 4}, "language": {"method": "dora", "rank": 8, "alpha": 12}},
@@ -205,7 +207,7 @@ def test_dropout_mode_is_kept_in_the_files(tmp_path):
     saved = json.loads((tmp_path / "mmdora.json").read_text())
     for entry in saved["plan"]["entries"]:  # as files of 0.1.0 are
         del entry["dropout_mode"], entry["kind"], entry["because"]
-    del saved["why"]
+    del saved["why"], saved["files"], saved["sha256"]
     (tmp_path / "mmdora.json").write_text(json.dumps(saved))
     plan = load_adapter(shrunken_llava(), tmp_path)
     assert {(entry.dropout_mode, entry.because) for entry in plan.entries} == {("branch", "")}
@@ -226,6 +228,35 @@ def test_fingerprint_does_not_depend_on_the_dtype(saved, dtype):
     load_adapter(shrunken_llava().to(dtype), saved)
     assert same_base(fingerprint(shrunken_llava().to(dtype)), fingerprint(shrunken_llava())) is None
     assert same_base(fingerprint(shrunken_llava(1).to(dtype)), fingerprint(shrunken_llava())) is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_no_tensor_can_be_another_unseen(dtype, tmp_path):
+    """One value of each tensor, far from those that are sampled, is changed; that tensor is named."""
+    model = mmdora.load("tiny-llava")[0].to(dtype)
+    whole = fingerprint(model)
+    for name, parameter in model.named_parameters():
+        kept = parameter.detach().clone()
+        with torch.no_grad():
+            parameter.view(-1)[parameter.numel() * 3 // 11] += 0.5
+            assert name in (same_base(whole, fingerprint(model)) or ""), name
+            parameter.copy_(kept)
+    assert same_base(whole, fingerprint(model)) is None
+
+
+def test_fingerprints_of_before_compare_by_what_they_hold():
+    """mmdora before 0.2 kept the samples of at most 96 tensors."""
+    now = fingerprint(shrunken_llava())
+    names = list(now["samples"])[::2]
+    before = {**now, "samples": {name: now["samples"][name] for name in names}}
+    del before["digests"]
+    assert same_base(before, now) is None and same_base(now, before) is None
+    assert same_base(before, fingerprint(shrunken_llava(1))) is not None
+
+
+def test_a_skeleton_holds_no_values():
+    kept = fingerprint(skeleton("tiny-llava"))
+    assert not kept["digests"] and len(kept["samples"]) > 100
 
 
 def test_fingerprint_is_the_bases_after_training(tmp_path):

@@ -228,3 +228,45 @@ def test_every_kind_names_what_it_takes():
         ):
             kind(nn.ReLU(), "lora", rank=2)
     assert kind_of(nn.ReLU()) is None
+
+
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")
+@KIND
+def test_hooks_of_the_base_stay_with_the_module(kind):
+    """Registered before, while adapted, and removed by their handles: each runs around the module as it is then."""
+    base = BASES[kind]()
+    calls: list[str] = []
+    early = base.register_forward_hook(lambda module, args, output: calls.append("early"))
+    base.register_forward_pre_hook(lambda module, args, kwargs: calls.append("before"), with_kwargs=True)
+    base.register_full_backward_hook(lambda module, grads_in, grads_out: calls.append("backward"))
+    base.register_state_dict_post_hook(lambda module, state, prefix, metadata: calls.append("state"))
+    layer = adapted(base, "dora")
+    output(layer, inputs(kind)).sum().backward()
+    assert calls == ["before", "early", "backward"]
+    layer.state_dict()
+    assert calls.pop() == "state"
+    layer.register_forward_hook(lambda module, args, output: calls.append("late"))
+    early.remove()
+    plain = layer.unload()
+    calls.clear()
+    output(plain, inputs(kind)).sum().backward()
+    assert calls == ["before", "late", "backward"]
+
+
+@KIND
+def test_a_hook_may_replace_the_output(kind):
+    base = BASES[kind]()
+    base.register_forward_hook(lambda module, args, output: None if isinstance(output, tuple) else output + 1)
+    base.register_forward_hook(
+        lambda module, args, output: (output[0] + 1, *output[1:]) if isinstance(output, tuple) else None
+    )
+    expected = output(base, inputs(kind))
+    torch.testing.assert_close(output(adapted(base, "dora"), inputs(kind)), expected, rtol=1e-5, atol=1e-5)
+
+
+@KIND
+def test_a_module_whose_own_forward_was_replaced_is_refused(kind):
+    base: Any = BASES[kind]()
+    base.forward = type(base).forward.__get__(base)
+    with pytest.raises(MmdoraError, match=r"forward of this very .* was replaced"):
+        adapted(base, "lora")

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 import mmdora
-from mmdora.config import ImageTokens
+from mmdora.config import ImageTokens, RunConfig
+from mmdora.config.model import Model
 from mmdora.errors import MmdoraError
-from mmdora.models.locate import Location, bundled, locate, resolve
+from mmdora.files import with_checksum
+from mmdora.models.locate import Location, bundled, lasting_name, locate, resolve, with_lasting_base
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +41,8 @@ def test_a_run_its_adapter_and_its_checkpoints(run, inner):
 
 def test_an_adapter_that_lies_alone(run, tmp_path):
     shutil.copytree(run / "adapter", tmp_path / "mine")
-    ours = json.loads((tmp_path / "mine" / "mmdora.json").read_text())
-    (tmp_path / "mine" / "mmdora.json").write_text(json.dumps(ours | {"image_tokens": {"max": 40}}))
+    ours = json.loads((tmp_path / "mine" / "mmdora.json").read_text()) | {"image_tokens": {"max": 40}}
+    (tmp_path / "mine" / "mmdora.json").write_text(json.dumps(with_checksum(ours, ("base",))))
     found = locate(tmp_path / "mine")
     assert found.run is None and found.adapter == tmp_path / "mine" and found.image_tokens == ImageTokens(max=40)
 
@@ -55,3 +57,54 @@ def test_adapters_that_cannot_be_opened(run, tmp_path):
     (tmp_path / "pickled" / "adapter_model.bin").write_bytes(b"")
     with pytest.raises(MmdoraError, match="is a pickle"):
         locate(tmp_path / "pickled")
+
+
+def test_the_path_of_a_base_means_the_same_from_any_folder(tiny_llava, tmp_path, monkeypatch):
+    """Named by a relative path while loaded and saved, found from elsewhere; by PEFT too, which has its own file."""
+    for name in ("a", "m", "elsewhere"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(tiny_llava, tmp_path / "m" / "base")
+    monkeypatch.chdir(tmp_path / "a")
+    model, _ = mmdora.load("../m/base")
+    mmdora.inject(model, {"projector": {"method": "lora", "rank": 2}})
+    mmdora.save_adapter(model, tmp_path / "loaded")
+    mmdora.save_adapter(model, tmp_path / "named", base="../m/base")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for folder in (tmp_path / "loaded", tmp_path / "named"):
+        assert Path(locate(folder).base).samefile(tmp_path / "m" / "base")
+        peft = json.loads((folder / "adapter_config.json").read_text())
+        assert Path(peft["base_model_name_or_path"]).samefile(tmp_path / "m" / "base")
+        mmdora.load(folder)
+
+
+def test_a_bundled_name_stays_a_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny-llava").mkdir()
+    assert lasting_name("tiny-llava") == "tiny-llava" and lasting_name("some/model") == "some/model"
+
+
+def test_a_base_that_is_not_there_is_named_with_the_file_that_names_it(run, tmp_path):
+    """As mmdora before 0.2 wrote it: a relative path, typed in another folder."""
+    folder = shutil.copytree(run / "adapter", tmp_path / "mine")
+    ours = json.loads((folder / "mmdora.json").read_text()) | {"base": "../m/base"}
+    (folder / "mmdora.json").write_text(json.dumps(ours))
+    with pytest.raises(MmdoraError, match=r"mine/mmdora\.json: its base is \.\./m/base, and there is no such folder"):
+        locate(folder)
+
+
+def test_a_composed_base_is_found_in_a_run_that_was_moved(run, tmp_path, tiny_llava):
+    moved = shutil.copytree(run, tmp_path / "moved")
+    ours = json.loads((moved / "adapter" / "mmdora.json").read_text()) | {"base": "/nowhere/run/base"}
+    (moved / "adapter" / "mmdora.json").write_text(json.dumps(ours))
+    with pytest.raises(MmdoraError, match="there is no such folder here"):
+        locate(moved)
+    shutil.copytree(tiny_llava, moved / "base")
+    assert locate(moved).base == str(moved / "base")
+
+
+def test_the_config_of_a_run_keeps_the_path_of_its_base(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, kept in (("m", str(tmp_path / "m")), ("tiny-llava", "tiny-llava"), ("some/model", "some/model")):
+        config = RunConfig(model=Model(base=name))
+        assert with_lasting_base(config).base == kept and with_lasting_base(config).data == config.data

@@ -12,7 +12,7 @@ import yaml
 from tiny_run import contents, silent
 
 from mmdora.errors import MmdoraError
-from mmdora.train.checkpoint import best_of, checkpoints, manifest_of, newest, rotate, seal, staged
+from mmdora.train.checkpoint import best_of, best_problem, checkpoints, manifest_of, newest, rotate, seal, staged
 
 
 def write(output: Path, step: int, files: dict[str, bytes] | None = None) -> Path:
@@ -93,9 +93,9 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path, steps, written, keep, 
 def test_the_best_is_found_in_a_run_folder_that_was_moved(tmp_path):
     state = {"best_model_checkpoint": "/nowhere/run/checkpoint-2", "global_step": 4}
     here = write(tmp_path, 4, {"trainer_state.json": json.dumps(state).encode()})
-    assert best_of(here) is None
+    assert best_of(here) == tmp_path / "checkpoint-2" and "checkpoint-2 is missing" in (best_problem(here) or "")
     write(tmp_path, 2)
-    assert best_of(here) == tmp_path / "checkpoint-2"
+    assert best_of(here) == tmp_path / "checkpoint-2" and best_problem(here) is None
 
 
 def test_an_error_of_the_program_is_not_taken_for_a_full_disk(tmp_path):
