@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -67,11 +68,25 @@ def read_yaml(path: Path, what: str) -> Any:
     """
     text = read_text(path, what)
     try:
-        return yaml.load(text, _Loader)
+        return parse_yaml(text)
+    except MmdoraError as error:
+        raise MmdoraError(f"{path}: {error}") from None
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text. Numbers are those of YAML 1.2: `010` and `1:30`, which YAML 1.1 reads as 8 and 90, and
+    dates are text.
+
+    Raises:
+        MmdoraError: it is not valid.
+    """
+    try:
+        value = yaml.load(text, _Loader)
     except yaml.YAMLError as error:
-        raise MmdoraError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise MmdoraError(f"not valid YAML: {' '.join(str(error).split())}") from None
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets nested as deep
-        raise MmdoraError(f"{path}: not valid YAML: {_reason(error)}") from None
+        raise MmdoraError(f"not valid YAML: {_reason(error)}") from None
+    return value
 
 
 def read_json(path: Path, what: str, limit: int = 64 * SETTINGS_BYTES) -> dict[str, Any]:
@@ -178,6 +193,29 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} stands twice", key.start_mark)
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
+        text = super().construct_scalar(node)
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise yaml.constructor.ConstructorError(
+                None, None, "half of a surrogate pair, which is no text", node.start_mark
+            ) from None
+        return text
+
+
+_YAML = "tag:yaml.org,2002:"
+_WHOLE = re.compile(r"[-+]?(0|[1-9][0-9_]*)$|0x[0-9a-fA-F_]+$")
+_FLOATING = re.compile(
+    r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
+)
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, form) for tag, form in forms if tag.removeprefix(_YAML) not in ("int", "float", "timestamp")]
+    for first, forms in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(f"{_YAML}int", _WHOLE, list("-+0123456789"))
+_Loader.add_implicit_resolver(f"{_YAML}float", _FLOATING, list("-+0123456789."))
 
 
 def _reason(error: Exception) -> str:

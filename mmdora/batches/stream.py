@@ -28,7 +28,7 @@ from mmdora.families.family import naming
 from mmdora.files import ordinary, sha256
 from mmdora.records import packed
 from mmdora.records.parse import numbered_lines, record_of
-from mmdora.records.record import check_record
+from mmdora.records.record import check_record, content_of
 from mmdora.records.row import Row, changed, row_of
 from mmdora.records.turns import answer_text, split_turns
 
@@ -173,13 +173,16 @@ class StreamBatches:
             yield from (batch if process == self.stream.process else [] for process in range(self.stream.processes))
 
 
-def admit(row: Row, *, family: Family, data: Data, apart: Collection[str]) -> Row | None:
+def admit(
+    row: Row, *, family: Family, data: Data, apart: Collection[str], contents: Collection[int] = ()
+) -> Row | None:
     """Give the row as it is learned, or None to leave it out. `fit` decides the same for rows that are all known.
 
     Args:
         data: gives the length limit, the policy for longer rows, and `max_turns`. If rows are pieces of a conversation,
             their ids end in "#" and a number.
         apart: ids of the records that are held out for evaluation.
+        contents: their contents, as `content_of` gives them. The content of a row that is a piece is not known.
 
     Raises:
         MmdoraError: naming the record, if it is held out, if the family cannot learn it, or if it is too long.
@@ -187,6 +190,10 @@ def admit(row: Row, *, family: Family, data: Data, apart: Collection[str]) -> Ro
     name = row["id"]
     if name in apart or (data.max_turns is not None and re.sub(r"#\d+$", "", name) in apart):
         raise MmdoraError(f"data.eval: the stream holds its record {name!r} too; hold out other records")
+    if contents and content_of(row) in contents:
+        raise MmdoraError(
+            f"data.eval: holds the messages and images of record {name!r} of the stream; take it out of one"
+        )
     with naming(row):
         family.check_row(row)
         family.check_pictures(row["messages"], len(row["images"]))

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mmdora.cli.app import Flag, Overrides, app
+from mmdora.errors import MmdoraError
 
 
 def _config_help(*args: Any) -> None:
@@ -19,7 +20,7 @@ def _config_help(*args: Any) -> None:
 
 @app.command(sort_key=3, help_formatter=_config_help)
 def train(
-    config: Path,
+    config: Annotated[Path, Parameter(allow_leading_hyphen=True)],
     /,
     *overrides: Overrides,
     resume: Annotated[list[Path] | None, Parameter(consume_multiple=(0, 1))] = None,
@@ -53,6 +54,8 @@ def train(
     """
     from mmdora.config import load_config
 
+    if str(config).startswith("-"):
+        raise MmdoraError(f"train: {config} comes behind the config file: mmdora train CONFIG.yaml {config} …")
     settings = load_config(config, overrides)
     if dry_run:
         from mmdora.train import overview

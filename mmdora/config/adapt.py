@@ -9,7 +9,7 @@ from pydantic import Field, StrictBool, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from mmdora.config.validate import validate
-from mmdora.config.values import Rate, Share, strict
+from mmdora.config.values import Number, Rate, Share, strict
 
 MODALITIES = ("vision", "projector", "language")
 METHODS = ("none", "lora", "dora", "magnitude", "full")
@@ -31,7 +31,7 @@ class Modality:
     method: Annotated[Literal["none", "lora", "dora", "magnitude", "full"], Field(description="none: frozen")] = "none"
     rank: Annotated[Rank | None, Field(description=f"r of B A; default {_DEFAULT_RANKS}")] = None
     alpha: Annotated[
-        float | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="scaling is alpha / rank; default 2 * rank")
+        Number | None, Field(gt=0, le=1e6, allow_inf_nan=False, description="scaling is alpha / rank; default 2 * rank")
     ] = None
     dropout: Annotated[Share, Field(description="on the input of the low-rank branch; embeddings have none")] = 0.0
     dropout_mode: Annotated[
@@ -47,7 +47,7 @@ class Modality:
     norms: Annotated[StrictBool, Field(description="the weights of its norms train too")] = False
     lr: Annotated[Rate | None, Field(description="learning rate of this modality; default training.lr")] = None
     lora_plus_ratio: Annotated[
-        float | None,
+        Number | None,
         Field(gt=0, allow_inf_nan=False, description="learning rate of B over that of A (LoRA+: about 16); default 1"),
     ] = None
     magnitude_lr: Annotated[

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from mmdora.config.run import RunConfig
 from mmdora.config.validate import validate
 from mmdora.errors import MmdoraError
-from mmdora.files import read_yaml
+from mmdora.files import parse_yaml, read_yaml
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
@@ -24,13 +22,33 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     tree = read_yaml(path, "config file")
     if not isinstance(tree, dict):
         raise MmdoraError(f"{path}: expected sections model, adapt, data, training; found {type(tree).__name__}")
+    written = set(_keys(tree))
     changed = _override(tree, list(overrides))
-    return validate(RunConfig, tree, where=lambda key: "command line" if _within(key, changed) else str(path))
+
+    def where(key: str) -> str:
+        return "command line" if _within(key, changed, written) else str(path)
+
+    return validate(RunConfig, tree, where=where)
 
 
-def _within(key: str, changed: set[str]) -> bool:
-    """Whether a key, or what it is an item of, was given on the command line."""
-    return any(f"{key}.".startswith(f"{own}.") for own in changed)
+def _keys(tree: dict[str, Any], before: str = "") -> Iterator[str]:
+    """Every key of a tree of sections, and of what lies in them, with its sections before it."""
+    for name, value in tree.items():
+        yield f"{before}{name}"
+        if isinstance(value, dict):
+            yield from _keys(value, f"{before}{name}.")
+
+
+def _within(key: str, changed: set[str], written: set[str]) -> bool:
+    """Whether a key was given on the command line: itself, what it is an item of, or only something in it.
+
+    Args:
+        changed: the keys of the command line.
+        written: those of the file.
+    """
+    if any(f"{key}.".startswith(f"{own}.") for own in changed):
+        return True
+    return key not in written and any(own.startswith(f"{key}.") for own in changed)
 
 
 def _override(tree: dict[str, Any], tokens: list[str]) -> set[str]:
@@ -52,8 +70,8 @@ def _override(tree: dict[str, Any], tokens: list[str]) -> set[str]:
                 raise MmdoraError(f"command line: --{key}: {part} is not a section")
             node = child
         try:
-            node[parts[-1]] = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            node[parts[-1]] = parse_yaml(text)
+        except MmdoraError:
             raise MmdoraError(f"command line: --{key}: {text!r} is not a YAML value") from None
         changed.add(key)
     return changed

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, StrictBool, StrictInt
 from pydantic.dataclasses import dataclass
 
-from mmdora.config.values import Positive, Rate, Share, strict
+from mmdora.config.values import Number, Positive, Rate, Share, strict
 
 
 @dataclass(frozen=True, kw_only=True, config=strict)
@@ -17,7 +17,7 @@ class Training:
 
     output: Annotated[Path, Field(description="run folder")] = Path("runs/run")
     steps: Annotated[Positive | None, Field(le=10**9, description="optimizer steps; instead of epochs")] = None
-    epochs: Annotated[float, Field(gt=0, le=1e6)] = 1.0
+    epochs: Annotated[Number, Field(gt=0, le=1e6)] = 1.0
     batch_size: Annotated[Positive, Field(description="rows per forward pass and process")] = 8
     accumulation: Annotated[Positive, Field(description="forward passes per optimizer step")] = 1
     lr: Annotated[Rate, Field(description="peak learning rate")] = 1e-4

@@ -71,8 +71,6 @@ def record_of(line: bytes, where: str) -> Record:
         MmdoraError: if the line is no record; the message says what is wrong and where.
     """
     try:
-        if line.lstrip().startswith(b"["):
-            raise MmdoraError("a JSON list, not a record; a file with a list in LLaVA's layout has the ending .json")
         return check_record(parse_line(line), where)
     except MmdoraError as error:
         raise error if str(error).startswith(where) else MmdoraError(f"{where}: {error}") from None

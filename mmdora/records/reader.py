@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from mmdora.errors import MmdoraError
-from mmdora.files import ordinary, sha256, write_whole
+from mmdora.files import ordinary, write_whole
 from mmdora.records import packed
 from mmdora.records.parse import parse, suffix_of
+from mmdora.records.record import content_of
 from mmdora.records.row import Row, row_of
 from mmdora.records.turns import answer_text, split_turns
 
@@ -168,12 +169,6 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     write_whole(path, write)
     return count
-
-
-def content_of(record: Mapping[str, Any]) -> int:
-    """A hash of 63 bits over messages and names of images, which is the same for a record and its row."""
-    said = [record["messages"], [str(image) for image in record["images"]]]
-    return int(sha256(json.dumps(said, sort_keys=True).encode())[:16], 16) >> 1
 
 
 def _own_cause(error: BaseException | None) -> MmdoraError | None:

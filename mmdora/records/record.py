@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 from mmdora.errors import MmdoraError
+from mmdora.files import sha256
 from mmdora.records.media import check_keys
 
 KEYS = ("id", "messages", "images", "meta")
@@ -78,6 +81,12 @@ def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     kind = "yes/no" if pairs[-1][1] in ("yes", "no") else "other"
     return {"id": name, "messages": messages, "images": [image], "meta": {"type": kind}}
+
+
+def content_of(record: Mapping[str, Any]) -> int:
+    """A number of 63 bits that is equal for records, or rows, of equal messages and names of images."""
+    said = [record["messages"], [str(image) for image in record["images"]]]
+    return int(sha256(json.dumps(said, sort_keys=True).encode())[:16], 16) >> 1
 
 
 def check_record(row: Any, where: str) -> Record:
@@ -157,7 +166,9 @@ def _check_order(roles: list[str], where: str) -> None:
 
 
 def _other_layout(row: Any) -> str:
-    """A phrase that says which layout a row without messages seems to have, and which command reads it."""
+    """What a row without messages seems to be, and which command reads it."""
+    if isinstance(row, list):
+        return ", found a JSON list; a file that holds a list in LLaVA's layout has the ending .json"
     if isinstance(row, dict) and "conversations" in row:
         return (
             "; it has 'conversations', as LLaVA's layout does: mmdora prep llava --in FILE makes records of it "

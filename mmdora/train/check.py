@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute
 import torch
 
@@ -16,7 +18,9 @@ from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
+from mmdora.files import sha256
 from mmdora.models.load import load_processor, skeleton
+from mmdora.records.images import FileRef, image_bytes
 from mmdora.records.reader import Records
 
 SHOWN_IDS = 3
@@ -55,10 +59,22 @@ def check_schedule(config: RunConfig) -> None:
         raise MmdoraError(f"{key} is set but data.eval is not: give held-out records")
     for source in config.data.sources.values() if config.data.eval_generate_rows else ():
         task_of(source.eval_task)
+    if training.steps is not None:
+        check_warmup(config, training.steps)
     if training.eval_every and training.save_every and training.save_every % training.eval_every:
         raise MmdoraError(
             f"training.save_every {training.save_every} must be a multiple of training.eval_every {training.eval_every}"
             " (the best checkpoint is chosen among the saved ones)"
+        )
+
+
+def check_warmup(config: RunConfig, steps: int) -> None:
+    """Raise if the learning rate would never reach its peak."""
+    warmup = config.training.warmup
+    if warmup >= max(steps, 2):
+        raise MmdoraError(
+            f"training.warmup {warmup:g}: the run has {steps} steps, so the learning rate would never reach "
+            "training.lr; give fewer, or a share of the steps below 1"
         )
 
 
@@ -85,7 +101,10 @@ def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
 
 
 def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:
-    """Raise an MmdoraError if records to evaluate on are also trained on, judging by their ids.
+    """Raise an MmdoraError if records to evaluate on are also trained on, as their ids or their contents tell.
+
+    Ids that a file does not give are made of its name, so that the same record in two files has two ids. Contents are
+    the messages and the images: by name, and where the images lie below different folders, by their files.
 
     Args:
         pieces: whether `train` was cut into pieces, whose ids end in "#" and a number.
@@ -95,14 +114,48 @@ def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> N
         whole = pc.replace_substring_regex(train.ids, r"#\d+$", "")
         both = pc.or_(both, pc.is_in(held_out.ids, value_set=_found(whole, held_out.ids)))
     if found := pc.sum(both).as_py():
-        names = ", ".join(map(repr, held_out.ids.filter(both)[:SHOWN_IDS].to_pylist()))
-        names += ", …" if found > SHOWN_IDS else ""
+        names = held_out.ids.filter(both)[:SHOWN_IDS].to_pylist()
         raise MmdoraError(
             f"data.eval: {found:,} of {len(held_out):,} records of {held_out.path} have an id that is in "
-            f"{train.path} too ({names}); hold out other records, or give them ids of their own"
+            f"{train.path} too ({_listed(names, found)}); hold out other records, or give them ids of their own"
         )
+    if same := _same_contents(train, held_out):
+        names = [held_out[index]["id"] for index in same[:SHOWN_IDS]]
+        raise MmdoraError(
+            f"data.eval: {len(same):,} of {len(held_out):,} records of {held_out.path} have the messages and images of "
+            f"a record of {train.path} ({_listed(names, len(same))}); leave them out of one of the files"
+        )
+
+
+def _listed(names: list[str], found: int) -> str:
+    return ", ".join(map(repr, names)) + (", …" if found > SHOWN_IDS else "")
 
 
 def _found(ids: Any, wanted: Any) -> Any:
     """The ids that are among `wanted`. Arrow makes a hash table of `wanted`, so that should be the shorter list."""
     return pc.unique(ids.filter(pc.is_in(ids, value_set=wanted)))
+
+
+def _same_contents(train: Records, held_out: Records) -> list[int]:
+    """Indices of the records of `held_out` that are in `train` too."""
+    shared = _found(train.contents, held_out.contents)
+    if not len(shared):
+        return []
+    same = np.flatnonzero(pc.is_in(held_out.contents, value_set=shared).to_numpy())
+    if train.root.resolve() == held_out.root.resolve():
+        return same.tolist()
+    learned = np.flatnonzero(pc.is_in(train.contents, value_set=shared).to_numpy())
+    twins: dict[int, set[tuple[str, ...]]] = {}
+    digest = lru_cache(maxsize=None)(_digest)
+    for index in learned:
+        images = tuple(map(digest, train[index]["images"]))
+        twins.setdefault(train.contents[int(index)].as_py(), set()).add(images)
+    return [
+        int(index)
+        for index in same
+        if tuple(map(digest, held_out[index]["images"])) in twins[held_out.contents[int(index)].as_py()]
+    ]
+
+
+def _digest(image: FileRef) -> str:
+    return sha256(image_bytes(image)[0])

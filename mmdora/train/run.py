@@ -24,7 +24,7 @@ from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
 from mmdora.models.locate import with_lasting_base
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
-from mmdora.train.check import check_output, check_packages, check_plan, check_schedule
+from mmdora.train.check import check_output, check_packages, check_plan, check_schedule, check_warmup
 from mmdora.train.checkpoint import writing_to
 from mmdora.train.early_stopping import metric
 from mmdora.train.evaluation import Evaluation
@@ -167,6 +167,7 @@ def assembled(
     set_seed(config.training.seed + processes.index)
     with processes.together():
         feed = Feed(config, loaded.packs or loaded.rows, loaded.collate, processes)
+    check_warmup(config, steps_of(config, feed))
     trained = prepare(loaded.model, config, processes, steps_of(config, feed), checkpoint)
     evaluation = None
     if loaded.held_out is not None:

@@ -125,10 +125,15 @@ def describe(rows: Rows | TaskRows | Stream, packs: Packs | None, config: RunCon
 
 def _stream(source: TaskFiles, shards: Shards, family: Family, config: RunConfig, processes: Processes) -> Stream:
     data = config.data
-    apart = frozenset(map(str, source.held_out.ids)) if source.held_out is not None else frozenset()
+    apart: frozenset[str] = frozenset()
+    contents: frozenset[int] = frozenset()
+    if source.held_out is not None:
+        apart = frozenset(map(str, source.held_out.ids))
+        if source.held_out.root.resolve() == shards.root.resolve():  # else equal names may be different images
+            contents = frozenset(source.held_out.contents.to_pylist())
     return Stream(
         shards,
-        partial(admit, family=family, data=data, apart=apart),
+        partial(admit, family=family, data=data, apart=apart, contents=contents),
         buffer=data.shuffle_buffer or BUFFER,
         seed=config.training.seed,
         process=processes.index,
