@@ -162,7 +162,10 @@ def row(**changes) -> dict:
         ("", "0.jsonl: holds no records"),
         (json.dumps(row()) + "\n{", "0.jsonl:2: "),
         (json.dumps(row()) + "\n\n" + json.dumps(row(images=["x.png"])), "0.jsonl:3: 0 image parts for 1 images"),
-        (json.dumps(row(messages=[{"role": "user", "content": []}, {"role": "assistant", "content": []}])), "0.jsonl:1: an empty last answer"),
+        (
+            json.dumps(row(messages=[{"role": "user", "content": []}, {"role": "assistant", "content": []}])),
+            "0.jsonl:1: an empty last answer",
+        ),
     ],
 )  # fmt: skip
 def test_a_bad_row_is_named_where_it_comes(tmp_path, text, problem):
