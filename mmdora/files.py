@@ -46,6 +46,14 @@ def ordinary(path: Path, what: str) -> Path:
     return path
 
 
+def check_new_folder(out: Path) -> None:
+    """Raise unless an export can go to `out`: a new or empty folder."""
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise MmdoraError(f"{out}: is not a folder; export to a new or empty one")
+    if out.is_dir() and any(out.iterdir()):
+        raise MmdoraError(f"{out}: is not empty; export to a new or empty folder")
+
+
 def read_text(path: Path, what: str, limit: int = SETTINGS_BYTES) -> str:
     """The text of a small UTF-8 file; a byte order mark is left out.
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mmdora.cli.app import Count, Flag, app
+from mmdora.cli.named import check_model
 
 
 @app.command(sort_key=6)
@@ -55,6 +56,10 @@ def demo(
     results
         Folder with the runs and evaluations that "Look inside" shows, such as runs/quickstart.
     """
+    for spec in models:
+        name, _, model = spec.partition("=")
+        if name and model and not model.startswith("openai:"):
+            check_model(model.strip())
     from mmdora.demo.server import serve
 
     serve(

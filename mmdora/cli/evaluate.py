@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mmdora.cli.app import Count, Flag, app, named_models
+from mmdora.cli.named import check_model
 from mmdora.errors import MmdoraError
 
 
@@ -72,11 +73,16 @@ def evaluate(
         raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
     if scores and not suite:
         raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")
+    named = named_models(models)
+    for model in named.values():
+        check_model(model)
+    if not data.exists():
+        raise MmdoraError(f"{data}: no such file of records (mmdora prep makes one), or folder of them")
     from mmdora.evaluate import command
     from mmdora.evaluate.source import find
 
     settings = command.EvaluationSettings(out, limit, batch_size, dtype, trust_remote_code)
     if suite:
-        command.run_suite(named_models(models), suite, data, settings, scores or ())
+        command.run_suite(named, suite, data, settings, scores or ())
     else:
-        command.run_task(named_models(models), find(data, task, split=split, images=images), settings)
+        command.run_task(named, find(data, task, split=split, images=images), settings)

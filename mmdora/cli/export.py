@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from mmdora.cli.app import Flag, app
+from mmdora.cli.named import check_model
+from mmdora.files import check_new_folder
 
 
 @app.command(sort_key=5)
@@ -48,6 +50,8 @@ def export(
     public
         Make that repository public; one that is there already stays what it is.
     """
+    check_model(run)
+    check_new_folder(out)
     from mmdora.export.hub import check_repo, push
     from mmdora.export.llama_cpp import llama_cpp_commands
     from mmdora.export.run import export as write

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from mmdora.cli.app import Flag, Overrides, app
+from mmdora.cli.named import check_config
 from mmdora.errors import MmdoraError
 
 
@@ -57,6 +58,7 @@ def train(
     if str(config).startswith("-"):
         raise MmdoraError(f"train: {config} comes behind the config file: mmdora train CONFIG.yaml {config} …")
     settings = load_config(config, overrides)
+    check_config(settings)
     if dry_run:
         from mmdora.train import overview
 

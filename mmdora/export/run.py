@@ -34,7 +34,7 @@ from mmdora.export.parity import LogitCheck, Parity, prompts
 from mmdora.export.shards import UnsureError
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
-from mmdora.files import PARTIAL, read_json, write_json
+from mmdora.files import PARTIAL, check_new_folder, read_json, write_json
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
@@ -78,7 +78,7 @@ def export(
         MmdoraError: if `out` is not empty, the disk is full, or the parity bounds do not hold.
     """
     out = Path(out)
-    _check_free(out)
+    check_new_folder(out)
     location = locate(source)
     base = base_folder(location.base)
     config = load_config(location.run / RUN_CONFIG) if location.run else None
@@ -198,13 +198,6 @@ def _bytes(count: int) -> str:
     return f"{count / 1000:.1f} kB"
 
 
-def _check_free(out: Path) -> None:
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise MmdoraError(f"{out}: is not a folder; export to a new or empty one")
-    if out.is_dir() and any(out.iterdir()):
-        raise MmdoraError(f"{out}: is not empty; export to a new or empty folder")
-
-
 @contextmanager
 def _beside(out: Path, size: int) -> Iterator[Path]:
     """A temporary folder beside `out` that becomes `out` on success and disappears otherwise."""
@@ -216,7 +209,7 @@ def _beside(out: Path, size: int) -> Iterator[Path]:
             raise MmdoraError(f"{out}: the checkpoint needs {size:,} bytes, its disk has {free:,} left")
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL, dir=out.parent))
         yield folder
-        _check_free(out)
+        check_new_folder(out)
         if out.is_dir():
             out.rmdir()
         folder.rename(out)

@@ -1,0 +1,35 @@
+"""Looks at the paths that a command line names before torch is imported, which takes seconds."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from mmdora.config import RunConfig
+from mmdora.errors import MmdoraError
+from mmdora.files import ordinary
+
+HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def check_model(name: str) -> None:
+    """Raise if a model is named by a path that leads nowhere. Whether a hub id exists shows later."""
+    try:
+        there = Path(name).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # it is too long, or has a NUL, or there is no such user
+        there = False
+    if not there and (name.startswith((".", "~")) or not HUB_ID.fullmatch(name)):
+        raise MmdoraError(f"model {name[:200]!r}: no such folder, and no id of the Hugging Face hub (USER/NAME)")
+
+
+def check_config(config: RunConfig) -> None:
+    """Raise if a config names a base, a file of records or a root of images that is not there."""
+    if config.model.compose is None:
+        check_model(config.model.base)
+    for source in config.data.sources.values():
+        files = [source.eval] if config.data.stream else [source.train, source.eval]
+        for path in files:
+            if path is not None:
+                ordinary(path, "file of records (mmdora prep makes one)")
+        if source.images is not None and not source.images.is_dir():
+            raise MmdoraError(f"{source.images}: the images root is not a folder")
