@@ -22,7 +22,10 @@ def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
     tree = read_yaml(path, "config file")
     if not isinstance(tree, dict):
         raise MmdoraError(f"{path}: expected sections model, adapt, data, training; found {type(tree).__name__}")
-    written = set(_keys(tree))
+    try:
+        written = set(_keys(tree))
+    except RecursionError:
+        raise MmdoraError(f"{path}: a section contains itself, by an alias of YAML (*name); write it out") from None
     changed = _override(tree, list(overrides))
 
     def where(key: str) -> str:

@@ -101,7 +101,7 @@ def test_a_damaged_file_is_counted_anew_and_said(records, processor, counted, ha
 
 def test_worker_processes_count_the_same(records, processor, monkeypatch):
     monkeypatch.setattr(lengths, "CHUNK", 1)
-    monkeypatch.setattr(lengths, "_cores", lambda: 2)
+    monkeypatch.setattr(lengths, "usable_cores", lambda: 2)
     here = family_of(processor).count_tokens(list(records))
     state = torch.get_rng_state()
     assert np.array_equal(token_counts(records, family_of(processor)), here)
@@ -111,7 +111,7 @@ def test_worker_processes_count_the_same(records, processor, monkeypatch):
 @pytest.mark.parametrize("cores", [0, 2])
 def test_a_record_that_cannot_be_counted_is_named_and_nothing_kept(records, processor, monkeypatch, cores):
     monkeypatch.setattr(lengths, "CHUNK", 1)
-    monkeypatch.setattr(lengths, "_cores", lambda: cores)
+    monkeypatch.setattr(lengths, "usable_cores", lambda: cores)
     rows = [json.loads(line) for line in records.path.read_text().splitlines()]
     rows[7]["images"] = ["gone.png"]
     records.path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
