@@ -34,6 +34,8 @@ BEYOND = 1e-5
 
 The merge in fp32 stays below 1e-6. One tensor off by a thousandth of its norm is above 1e-4 somewhere.
 """
+HELD = 8
+"""Arrays of float64 that are held at once for a piece of a tensor; the pieces are smaller by so much."""
 
 
 @dataclass(frozen=True)
@@ -223,7 +225,8 @@ def _merged(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
     lora_A, lora_B, magnitude = pair.factors
     a = None if lora_A is None else lora_A.double()
     error, largest, beyond = 0.0, 0.0, 0.0
-    for start, stop in pieces(*pair.weight.shape):
+    rows, columns = pair.weight.shape
+    for start, stop in pieces(rows, HELD * columns):
         b, m = (None if tensor is None else tensor[start:stop].double() for tensor in (lora_B, magnitude))
         weight = pair.weight[start:stop].double()
         want = adapted_weight(weight, a, b, m, pair.scaling)
