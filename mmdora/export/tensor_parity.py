@@ -26,7 +26,6 @@ from mmdora.errors import MmdoraError
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import DiskMerge, factors
 from mmdora.export.shards import UnsureError
-from mmdora.ops.merge import pieces
 from mmdora.ops.reference import adapted_weight, direction
 
 BEYOND = 1e-5
@@ -34,8 +33,8 @@ BEYOND = 1e-5
 
 The merge in fp32 stays below 1e-6. One tensor off by a thousandth of its norm is above 1e-4 somewhere.
 """
-HELD = 8
-"""Arrays of float64 that are held at once for a piece of a tensor; the pieces are smaller by so much."""
+COMPARED_AT_ONCE = 2**17
+"""Numbers of a tensor that are compared at once. Some ten arrays of float64 are held for them: 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -194,6 +193,13 @@ def compare(pairs: Iterator[_Pair], dtype: str) -> TensorParity:
     return parity
 
 
+def _rows_at_a_time(rows: int, columns: int) -> Iterator[tuple[int, int]]:
+    """First and last row (exclusive) of pieces of about `COMPARED_AT_ONCE` numbers."""
+    step = max(1, COMPARED_AT_ONCE // max(1, columns))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
 def _ratio(error: float, size: float) -> float:
     return error / size if size else math.inf if error else 0.0
 
@@ -207,7 +213,7 @@ def _copied(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
     """The error relative to the largest number, and a number that is 0 if every number is the trained one, rounded."""
     written, weight = (torch.atleast_1d(tensor) for tensor in (pair.written, pair.weight))
     wrong, error, largest = 0.0, 0.0, 0.0
-    for start, stop in pieces(len(weight), max(1, weight[:1].numel())):
+    for start, stop in _rows_at_a_time(len(weight), weight[:1].numel()):
         got, want = written[start:stop], weight[start:stop]
         if want.is_floating_point():
             wrong += not torch.equal(got.double(), want.float().to(dtype).double())
@@ -225,8 +231,7 @@ def _merged(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
     lora_A, lora_B, magnitude = pair.factors
     a = None if lora_A is None else lora_A.double()
     error, largest, beyond = 0.0, 0.0, 0.0
-    rows, columns = pair.weight.shape
-    for start, stop in pieces(rows, HELD * columns):
+    for start, stop in _rows_at_a_time(*pair.weight.shape):
         b, m = (None if tensor is None else tensor[start:stop].double() for tensor in (lora_B, magnitude))
         weight = pair.weight[start:stop].double()
         want = adapted_weight(weight, a, b, m, pair.scaling)
