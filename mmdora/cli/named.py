@@ -20,7 +20,7 @@ def check_model(name: str) -> None:
         there = False
     if not there and (name.startswith((".", "~")) or not HUB_ID.fullmatch(name)):
         raise MmdoraError(
-            f"model {name[:200]!r}: there is no folder {name[:200]}, and it is no id of the Hugging Face hub (USER/NAME)"
+            f"model {name[:200]!r}: there is no folder {name[:200]}, and it is no id of the hub (USER/NAME)"
         )
 
 
