@@ -19,7 +19,9 @@ def check_model(name: str) -> None:
     except (OSError, ValueError, RuntimeError):  # it is too long, or has a NUL, or there is no such user
         there = False
     if not there and (name.startswith((".", "~")) or not HUB_ID.fullmatch(name)):
-        raise MmdoraError(f"model {name[:200]!r}: no such folder, and no id of the Hugging Face hub (USER/NAME)")
+        raise MmdoraError(
+            f"model {name[:200]!r}: there is no folder {name[:200]}, and it is no id of the hub (USER/NAME)"
+        )
 
 
 def check_config(config: RunConfig) -> None:
