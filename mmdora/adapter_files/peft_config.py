@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdora.adapt.inject import build_plan, check_adaptable, entry_of
+from mmdora.adapt.entries import check_adaptable, entry_of
+from mmdora.adapt.inject import build_plan
 from mmdora.adapt.modality import ModelParts
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapter_files.check import scaling_in, shared_parameters

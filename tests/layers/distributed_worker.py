@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from layer_cases import adapted, shake
 
-from mmdora.layers import scales
+from mmdora.layers import stamp
 
 
 class Block(nn.Module):
@@ -117,8 +117,8 @@ def sharded(mesh: Any, recompute: bool, **options: Any) -> nn.Module:
 def main(rank: int, folder: Path) -> None:
     # On CUDA a gathered parameter often gets the same address again; on a CPU only by chance, so they are left out.
     # So neither addresses nor values may be what shows a write here.
-    scales.Stamp._is_of = lambda self, tensors: True
-    scales._readable = lambda tensor: False
+    stamp.Stamp._is_of = lambda self, tensors: True
+    stamp._readable = lambda tensor: False
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     net = Net()

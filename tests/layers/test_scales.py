@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmdora.adapter_files.tensors import to_file
 from mmdora.errors import MmdoraError
-from mmdora.layers import scales
+from mmdora.layers.stamp import Stamp
 from mmdora.ops import norm
 
 KIND = pytest.mark.parametrize("kind", BASES)
@@ -237,7 +237,7 @@ def test_merging_and_saving_see_a_write_through_data(kind, write):
 def test_the_look_at_values_sees_whole_writes_in_any_layout(shape, dtype):
     for layout in (torch.randn(shape), torch.randn(shape).transpose(0, -1), torch.zeros(()).expand(shape)):
         tensor = layout.to(dtype)
-        stamp = scales.Stamp([tensor], 0)
+        stamp = Stamp([tensor], 0)
         assert stamp.fits([tensor], 0)
         if tensor.numel() and tensor.is_contiguous():
             tensor.data.add_(1)

@@ -1,0 +1,130 @@
+"""The entries of a plan: for each module that a modality's targets mean, how it is adapted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from mmdora.adapt.modality import ModelParts
+from mmdora.adapt.plan import Entry
+from mmdora.adapt.targets import ROLES, Refusals, candidates_of, resolve, unused_in_tower
+from mmdora.config import Modality
+from mmdora.errors import MmdoraError
+from mmdora.layers import AdaptedEmbedding, Method, kind_of
+
+
+def entries_of(
+    model: nn.Module, parts: ModelParts, modality: str, settings: Modality, method: Method
+) -> tuple[list[Entry], list[str]]:
+    """Entries of a modality in the model's order, and notes on what was left out.
+
+    Raises:
+        MmdoraError: a target matches nothing, or means a module that cannot be adapted.
+    """
+    candidates = candidates_of(model, parts, modality)
+    rank = settings.rank_of(modality)
+    alpha = (2.0 * rank if settings.alpha is None else settings.alpha) if rank else 0.0
+    scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
+    entries = []
+    for name, because in resolve(candidates, settings.targets, modality).items():
+        module = model.get_submodule(name)
+        entry = entry_of(
+            module,
+            name=name,
+            modality=modality,
+            method=method,
+            rank=rank,
+            alpha=alpha,
+            scaling=scaling,
+            dropout=settings.dropout,
+            dropout_mode=settings.dropout_mode,
+            because=because,
+        )
+        entries.append(entry)
+    notes = []
+    if method == "dora" and settings.dropout and settings.dropout_mode == "reference":
+        notes.append(f"{modality}: dropout_mode is reference, which takes a second base product in training")
+    if candidates.experts:
+        notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {_some(candidates.experts)}")
+    if candidates.bare and set(settings.targets) & {"attention", "all"}:
+        notes.append(f"{modality}: projections that are no linears are not adapted: {_some(candidates.bare)}")
+    if set(settings.targets) & set(ROLES):
+        left_out = {**candidates.unused, **candidates.refused}
+        roled = (nn.Linear, nn.MultiheadAttention)
+        meant = {name: why for name, why in left_out.items() if isinstance(model.get_submodule(name), roled)}
+        for reason, names in _by_reason(meant).items():
+            notes.append(f"{modality}: left out {_some(names)}: {reason}")
+    return entries, notes
+
+
+def entry_of(module: nn.Module, *, name: str, method: Method, rank: int, dropout: float, **others: Any) -> Entry:
+    """The entry of a module, with what follows from the module itself: its kind, and the parameters that are added.
+
+    Args:
+        module: the plain module, of which it is known that it can be adapted (`candidates_of`, `check_adaptable`).
+        name: its name in the model.
+        method: of adaptation.
+        rank: 0 for a magnitude alone.
+        dropout: 0 is kept instead where none acts: on embeddings, and without a low-rank branch.
+        others: the rest of `Entry`.
+
+    Raises:
+        MmdoraError: the module cannot be adapted at this rank.
+    """
+    kind = kind_of(module)
+    assert kind is not None
+    if reason := kind.rank_problem(module, rank):
+        raise MmdoraError(f"{name}: cannot adapt this module: {reason}")
+    shapes = kind.shapes(module, rank)
+    if method == "lora":
+        del shapes["magnitude"]
+    return Entry(
+        name=name,
+        method=method,
+        rank=rank,
+        dropout=dropout if rank and kind is not AdaptedEmbedding else 0.0,
+        parameters=sum(map(math.prod, shapes.values())),
+        kind=kind.kind,
+        **others,
+    )
+
+
+def check_adaptable(model: nn.Module, parts: ModelParts, ranks: Mapping[str, int]) -> None:
+    """Raise if an adapter cannot be put on one of these modules, whether a target or a file names them.
+
+    Args:
+        model: the untouched base, or its skeleton.
+        ranks: name of a module that the model has -> rank.
+
+    Raises:
+        MmdoraError: naming the module and why: no kind fits, its weight is tied, it is read and never called, ...
+    """
+    refusals = Refusals(model)
+    unused: tuple[str, ...] | None = None
+    for name, rank in ranks.items():
+        kind = kind_of(module := refusals.modules[name])
+        if reason := refusals.why(name) or (kind.rank_problem(module, rank) if kind else None):
+            raise MmdoraError(f"{name}: cannot adapt this module: {reason}")
+        owner = name.rpartition(".")[0]
+        if owner not in ranks and isinstance(refusals.modules[owner], nn.MultiheadAttention):
+            if unused is None:
+                unused = tuple(f"{path}." for path in unused_in_tower(model, parts))
+            if not name.startswith(unused):  # where nothing runs, an adapter that is not called changes nothing
+                raise MmdoraError(
+                    f"{name}: is read, not called, by the nn.MultiheadAttention around it unless that is adapted too; "
+                    f"name {owner.rpartition('.')[2]} beside it, or the role attention"
+                )
+
+
+def _some(names: list[str]) -> str:
+    return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+
+
+def _by_reason(reasons: Mapping[str, str]) -> dict[str, list[str]]:
+    grouped: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        grouped.setdefault(reason, []).append(name)
+    return grouped
