@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,10 @@ def test_it_is_compared_with_what_was_trained_and_not_with_what_was_loaded(tiny_
     tensors = load_file(adapter / "adapter_model.safetensors")
     [head] = [name for name in tensors if name.endswith("lm_head.weight")]
     save_file({**tensors, head: tensors[head] + 1}, adapter / "adapter_model.safetensors", {"format": "pt"})
+    facts = json.loads((adapter / "mmdora.json").read_text())
+    # An adapter of an earlier mmdora has no checksums, which would tell of the change first.
+    kept = {key: value for key, value in facts.items() if key not in ("files", "checksum", "sha256")}
+    (adapter / "mmdora.json").write_text(json.dumps(kept))
     if way == "memory":
         refuse_disk(monkeypatch)
     with pytest.raises(MmdoraError, match="lm_head"):
