@@ -105,7 +105,7 @@ def gemma3() -> Any:
 
 
 def paligemma() -> Any:
-    pictures = transformers.SiglipImageProcessor(size={"height": 56, "width": 56})
+    pictures: Any = transformers.SiglipImageProcessor(size={"height": 56, "width": 56})
     pictures.image_seq_length = 16
     return transformers.PaliGemmaProcessor(pictures, tokenizer(), chat_template=TEMPLATE.replace("IMAGE", "<image>"))
 

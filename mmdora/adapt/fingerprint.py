@@ -88,7 +88,7 @@ def same_base(saved: Mapping[str, Any], present: Mapping[str, Any]) -> str | Non
 def _digest(tensor: Tensor) -> str:
     digest = hashlib.sha256()
     for piece in tensor.reshape(-1).split(PIECE):
-        digest.update(piece.to(torch.bfloat16).view(torch.int16).cpu().contiguous().numpy())
+        digest.update(piece.to(torch.bfloat16).view(torch.int16).cpu().contiguous().numpy().data)
     return digest.hexdigest()[:DIGITS]
 
 

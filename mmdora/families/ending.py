@@ -58,7 +58,7 @@ class Ending:
 
     def _ended(self, message: Any) -> Any:
         *before, last = message["content"] or [{"type": "text", "text": ""}]
-        return message | {"content": [*before, last | {"text": last["text"] + self.token}]}
+        return message | {"content": [*before, last | {"text": f"{last['text']}{self.token}"}]}
 
     def base_stops(self, generation_config: Any) -> list[int]:
         """The ids at which the base's own files tell generation to stop."""

@@ -147,13 +147,13 @@ def _same_contents(train: Records, held_out: Records) -> list[int]:
     learned = np.flatnonzero(pc.is_in(train.contents, value_set=shared).to_numpy())
     twins: dict[int, set[tuple[str, ...]]] = {}
     digest = lru_cache(maxsize=None)(_digest)
-    for index in learned:
+    for index in learned.tolist():
         images = tuple(map(digest, train[index]["images"]))
-        twins.setdefault(train.contents[int(index)].as_py(), set()).add(images)
+        twins.setdefault(train.contents[index].as_py(), set()).add(images)
     return [
-        int(index)
-        for index in same
-        if tuple(map(digest, held_out[index]["images"])) in twins[held_out.contents[int(index)].as_py()]
+        index
+        for index in same.tolist()
+        if tuple(map(digest, held_out[index]["images"])) in twins[held_out.contents[index].as_py()]
     ]
 
 

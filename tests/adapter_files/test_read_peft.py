@@ -1,6 +1,7 @@
 """PEFT's adapters of bases with tied weights, of older transformers, and of odd kinds: equal to PEFT, or refused."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -197,11 +198,9 @@ def siglip_llava():
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=28, patch_size=14
     )
     torch.manual_seed(0)
-    config = LlavaConfig(
-        vision_config=vision, text_config=plain.text_config, image_token_id=plain.image_token_id,
-        vision_feature_select_strategy="full",
-    )  # fmt: skip
-    return LlavaForConditionalGeneration(config).eval()
+    sizes: dict[str, Any] = {"vision_config": vision, "text_config": plain.text_config}
+    sizes |= {"image_token_id": plain.image_token_id, "vision_feature_select_strategy": "full"}
+    return LlavaForConditionalGeneration(LlavaConfig(**sizes)).eval()
 
 
 @pytest.mark.parametrize("use_dora", [False, True])
@@ -218,7 +217,8 @@ def test_a_pooling_head_that_never_runs(use_dora, tmp_path):
     assert max_rel(logits(ours, inputs), logits(theirs, inputs)) <= 1e-5
     pixels = {"pixel_values": torch.randn(1, 3, 28, 28)}
     with torch.no_grad():
-        one, other = (m.get_image_features(**pixels).pooler_output for m in (ours, theirs.get_base_model()))
+        models: tuple[Any, ...] = (ours, theirs.get_base_model())
+        one, other = (model.get_image_features(**pixels).pooler_output for model in models)
     assert max_rel(one[0], other[0]) <= 1e-5
     merged, expected = merge(ours).state_dict(), theirs.merge_and_unload().state_dict()
     for key in (f"{name}.weight", "model.vision_tower.encoder.layers.0.self_attn.out_proj.weight"):

@@ -18,6 +18,7 @@ from mmdora.export import export
 from mmdora.families import IGNORE, Glm4v, family_of
 from mmdora.models.locate import resolve
 from mmdora.records.reader import read_records
+from mmdora.records.record import check_record
 from mmdora.records.row import row_of
 
 LLAVA_HUB = (
@@ -93,7 +94,7 @@ def test_glm_answers_end_where_the_next_turn_begins():
     processor.chat_template = GLM
     family = family_of(processor)
     assert isinstance(family, Glm4v)
-    row = row_of({"id": "r", "messages": TALK, "images": [], "meta": {}}, Path())
+    row = row_of(check_record({"messages": TALK, "images": []}, "r"), Path())
     batch = family.batch([row])
     learned = [
         family.tokenizer.decode(list(ids))
