@@ -57,7 +57,7 @@ def answering(monkeypatch, answers: list[str]) -> None:
 def test_batches_change_nothing_and_rows_keep_their_order(
     loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(asking, "AHEAD", 2)
+    monkeypatch.setattr(asking, "WINDOW", 2)
     batched = run.evaluate(*loaded, records, batch_size=7, max_new_tokens=4, out=tmp_path / "a")
     alone = run.evaluate(*loaded, records, batch_size=1, max_new_tokens=4, out=tmp_path / "b")
     rows = read_predictions(tmp_path / "a")
@@ -135,7 +135,7 @@ def test_questions_about_one_picture_stand_together_among_those_of_like_length()
 
 def test_pictures_go_through_the_tower_once_a_batch(loaded: tuple[Any, Any], easy, records, monkeypatch):
     model, seen = loaded[0], []
-    monkeypatch.setattr(asking, "LIKE", 10_000)
+    monkeypatch.setattr(asking, "ALIKE", 10_000)
     real = model.model.vision_tower.forward
     monkeypatch.setattr(
         model.model.vision_tower, "forward", lambda pixels, **rest: seen.append(len(pixels)) or real(pixels, **rest)
