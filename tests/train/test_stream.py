@@ -13,6 +13,7 @@ from processes import finished, launched
 from tiny_run import config_of, curve, first_turns, same_run, silent, tree_for
 
 from mmdora.errors import Interrupted, MmdoraError
+from mmdora.files import with_checksum
 from mmdora.train import train
 from mmdora.train.overview import show_batch
 from mmdora.train.steps import Steps
@@ -136,7 +137,8 @@ def test_other_data_are_not_resumed(shards, whole, tmp_path):
     (run / "config.yaml").write_text(yaml.safe_dump(config))
     for checkpoint in run.glob("checkpoint-*"):
         manifest = checkpoint / "manifest.json"
-        manifest.write_text(manifest.read_text().replace(str(shards), str(other)))
+        moved = json.loads(manifest.read_text().replace(str(shards), str(other)))
+        manifest.write_text(json.dumps(with_checksum(moved)))
     (run / "complete.json").unlink()
     with (other / "1.jsonl").open("a") as file:
         file.write(json.dumps({"id": "more"}))
