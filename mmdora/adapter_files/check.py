@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdora.adapt.inject import check_adaptable
+from mmdora.adapt.entries import check_adaptable
 from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.files import CONFIG, OURS, changed_files, dtype_name
 from mmdora.adapter_files.tensors import file_shapes
