@@ -14,14 +14,12 @@ if "HF_DATASETS_CACHE" not in os.environ:
 
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 
 import pytest
 import torch
+from scene_rows import draw_scenes
 
-from mmdora.data_prep import scenes
 from mmdora.records.reader import write_records
-from mmdora.records.record import qa_record
 
 
 @pytest.fixture(autouse=True)
@@ -42,16 +40,10 @@ def tiny_llava() -> str:
 def scene_records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of 24 drawn records of several turns; every sixth has no picture."""
     folder = tmp_path_factory.mktemp("scenes")
-    rows = []
-    for number in range(24):
-        random = Random(number)
-        things, picture = scenes.scene(random)
-        picture.save(folder / f"{number}.png")
-        row = qa_record(f"scene-{number}", f"{number}.png", scenes.conversation(random, things))
-        if number % 6 == 5:
-            row["messages"][0]["content"] = row["messages"][0]["content"][1:]
-            row["images"] = []
-        rows.append(row)
+    rows = draw_scenes(folder, range(24))
+    for row in rows[5::6]:
+        row["messages"][0]["content"] = row["messages"][0]["content"][1:]
+        row["images"] = []
     write_records(folder / "records.jsonl", rows)
     return folder / "records.jsonl"
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from scene_rows import draw_scenes
 from tqdm import tqdm
 
 from mmdora.cli import main
 from mmdora.config import RunConfig, validate
+from mmdora.records.reader import write_records
 from mmdora.train.run import LOG
 
 SPEED = ("runtime", "per_second", "_s")  # Parts of the names of logged times, such as samples_per_s and forward_s.
@@ -34,11 +36,10 @@ def first_turns(records: Path, rows: int) -> Path:
 
 
 def held_out_of(records: Path, rows: int = 3) -> Path:
-    """Write the first rows under other ids, because records must not be both trained and evaluated on."""
-    path = records.with_name(f"{records.stem}-held-out-{rows}.jsonl")
+    """Draw scenes that are not among the records, each with one question, because no row may be trained on too."""
+    path = records.with_name(f"held-out-{rows}.jsonl")
     if not path.exists():
-        kept = [json.loads(line) for line in records.read_text().splitlines()[:rows]]
-        path.write_text("".join(json.dumps(row | {"id": f"held-{row['id']}"}) + "\n" for row in kept))
+        write_records(path, draw_scenes(path.parent, range(1000, 1000 + rows), questions=1))
     return path
 
 

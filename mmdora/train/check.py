@@ -103,9 +103,9 @@ def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
 def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:
     """Raise an MmdoraError if records to evaluate on are also trained on, as their ids or their contents tell.
 
-    Ids that a file gives are taken at their word. Ids that it does not give are made of its name, so that the same
-    record in two files has two ids: such records are compared by their contents, the messages and the images (by name,
-    and where the images lie below different folders, by their files).
+    Contents are the messages and the images (by name, and where the images lie below different folders, by their
+    files). They are compared whatever the ids are, because the same record has another id in every file that another
+    tool wrote.
 
     Args:
         pieces: whether `train` was cut into pieces, whose ids end in "#" and a number.
@@ -142,8 +142,7 @@ def _same_contents(train: Records, held_out: Records) -> list[int]:
     shared = _found(train.contents, held_out.contents)
     if not len(shared):
         return []
-    made = pc.starts_with(held_out.ids, f"{Path(held_out.path).resolve()}:")
-    same = np.flatnonzero(pc.and_(made, pc.is_in(held_out.contents, value_set=shared)).to_numpy())
+    same = np.flatnonzero(pc.is_in(held_out.contents, value_set=shared).to_numpy())
     if train.root.resolve() == held_out.root.resolve():
         return same.tolist()
     learned = np.flatnonzero(pc.is_in(train.contents, value_set=shared).to_numpy())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_run import config_of, curve, first_turns, same_run, silent, tree_for
+from tiny_run import config_of, curve, first_turns, held_out_of, same_run, silent, tree_for
 
 from mmdora.errors import MmdoraError
 from mmdora.train import early_stopping, train
@@ -36,12 +36,9 @@ def test_two_results_in_turn_that_are_no_better_end_it(metric: str, values: tupl
 
 @pytest.fixture
 def held_out(scene_records: Path, tmp_path: Path) -> tuple[Path, Path]:
-    """Records to train on and others, of other ids, to evaluate on."""
+    """Records to train on and others to evaluate on."""
     train_on = first_turns(scene_records, 8)
-    other = train_on.with_name("held-out.jsonl")
-    rows = [json.loads(line) for line in train_on.read_text().splitlines()[:3]]
-    other.write_text("".join(json.dumps(row | {"id": f"held-{row['id']}"}) + "\n" for row in rows))
-    return train_on, other
+    return train_on, held_out_of(train_on)
 
 
 def scores_of(run: Path) -> list[float]:
@@ -68,7 +65,7 @@ def test_answers_are_scored_and_change_nothing(held_out: tuple[Path, Path], tmp_
     done = json.loads((tmp_path / "scored" / "complete.json").read_text())
     assert done["best_eval_score"] == max(scores)
     explained = (tmp_path / "scored" / "README.md").read_text()
-    assert "held-out.jsonl" in explained and "best eval score" in explained and "config.yaml" in explained
+    assert "held-out-3.jsonl" in explained and "best eval score" in explained and "config.yaml" in explained
 
 
 def test_a_run_stops_early_also_after_a_resume(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from processors import qwen
 from shrunken import ROPE, TEXT, shrunken
-from tiny_run import config_of, curve, first_turns, same_run, silent, tree_for
+from tiny_run import config_of, curve, first_turns, held_out_of, same_run, silent, tree_for
 from transformers import AutoProcessor
 
 from mmdora.batches.fit import fit
@@ -154,10 +154,8 @@ def test_a_model_that_mixes_rows_is_refused(break_, bf16, message, records):
 
 
 def packing_config(records, output, **training):
-    held_out = records.parent / "held-out.jsonl"
-    held_out.write_text(records.read_text().replace('"id": "', '"id": "other-'))
     tree = tree_for(records, output, evaluates=False, **({"save_every": 2} | training))
-    tree["data"] |= {"packing": True, "max_length": 360, "eval": str(held_out), "eval_rows": 2}
+    tree["data"] |= {"packing": True, "max_length": 360, "eval": str(held_out_of(records)), "eval_rows": 2}
     tree["training"] |= {"batch_size": 1, "accumulation": 3, "steps": 5, "eval_every": 2}
     return config_of(tree)
 

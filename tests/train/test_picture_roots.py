@@ -29,8 +29,8 @@ def folders(tmp_path: Path) -> dict[str, Path]:
         folder = tmp_path / name
         (folder / "pictures").mkdir(parents=True)
         Image.new("RGB", (64, 64), colour).save(folder / "pictures" / "x.png")
-        for split in ("train", "test"):
-            rows = [qa_record(f"{name}-{split}-{i}", "x.png", [("Which colour?", colour)]) for i in range(2)]
+        for split, question in (("train", "Which colour?"), ("test", "What colour is it?")):
+            rows = [qa_record(f"{name}-{split}-{i}", "x.png", [(question, colour)]) for i in range(2)]
             write_records(folder / f"{split}.jsonl", rows)
         card = {"name": "folder", "splits": {"test": {"file": "test.jsonl", "images_root": str(folder / "pictures")}}}
         (folder / "dataset_card.json").write_text(json.dumps(card))
