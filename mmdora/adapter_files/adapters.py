@@ -35,7 +35,8 @@ from mmdora.adapter_files.files import (
     read_tensors,
 )
 from mmdora.adapter_files.names import todays_names
-from mmdora.adapter_files.peft_config import check_config, plan_from_peft, write_peft_config
+from mmdora.adapter_files.peft_config import check_config, write_peft_config
+from mmdora.adapter_files.peft_plan import PeftAdapter, plan_from_peft
 from mmdora.adapter_files.tensors import file_rank, from_file, to_file, unlike_peft, wrong_in_peft
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
@@ -148,8 +149,8 @@ def read_adapter(
             check_scaling(config, plan, folder)
     else:
         tensors, before = todays_names(model, tensors)
-        config = read_config(folder / CONFIG)
-        plan = plan_from_peft(model, config, tensors, folder, before, find_parts(model, parts))
+        adapter = PeftAdapter(read_config(folder / CONFIG), tensors, folder, before)
+        plan = plan_from_peft(model, adapter, find_parts(model, parts))
         warnings.warn(
             f"{folder}: this adapter carries no fingerprint, so it is not checked that this base is its own",
             UserWarning,

@@ -63,7 +63,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _own_name(name: str) -> str:
     name = name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    # The weight of an embedding is a copy that PEFT adds; `peft_config` looks for it under this name.
+    # The weight of an embedding is a copy that PEFT adds; `peft_plan` looks for it under this name.
     return name if name.endswith(f".{BASE}.weight") else name.replace(f".{BASE}.", ".")
 
 
