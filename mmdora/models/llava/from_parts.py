@@ -28,7 +28,8 @@ from transformers import (
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mmdora.errors import MmdoraError
-from mmdora.models.llava.compose import LLAVA_V1, assemble
+from mmdora.models.llava.assemble import assemble
+from mmdora.models.llava.templates import LLAVA_V1
 from mmdora.models.llava.tower import Tower
 from mmdora.models.torch_files import read_state
 

@@ -36,7 +36,8 @@ from mmdora.config import Compose
 from mmdora.errors import MmdoraError
 from mmdora.export.run import export
 from mmdora.families import family_of
-from mmdora.models.llava.compose import SYSTEM, compose, compose_into
+from mmdora.models.llava.compose import compose, compose_into
+from mmdora.models.llava.templates import SYSTEM
 from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.turns import split_turns

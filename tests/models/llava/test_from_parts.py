@@ -21,8 +21,9 @@ import mmdora
 from mmdora.errors import MmdoraError
 from mmdora.families import family_of
 from mmdora.families.template import IGNORE
-from mmdora.models.llava.compose import LLAVA_V1, processor_of
+from mmdora.models.llava.assemble import processor_of
 from mmdora.models.llava.from_parts import compose, read_projector
+from mmdora.models.llava.templates import LLAVA_V1
 from mmdora.models.llava.tower import Tower
 from mmdora.records.record import check_record
 from mmdora.records.row import row_of
