@@ -77,14 +77,10 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
     ) -> Seq2SeqLMOutput:
         """Run BART's forward with one kind of visual input, or none.
 
+        The arguments from `input_ids` to `visual_boxes` are explained at `VLBartModel.encode`. They are named here
+        again because `generate` refuses every argument that the forward does not name.
+
         Args:
-            input_ids, attention_mask: [B, L], padded on the right, because BART counts positions from the first token.
-            pixel_values: [B, N, 3, S, S] images for the tower.
-            image_mask: [B, N], 1 for an image, 0 in place of a missing one; by default all 1.
-            pixel_values_videos: [B, n, 3, S, S] frames of one clip; each frame becomes one token.
-            frame_mask: [B, n], 1 for a frame, 0 in place of a missing one, whose features are set to zero.
-            visual_features: [B, N, T, F] precomputed features: N images of T tokens, or one clip of T frames.
-            visual_boxes: [B, N, T, 4] x1, x2, y1, y2 of the features' regions; by default all 0, as for grids.
             labels: [B, M] ids of the answers; positions with -100 are not learned.
             loss_weights: [B] factors of the samples' losses; by default 1.
             num_items_in_batch: divisor of the sum of the losses; by default the number of labels.
@@ -114,9 +110,7 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         logits = self.lm_head(outputs.last_hidden_state) + self.final_logits_bias
-        loss = None
-        if labels is not None:
-            loss = _loss(logits, labels.to(logits.device), loss_weights, num_items_in_batch)
+        loss = None if labels is None else _loss(logits, labels.to(logits.device), loss_weights, num_items_in_batch)
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return Seq2SeqLMOutput(loss=loss, logits=logits, **rest)
 

@@ -95,7 +95,21 @@ class VLBartModel(VLBartPreTrainedModel):
         visual_boxes: Tensor | None = None,
         **kwargs: Any,
     ) -> VLBartEncoderOutput:
-        """Compute encoder states of text and visual tokens; for the arguments see `VLBartForConditionalGeneration`."""
+        """Compute encoder states of text and visual tokens.
+
+        Args:
+            input_ids, attention_mask: [B, L], padded on the right, because BART counts positions from the first token.
+            inputs_embeds: [B, L, D] in place of `input_ids`.
+            pixel_values: [B, N, 3, S, S] images for the tower.
+            image_mask: [B, N], 1 for an image, 0 in place of a missing one; by default all 1.
+            pixel_values_videos: [B, n, 3, S, S] frames of one clip; each frame becomes one token.
+            frame_mask: [B, n], 1 for a frame, 0 in place of a missing one, whose features are set to zero.
+            visual_features: [B, N, T, F] precomputed features: N images of T tokens, or one clip of T frames.
+            visual_boxes: [B, N, T, 4] x1, x2, y1, y2 of the features' regions; by default all 0, as for grids.
+
+        Raises:
+            MmdoraError: if there are several kinds of visual input, or more tokens than the config allows.
+        """
         given = [part for part in (pixel_values, pixel_values_videos, visual_features) if part is not None]
         if len(given) > 1:
             raise MmdoraError("give one of pixel_values, pixel_values_videos and visual_features, not several")
