@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -43,7 +43,7 @@ def generate(
     """
     family = family_of(processor)
     longest_first = sorted(range(len(prompts)), key=lambda i: -prompts[i].characters)
-    found = [""] * len(prompts)
+    texts = [""] * len(prompts)
     with _evaluating(model):
         for start in range(0, len(prompts), batch_size):
             chosen = longest_first[start : start + batch_size]
@@ -52,12 +52,12 @@ def generate(
                 inputs = read_once(model, family, inputs, [prompts[i].images for i in chosen])
             how = family.generation(model, max_new_tokens, beams) | (family.only(answers) if answers else {})
             new = family.new_ids(model.generate(**inputs, **how), inputs)
-            texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
-            for i, text in zip(chosen, texts, strict=True):
-                found[i] = text.strip()
+            decoded = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+            for i, text in zip(chosen, decoded, strict=True):
+                texts[i] = text.strip()
             if progress:
                 progress(len(chosen))
-    return found
+    return texts
 
 
 TIMED = 5
@@ -109,46 +109,62 @@ def stream(
     """
     begun, family = time.perf_counter(), family_of(processor)
     closed = threading.Event()
-    events: SimpleQueue[tuple[float, list[int]] | BaseException | None] = SimpleQueue()
+    events: SimpleQueue[Event] = SimpleQueue()
 
     def halted(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         halt = closed.is_set() or (stop is not None and stop.is_set())
         return torch.full((input_ids.shape[0],), halt, device=input_ids.device, dtype=torch.bool)
 
     def work() -> None:
+        model.generate(
+            **_inputs(model, family, [prompt]),
+            **family.generation(model, max_new_tokens),
+            logits_processor=_sampling(temperature, top_p, seed, model.device),
+            stopping_criteria=[halted],
+            streamer=_Tokens(events),
+        )
+
+    ids: list[int] = []
+    times: list[float] = []
+    with _evaluating(model), closing(_beside(work, events, closed)) as arriving:
+        for came, new in arriving:
+            times.append(came)
+            ids += new
+            # The first bytes of a character decode to U+FFFD, which is left out until the other bytes come.
+            text = processor.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+            yield Partial.timed(text, len(ids), begun, times)
+        yield Partial.timed(processor.tokenizer.decode(ids, skip_special_tokens=True), len(ids), begun, times)
+
+
+Event = tuple[float, list[int]] | BaseException | None
+"""What a thread that generates reports: the time of new tokens in seconds and their ids, its error, or its end."""
+
+
+def _beside(
+    work: Callable[[], None], events: SimpleQueue[Event], closed: threading.Event
+) -> Generator[tuple[float, list[int]], None, None]:
+    """Run `work` in a thread, and yield what it puts into `events` until it ends.
+
+    An error of `work` is raised here. When this generator is closed, it sets `closed` and waits for the thread.
+    """
+
+    def run() -> None:
         try:
-            model.generate(
-                **_inputs(model, family, [prompt]),
-                **family.generation(model, max_new_tokens),
-                logits_processor=_sampling(temperature, top_p, seed, model.device),
-                stopping_criteria=[halted],
-                streamer=_Tokens(events),
-            )
+            work()
             events.put(None)
         except BaseException as error:  # The error goes to the thread of the caller, which raises it there.
             events.put(error)
 
-    ids: list[int] = []
-    times: list[float] = []
-
-    def partial(text: str) -> Partial:
-        return Partial.timed(text, len(ids), begun, times)
-
-    thread = threading.Thread(target=work, name="mmdora-generate", daemon=True)
-    with _evaluating(model):
-        thread.start()
-        try:
-            while (event := events.get()) is not None:
-                if isinstance(event, BaseException):
-                    raise event
-                times.append(event[0])
-                ids += event[1]
-                # The first bytes of a character decode to U+FFFD, which is left out until the other bytes come.
-                yield partial(processor.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd"))
-            yield partial(processor.tokenizer.decode(ids, skip_special_tokens=True))
-        finally:
-            closed.set()
-            thread.join()
+    thread = threading.Thread(target=run, name="mmdora-generate", daemon=True)
+    thread.start()
+    try:
+        while (event := events.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+    finally:
+        closed.set()
+        thread.join()
 
 
 class _Tokens(BaseStreamer):
