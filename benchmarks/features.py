@@ -19,6 +19,8 @@ import random
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from transformers import BartTokenizer
 import mmdora
 from mmdora.adapt.inject import trainable_parameters
 from mmdora.data_prep import scenes
-from mmdora.families import family_of
+from mmdora.families import Family, family_of
 from mmdora.models.open_clip.tower import image_processor, tower_config
 from mmdora.models.vlbart.config import BART_BASE, VLBartConfig
 from mmdora.models.vlbart.feature_cache import FeatureCache
@@ -78,36 +80,59 @@ def drawn(folder: Path, count: int) -> Any:
     return read_records(folder / "records.jsonl")
 
 
-def measure(folder: Path, rounds: int, quick: bool) -> dict[str, list[dict[str, Any]]]:
-    model, processor = made(quick)
-    steps = 1 if quick else STEPS
-    records = drawn(folder, BATCH * steps)
-    batches = [[records[i] for i in range(at, at + BATCH)] for at in range(0, len(records), BATCH)]
+@dataclass(frozen=True)
+class Filling:
+    """What the cache of features cost: seconds of CPU time, images, and bytes on the disk."""
+
+    cache: FeatureCache
+    images: int
+    opened: float
+    filled: float
+    checked: float
+
+    @property
+    def size(self) -> int:
+        return sum(path.stat().st_size for path in self.cache.rows.folder.iterdir())
+
+
+def fill(model: Any, family: Family, records: Any, folder: Path) -> Filling:
+    """Open a cache in `folder`, fill it with the features of all images, and look for them once more."""
     begun = time.process_time()
-    cache = FeatureCache.of(model, processor, folder / "cache")
-    opened = time.process_time() - begun
+    cache = FeatureCache.of(model, family, folder)
+    opened = time.process_time()
     images = cache.fill(records, batch_size=BATCH)
-    filled = time.process_time() - begun - opened
-    begun = time.process_time()
+    filled = time.process_time()
     again = cache.fill(records, batch_size=BATCH)
-    checked = time.process_time() - begun
+    checked = time.process_time()
     assert images == len(records) and again == 0
-    pixels = family_of(processor).batch
-    ways = {
-        "pixels": pixels,
-        "cached": partial(family_of(processor).batch, features=cache.features),
-        "pixels again": pixels,
-    }
-    trained = [parameter for _, parameter, _, _ in trainable_parameters(model)]
-    before = [parameter.detach().clone() for parameter in trained]
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
-    losses: dict[str, list[float]] = {}
+    return Filling(cache, images, opened - begun, filled - opened, checked - filled)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The steps of one way: CPU seconds of collator and model in each step of all rounds, losses of the last round."""
+
+    collator: list[float]
+    model: list[float]
+    losses: list[float]
+
+    @property
+    def step(self) -> list[float]:
+        return [a + b for a, b in zip(self.collator, self.model, strict=True)]
+
+
+def train(model: Any, batches: list[Any], ways: dict[str, Callable[[Any], Any]], rounds: int) -> dict[str, Trained]:
+    """Run the steps of all ways in each round, from the same weights and in an order of the round's own."""
+    parameters = [parameter for _, parameter, _, _ in trainable_parameters(model)]
+    before = [parameter.detach().clone() for parameter in parameters]
+    trained = {name: Trained([], [], []) for name in ways}
     for turn in range(rounds):
         for name in random.Random(turn).sample(list(ways), len(ways)):
             with torch.no_grad():
-                for parameter, value in zip(trained, before, strict=True):
+                for parameter, value in zip(parameters, before, strict=True):
                     parameter.copy_(value)
-            optimizer, losses[name] = torch.optim.AdamW(trained, lr=1e-4, fused=True), []
+            optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+            trained[name].losses.clear()
             for batch in batches:
                 started = time.process_time()
                 inputs = ways[name](batch)
@@ -116,38 +141,57 @@ def measure(folder: Path, rounds: int, quick: bool) -> dict[str, list[dict[str, 
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
-                spent[name].append((ready - started, time.process_time() - ready))
-                losses[name].append(loss.item())
-    apart = max(abs(a - b) / a for a, b in zip(losses["pixels"], losses["cached"], strict=True))
+                trained[name].collator.append(ready - started)
+                trained[name].model.append(time.process_time() - ready)
+                trained[name].losses.append(loss.item())
+    return trained
+
+
+def measure(folder: Path, rounds: int, quick: bool) -> dict[str, list[dict[str, Any]]]:
+    """Both tables: a step of each way, and what the cache costs and saves."""
+    model, processor = made(quick)
+    records = drawn(folder, BATCH * (1 if quick else STEPS))
+    batches = [[records[i] for i in range(at, at + BATCH)] for at in range(0, len(records), BATCH)]
+    family = family_of(processor)
+    filling = fill(model, family, records, folder / "cache")
+    pixels = family.batch
+    ways = {"pixels": pixels, "cached": partial(pixels, features=filling.cache.features), "pixels again": pixels}
+    trained = train(model, batches, ways, rounds)
+    apart = max(abs(a - b) / a for a, b in zip(trained["pixels"].losses, trained["cached"].losses, strict=True))
     if apart > 1e-4:
         raise SystemExit(f"the losses with and without the cache differ by {apart:.1e}")
-    whole = {name: [a + b for a, b in times] for name, times in spent.items()}
-    faster = {name: [b / a for a, b in zip(whole[name], whole["pixels"], strict=True)] for name in ways}
-    table = [
-        {
-            "a step reads": name,
-            "collator, s": f"{statistics.median(a for a, _ in spent[name]):.2f}",
-            "model, s": f"{statistics.median(b for _, b in spent[name]):.2f}",
-            "step, s": f"{statistics.median(whole[name]):.2f}",
-            "times as fast": f"{statistics.median(faster[name]):.2f}",
-        }
-        for name in ways
-    ]
-    saved = (statistics.median(whole["pixels"]) - statistics.median(whole["cached"])) / BATCH
-    size = sum(path.stat().st_size for path in cache.rows.folder.iterdir())
+    return {
+        f"a step of {BATCH} rows": [step_row(name, way, trained["pixels"]) for name, way in trained.items()],
+        f"the cache of {filling.images} images": cache_rows(filling, trained, apart),
+    }
+
+
+def step_row(name: str, way: Trained, pixels: Trained) -> dict[str, str]:
+    """A row of the table of steps; `pixels` is the way that the others are compared with."""
+    faster = [b / a for a, b in zip(way.step, pixels.step, strict=True)]
+    return {
+        "a step reads": name,
+        "collator, s": f"{statistics.median(way.collator):.2f}",
+        "model, s": f"{statistics.median(way.model):.2f}",
+        "step, s": f"{statistics.median(way.step):.2f}",
+        "times as fast": f"{statistics.median(faster):.2f}",
+    }
+
+
+def cache_rows(filling: Filling, trained: dict[str, Trained], apart: float) -> list[dict[str, str]]:
+    """The table of the cache; `apart` is the largest relative difference of the losses with and without it."""
+    saved = (statistics.median(trained["pixels"].step) - statistics.median(trained["cached"].step)) / BATCH
+    images = filling.images
     facts = {
-        "opening (SHA-256 of the tower), s": f"{opened:.2f}",
-        "filling, s per image": f"{filled / images:.3f}",
-        "seeing that an image is there, s": f"{checked / images:.4f}",
+        "opening (SHA-256 of the tower), s": f"{filling.opened:.2f}",
+        "filling, s per image": f"{filling.filled / images:.3f}",
+        "seeing that an image is there, s": f"{filling.checked / images:.4f}",
         "saved, s per image and epoch": f"{saved:.3f}",
-        "paid back after epochs": f"{filled / images / saved:.2f}",
-        "disk, bytes per image": f"{size / images:,.0f}",
+        "paid back after epochs": f"{filling.filled / images / saved:.2f}",
+        "disk, bytes per image": f"{filling.size / images:,.0f}",
         "losses differ by at most": f"{apart:.0e}",
     }
-    return {
-        f"a step of {BATCH} rows": table,
-        f"the cache of {images} images": [{"": name, "value": value} for name, value in facts.items()],
-    }
+    return [{"": name, "value": value} for name, value in facts.items()]
 
 
 def main() -> None:
