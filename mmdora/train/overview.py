@@ -19,7 +19,8 @@ from mmdora.adapt.inject import make_plan
 from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.adapt.plan import Plan
 from mmdora.batches.fit import fit
-from mmdora.batches.stream import Shards, admit, rows_of
+from mmdora.batches.shards import Shards, rows_of
+from mmdora.batches.stream import admit
 from mmdora.batches.survey import drawing, survey
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError

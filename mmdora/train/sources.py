@@ -12,7 +12,8 @@ from torch.utils.data import Dataset, Subset
 
 from mmdora.batches.fit import Rows, fit
 from mmdora.batches.packing import Packs
-from mmdora.batches.stream import BUFFER, Shards, Stream, admit
+from mmdora.batches.shards import Shards
+from mmdora.batches.stream import BUFFER, Stream, admit
 from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig, TaskData
 from mmdora.families import Family

@@ -1,7 +1,5 @@
 """Rows of trained adapters against dense float64 from the trained parameters, and against PEFT's merge."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +7,7 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from peak_memory import NEEDS_PROC, peak_of
 from shrunken import TEXT, llava_inputs, shrunken, shrunken_llava
 from torch import nn
 from transformers import LlavaForConditionalGeneration, PreTrainedModel
@@ -173,29 +172,7 @@ def test_a_base_that_is_a_pickle_is_refused(base, tmp_path):
         mmdora.analyze(tmp_path / "adapter", say=lambda line: None)
 
 
-MEASURE = """
-import re, sys, threading, time
-from pathlib import Path
-import mmdora
-def anonymous():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-mmdora.analyze(sys.argv[2])  # what is imported on first use is not the analysis's
-before, peak, done = anonymous(), 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.005)
-thread = threading.Thread(target=watch)
-thread.start()
-rows = mmdora.analyze(sys.argv[1])
-done = True
-thread.join()
-print(len(rows), peak - before)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@NEEDS_PROC
 def test_memory_does_not_grow_with_the_model(base, tmp_path):
     """98 matrices of at most 0.6 MB in fp32 take some of them in fp64 at a time, not all."""
     text = {**TEXT, "hidden_size": 384, "intermediate_size": 384, "num_hidden_layers": 14, "head_dim": 192}
@@ -204,9 +181,8 @@ def test_memory_does_not_grow_with_the_model(base, tmp_path):
     mmdora.inject(model, {"language": {"method": "dora", "rank": 4, "targets": ["attention", "mlp"]}})
     mmdora.save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"))
     mmdora.save_adapter(trained(base, ADAPT["dora"], steps=1), tmp_path / "small", base=str(base))
-    folders = [str(tmp_path / name) for name in ("adapter", "small")]
-    run = subprocess.run([sys.executable, "-c", MEASURE, *folders], capture_output=True, text=True, check=True)
-    count, peak = map(int, run.stdout.split()[-2:])
+    once, work = "import mmdora; mmdora.analyze(sys.argv[2])", "rows = mmdora.analyze(sys.argv[1])"
+    count, peak = peak_of(once, work, "len(rows)", tmp_path / "adapter", tmp_path / "small")
     size = sum(p.numel() * 4 for p in model.parameters())
     assert count == 14 * 7 and size > 48e6
     assert peak < size / 2, f"{peak / 1e6:.0f} MB"

@@ -33,7 +33,7 @@ WEIGHTS = "adapter_model.safetensors"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and, as the trainer leaves it, a run on it: three sealed checkpoints, `adapter/` a copy of the last."""
+    """A base and, as training leaves it, a run on it: three sealed checkpoints, `adapter/` a copy of the last."""
     folder = tmp_path_factory.mktemp("made")
     model = shrunken_llava()
     save_checkpoint(model, folder / "base")

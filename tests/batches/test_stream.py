@@ -11,10 +11,12 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
+from peak_memory import anonymous
 from transformers import AutoProcessor
 
 from mmdora.batches.fit import fit
-from mmdora.batches.stream import Shards, Stream, StreamBatches, admit, rows_of
+from mmdora.batches.shards import Shards, rows_of
+from mmdora.batches.stream import Stream, StreamBatches, admit
 from mmdora.config import Data, RunConfig, validate
 from mmdora.data_prep import messages
 from mmdora.errors import MmdoraError
@@ -237,11 +239,6 @@ def test_few_rows_are_held(tmp_path):
         file.writelines(json.dumps(row(id=f"{number:0>3000}")) + "\n" for number in range(20_000))
     rows = iter(stream(tmp_path / "rows.jsonl", buffer=100))
     assert len(list(islice(rows, 1000))) == 1000
-    before = memory()
-    grown = [memory() - before for number, _ in enumerate(islice(rows, 20_000)) if number % 1000 == 0]
+    before = anonymous()
+    grown = [anonymous() - before for number, _ in enumerate(islice(rows, 20_000)) if number % 1000 == 0]
     assert len(grown) == 20 and max(grown) < MEMORY
-
-
-def memory() -> int:
-    """What this process holds beyond mapped files, in bytes."""
-    return int(re.findall(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[0]) * 1024

@@ -1,7 +1,5 @@
 """Merged from disk is merged in memory, bit for bit, in memory that does not grow with the model."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from merged_bases import (
     tensors,
     write_adapter,
 )
+from peak_memory import NEEDS_PROC, peak_of
 from shrunken import TEXT, shrunken
 
 import mmdora
@@ -147,32 +146,20 @@ def test_large_products_in_pieces_have_the_same_bits():
         assert len(parts) > 1 and torch.equal(torch.cat(parts), whole)
 
 
-MEASURE = """
-import re, sys, threading, time
-from pathlib import Path
-from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.tensor_parity import tensor_parity
-def anonymous():
-    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
-DiskMerge(Path(sys.argv[4]), None, "bf16")  # what is imported on first use is not the merge's
-before, peak, done = anonymous(), 0, False
-def watch():
-    global peak
-    while not done:
-        peak = max(peak, anonymous())
-        time.sleep(0.005)
-thread = threading.Thread(target=watch)
-thread.start()
+MERGE = """
 merge = DiskMerge(Path(sys.argv[1]), Path(sys.argv[2]), "bf16")
 merge.write(Path(sys.argv[3]))
 tensor_parity(merge, Path(sys.argv[3])).check()
-done = True
-thread.join()
-print(4 * merge.elements, peak - before)
+"""
+MERGE_ONCE = """
+from pathlib import Path
+from mmdora.export.merge_disk import DiskMerge
+from mmdora.export.tensor_parity import tensor_parity
+DiskMerge(Path(sys.argv[4]), None, "bf16")
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
+@NEEDS_PROC
 def test_memory_does_not_grow_with_the_model(llava, tmp_path):
     text = {**TEXT, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 2, "head_dim": 512}
     model = shrunken("llava", text_config=text).to(torch.bfloat16)
@@ -181,8 +168,7 @@ def test_memory_does_not_grow_with_the_model(llava, tmp_path):
     mmdora.inject(model, adapt)
     mmdora.save_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"))
     (tmp_path / "out").mkdir()
-    folders = [*(str(tmp_path / name) for name in ("base", "adapter", "out")), str(llava)]
-    run = subprocess.run([sys.executable, "-c", MEASURE, *folders], capture_output=True, text=True, check=True)
-    model_bytes, anonymous = map(int, run.stdout.split()[-2:])
+    folders = [*(tmp_path / name for name in ("base", "adapter", "out")), llava]
+    model_bytes, peak = peak_of(MERGE_ONCE, MERGE, "4 * merge.elements", *folders)
     assert model_bytes > 115e6
-    assert anonymous < 100e6, f"{anonymous / 1e6:.0f} MB"
+    assert peak < 100e6, f"{peak / 1e6:.0f} MB"
