@@ -9,29 +9,26 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.config import RunConfig
 from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
+from mmdora.export.logits import Outputs, decided, distance, move_weights, nudged_inputs, outputs_of
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.tensor_parity import TensorParity, TrainedModel, half_step, tensor_parity
-from mmdora.families import Prompt, family_of
+from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
+from mmdora.families import Prompt
 from mmdora.models.load import no_bars
-from mmdora.predict.answers import generate
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records
 from mmdora.records.row import Row
-from mmdora.records.turns import prompt_messages
 
 ROWS = 8
 """Rows of data whose logits are compared."""
@@ -82,9 +79,6 @@ class Parity:
         )
 
 
-# --- by logits
-
-
 class LogitCheck:
     """The logits of the unmerged model for some conversations, kept for the comparison with a written checkpoint.
 
@@ -105,9 +99,9 @@ class LogitCheck:
         dtype: str,
     ):
         self._asked, self._origin, self._trained, self._dtype = asked, origin, trained, dtype
-        self._reference = _outputs(model, processor, asked, text=dtype == "fp32")
-        with _nudged_inputs(model):
-            self._own = _distance(_outputs(model, processor, asked, text=False), self._reference)
+        self._reference = outputs_of(model, processor, asked, text=dtype == "fp32")
+        with nudged_inputs(model):
+            self._own = distance(outputs_of(model, processor, asked, text=False), self._reference)
 
     def compare(self, folder: Path) -> Parity:
         """The parity of the checkpoint in `folder`, as stock transformers loads it.
@@ -121,17 +115,10 @@ class LogitCheck:
         else:
             model, processor = _reload(folder)
             tensors = self._trained.parity(model, self._dtype)
-        written = _outputs(model, processor, self._asked, text=self._dtype == "fp32")
-        _move_weights(model, DTYPES[self._dtype])
-        own = self._own + _distance(_outputs(model, processor, self._asked, text=False), written)
+        written = outputs_of(model, processor, self._asked, text=self._dtype == "fp32")
+        move_weights(model, DTYPES[self._dtype])
+        own = self._own + distance(outputs_of(model, processor, self._asked, text=False), written)
         return _compare(self._reference, written, own, tensors, self._origin)
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    logits: list[Tensor]  # per row [text positions, vocabulary], fp32 on the CPU
-    ids: list[Tensor]  # per row [positions]
-    texts: list[str] | None
 
 
 def prompts(config: RunConfig | None, rows: Sequence[Row] | None) -> tuple[list[Prompt], str]:
@@ -143,11 +130,11 @@ def prompts(config: RunConfig | None, rows: Sequence[Row] | None) -> tuple[list[
     files = list(_files(config))
     if not files:
         return [_drawn(i) for i in range(ROWS)], "drawn pictures"
-    found, share = [], -(-ROWS // len(files))  # `share` is the number of rows of each task.
+    conversations, share = [], -(-ROWS // len(files))  # `share` is the number of rows of each task.
     for path, images in files:
         records = read_records(path, images)
-        found += _prompts([records[i] for i in range(min(share, len(records)))])
-    return found, f"of {', '.join(str(path) for path, _ in files)}"
+        conversations += _prompts([records[i] for i in range(min(share, len(records)))])
+    return conversations, f"of {', '.join(str(path) for path, _ in files)}"
 
 
 def _files(config: RunConfig | None) -> Iterator[tuple[Path, Path | None]]:
@@ -176,27 +163,6 @@ def _drawn(number: int) -> Prompt:
     return Prompt([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}], [image])
 
 
-@torch.inference_mode()
-def _outputs(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -> _Outputs:
-    """Logits one row at a time (no padding, little memory); greedy answers if `text`."""
-    logits, ids = [], []
-    family = family_of(processor)
-    for prompt in asked:
-        inputs = family.encode_conversation(prompt).to(model.device)
-        found = inputs["input_ids"][0]
-        seen = found != getattr(processor, "image_token_id", -1)
-        logits.append(model(**inputs, use_cache=False).logits[0, seen].float().cpu())
-        ids.append(found.cpu())
-    questions = [Prompt(_question(prompt), prompt.images, prompt.features) for prompt in asked]
-    texts = generate(model, processor, questions, max_new_tokens=16, batch_size=1) if text else None
-    return _Outputs(logits, ids, texts)
-
-
-def _question(prompt: Prompt) -> list[dict[str, Any]]:
-    asks = prompt.messages[-1]["role"] != "assistant"
-    return prompt.messages if asks else prompt_messages({"messages": prompt.messages})
-
-
 def _reload(folder: Path) -> tuple[Any, Any]:
     """The written checkpoint, by stock transformers.
 
@@ -214,50 +180,13 @@ def _reload(folder: Path) -> tuple[Any, Any]:
     return model.eval(), AutoProcessor.from_pretrained(folder)
 
 
-@contextmanager
-def _nudged_inputs(model: Any) -> Iterator[None]:
-    """Change the token embeddings by about the last bit of fp32, so that all that follows is rounded differently."""
-    generator = torch.Generator(model.device).manual_seed(0)
-
-    def nudge(module: Any, inputs: Any, output: Tensor) -> Tensor:
-        noise = torch.empty_like(output).uniform_(-1, 1, generator=generator)
-        return output * (1 + 2 * torch.finfo(torch.float32).eps * noise)
-
-    hook = model.get_input_embeddings().register_forward_hook(nudge)
-    try:
-        yield
-    finally:
-        hook.remove()
-
-
-@torch.no_grad()
-def _move_weights(model: Any, dtype: torch.dtype) -> None:
-    """Change every weight at random by at most the rounding of the merge: half a step of `dtype`, one of fp32."""
-    generator = torch.Generator(model.device).manual_seed(0)
-    for weight in model.parameters():
-        step = half_step(weight, dtype) + 2 * half_step(weight, torch.float32)
-        weight.add_(step.mul_(torch.empty_like(weight).uniform_(-1, 1, generator=generator)))
-
-
-def _distance(outputs: _Outputs, reference: _Outputs) -> float:
-    """max|a - b| / max|b| of the logits, in the worst row."""
-    pairs = zip(outputs.logits, reference.logits, strict=True)
-    return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max())
-
-
-def _compare(reference: _Outputs, written: _Outputs, own: float, tensors: TensorParity, source: str) -> Parity:
+def _compare(reference: Outputs, written: Outputs, own: float, tensors: TensorParity, source: str) -> Parity:
     if not all(torch.equal(a, b) for a, b in zip(reference.ids, written.ids, strict=True)):
         raise MmdoraError("the written processor gives other token ids than the base's")
     pairs, dtype = list(zip(written.logits, reference.logits, strict=True)), tensors.dtype
-    same = torch.cat([(a.argmax(-1) == b.argmax(-1))[_decided(b, DTYPES[dtype])] for a, b in pairs])
+    same = torch.cat([(a.argmax(-1) == b.argmax(-1))[decided(b, DTYPES[dtype])] for a, b in pairs])
     text = None
     if reference.texts is not None and written.texts is not None:
         text = statistics.mean(a == b for a, b in zip(reference.texts, written.texts, strict=True))
-    worst = _distance(written, reference)
+    worst = distance(written, reference)
     return Parity(worst, own, float(same.float().mean()), len(pairs), dtype, tensors, text, source)
-
-
-def _decided(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Positions [P] of logits [P, V] whose best two tokens are not a tie once rounded to `dtype`."""
-    best = logits.topk(2, dim=-1).values
-    return best[:, 0] - best[:, 1] > torch.finfo(dtype).eps * best[:, 0].abs()

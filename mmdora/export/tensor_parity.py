@@ -8,7 +8,6 @@ relative to their terms: c (|W0| + s |B| |A|), and not to a result in which the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,16 +24,14 @@ from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import DiskMerge, factors
+from mmdora.export.rounding import Pair, copied, larger, merged
 from mmdora.export.shards import UnsureError
-from mmdora.ops.reference import adapted_weight, direction
 
 BEYOND = 1e-5
 """Largest error of a merged number beyond its one rounding, relative to the largest terms of its row.
 
 The merge in fp32 stays below 1e-6. One tensor off by a thousandth of its norm is above 1e-4 somewhere.
 """
-COMPARED_AT_ONCE = 2**17
-"""Numbers of a tensor that are compared at once. Some ten arrays of float64 are held for them: 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +65,6 @@ class TensorParity:
         )
 
 
-@dataclass(frozen=True)
-class _Pair:
-    """A written tensor and the trained one. If an adapter is merged, both are matrices [O, I]."""
-
-    name: str
-    written: Tensor
-    weight: Tensor
-    factors: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None  # A, B, m
-    scaling: float = 1.0
-
-
 def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
     """Read back what `merge` wrote to `folder`.
 
@@ -92,19 +78,19 @@ def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
     return compare(_disk_pairs(merge, written), merge.dtype)
 
 
-def _disk_pairs(merge: DiskMerge, written: MappedCheckpoint) -> Iterator[_Pair]:
+def _disk_pairs(merge: DiskMerge, written: MappedCheckpoint) -> Iterator[Pair]:
     for name, row in merge.rows.items():
-        merged, weight = written.tensors[row.hub_name], merge.base.tensors[name]
+        tensor, weight = written.tensors[row.hub_name], merge.base.tensors[name]
         if isinstance(row.change, Entry):
             parts = factors(merge.base.model, merge.adapter, row.change)
-            yield _Pair(name, merged.flatten(1), weight.flatten(1), parts, row.change.scaling)
+            yield Pair(name, tensor.flatten(1), weight.flatten(1), parts, row.change.scaling)
         elif row.change is None:
-            yield _Pair(name, merged, weight)
+            yield Pair(name, tensor, weight)
     # They are listed by their names in the adapter's file, because several names may lead to one tensor of the model.
     for place, tensor in merge.trained_whole().items():
         name = merge.base.file_name(place)
         assert name is not None  # Otherwise the merge would have refused.
-        yield _Pair(place, written.tensors[merge.rows[name].hub_name], tensor)
+        yield Pair(place, written.tensors[merge.rows[name].hub_name], tensor)
 
 
 class TrainedModel:
@@ -144,18 +130,18 @@ class TrainedModel:
         """Compare the tensors of `written`, the checkpoint as it was loaded, with the trained ones."""
         return compare(self._pairs(written.state_dict()), dtype)
 
-    def _pairs(self, written: dict[str, Tensor]) -> Iterator[_Pair]:
+    def _pairs(self, written: dict[str, Tensor]) -> Iterator[Pair]:
         for name, weight in self._tensors.items():
             if name not in written:
                 raise MmdoraError(f"the written checkpoint does not load: it has no {name}")
             if name not in self._adapted:
-                yield _Pair(name, written[name], weight)
+                yield Pair(name, written[name], weight)
                 continue
             module, (a, b, magnitude) = self._adapted[name]
             if a is not None and b is not None:
                 a, b = module.factors(a, b)
             matrices = [module.matrix(tensor).flatten(1) for tensor in (written[name], weight)]
-            yield _Pair(name, matrices[0], matrices[1], (a, b, magnitude), module.scaling)
+            yield Pair(name, matrices[0], matrices[1], (a, b, magnitude), module.scaling)
 
 
 def _check_loaded(name: str, module: Any, saved: dict[str, Tensor]) -> None:
@@ -178,77 +164,16 @@ def _compact(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def compare(pairs: Iterator[_Pair], dtype: str) -> TensorParity:
+def compare(pairs: Iterator[Pair], dtype: str) -> TensorParity:
     """Compare every number of every pair, some rows at a time."""
     parity = TensorParity(0.0, 0.0, 0, 0, dtype)
     for pair in pairs:
         exact = pair.factors is None
-        error, beyond = (_copied if exact else _merged)(pair, DTYPES[dtype])
+        error, beyond = (copied if exact else merged)(pair, DTYPES[dtype])
         parity = replace(parity, tensors=parity.tensors + 1, merged=parity.merged + (not exact))
-        parity = replace(parity, max_rel=_larger(parity.max_rel, error))
+        parity = replace(parity, max_rel=larger(parity.max_rel, error))
         if exact and beyond != 0:
             parity = replace(parity, wrong=(*parity.wrong, pair.name))
         elif not exact and not beyond <= parity.beyond:
-            parity = replace(parity, beyond=_larger(parity.beyond, beyond), worst=pair.name)
+            parity = replace(parity, beyond=larger(parity.beyond, beyond), worst=pair.name)
     return parity
-
-
-def _rows_at_a_time(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """First and last row (exclusive) of pieces of about `COMPARED_AT_ONCE` numbers."""
-    step = max(1, COMPARED_AT_ONCE // max(1, columns))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def _ratio(error: float, size: float) -> float:
-    return error / size if size else math.inf if error else 0.0
-
-
-def _larger(a: float, b: float) -> float:
-    """The larger of the two; NaN if one is."""
-    return a if a != a or a >= b else b
-
-
-def _copied(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
-    """The error relative to the largest number, and a number that is 0 if every number is the trained one, rounded."""
-    written, weight = (torch.atleast_1d(tensor) for tensor in (pair.written, pair.weight))
-    wrong, error, largest = 0.0, 0.0, 0.0
-    for start, stop in _rows_at_a_time(len(weight), weight[:1].numel()):
-        got, want = written[start:stop], weight[start:stop]
-        if want.is_floating_point():
-            wrong += not torch.equal(got.double(), want.float().to(dtype).double())
-        else:
-            wrong += not torch.equal(got, want)
-        if want.numel():
-            error = _larger(error, float((got.double() - want.double()).abs().max()))
-            largest = _larger(largest, float(want.double().abs().max()))
-    return _ratio(error, largest), wrong
-
-
-def _merged(pair: _Pair, dtype: torch.dtype) -> tuple[float, float]:
-    """The error relative to the largest number, and the largest one beyond a rounding, relative to the row's terms."""
-    assert pair.factors is not None
-    lora_A, lora_B, magnitude = pair.factors
-    a = None if lora_A is None else lora_A.double()
-    error, largest, beyond = 0.0, 0.0, 0.0
-    for start, stop in _rows_at_a_time(*pair.weight.shape):
-        b, m = (None if tensor is None else tensor[start:stop].double() for tensor in (lora_B, magnitude))
-        weight = pair.weight[start:stop].double()
-        want = adapted_weight(weight, a, b, m, pair.scaling)
-        sums = direction(weight, a, b, pair.scaling).norm(dim=1)
-        sizes = [None if factor is None else factor.abs() for factor in (a, b)]
-        terms = direction(weight.abs(), sizes[0], sizes[1], abs(pair.scaling))
-        factor = torch.where(sums > 0, want.norm(dim=1) / sums.where(sums > 0, 1), 1)
-        off = (pair.written[start:stop].double() - want).abs()
-        error, largest = _larger(error, float(off.max())), _larger(largest, float(want.abs().max()))
-        more = (off - half_step(want, dtype)).clamp(min=0).amax(1)
-        beyond = _larger(beyond, float(torch.where(more == 0, 0, more / (factor * terms.amax(1))).max()))
-    return _ratio(error, largest), beyond
-
-
-def half_step(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Half the distance between neighbouring numbers of `dtype` at `values`, which is the largest error of rounding."""
-    info = torch.finfo(dtype)
-    # The power of two at or below |value|; frexp gives zero the exponent of a half.
-    power = torch.exp2(torch.frexp(values).exponent.to(values.dtype) - 1).masked_fill(values == 0, 0)
-    return power.clamp(min=info.smallest_normal).mul(info.eps / 2)

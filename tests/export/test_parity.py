@@ -18,6 +18,7 @@ import mmdora.export.run as room
 from mmdora.adapt.inject import adapted_modules
 from mmdora.errors import MmdoraError
 from mmdora.export import merge_disk, parity
+from mmdora.export.logits import Outputs
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.run import Parity, TensorParity, export
 from mmdora.models.locate import resolve
@@ -173,7 +174,7 @@ def test_top1_counts_every_position_that_is_no_tie_in_the_written_precision():
     ids = [torch.tensor([1])]
 
     def top1(dtype):
-        one, other = (parity._Outputs([logits], ids, None) for logits in (want, got))
+        one, other = (Outputs([logits], ids, None) for logits in (want, got))
         return parity._compare(one, other, 1.0, TensorParity(0.0, 0.0, 0, 0, dtype), "").top1
 
     assert top1("fp32") == 2 / 4
@@ -181,6 +182,6 @@ def test_top1_counts_every_position_that_is_no_tie_in_the_written_precision():
 
 
 def test_other_token_ids_are_an_error():
-    one, other = (parity._Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
+    one, other = (Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
     with pytest.raises(MmdoraError, match="other token ids"):
         parity._compare(one, other, 1.0, TensorParity(0.0, 0.0, 0, 0, "fp32"), "")
