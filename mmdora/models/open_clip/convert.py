@@ -87,10 +87,10 @@ def _named(name: str, tensor: Tensor) -> dict[str, Tensor] | None:
         return {}
     if name in OUTSIDE:
         return {OUTSIDE[name]: tensor}
-    found = BLOCK.fullmatch(name)
-    if found is None:
+    block = BLOCK.fullmatch(name)
+    if block is None:
         return None
-    layer, inner = f"encoder.layers.{found[1]}.", found[2]
+    layer, inner = f"encoder.layers.{block[1]}.", block[2]
     if inner.startswith(FUSED):
         leaf = inner.removeprefix(FUSED)
         parts = zip("qkv", tensor.chunk(3), strict=True)

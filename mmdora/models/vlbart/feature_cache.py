@@ -26,7 +26,8 @@ from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
-from mmdora.models.open_clip.tower import OpenClipVisionModel, digest, token_shape
+from mmdora.models.open_clip.tower import OpenClipVisionModel, token_shape
+from mmdora.models.open_clip.weights import digest
 from mmdora.models.vlbart.mapped_rows import MappedRows
 from mmdora.records.images import FileRef, decode, image_bytes
 from mmdora.records.row import Row
