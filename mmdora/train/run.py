@@ -1,8 +1,8 @@
 """`train` turns a config into a run folder, in stages.
 
 ```
-_begin ─▶ read_sources ─▶ _facts ─▶ load_all ─▶ _open ─▶ assembled ─▶ _run ─▶ _finish
-Begun     Sources         facts     Loaded                Loop         Ended
+begin ─▶ read_sources ─▶ _facts ─▶ load_all ─▶ _open ─▶ assembled ─▶ _run ─▶ _finish
+Begun    Sources         facts     Loaded                Loop         Ended
 ```
 """
 
@@ -21,10 +21,11 @@ from tqdm.auto import tqdm
 from transformers import set_seed
 
 from mmdora.config import RunConfig
-from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
+from mmdora.errors import Interrupted, OutOfMemory
 from mmdora.models.locate import with_lasting_base
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
-from mmdora.train.check import check_output, check_packages, check_plan, check_schedule, check_warmup
+from mmdora.train.begin import Begun, Request, begin, silent
+from mmdora.train.check import check_packages, check_schedule, check_warmup
 from mmdora.train.checkpoint import writing_to
 from mmdora.train.early_stopping import metric
 from mmdora.train.evaluation import Evaluation
@@ -39,38 +40,8 @@ from mmdora.train.optimizer import prepare
 from mmdora.train.processes import Processes
 from mmdora.train.progress import Progress
 from mmdora.train.report_to import reporters
-from mmdora.train.resume import check_changes, find_checkpoint
 from mmdora.train.saving import Checkpoints
 from mmdora.train.sources import Sources, describe, facts_of, read_sources
-
-
-@dataclass(frozen=True)
-class Request:
-    """The arguments of `train`; see there."""
-
-    config: RunConfig
-    resume: bool | Path
-    allow_changes: bool
-    trust: bool
-    say: Say
-
-
-@dataclass(frozen=True)
-class Begun:
-    """The start of a run, as far as it is known before any record is read.
-
-    Attributes:
-        checkpoint: checkpoint to go on from; None for a fresh run.
-        before: config of the run that is resumed, and the facts in the checkpoint's manifest; None for a fresh run.
-    """
-
-    checkpoint: Path | None
-    before: dict[str, Any] | None
-
-    def check(self, request: Request, facts: Mapping[str, Any]) -> None:
-        """Raise if `facts` show that the run to resume was a different one; see `check_changes`."""
-        if self.before is not None:
-            check_changes(request.config, self.before, facts, request.allow_changes, request.say)
 
 
 def train(
@@ -104,8 +75,8 @@ def train(
         check_schedule(config)
         check_packages(config)
         processes = Processes(config.training)
-        request = Request(config, resume, allow_changes, trust_remote_code, say if processes.main else _silent)
-        begun = processes.main_makes(partial(_begin, request, processes))
+        request = Request(config, resume, allow_changes, trust_remote_code, say if processes.main else silent)
+        begun = processes.main_makes(partial(begin, request, processes))
         sources = processes.main_first(partial(read_sources, config))
         facts = processes.main_makes(partial(_facts, request, processes, sources, begun))
         loaded = load_all(config, sources, processes, request.trust, request.say)
@@ -117,24 +88,6 @@ def train(
         )
         _finish(loop, loaded, ended)
     return config.training.output
-
-
-def _begin(request: Request, processes: Processes) -> Begun:
-    """Check config and run folder, and find the checkpoint to resume from. Only the main process does this."""
-    config = request.config
-    check_output(config.training.output)
-    begun = Begun(*find_checkpoint(config.training.output, request.resume, request.say))
-    begun.check(request, {"processes": processes.count, "data": {}})
-    if not config.data.sources:
-        raise MmdoraError("data.train: give the file of records to train on")
-    if config.data.stream and processes.sharded:
-        raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
-    if config.model.compose is not None:
-        from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
-
-        compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
-    check_plan(config, trust_remote_code=request.trust)
-    return begun
 
 
 def _facts(request: Request, processes: Processes, sources: Sources, begun: Begun) -> dict[str, Any]:
@@ -176,7 +129,7 @@ def assembled(
     if processes.main:
         reports = [RunLog(config.training.output / LOG, feed.rows_per_step), *reporters(config)]
     checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces)
-    say = tqdm.write if processes.main else _silent  # tqdm.write does not disturb the progress bar.
+    say = tqdm.write if processes.main else silent  # tqdm.write does not disturb the progress bar.
     objective = Objective(
         loaded.model,
         processes,
@@ -224,8 +177,8 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
             if not is_out_of_memory(error):
                 raise
             rows = loop.feed.pieces.limit if loop.feed.pieces else training.batch_size
-            found = estimate(loop.steps.in_hand[-1] if loop.steps.in_hand else None)
-            line = out_of_memory(loop.progress.global_step + 1, rows, training, found)
+            needed = estimate(loop.steps.in_hand[-1] if loop.steps.in_hand else None)
+            line = out_of_memory(loop.progress.global_step + 1, rows, training, needed)
             line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # All processes raise it.
             raise line from None
     if stop.signal is not None and progress.global_step < progress.max_steps:
@@ -260,7 +213,3 @@ def _finish(loop: Loop, loaded: Loaded, ended: Ended) -> None:
     }
     data = describe(loaded.rows, loaded.packs, config)
     processes.main_makes(partial(close_folder, config, str(loaded.plan), data, done))
-
-
-def _silent(line: str) -> None:
-    """Print nothing; the `say` of all processes but the main one."""
