@@ -16,22 +16,18 @@ import argparse
 import json
 import os
 import random
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import torch
-from gradio_client import Client, handle_file
-from harness import memory_of, show, write
+from harness import show, write
+from page_load import MIB, TOKENS, load_run, rounded
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from mmdora.adapt.inject import inject, trainable_parameters
@@ -42,9 +38,6 @@ from mmdora.demo.compare import AnswerSettings, answer, new_turn, read_image
 from mmdora.models.load import load
 from mmdora.models.locate import resolve
 
-QUEUE = 32
-TOKENS = 16
-MIB = 2**20
 MERGED, SHARED = "merged copies", "one base, adapters switched"
 SIZES = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 12}
 SIZES |= {"num_key_value_heads": 12, "head_dim": 64}
@@ -54,106 +47,6 @@ PLANS: dict[str, Any] = {
     "dora": {"language": {"method": "dora", **LANGUAGE}},
     "dora and projector": {"language": {"method": "dora", **LANGUAGE}, "projector": {"method": "full"}},
 }
-
-
-class Server:
-    """`mmdora demo` in a process of its own."""
-
-    def __init__(self, *arguments: str):
-        command = [sys.executable, "-m", "mmdora", "demo", *arguments, "--port", str(_free_port())]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        line = next((line for line in self.process.stdout if line.startswith("mmdora:")), "")
-        if not line:
-            raise SystemExit("the page did not start")
-        self.url = line.partition(" at ")[2].split()[0]
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.process.terminate()
-        self.process.wait()
-
-
-def load_run(clients: int, cancels: int) -> list[dict[str, Any]]:
-    """Let all clients ask at the same moment; after that, cancel requests one after the other."""
-    with Server("base=tiny-llava", "twin=tiny-llava", "--queue", str(QUEUE)) as server:
-        picture, question = samples(1)[0]
-        with ThreadPoolExecutor(clients) as pool:
-            opened = list(
-                pool.map(
-                    lambda _: Client(server.url, verbose=False, analytics_enabled=False, ssl_verify=False),
-                    range(clients),
-                )
-            )
-            start = threading.Barrier(clients)
-
-            def one(client: Client) -> dict[str, Any]:
-                image = handle_file(picture)
-                start.wait()
-                begun = time.monotonic()
-                job = client.submit(image=image, question=question, max_tokens=TOKENS, api_name="/compare")
-                while not (job.outputs() or job.done()):  # Iterating over the job instead would poll it at 1 kHz.
-                    time.sleep(0.05)
-                told, states, error = time.monotonic() - begun, [], ""
-                try:
-                    states = job.result(timeout=600)
-                except Exception as problem:
-                    error = str(problem)
-                done = bool(states) and all(state["status"] == "done" for state in states)
-                return {"told": told, "done": done, "busy": "Busy" in error, "took": time.monotonic() - begun}
-
-            found = list(pool.map(one, opened))
-        answered = [row for row in found if row["done"]]
-        rows = [
-            {"what": f"of {clients} clients at once, queue of {QUEUE}: answered", "value": len(answered)},
-            {"what": "told that the page is busy", "value": sum(row["busy"] for row in found)},
-            {"what": "neither", "value": sum(not (row["done"] or row["busy"]) for row in found)},
-            {"what": "first word (position or busy), median s", "value": _rounded(_median(found, "told"))},
-            {"what": "first word, longest s", "value": _rounded(max(row["told"] for row in found))},
-            {"what": "last answer after, s", "value": _rounded(max((row["took"] for row in answered), default=0))},
-        ]
-        free, memory = [], {}
-        for number in range(1, cancels + 1):
-            free.append(_cancel(server.url, picture, question))
-            if number in (cancels // 2, cancels):
-                memory[number] = memory_of(server.process.pid)
-        half, whole = memory[cancels // 2], memory[cancels]
-        return [
-            *rows,
-            {
-                "what": f"free after each of {cancels} cancelled, median s",
-                "value": _rounded(statistics.median(free)),
-            },
-            {"what": "longest s", "value": _rounded(max(free))},
-            {"what": f"RssAnon after {cancels // 2} cancelled, MiB", "value": _rounded(half / MIB)},
-            {"what": f"RssAnon after {cancels}, MiB", "value": _rounded(whole / MIB)},
-            {"what": "difference, MiB", "value": _rounded((whole - half) / MIB)},
-        ]
-
-
-def _cancel(url: str, picture: Path, question: str) -> float:
-    """Leave in the middle of a long answer; gives the seconds until another question is being answered."""
-    with httpx.Client(base_url=f"{url}gradio_api/", timeout=60) as client:
-        (path,) = client.post("upload", files={"files": (picture.name, picture.read_bytes())}).json()
-        image = {"path": path, "meta": {"_type": "gradio.FileData"}}
-
-        def submit(tokens: int) -> str:
-            body = {"data": [image, question, tokens, 1.5, 1, 0, "", None]}
-            return client.post("call/compare", json=body).json()["event_id"]
-
-        event = submit(1024)
-        with client.stream("GET", f"call/compare/{event}") as told:
-            next(line for line in told.iter_lines() if '"running"' in line)
-        begun = time.monotonic()
-        with client.stream("GET", f"call/compare/{submit(1)}") as told:
-            lines = told.iter_lines()
-            next(line for line in lines if '"running"' in line)
-            free = time.monotonic() - begun
-            for _ in lines:
-                pass
-        return free
 
 
 def shared_run(asked: int) -> dict[str, list[dict[str, Any]]]:
@@ -205,7 +98,7 @@ def measure(way: str, specs: list[str], shared: bool) -> dict[str, Any]:
     loaded = time.monotonic() - begun
     _ask(columns, *samples(1)[0])
     taken = psutil.Process().memory_info().rss - before
-    return {"way": way, "models": len(columns), "loaded in, s": _rounded(loaded), "memory, MiB": round(taken / MIB)}
+    return {"way": way, "models": len(columns), "loaded in, s": rounded(loaded), "memory, MiB": round(taken / MIB)}
 
 
 def latency(adapters: list[str], merged: list[str], asked: int) -> list[dict[str, Any]]:
@@ -213,18 +106,18 @@ def latency(adapters: list[str], merged: list[str], asked: int) -> list[dict[str
     copies = load_columns(merged, say=lambda _: None)
     shared = load_columns(adapters, shared_base=True, say=lambda _: None)
     ways = {MERGED: copies, f"{MERGED}, again": copies, SHARED: shared}
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
+    times: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     order, shuffle = list(ways), random.Random(0)
     for path, question in [*samples(1), *samples(asked)]:
         shuffle.shuffle(order)
         for way in order:
-            found[way] += _ask(ways[way], path, question)
+            times[way] += _ask(ways[way], path, question)
     rows = []
-    for way, answers in found.items():
+    for way, answers in times.items():
         row = {"way": way}
         for key, words in (("first", "first token, ms"), ("each", "each further token, ms")):
             # The first question only warms up and is left out.
-            pairs = zip(answers[len(copies) :], found[MERGED][len(copies) :], strict=True)
+            pairs = zip(answers[len(copies) :], times[MERGED][len(copies) :], strict=True)
             taken = [(own[key], peer[key]) for own, peer in pairs if key in own and key in peer]
             row[words] = f"{1000 * statistics.median(own for own, _ in taken):.1f}"
             row[f"/ merged, {key}"] = f"{statistics.median(own / peer for own, peer in taken):.2f}"
@@ -238,20 +131,6 @@ def _ask(columns: list[Any], path: Path, question: str) -> list[dict[str, float]
     *_, last = answer(columns, [new_turn(columns, question, AnswerSettings(max_tokens=TOKENS))], [read_image(path)])
     rates = [{"each": 1 / state.tokens_per_s} if state.tokens_per_s else {} for state in last]
     return [{"first": state.first_token_s, **rate} for state, rate in zip(last, rates, strict=True)]
-
-
-def _median(rows: list[dict[str, Any]], key: str) -> float:
-    return statistics.median(row[key] for row in rows)
-
-
-def _rounded(value: float) -> float:
-    return round(value, 2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main() -> None:

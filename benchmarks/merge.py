@@ -27,11 +27,10 @@ from typing import Any, NamedTuple
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from harness import memory_of, show, write
+from random_llava import make_adapter, make_base
 
 EVERY = 0.05
 """Seconds between two readings of a process's memory: short against the merge of a shard."""
-SHARD = 5 * 10**9
-"""Most bytes of a file, as in checkpoints on the hub."""
 
 WAYS = ("cp", "mmdora: imports alone", "mmdora: merge", "mmdora: export", "PEFT")
 
@@ -90,74 +89,6 @@ def do(way: str, base: Path, adapter: Path, out: Path) -> None:
     PeftModel.from_pretrained(model, str(adapter)).merge_and_unload().save_pretrained(out)
 
 
-def make_base(folder: Path, layers: int, small: bool) -> None:
-    """Write a base file by file; no more than one file's tensors are in memory."""
-    import torch
-    from safetensors.torch import save_file
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    from mmdora.export.layout import config_dtype, hub_state
-    from mmdora.export.shards import SINGLE, read_shard, write_index
-
-    hidden, wide, words = (512, 1376, 4096) if small else (4096, 11008, 32064)
-    tower: dict[str, Any] = {"num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
-    tower |= {"hidden_size": 1024, "intermediate_size": 4096}
-    if small:
-        tower |= {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 256, "intermediate_size": 1024}
-    heads = hidden // 128
-    text = LlamaConfig(
-        hidden_size=hidden,
-        intermediate_size=wide,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        vocab_size=words,
-    )
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**tower), text_config=text)
-    with torch.device("meta"):
-        model = LlavaForConditionalGeneration(config)
-    config_dtype(config, torch.bfloat16)
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    files: list[dict[str, torch.Size]] = [{}]
-    size = 0
-    for name, tensor in hub_state(model).items():
-        if size + 2 * tensor.numel() > SHARD:
-            files.append({})
-            size = 0
-        files[-1][name] = tensor.shape
-        size += 2 * tensor.numel()
-    generator = torch.Generator().manual_seed(0)
-    written = {}
-    for number, shapes in enumerate(files, 1):
-        path = folder / (SINGLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors")
-        tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
-        for tensor in tensors.values():
-            tensor.normal_(0, 0.02, generator=generator)
-        save_file(tensors, path, {"format": "pt"})
-        written[path.name] = read_shard(path).tensors
-    write_index(folder, written)
-
-
-def make_adapter(base: Path, folder: Path, rank: int) -> int:
-    """Write a DoRA on all language linears, with every parameter changed; gives the number of linears."""
-    import torch
-
-    import mmdora
-    from mmdora.adapt.inject import trainable_parameters
-    from mmdora.export.mapped import MappedCheckpoint
-
-    model = MappedCheckpoint(base).model
-    settings = {"method": "dora", "rank": rank, "targets": ["attention", "mlp"]}
-    plan = mmdora.inject(model, {"language": settings})
-    with torch.no_grad():
-        for _, parameter, _, kind in trainable_parameters(model):
-            noise = torch.randn_like(parameter)
-            parameter.mul_(1 + 0.02 * noise) if kind == "magnitude" else parameter.add_(0.003 * noise)
-    mmdora.save_adapter(model, folder, base=str(base))
-    return len(plan.entries)
-
-
 def difference(mine: Path, theirs: Path) -> float:
     """max|a - b| / max|b| for the tensor of two checkpoints in which it is largest.
 
@@ -207,9 +138,9 @@ def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> t
         shutil.rmtree(folder / "kept")
     peft = runs["PEFT"]
     rows = []
-    for way, found in runs.items():
-        wall, cpu, memory = (statistics.median(values) for values in zip(*found, strict=True))
-        ratio = statistics.median(run.wall / peer.wall for run, peer in zip(found, peft, strict=True))
+    for way, mine in runs.items():
+        wall, cpu, memory = (statistics.median(values) for values in zip(*mine, strict=True))
+        ratio = statistics.median(run.wall / peer.wall for run, peer in zip(mine, peft, strict=True))
         rows.append(
             {
                 "way": way,

@@ -22,20 +22,20 @@ from mmdora.train.checkpoint import newest
 from mmdora.train.saving import Checkpoints
 
 
-def load_faults(monkeypatch):
-    """benchmarks/faults.py as a module."""
-    path = Path(mmdora.__file__).parents[1] / "benchmarks" / "faults.py"
-    spec = importlib.util.spec_from_file_location("faults", path)
+def load_killed(monkeypatch):
+    """benchmarks/killed.py as a module."""
+    path = Path(mmdora.__file__).parents[1] / "benchmarks" / "killed.py"
+    spec = importlib.util.spec_from_file_location("killed", path)
     assert spec and spec.loader
-    faults = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "faults", faults)
-    spec.loader.exec_module(faults)
-    return faults
+    killed = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "killed", killed)
+    spec.loader.exec_module(killed)
+    return killed
 
 
 def test_a_kill_before_any_file_operation_of_a_save(stopped, ten_rows, six_steps, tmp_path, monkeypatch):
     """A real save, killed before each of its file operations in turn: the newest is whole, the old or the new one."""
-    faults, save, told = load_faults(monkeypatch), Checkpoints.save, tmp_path / "operation"
+    process_to_kill, save, told = load_killed(monkeypatch), Checkpoints.save, tmp_path / "operation"
     outcomes: list[tuple[str, str]] = []  # operation, newest checkpoint after the kill
 
     def save_until(number: int, python: Any, checkpoints, *rest) -> None:
@@ -49,7 +49,7 @@ def test_a_kill_before_any_file_operation_of_a_save(stopped, ten_rows, six_steps
 
         random.setstate(python)  # a fork draws new numbers
         Checkpoints.save = save
-        faults.watch_saves(before)
+        process_to_kill.watch_saves(before)
         checkpoints.save(*rest)
 
     def saves_killed_everywhere(checkpoints, *rest):
