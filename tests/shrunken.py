@@ -8,6 +8,8 @@ import torch
 from transformers import AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from mmdora.adapt.inject import trainable_parameters
+
 CLIP = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2}
 CLIP |= {"image_size": 8, "patch_size": 4}
 TEXT = {"vocab_size": 64, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
@@ -116,3 +118,14 @@ def llava_inputs(rows: int = 2) -> dict[str, torch.Tensor]:
 
 def shrunken_llava(seed: int = 0, **changes: Any) -> Any:
     return shrunken("llava", seed, image_token_index=3, **changes)
+
+
+def shake(model: Any) -> None:
+    """Change every parameter that trains, so that an adapter that is lost or put in a wrong place shows."""
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for _, parameter, _, kind in trainable_parameters(model):
+            if kind == "magnitude":
+                parameter *= 1 + 0.2 * torch.rand_like(parameter)
+            else:
+                parameter += 0.05 * torch.randn_like(parameter)

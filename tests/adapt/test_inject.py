@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from shrunken import llava_inputs, shrunken_llava
+from shrunken import llava_inputs, shake, shrunken_llava
 from torch import nn
 
 from mmdora.adapt.inject import adapted_modules, inject, make_plan, merge, plan_of, trainable_parameters, unload
@@ -24,16 +24,6 @@ EXAMPLE = {
 def logits(model):
     with torch.no_grad():
         return model(**llava_inputs()).logits
-
-
-def shake(model):
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for _, parameter, _, kind in trainable_parameters(model):
-            if kind == "magnitude":
-                parameter *= 1 + 0.2 * torch.rand_like(parameter)
-            else:
-                parameter += 0.05 * torch.randn_like(parameter)
 
 
 def test_example_plan_counts_and_prints():

@@ -7,11 +7,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from shrunken import llava_inputs, shrunken, shrunken_llava
+from shrunken import llava_inputs, shake, shrunken, shrunken_llava
 
 import mmdora
 from mmdora.adapt.fingerprint import fingerprint, same_base
-from mmdora.adapt.inject import adapted_modules, inject, merge, plan_of, trainable_parameters
+from mmdora.adapt.inject import adapted_modules, inject, merge, plan_of
 from mmdora.adapter_files.adapters import load_adapter, save_adapter
 from mmdora.errors import MmdoraError
 from mmdora.models.load import skeleton
@@ -50,16 +50,6 @@ def logits(model):
 
 def max_rel(a, b):
     return ((a - b).abs().max() / b.abs().max()).item()
-
-
-def shake(model):
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for _, parameter, _, kind in trainable_parameters(model):
-            if kind == "magnitude":
-                parameter *= 1 + 0.2 * torch.rand_like(parameter)
-            else:
-                parameter += 0.05 * torch.randn_like(parameter)
 
 
 def trained(adapt, seed=0):
