@@ -4,18 +4,53 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from mmdora.evaluate.scoring.significance import compare, mcnemar
+from mmdora.evaluate.table import ScoreRow
 from mmdora.evaluate.tasks import TASKS
+from mmdora.quickstart.families import EASY_VQA, QuickTask
 from mmdora.quickstart.report import GalleryExample
 from mmdora.records.images import FileRef, image_bytes
+from mmdora.records.row import Row
 
 BASELINE = "question only"
 GOAL, GOAL_BY_TYPE = 0.95, 0.90
 PICTURES = 6
 
 Predictions = Mapping[str, Sequence[Mapping[str, Any]]]  # model -> rows of predictions.jsonl, same questions
+
+
+@dataclass(frozen=True)
+class TaskOutcome:
+    """What the base and both methods answered to the questions of one task.
+
+    Attributes:
+        scores: model -> `Scores.to_dict()`; on easy-VQA, `BASELINE` is one of the models.
+    """
+
+    task: QuickTask
+    scores: Mapping[str, Mapping[str, Any]]
+    predictions: Predictions
+    questions: Sequence[Row]
+
+    def table(self) -> list[ScoreRow]:
+        """A row for each model."""
+        notes = {BASELINE: "majority answer of each question"}
+        return [ScoreRow(model, scores, notes.get(model, "")) for model, scores in self.scores.items()]
+
+    def lines(self) -> list[str]:
+        """Which method is better, in sentences."""
+        if self.task.heading == EASY_VQA:
+            return verdict(self.scores, self.predictions)
+        return [task_verdict(self.task.heading, self.task.task, self.scores, self.predictions)]
+
+    def galleries(self) -> dict[str, list[GalleryExample]]:
+        """Title -> questions with their pictures and answers."""
+        pictures = [row["images"] for row in self.questions]
+        sections = galleries(self.predictions, pictures, graded=TASKS[self.task.task].scorer != "caption")
+        return {f"{self.task.heading}: {heading}": examples for heading, examples in sections.items()}
 
 
 def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -> list[str]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterable
@@ -14,34 +12,26 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from mmdora.adapt.inject import merge
 from mmdora.adapter_files.files import OURS
-from mmdora.config import RunConfig, load_config
 from mmdora.env import collect
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import read_predictions
-from mmdora.evaluate.run import evaluate
 from mmdora.evaluate.scoring.metrics import majority_baseline
-from mmdora.evaluate.table import ScoreRow, scores_table
-from mmdora.evaluate.tasks import TASKS
-from mmdora.export.run import export
+from mmdora.evaluate.table import scores_table
 from mmdora.files import sha256
 from mmdora.html import curve
 from mmdora.models.load import load
-from mmdora.models.locate import with_lasting_base
 from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
-from mmdora.quickstart.findings import BASELINE, galleries, task_verdict, verdict
+from mmdora.quickstart.findings import BASELINE, TaskOutcome
 from mmdora.quickstart.report import Report, write_report
 from mmdora.quickstart.steps import Steps, duration
+from mmdora.quickstart.work import adapter_file, evaluated, exported, run_config, trained
 from mmdora.records.reader import read_records
 from mmdora.records.row import Row
-from mmdora.train import train
 from mmdora.version import __version__
 
-CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
 HOST = "127.0.0.1"
 
 
@@ -89,7 +79,7 @@ class Quickstart:
     def __init__(self, family: Family, out: Path, overrides: list[str], limit: int | None):
         self.family, self.out, self.limit, self.console = family, out, limit, Console()
         self.steps = Steps(out / "steps", 7, self.console)
-        self.configs = {name: _config(family, family.configs[name], out, overrides) for name in METHODS}
+        self.configs = {name: run_config(family, family.configs[name], out, overrides) for name in METHODS}
         self.runs = {name: config.training.output for name, config in self.configs.items()}
         self.exports = {name: out / "export" / name.lower() for name in METHODS}
         self.base_name = self.configs["LoRA"].model.base
@@ -100,7 +90,7 @@ class Quickstart:
     @cached_property
     def digests(self) -> dict[str, str]:
         """SHA-256 of the weights of the base and of each run's adapter."""
-        return {name: sha256(_adapter(run)) for name, run in self.runs.items()} | self._base_digest
+        return {name: sha256(adapter_file(run)) for name, run in self.runs.items()} | self._base_digest
 
     @cached_property
     def made_from(self) -> dict[str, dict[str, str]]:
@@ -130,15 +120,15 @@ class Quickstart:
         for name, task in self.family.tasks.items():
             root = self.roots[name]
             leaves = (root / "train.jsonl", root / "test.jsonl")
-            self.steps.run(2, f"data {name}".strip(), made_from, leaves, lambda t=task, r=root: _prepare(t, r))
+            self.steps.run(2, f"data {name}".strip(), made_from, leaves, lambda t=task, r=root: t.prepare(r))
 
     def train(self) -> None:
         for name, config in self.configs.items():
             trained_on = {task: made["train"] for task, made in self.made_from.items()}
             made_from = {"config": config.to_dict(), "train": trained_on} | self._base_digest
             run = self.runs[name]
-            leaves = (run / "complete.json", _adapter(run))
-            self.steps.run(3, f"train {name}", made_from, leaves, lambda c=config: self._train(c))
+            leaves = (run / "complete.json", adapter_file(run))
+            self.steps.run(3, f"train {name}", made_from, leaves, lambda c=config: trained(c, self._say))
 
     def evaluate(self) -> None:
         for name, task in self.family.tasks.items():
@@ -154,7 +144,9 @@ class Quickstart:
                     f"evaluate {model} {name}".strip(),
                     split | {"weights": self.digests[model], "base": self.digests["base"]},
                     (folder / "predictions.jsonl", folder / "metrics.json"),
-                    lambda s=source, n=name, f=folder: self._evaluate(s, n, f),
+                    lambda s=source, n=name, f=folder: evaluated(
+                        s, self.questions[n], self.family.tasks[n].task, f, adapted=s != self.base_name
+                    ),
                 )
 
     def export(self) -> None:
@@ -168,27 +160,15 @@ class Quickstart:
                 f"export {name}",
                 {"weights": self.digests[name], "base": self.digests["base"], "scores": shown},
                 (folder / "config.json", folder / "model.safetensors", folder / OURS),
-                lambda r=self.runs[name], f=folder, s=shown: self._export(r, f, s),
+                lambda r=self.runs[name], f=folder, s=shown: exported(r, f, s, self._indented),
             )
             self.console.print(f"    {self.parity[name]}", highlight=False)
 
     def report(self, begun: float) -> Path:
         self.console.print("[bold cyan]6/7[/] [bold]report[/]")
-        tables: dict[str, list[ScoreRow]] = {}
-        shown, lines = {}, []
-        for name, task in self.family.tasks.items():
-            predictions = {model: self._predictions(model, name) for model in ("base", *METHODS)}
-            notes = {BASELINE: "majority answer of each question"}
-            tables[task.heading] = [
-                ScoreRow(model, row, notes.get(model, "")) for model, row in self.scores[name].items()
-            ]
-            if task.heading == EASY_VQA:
-                lines += verdict(self.scores[name], predictions)
-            else:
-                lines.append(task_verdict(task.heading, task.task, self.scores[name], predictions))
-            pictures = [record["images"] for record in self.questions[name]]
-            sections = galleries(predictions, pictures, graded=TASKS[task.task].scorer != "caption")
-            shown |= {f"{task.heading}: {heading}": examples for heading, examples in sections.items()}
+        outcomes = [self._outcome(name, task) for name, task in self.family.tasks.items()]
+        tables = {outcome.task.heading: outcome.table() for outcome in outcomes}
+        lines = [line for outcome in outcomes for line in outcome.lines()]
         lines.append("One seed and one setting: another seed may turn a small difference round.")
         sizes = {task.heading: len(self.questions[name]) for name, task in self.family.tasks.items()}
         counts = ", ".join(f"{size:,} of {heading}" for heading, size in sizes.items())
@@ -200,7 +180,7 @@ class Quickstart:
             verdict=lines,
             tables=tables,
             curves={name: curve(run) for name, run in self.runs.items()},
-            galleries=shown,
+            galleries={title: shown for outcome in outcomes for title, shown in outcome.galleries().items()},
             parity=self.parity,
             plans={name: (run / "plan.txt").read_text(encoding="utf-8") for name, run in self.runs.items()},
             timing=[*self.steps.timing, ("this time, in all", duration(time.monotonic() - begun))],
@@ -231,17 +211,9 @@ class Quickstart:
     def _columns(self) -> list[str]:
         return [f"base={self.base_name}", *(f"{name}={folder}" for name, folder in self.exports.items())]
 
-    def _train(self, config: RunConfig) -> dict[str, Any]:
-        run = config.training.output
-        begun = (run / "config.yaml").is_file()
-        if (begun and load_config(run / "config.yaml") != with_lasting_base(config)) or (
-            run / "complete.json"
-        ).is_file():
-            self.console.print(f"    {run} was made with other settings or data and is made anew", highlight=False)
-            shutil.rmtree(run)
-            begun = False
-        train(config, resume=begun, say=lambda line: self.console.print(line, markup=False, highlight=False))
-        return json.loads((run / "complete.json").read_text(encoding="utf-8"))
+    def _outcome(self, name: str, task: QuickTask) -> TaskOutcome:
+        predictions = {model: self._predictions(model, name) for model in ("base", *METHODS)}
+        return TaskOutcome(task, self.scores[name], predictions, self.questions[name])
 
     def _predictions(self, model: str, task: str) -> list[dict[str, Any]]:
         """What a model answered, with what the scorers need."""
@@ -251,24 +223,11 @@ class Quickstart:
     def _majority(self, task: str) -> dict[str, Any]:
         return majority_baseline(read_records(self.roots[task] / "train.jsonl"), self.questions[task]).to_dict()
 
-    def _evaluate(self, source: str | Path, name: str, folder: Path) -> dict[str, Any]:
-        model, processor = load(source, device="cuda" if torch.cuda.is_available() else None)
-        if source != self.base_name:
-            merge(model)  # The export holds the merged model too, and merged it answers faster.
-        task = self.family.tasks[name].task
-        evaluation = evaluate(model, processor, self.questions[name], task=task, out=folder, progress=True)
-        del model
-        gc.collect()
-        assert evaluation.scores is not None  # They are missing only for records without answers.
-        return evaluation.scores.to_dict()
-
-    def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
-        if (folder / "config.json").is_file():  # Another run left it, and export writes to an empty folder only.
-            shutil.rmtree(folder)
-        return str(export(run, folder, scores=scores, say=self._indented))
+    def _say(self, line: str) -> None:
+        self.console.print(line, markup=False, highlight=False)
 
     def _indented(self, line: str) -> None:
-        self.console.print(f"    {line}", markup=False, highlight=False)
+        self._say(f"    {line}")
 
     def _facts(self) -> dict[str, str]:
         training = self.configs["LoRA"].training
@@ -281,29 +240,6 @@ class Quickstart:
             "trained on": f"{done['device']}, {done['threads']} threads",
             "data": f"easy-VQA {version('easy-vqa')}; licences: {', '.join(self.family.licences)}",
         } | {name: versions[name] for name in ("mmdora", "python", "torch", "transformers")}
-
-
-def _config(family: Family, name: str, out: Path, overrides: list[str]) -> RunConfig:
-    data = out / "data"
-    paths = {"training.output": out / name.removeprefix("vlbart_")}
-    for task in family.tasks:
-        key = f"data.tasks.{task}." if task else "data."
-        paths |= {f"{key}train": data / task / "train.jsonl", f"{key}images": data / task}
-    # A path as JSON is read back unchanged by YAML, whatever characters it has.
-    ours = [f"--{key}={json.dumps(str(path))}" for key, path in paths.items()]
-    config = load_config(CONFIGS / f"{name}.yaml", [*ours, *overrides])
-    taken = [config.training.output, *(source.train for source in config.data.sources.values())]
-    if taken != [path for key, path in paths.items() if not key.endswith("images")]:
-        raise MmdoraError("command line: the quickstart has its own data and run folders; move them with --out")
-    return config
-
-
-def _prepare(task: QuickTask, root: Path) -> None:
-    task.prepare(root)
-
-
-def _adapter(run: Path) -> Path:
-    return run / "adapter" / "adapter_model.safetensors"
 
 
 def _check_port(port: int) -> None:
