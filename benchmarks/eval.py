@@ -57,8 +57,8 @@ def plain(model: Any, processor: Any, records: list[Row]) -> list[str]:
 
 
 def ours(model: Any, processor: Any, records: list[Row], batch_size: int) -> list[str]:
-    found = evaluate(model, processor, records, batch_size=batch_size, max_new_tokens=TOKENS)
-    return [row["prediction"] for row in found.rows]
+    evaluation = evaluate(model, processor, records, batch_size=batch_size, max_new_tokens=TOKENS)
+    return [row["prediction"] for row in evaluation.rows]
 
 
 def timed(work: Callable[[], list[str]]) -> tuple[list[str], float, float]:

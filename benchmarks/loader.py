@@ -94,14 +94,14 @@ def batches(data: Dataset[Any], rows: Rows, collate: Callable[[list[Any]], Any],
 
 def prepare(paths: list[Path]) -> list[dict[str, float]]:
     """Seconds that each file of records costs once: for the Arrow table, and for the token counts."""
-    processor, found = processor_of(64), []
+    processor, costs = processor_of(64), []
     for path in paths:
         started = time.monotonic()
         records = read_records(path)
         table = time.monotonic()
         fit(records, family_of(processor), MAX_LENGTH, "drop")
-        found.append({"once: table s": table - started, "once: counts s": time.monotonic() - table})
-    return found
+        costs.append({"once: table s": table - started, "once: counts s": time.monotonic() - table})
+    return costs
 
 
 def memory(path: Path) -> dict[str, float]:
@@ -114,16 +114,16 @@ def memory(path: Path) -> dict[str, float]:
     collate = family_of(processor).batch
     loader: Any = batches(rows, rows, collate, 0)
     next(loader)
-    found = {"first batch s": time.monotonic() - started, "of it CPU s": cpu() - spent}
+    costs = {"first batch s": time.monotonic() - started, "of it CPU s": cpu() - spent}
     for _ in range(BATCHES - 1):
         next(loader)
-    found |= {"prepared MB": prepared / 1e6, f"{BATCHES} batches MB": memory_of() / 1e6}
+    costs |= {"prepared MB": prepared / 1e6, f"{BATCHES} batches MB": memory_of() / 1e6}
     loader = batches(rows, rows, collate, 2)
     for _ in range(BATCHES):
         next(loader)
     # Pss is proportional, so that pages that a worker shares with its parent count only once.
-    found["with 2 workers MB"] = sum(map(_pss_anon, ("self", *(worker.pid for worker in loader._workers)))) / 1e6
-    return found
+    costs["with 2 workers MB"] = sum(map(_pss_anon, ("self", *(worker.pid for worker in loader._workers)))) / 1e6
+    return costs
 
 
 def _pss_anon(pid: int | str) -> int:
@@ -164,7 +164,7 @@ def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], l
         return len(rows) / (cpu() - started), len(rows) / (time.monotonic() - clock)
 
     exhaust(rows, collate, 0)  # The first pass only warms up.
-    found = []
+    table = []
     for workers in (0, 1, 2):
         pairs = [(exhaust(rows, collate, workers), exhaust(bare, len, workers)) for _ in range(rounds)]
         ours, plain = (np.median([pair[side] for pair in pairs], axis=0) for side in (0, 1))
@@ -177,8 +177,8 @@ def speed(path: Path, pixels: int, rounds: int) -> tuple[list[dict[str, Any]], l
         }
         per_worker = [f"{side[1] / max(workers, 1):.0f}" for side in (ours, plain)]
         row |= {"CPU time, ours/bare": f"{ratio:.2f}", "samples/s per worker": per_worker[0], "bare ": per_worker[1]}
-        found.append(row)
-    return found, parts(rows, collate, bare)
+        table.append(row)
+    return table, parts(rows, collate, bare)
 
 
 def parts(rows: Rows, collate: Any, bare: Bare) -> list[dict[str, Any]]:
@@ -203,14 +203,14 @@ def parts(rows: Rows, collate: Any, bare: Bare) -> list[dict[str, Any]]:
         ),
         "· · of it: pictures": (lambda batch: processor.image_processor(batch, return_tensors="pt"), opened),
     }
-    found = []
+    table = []
     for name, (step, items) in steps.items():
         started = time.process_time()
         for item in items:
             step(item)
         spent = 1e3 * (time.process_time() - started) / len(rows)
-        found.append({"part": name, "CPU ms per row": f"{spent:.2f}"})
-    return found
+        table.append({"part": name, "CPU ms per row": f"{spent:.2f}"})
+    return table
 
 
 def apart(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -123,10 +123,10 @@ def measure(case: Case, rounds: int, device: str) -> list[dict[str, Any]]:
     """
     made = Pass(case, device)
     times: dict[str, list[float]] = {name: [] for name in ways(made)}
-    found = {name: way() for name, way in ways(made).items()}  # This warms up too.
+    losses = {name: way() for name, way in ways(made).items()}  # This warms up too.
     tolerance = 1e-2 if device == "cuda" else 1e-5
-    if not torch.allclose(found["plain"], found["chunked"], rtol=tolerance):
-        raise SystemExit(f"not the same: {found}")
+    if not torch.allclose(losses["plain"], losses["chunked"], rtol=tolerance):
+        raise SystemExit(f"not the same: {losses}")
     clock = time.perf_counter if device == "cuda" else time.process_time
     for turn in range(rounds):
         for name in random.Random(turn).sample(list(times), len(times)):

@@ -133,13 +133,15 @@ def profile(case: Case, rounds: int = 9) -> str:
     calls: dict[str, dict[str, int]] = {}
     for number in range(-2, rounds):
         for name, step in steps.items():
-            with torch.profiler.profile(activities=kinds) as found:
+            with torch.profiler.profile(activities=kinds) as profiler:
                 step()
-            for entry in found.key_averages() if number >= 0 else ():
+            for entry in profiler.key_averages() if number >= 0 else ():
                 took = entry.self_device_time_total if case.device == "cuda" else entry.self_cpu_time_total
                 times.setdefault(entry.key, {}).setdefault(name, []).append(took / 1000)
                 calls.setdefault(entry.key, {})[name] = entry.count
-    spent = {op: {name: statistics.median(found) for name, found in by.items()} for op, by in times.items()}
+    spent = {
+        op: {name: statistics.median(milliseconds) for name, milliseconds in by.items()} for op, by in times.items()
+    }
     shown = sorted(spent, key=lambda op: -max(spent[op].values()))[:24]
     head = f"{'self ms per step (calls)':<44}" + "".join(f"{name:>22}" for name in names) + f"{'DoRA - floor':>14}"
     lines = [f"One step, {describe(case)}, dropout 0, torch.profiler, by turns, medians of {rounds} rounds", "", head]

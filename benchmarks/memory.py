@@ -100,9 +100,9 @@ def measure(asked: Measured) -> dict[str, Any]:
     cpu = {name: value.cpu() for name, value in batch.items()}
     del model, optimizer, batch, loss
     base = build_skeleton(case)
-    found = estimate(base, make_plan(base, config.adapt), config, cpu)
+    estimated = estimate(base, make_plan(base, config.adapt), config, cpu)
     assert plan.trainable == make_plan(base, config.adapt).trainable
-    return {"estimate": found.peak, "measured": taken}
+    return {"estimate": estimated.peak, "measured": taken}
 
 
 def build_skeleton(case: Case) -> Any:
@@ -140,9 +140,9 @@ class _Peak(threading.Thread):
 
 def cases(device: str) -> list[Measured]:
     case = GPU if device == "cuda" else MODEL
-    found = [Measured(method, on, case=case) for method in ("lora", "dora", "full") for on in (False, True)]
-    found += [Measured("dora", on, dropout=0.05, case=case) for on in (False, True)]
-    return [*found, Measured("dora", False, chunked=False, case=case), Measured("dora", False, rank=256, case=case)]
+    planned = [Measured(method, on, case=case) for method in ("lora", "dora", "full") for on in (False, True)]
+    planned += [Measured("dora", on, dropout=0.05, case=case) for on in (False, True)]
+    return [*planned, Measured("dora", False, chunked=False, case=case), Measured("dora", False, rank=256, case=case)]
 
 
 def row_of(asked: Measured) -> dict[str, Any]:

@@ -131,14 +131,14 @@ def measure(count: int, rounds: int, device: str) -> list[dict[str, Any]]:
     def batches(made: Any, lengths: np.ndarray | None, size: int, join: Any) -> tuple[list[dict[str, Any]], float]:
         order = GroupedSampler(len(made), size, 0, lengths, made.has_image).order()
         parts = np.split(order, range(size, len(order), size))
-        found = [join([made[int(i)] for i in part]) for part in parts]
-        for batch in found:
+        joined = [join([made[int(i)] for i in part]) for part in parts]
+        for batch in joined:
             batch.pop("samples", None)
             if device == "cuda":
                 batch.update({k: v.cuda() for k, v in batch.items() if isinstance(v, Tensor)})
                 if "pixel_values" in batch:
                     batch["pixel_values"] = batch["pixel_values"].to(torch.bfloat16)
-        return found, filling(made.lengths[order], size)
+        return joined, filling(made.lengths[order], size)
 
     ways = {
         "in any order": batches(rows, None, BATCH, tokens.batch),
@@ -164,13 +164,13 @@ def measure(count: int, rounds: int, device: str) -> list[dict[str, Any]]:
         {
             "batches": name,
             "padding": f"{share:.1%}",
-            "forward passes": len(found),
+            "forward passes": len(joined),
             "tokens/s": f"{total / statistics.median(spent[name]):,.0f}",
             "seconds": f"{statistics.median(spent[name]):.1f}",
             "wall": f"{statistics.median(wall[name]):.1f}",
             "times as fast": f"{statistics.median(b / a for a, b in zip(spent[name], base, strict=True)):.2f}",
         }
-        for name, (found, share) in ways.items()
+        for name, (joined, share) in ways.items()
     ]
 
 
@@ -178,7 +178,7 @@ def padding(count: int) -> list[dict[str, Any]]:
     """The share of padding in an epoch of `count` rows, for several batch sizes."""
     rows = DrawnRows(count)
     packs: Any = Packs(rows, CAPACITY, 0)  # pyright: ignore[reportArgumentType]
-    found = []
+    table = []
     for size in (2, 4, 8, 16):
         shares = {"rows of a batch": size}
         for name, made, lengths in (
@@ -186,8 +186,8 @@ def padding(count: int) -> list[dict[str, Any]]:
         ):  # fmt: skip
             order = GroupedSampler(len(made), size, 0, lengths, made.has_image).order()
             shares[name] = f"{filling(made.lengths[order], size):.1%}"  # pyright: ignore[reportArgumentType]
-        found.append(shares)
-    return found
+        table.append(shares)
+    return table
 
 
 def main() -> None:

@@ -84,13 +84,13 @@ class Packs(Dataset[list[Row]]):
                 f"{self.rows.records.path}: no two rows fit into data.max_length {self.capacity} together; raise it, "
                 "or leave out data.packing"
             )
-        found = {
+        layout = {
             "members": members,
             "bounds": bounds,
             "lengths": np.add.reduceat(self.rows.lengths[members].astype(np.int64), bounds[:-1]),
             "has_image": np.logical_or.reduceat(self.rows.has_image[members], bounds[:-1]),
         }
-        for name, value in found.items():
+        for name, value in layout.items():
             object.__setattr__(self, name, value)
 
     def __len__(self) -> int:

@@ -81,9 +81,9 @@ def train_tower(tower: CLIPVisionModel, *, steps: int = 3000, batch: int = 64, l
         arguments = arguments_of(folder, steps, batch, lr)
         trainer = Trainer(model, arguments, train_dataset=Pictures(steps * batch, "tower"))
         trainer.train()
-        found = trainer.predict(Pictures(1000, "tower held out"))
+        predicted = trainer.predict(Pictures(1000, "tower held out"))
     tower.load_state_dict(model.vision_model.state_dict())
-    right = (np.asarray(found.predictions) > 0) == (np.asarray(found.label_ids) > 0)
+    right = (np.asarray(predicted.predictions) > 0) == (np.asarray(predicted.label_ids) > 0)
     shapes, colours = slice(0, len(SHAPES)), slice(len(SHAPES), len(SHAPES) + len(COLOURS))
     scores = {"shapes": float(right[:, shapes].all(1).mean()), "colours": float(right[:, colours].all(1).mean())}
     return {name: round(score, 4) for name, score in scores.items()}

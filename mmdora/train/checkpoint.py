@@ -134,8 +134,8 @@ def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[st
 
 def checkpoints(output: Path) -> list[Path]:
     """Folders named `checkpoint-STEP`, newest first."""
-    found = [path for path in output.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=step_of, reverse=True)
+    folders = [path for path in output.glob("checkpoint-*") if _NAME.fullmatch(path.name)]
+    return sorted(folders, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
@@ -196,9 +196,9 @@ def rotate(written: Path, keep: int, best: Path | None) -> None:
         keep: number of checkpoints to keep.
         best: the best checkpoint, which is never deleted.
     """
-    found = checkpoints(written.parent)
-    place = found.index(written)
-    for path in (*found[:place], *found[place + keep :]):
+    newest_first = checkpoints(written.parent)
+    place = newest_first.index(written)
+    for path in (*newest_first[:place], *newest_first[place + keep :]):
         if best is None or path.resolve() != best.resolve():
             shutil.rmtree(path)
 

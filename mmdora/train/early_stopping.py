@@ -30,9 +30,9 @@ class Answers:
     def score(self, model: Any) -> float:
         """The task's score for `model`. The random states are restored afterwards, so that training is not affected."""
         with _same_randomness():
-            found = evaluate(model, self.processor, self.records, task=self.task, batch_size=self.batch_size)
-        assert found.scores is not None, "fit has refused records without answers"
-        return found.scores.overall.value
+            evaluation = evaluate(model, self.processor, self.records, task=self.task, batch_size=self.batch_size)
+        assert evaluation.scores is not None, "fit has refused records without answers"
+        return evaluation.scores.overall.value
 
 
 @dataclass(frozen=True)

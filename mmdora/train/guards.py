@@ -70,9 +70,11 @@ def where_not_finite(model: nn.Module, loss_of: Callable[[Any], Tensor], batches
         if not bool(parameter.isfinite().all()):
             name = next(name for name, other in model.named_parameters() if other is parameter)
             return f"the parameter {name} is not finite itself"
-    found: list[str] = []
+    not_finite: list[str] = []
     hooks = [
-        module.register_forward_hook(lambda _, __, out, name=name: found.append(name) if not _finite(out) else None)
+        module.register_forward_hook(
+            lambda _, __, out, name=name: not_finite.append(name) if not _finite(out) else None
+        )
         for name, module in model.named_modules()
         if name and not any(True for _ in module.children())
     ]
@@ -80,8 +82,8 @@ def where_not_finite(model: nn.Module, loss_of: Callable[[Any], Tensor], batches
         for batch in batches:
             model.zero_grad()
             loss = loss_of(batch)
-            if found:
-                return f"it began in the output of {found[0]}"
+            if not_finite:
+                return f"it began in the output of {not_finite[0]}"
             if not bool(loss.isfinite()):
                 return "the loss itself is the first that is not finite"
             loss.backward()

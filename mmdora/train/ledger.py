@@ -187,13 +187,13 @@ def _facts(func: Any) -> _Facts:
 
 def _tensors(values: Any) -> list[Tensor]:
     """The tensors among arguments or results, also inside lists. torch's pytree would take ten times as long."""
-    found = []
+    tensors = []
     for value in values:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (list, tuple)):
-            found += _tensors(value)
-    return found
+            tensors += _tensors(value)
+    return tensors
 
 
 def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:

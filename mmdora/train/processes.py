@@ -100,9 +100,9 @@ class Processes:
         """Whether `flag` is true in any process."""
         if self.count == 1:
             return flag
-        found = torch.tensor(int(flag), device=self.device)
-        dist.all_reduce(found, dist.ReduceOp.MAX)
-        return bool(found)
+        anywhere = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(anywhere, dist.ReduceOp.MAX)
+        return bool(anywhere)
 
     def gathered(self, value: T) -> list[T]:
         """The values of all processes, in their order."""

@@ -24,7 +24,7 @@ def unreached(
     `vision_feature_layer`). To find out, the shortest row of each kind is run once; the random states are unchanged
     afterwards.
     """
-    found = {}
+    unreached = {}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     device = next(model.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -35,8 +35,8 @@ def unreached(
                 batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
                 loss = model(**batch).loss
                 gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-                found[kind] = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
-    return found
+                unreached[kind] = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
+    return unreached
 
 
 def _kinds(rows: Rows | TaskRows | Packs) -> Iterator[tuple[str, np.ndarray]]:

@@ -138,19 +138,19 @@ class Steps:
             return norm
         training, step, done = self.training, self.progress.global_step + 1, self.losses.skipped
         losses = self.processes.gathered(float(self.losses.sum))
-        found = f"gradient norm {float(norm):g}, loss {' and '.join(f'{loss:g}' for loss in losses)}"
+        numbers = f"gradient norm {float(norm):g}, loss {' and '.join(f'{loss:g}' for loss in losses)}"
         rows = f"rows {', '.join(self.feed.ids(self.progress.global_step))}"
         if training.on_nonfinite == "skip" and done < training.max_skipped:
             self.losses.leave_out()
             self.trained.optimizer.zero_grad()  # Without gradients the optimizer's step does nothing.
-            self.say(f"step {step} left out ({done + 1} of at most {training.max_skipped}): {found}; {rows}")
+            self.say(f"step {step} left out ({done + 1} of at most {training.max_skipped}): {numbers}; {rows}")
             return None
         places = self.processes.gathered(where_not_finite(self.trained.model, self.objective.again, batches))
         place = next((place for place in places if place != NOT_AGAIN), NOT_AGAIN)
         left_out = f" ({done} steps were left out before)" if done else ""
         skip = ", or set training.on_nonfinite: skip" if training.on_nonfinite == "stop" else ""
         error = MmdoraError(
-            f"step {step}: {found}; {place}; {rows}; the update was not made and nothing of it was saved{left_out}. "
+            f"step {step}: {numbers}; {place}; {rows}; the update was not made and nothing of it was saved{left_out}. "
             f"Look at these rows or lower training.lr{skip}"
         )
         error.told = not self.processes.main

@@ -50,8 +50,8 @@ class StepTimes:
                     spent[phase] += event.elapsed_time(after) / 1e3
                 else:
                     spent[phase] += ended - begun
-        found = {f"{phase}_s": round(seconds / self._steps, 6) for phase, seconds in spent.items()}
+        entry = {f"{phase}_s": round(seconds / self._steps, 6) for phase, seconds in spent.items()}
         if self.samples:
-            found["samples_per_step"] = round(self.samples / self._steps, 2)
+            entry["samples_per_step"] = round(self.samples / self._steps, 2)
         self._marks, self._steps, self.samples = [], 0, 0
-        return found
+        return entry

@@ -73,16 +73,16 @@ def read_projector(file: Path) -> dict[str, Tensor]:
     Raises:
         MmdoraError: if the file is no two-layer projector (`mlp2x_gelu`).
     """
-    found = {}
+    projector = {}
     for name, tensor in read_state(file).items():
         match = re.fullmatch(r"(?:.*\.)?mm_projector\.([02])\.(weight|bias)", name)
         if match is None:
             raise MmdoraError(f"{file}: {name} belongs to no two-layer projector (mlp2x_gelu)")
-        found[f"{PROJECTOR[match[1]]}.{match[2]}"] = tensor
+        projector[f"{PROJECTOR[match[1]]}.{match[2]}"] = tensor
     missing = [f"{layer}.{part}" for layer in PROJECTOR.values() for part in ("weight", "bias")]
-    if missing := [name for name in missing if name not in found]:
+    if missing := [name for name in missing if name not in projector]:
         raise MmdoraError(f"{file}: lacks {', '.join(missing)} of a two-layer projector")
-    return found
+    return projector
 
 
 def main() -> None:

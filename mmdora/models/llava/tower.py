@@ -71,8 +71,8 @@ def _open_clip(name: str) -> Tower:
     images: Any = image_processor(config)
     colours: Any = {"mean": tuple(images.image_mean), "std": tuple(images.image_std)}
     if (clip := as_clip(tower.visual)) is not None:
-        found: Any = clip.config
-        return Tower(clip, found.image_size, found.patch_size, **colours)
+        vision_config: Any = clip.config
+        return Tower(clip, vision_config.image_size, vision_config.patch_size, **colours)
     side, tokens = config.image_size or 224, token_shape(config)[0]
     rows = isqrt(tokens)
     patch = side // rows

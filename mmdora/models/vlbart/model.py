@@ -77,10 +77,10 @@ class VLBartModel(VLBartPreTrainedModel):
         count = pixel_values_videos.shape[1]
         if count > self.config.frames:
             raise MmdoraError(f"a clip has {count} frames; this model takes {self.config.frames}: choose some of them")
-        found = self.vision_tower.frames(pixel_values_videos.flatten(0, 1)).unflatten(0, (-1, count))
+        features = self.vision_tower.frames(pixel_values_videos.flatten(0, 1)).unflatten(0, (-1, count))
         if frame_mask is not None:
-            found = found * frame_mask[..., None].to(found)
-        return as_clip(found, self.config.frames)[:, None]
+            features = features * frame_mask[..., None].to(features)
+        return as_clip(features, self.config.frames)[:, None]
 
     def encode(
         self,

@@ -148,9 +148,9 @@ class VLBartProcessor(ProcessorMixin):
             raise MmdoraError(f"a sample has {longest} images; this model takes at most {most}")
         if longest == 0:
             return {}
-        found: Any = self.image_processor([image for row in nested for image in row], return_tensors="pt")
-        pixels = iter(found["pixel_values"])
-        batch = found["pixel_values"].new_zeros(len(nested), longest, *found["pixel_values"].shape[1:])
+        processed: Any = self.image_processor([image for row in nested for image in row], return_tensors="pt")
+        pixels = iter(processed["pixel_values"])
+        batch = processed["pixel_values"].new_zeros(len(nested), longest, *processed["pixel_values"].shape[1:])
         mask = torch.zeros(len(nested), longest, dtype=torch.long)
         for index, row in enumerate(nested):
             for place in range(len(row)):
