@@ -1,4 +1,4 @@
-"""The entries of a plan: for each module that a modality's targets mean, how it is adapted."""
+"""Makes the entries of a plan: they say how each module that the targets of a modality mean is adapted."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def check_adaptable(model: nn.Module, parts: ModelParts, ranks: Mapping[str, int
         if owner not in ranks and isinstance(refusals.modules[owner], nn.MultiheadAttention):
             if unused is None:
                 unused = tuple(f"{path}." for path in unused_in_tower(model, parts))
-            if not name.startswith(unused):  # where nothing runs, an adapter that is not called changes nothing
+            # An attention that never runs reads nothing, so there an adapter that is not called does no harm.
+            if not name.startswith(unused):
                 raise MmdoraError(
                     f"{name}: is read, not called, by the nn.MultiheadAttention around it unless that is adapted too; "
                     f"name {owner.rpartition('.')[2]} beside it, or the role attention"

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 VALUES_PER_TENSOR = 8
-"""Values of a tensor that are kept one by one."""
+"""Number of values of each tensor that a fingerprint holds themselves, so that values that were only rounded in
+another dtype can be compared with some tolerance, which a digest does not allow."""
 PIECE = 2**22
 """Values that are rounded at a time, so that a digest takes little memory beside the tensor."""
 DIGITS = 16
@@ -65,7 +66,10 @@ def fingerprint(model: nn.Module, without: Container[str] = ()) -> dict[str, Any
 
 
 def same_base(saved: Mapping[str, Any], present: Mapping[str, Any]) -> str | None:
-    """What differs between two fingerprints, or None. Those of mmdora before 0.2 hold samples of 96 tensors alone."""
+    """Say what differs between two fingerprints; None if they are of the same base.
+
+    Fingerprints that mmdora before 0.2 wrote hold samples of only 96 tensors.
+    """
     if saved["structure"] != present["structure"]:
         return "its parameters have other names or shapes"
     # fp16 rounds to another grid than bf16, so a value may come out one bf16 step away.

@@ -19,7 +19,7 @@ from mmdora.layers import BIASES, Adapted, kind_of
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
-    """What `inject` would do; the model is not touched.
+    """Make the plan that `inject` would carry out; the model is not touched.
 
     Raises:
         MmdoraError: already adapted; parts not found; a target without a match; nothing to train.
@@ -47,11 +47,11 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
 
 
 def check_usable(model: nn.Module) -> None:
-    """Raise if the model's tensors hold no values, or cannot take part in training.
+    """Raise if the model's tensors hold no values, or if they cannot take part in training.
 
     Raises:
-        MmdoraError: a parameter is on the meta device, or was made under `torch.inference_mode`; or that is on now,
-            when the adapter's own parameters would be made under it.
+        MmdoraError: a parameter is on the meta device, or was made under `torch.inference_mode`; or that mode is on
+            now, so that the adapter's own parameters would be made under it.
     """
     for name, parameter in model.named_parameters():
         if parameter.is_meta:
@@ -67,10 +67,10 @@ def check_usable(model: nn.Module) -> None:
 def build_plan(
     model: nn.Module, parts: ModelParts, entries: list[Entry], full: list[str], notes: list[str] | tuple[str, ...] = ()
 ) -> Plan:
-    """Count and fingerprint; the model must be the untouched base.
+    """Make a plan of these entries, with the counts of parameters and the fingerprint of `model`, the untouched base.
 
     Raises:
-        MmdoraError: as `check_adaptable`.
+        MmdoraError: in the cases of `check_adaptable`.
     """
     check_adaptable(model, parts, {entry.name: entry.rank for entry in entries})
     base_sizes, full_sizes, chosen = {}, {}, set(full)
@@ -83,7 +83,7 @@ def build_plan(
 
 
 def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
-    """Adapt a model in place and freeze the rest. At this point its outputs are the base's.
+    """Adapt a model in place and freeze the rest. Until it is trained, its outputs equal those of the base.
 
     Args:
         model: an untouched vision-language model.
@@ -117,7 +117,7 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
 
 
 def plan_of(model: nn.Module) -> Plan | None:
-    """The plan a model was adapted by, or None."""
+    """The plan by which a model was adapted; None for a model that is not adapted."""
     return getattr(model, "mmdora_plan", None)
 
 
@@ -141,7 +141,7 @@ def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, 
 
 
 def merge(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """Write the adapters into the weights, in place: merged in fp32, rounded once; plain modules again.
+    """Write the adapters into the weights, merged in fp32 and rounded once, and put plain modules back, in place.
 
     Args:
         model: an adapted model.
@@ -158,7 +158,7 @@ def merge(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
 
 
 def unload(model: nn.Module) -> nn.Module:
-    """Take the adapters off, in place; the base's weights are as they were.
+    """Take the adapters off, in place; the weights of the base are as they were before.
 
     Raises:
         MmdoraError: parts were trained in full, so the base's weights are gone.
@@ -196,7 +196,7 @@ def _full(model: nn.Module, parts: ModelParts, modality: str, settings: Modality
 
 
 def _biases_and_norms(model: nn.Module, parts: ModelParts, modality: str, settings: Modality) -> list[str]:
-    """Names of the biases and of the norms' weights of a modality, as far as they are to train."""
+    """Names of the biases and of the weights of norms that the settings of a modality train."""
     wanted = {"bias": settings.bias, "norms": settings.norms}
     names_of: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
     norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}

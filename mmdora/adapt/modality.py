@@ -1,4 +1,4 @@
-"""Which modules of a vision-language model are its tower, its projector and its language model.
+"""Finds out which modules of a vision-language model are its tower, its projector and its language model.
 
 They are found by the identity of configs, not by names: a root is the outermost module whose `.config` *is* one of the
 model's sub-configs. The projector is everything outside of the roots that is neither an embedding nor the head. The
@@ -164,7 +164,10 @@ def _text_width(language: nn.Module) -> int | None:
 
 
 def _inner_projectors(name: str, tower: nn.Module, text_width: int | None) -> list[str]:
-    """Children behind the tower's blocks whose output has the text width, unless the blocks have that width already."""
+    """Names of the modules that come after the tower's blocks and bring their output to the width of the text.
+
+    If the blocks have that width themselves, a module that keeps it is no projector.
+    """
     children = list(tower.named_children())
     blocks = [i for i, (_, child) in enumerate(children) if _blocks(child)]
     if not blocks:
@@ -184,7 +187,7 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
 
 
 def _widths(module: nn.Module) -> list[tuple[int, int]]:
-    """(in, out) of every linear, convolution or adapted linear, in order of registration."""
+    """The number of inputs and outputs of every linear and convolution, plain or adapted, in order of registration."""
     widths = []
     for child in module.modules():
         if hasattr(child, "in_features") and hasattr(child, "out_features"):
@@ -195,7 +198,10 @@ def _widths(module: nn.Module) -> list[tuple[int, int]]:
 
 
 def _outside(module: nn.Module, name: str, taken: set[str], other: list[str]) -> list[str]:
-    """Outermost modules and loose parameters without a module of `taken` inside. Those for audio go to `other`."""
+    """Names of the outermost modules, and of loose parameters, that hold no module of `taken`.
+
+    Modules for audio are appended to `other` instead.
+    """
     join = f"{name}.{{}}".format if name else str
     outermost = [join(leaf) for leaf, _ in module.named_parameters(recurse=False)]
     for leaf, child in module.named_children():

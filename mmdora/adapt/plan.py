@@ -13,7 +13,7 @@ from mmdora.config import MAX_RANK, METHODS, MODALITIES
 from mmdora.layers import BY_NAME, DropoutMode, Method
 
 WIDTH = 80
-"""Columns of the text: a terminal's usual width."""
+"""Most columns of the plan as text: the usual width of a terminal."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Entry:
     dropout: float
     parameters: int
     kind: str = "linear"
-    """linear, conv, embedding or attention."""
+    """The kind of layer: linear, conv, embedding or attention."""
     dropout_mode: DropoutMode = "branch"
     because: str = ""
     """Why it was chosen, as in "role attention, of targets: all". Adapters of mmdora before 0.2 do not say."""
@@ -53,17 +53,17 @@ class ModalityRow:
 
     @property
     def share(self) -> float:
-        """Trainable parameters over the modality's, adapters included."""
+        """The trainable share of the parameters of the modality; those of adapters count as parameters too."""
         return self.trainable / self.total if self.total else 0.0
 
     def counts(self) -> tuple[str, str, str]:
-        """Trainable, all, and share, as text."""
+        """The number of trainable parameters, the number of all, and the share, as text."""
         return f"{self.trainable:,}", f"{self.total:,}", f"{self.share:.2%}"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is adapted and trained: `entries` by adapters, `full` (names of parameters) as they are."""
+    """What is adapted and trained: the modules of `entries` get adapters, and the parameters named in `full` train."""
 
     parts: ModelParts
     entries: tuple[Entry, ...]
@@ -71,7 +71,7 @@ class Plan:
     base_sizes: Mapping[str, int]
     """Parameters of the base per modality, and under "other"."""
     full_sizes: Mapping[str, int]
-    """Parameters of the base that train in full, likewise."""
+    """Parameters of the base that train in full, per modality, and under "other"."""
     notes: tuple[str, ...] = ()
     """Which modules were left out, and why."""
     fingerprint: Mapping[str, Any] = field(default_factory=dict, repr=False)

@@ -25,13 +25,13 @@ ROLES = ("attention", "mlp", "all")
 
 ATTENTION = re.compile(r"attn|attention", re.I)
 MLP = re.compile(r"mlp|feed_?forward|ffn|intermediate|relu_?dense|gated_?dense", re.I)
-"""Both are looked for in the names and classes of the modules around a linear, the nearest one first."""
+"""Both patterns are looked for in the names and classes of the modules around a linear, the nearest module first."""
 
 MLP_NAMES = re.compile(r"fc\d|lin\d|w[123]|wi(_\d)?|wo|linear_fc\d|(gate|up|down|gate_up)_proj|c_fc|c_proj")
 """Names of the linears of a feed-forward that has no module of its own inside its block (OPT, BART, T5)."""
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Names of the linears that choose experts: they lie in the feed-forward, and no role means them but `all`."""
+"""Names of the linears that choose experts. They lie in the feed-forward, but only the role `all` means them."""
 
 
 @dataclass
@@ -58,7 +58,7 @@ class Refusals:
     """Why modules of a model cannot be adapted. Injecting and reading adapter files ask this same class.
 
     Attributes:
-        modules: of the untouched model (or its skeleton) by name.
+        modules: name -> module of the untouched model, or of its skeleton.
     """
 
     def __init__(self, model: nn.Module):
@@ -160,7 +160,12 @@ def _leaves(names: Iterable[str]) -> str:
 
 
 def _read_by_torch(parent: nn.Module, refused: str | None) -> str | None:
-    """Why a module is read by one of torch's own around it, whatever is adapted; `refused`: why that cannot be."""
+    """Why an adapter on a module would never act, because a module of torch around it reads its weight.
+
+    Args:
+        parent: the module around it.
+        refused: the reason why `parent` cannot be adapted itself; None if it can, and then it calls the module.
+    """
     if isinstance(parent, nn.TransformerEncoderLayer):
         return "nn.TransformerEncoderLayer reads its weight in evaluation, so an adapter would do nothing there"
     if isinstance(parent, nn.MultiheadAttention) and refused:
@@ -186,7 +191,7 @@ def _only_read(parent: type[nn.Module], leaf: str) -> bool:
 
 
 def _role(name: str, modules: dict[str, nn.Module], parts: ModelParts) -> str:
-    """attention or mlp, by what the linear lies in; linear for neither."""
+    """The role of a linear by the modules that it lies in: attention, mlp, or linear for neither."""
     path, _, leaf = name.rpartition(".")
     parent = path.rpartition(".")[2]
     roots = {prefix for prefixes in (parts.vision, parts.projector, parts.language) for prefix in prefixes}
@@ -201,7 +206,7 @@ def _role(name: str, modules: dict[str, nn.Module], parts: ModelParts) -> str:
 
 
 def _tied(model: nn.Module) -> dict[str, str]:
-    """Module name -> another parameter name that shares its weight."""
+    """Name of a module whose weight is tied -> the name of another parameter that is the same tensor."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)

@@ -1,4 +1,4 @@
-"""Adapter files in PEFT's format, both ways.
+"""Writes and reads adapters in the format of PEFT.
 
 `adapter_model.safetensors` and `adapter_config.json` are what `peft.PeftModel.from_pretrained` reads;
 `mmdora.json` beside them holds what PEFT has no place for: methods per module, the parts, the base's fingerprint.
@@ -126,7 +126,7 @@ def read_adapter(
     base: Callable[[nn.Module], Mapping[str, Any]],
     parts: Mapping[Any, tuple[str, ...]] | None = None,
 ) -> tuple[Plan, dict[str, Tensor]]:
-    """Plan and tensors (by name in the model, mapped from the file) of an adapter; the model is not touched.
+    """Read plan and tensors of an adapter; the tensors are mapped from the file, and the model is not touched.
 
     Args:
         model: the untouched base, or its skeleton.
@@ -134,7 +134,7 @@ def read_adapter(
         parts: as `load_adapter`.
 
     Raises:
-        MmdoraError: as `load_adapter`.
+        MmdoraError: in the cases of `load_adapter`.
     """
     tensors = read_tensors(folder)
     if (folder / OURS).exists():
@@ -179,7 +179,7 @@ def restore_adapter(model: nn.Module, folder: Path | str) -> None:
 
 
 def covering_modules(model: nn.Module, plan: Plan) -> list[str]:
-    """Largest modules all of whose parameters train in full; PEFT's `modules_to_save` names modules."""
+    """Names of the largest modules in which every parameter trains in full, for `modules_to_save` in PEFT's config."""
     full = {id(model.get_parameter(name)) for name in plan.full}
 
     def descend(module: nn.Module, path: str) -> list[str]:
@@ -216,7 +216,7 @@ def _warn_of_peft(model: nn.Module, plan: Plan) -> None:
 
 
 def _full_tensors(model: nn.Module, plan: Plan, whole: list[str]) -> dict[str, Tensor]:
-    """Parameters trained in full, and what else `modules_to_save` must bring: buffers, tied names."""
+    """The parameters trained in full, and the buffers and tied names of the modules in `modules_to_save`."""
     tensors: dict[str, Tensor] = {name: model.get_parameter(name) for name in plan.full}
     for name in whole:
         tensors |= {f"{name}.{key}": tensor for key, tensor in model.get_submodule(name).state_dict().items()}

@@ -1,4 +1,4 @@
-"""Whether the tensors of an adapter fit a base: names, shapes, dtypes, and what tied weights allow."""
+"""Checks that the tensors of an adapter fit a base: names, shapes, dtypes, and what tied weights allow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmdora.errors import MmdoraError
 
 
 def expected_shapes(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape that the files of this plan hold.
+    """Name of each tensor that the files of this plan hold -> its shape.
 
     Args:
         model: the untouched base, or its skeleton.
@@ -87,7 +87,7 @@ def check_tensors(
 
 
 def shared_parameters(model: nn.Module) -> list[list[str]]:
-    """Names of each parameter that has several (tied weights), the model's first name of it first."""
+    """The names of each parameter that has several names (tied weights), in the order of the model."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(id(parameter), []).append(name)
@@ -111,10 +111,10 @@ def check_scaling(config: Mapping[str, Any], plan: Plan, folder: Path) -> None:
     attentions = {entry.name for entry in plan.entries if entry.kind == "attention"}
     for entry in plan.entries:
         if entry.rank and entry.name.rpartition(".")[0] not in attentions:
-            found = scaling_in(config, entry.name, entry.rank)
-            if not math.isclose(found, entry.scaling, rel_tol=1e-6):
+            stated = scaling_in(config, entry.name, entry.rank)
+            if not math.isclose(stated, entry.scaling, rel_tol=1e-6):
                 raise MmdoraError(
-                    f"{folder / CONFIG}: its lora_alpha and alpha_pattern make the scaling of {entry.name} {found:g}, "
+                    f"{folder / CONFIG}: its lora_alpha and alpha_pattern make the scaling of {entry.name} {stated:g}, "
                     f"and {OURS} says {entry.scaling:g}; {remedy}"
                 )
 
@@ -127,7 +127,7 @@ def scaling_in(config: Mapping[str, Any], name: str, rank: int) -> float:
 
 
 def _resized(model: Any, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> str:
-    """What to do where an embedding has another number of rows than the base's, or nothing."""
+    """A sentence that says what to do if the adapter's vocabulary was resized; an empty text if it was not."""
     get: Any = getattr(model, "get_input_embeddings", lambda: None)
     weight = getattr(get(), "weight", None)
     for name, parameter in model.named_parameters():

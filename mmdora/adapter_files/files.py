@@ -1,4 +1,4 @@
-"""The files of an adapter: their names, PEFT's names of tensors, reading what may be damaged."""
+"""The files of an adapter: their names, the names of tensors in them, and how they are read if they may be damaged."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torc
 """Dtypes that only buffers have, such as the counters of a module that was trained in full."""
 PREFIX = "base_model.model."
 FREE = ("base",)
-"""Keys of `mmdora.json` that a user may edit: a base may be moved, and its fingerprint tells whether it is the one."""
+"""Keys of `mmdora.json` that a user may edit. A base may be moved; the fingerprint tells whether it is the same."""
 BASE = "base_layer"
-"""PEFT moves what an adapted module held before under this name: its bias, the `out_proj` of an attention."""
+"""The name under which PEFT puts what an adapted module held before: its bias, or the `out_proj` of an attention."""
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Tensors by their name in the model, PEFT's prefix taken off.
+    """Read the tensors of an adapter; their names are those in the model, without PEFT's prefix.
 
     Raises:
-        MmdoraError: there are none, they cannot be read, are not finite, or are not an adapter's.
+        MmdoraError: there are no tensors, they cannot be read, are not finite, or do not belong to an adapter.
     """
     path = folder / WEIGHTS
     refuse_pickle(folder)
@@ -38,7 +38,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         raise MmdoraError(f"{folder}: no adapter here ({WEIGHTS} is missing)")
     try:
         tensors = load_file(path)
-    except Exception as error:  # safetensors has several classes of errors, without a common base
+    except Exception as error:  # The several classes of errors in safetensors have no base class in common.
         raise MmdoraError(f"{path}: not a readable safetensors file ({error})") from None
     for name, tensor in tensors.items():
         if tensor.dtype not in (*FLOATS, *INTEGERS):
@@ -68,7 +68,7 @@ def _own_name(name: str) -> str:
 
 
 def pefts_name(name: str, adapted: set[str]) -> str:
-    """A tensor's name in PEFT's files, without its prefix, where these modules are adapted."""
+    """The name that PEFT gives a tensor in its files, without the prefix, if the modules in `adapted` are adapted."""
     parts = name.split(".")
     spelled = parts[:1]
     for index, part in enumerate(parts[1:], 1):
@@ -86,7 +86,7 @@ def refuse_pickle(folder: Path) -> None:
 
 
 def own_facts(folder: Path) -> dict[str, Any]:
-    """What `mmdora.json` holds; the value of "plan" is a `Plan`.
+    """Read `mmdora.json`; the value of "plan" is a `Plan`.
 
     Raises:
         MmdoraError: it is missing, damaged, or of a newer mmdora.
@@ -107,30 +107,30 @@ def own_facts(folder: Path) -> dict[str, Any]:
 
 
 def own_plan(folder: Path) -> Plan:
-    """The plan in `mmdora.json`; errors as `own_facts`."""
+    """Read the plan in `mmdora.json`; raises the errors of `own_facts`."""
     return own_facts(folder)["plan"]
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """File name -> SHA-256, of the files beside `mmdora.json`; of PEFT's config the SHA-256 of its values.
+    """Name of each file beside `mmdora.json` -> its SHA-256; that of PEFT's config is taken of the values in it.
 
     The name of the base is left out, as a base may be moved; its fingerprint tells whether it is the right one.
     """
-    found = {WEIGHTS: sha256(folder / WEIGHTS)}
+    digests = {WEIGHTS: sha256(folder / WEIGHTS)}
     if (folder / CONFIG).exists():
-        found[CONFIG] = digest_of(read_config(folder / CONFIG), ("base_model_name_or_path",))
-    return found
+        digests[CONFIG] = digest_of(read_config(folder / CONFIG), ("base_model_name_or_path",))
+    return digests
 
 
 def changed_files(folder: Path) -> str | None:
-    """How the files beside `mmdora.json` differ from those it was written with, in words, or None.
+    """Say how the files beside `mmdora.json` differ from those it was written with; None if they do not.
 
     Adapters that hold no checksums (PEFT's, and those of mmdora before 0.2) have nothing to compare.
     """
     if not (folder / OURS).exists() or (kept := own_facts(folder).get("files")) is None:
         return None
-    found = checksums(folder)
-    changed = [name for name in (WEIGHTS, CONFIG) if found.get(name) != kept.get(name)]
+    current = checksums(folder)
+    changed = [name for name in (WEIGHTS, CONFIG) if current.get(name) != kept.get(name)]
     if not changed:
         return None
     return (
@@ -140,7 +140,7 @@ def changed_files(folder: Path) -> str | None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """One of the adapter's JSON files.
+    """Read one of the JSON files of an adapter.
 
     Raises:
         MmdoraError: it is missing or damaged.

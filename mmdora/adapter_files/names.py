@@ -1,4 +1,4 @@
-"""Names of an adapter's tensors that are not those of today's model, brought to these."""
+"""Renames the tensors of adapters that a live PEFT model or an older transformers named differently than today."""
 
 from __future__ import annotations
 
@@ -17,38 +17,39 @@ from mmdora.layers import WEIGHTS
 NAMED = re.compile(
     r"\.(lora_A|lora_B|lora_embedding_A|lora_embedding_B|lora_magnitude_vector|modules_to_save)\.([^.]+)(?=\.|$)"
 )
-"""Where a state dict of a live PEFT model has the adapter's name: `lora_A.default.weight`."""
+"""Matches the place in a name where the state dict of a live PEFT model has the name of the adapter, as in
+`lora_A.default.weight`."""
 LOW_RANK = re.compile(r"(.+)\.((?:lora_A|lora_B)\.weight|lora_embedding_[AB]|lora_magnitude_vector|base_layer\.weight)")
 
 
 def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Tensors without the adapter's name in theirs, which `save_pretrained` leaves out and `state_dict()` keeps.
+    """Take the name of the adapter out of the names of tensors: `state_dict()` keeps it, `save_pretrained` does not.
 
     Args:
-        path: of the file, for the message.
+        path: path of the file, for the message.
 
     Raises:
         MmdoraError: the file holds several adapters.
     """
-    found: dict[str, Tensor] = {}
+    renamed: dict[str, Tensor] = {}
     adapters: set[str] = set()
     for name, tensor in tensors.items():
         match = NAMED.search(name)
         if match is None or match[2] == "weight":
-            found[name] = tensor
+            renamed[name] = tensor
             continue
         adapters.add(match[2])
         kept = "" if match[1] == "modules_to_save" else f".{match[1]}"
-        found[name[: match.start()] + kept + name[match.end() :]] = tensor
+        renamed[name[: match.start()] + kept + name[match.end() :]] = tensor
     if len(adapters) > 1:
         raise MmdoraError(
             f"{path}: holds {len(adapters)} adapters ({', '.join(sorted(adapters))}); save the one you mean alone"
         )
-    return found
+    return renamed
 
 
 def todays_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by the names that this version of transformers gives the modules.
+    """Rename tensors to the names that this version of transformers gives the modules.
 
     Older versions had `language_model.model.layers` where there is `model.language_model.layers` now. transformers
     knows the renamings of its own checkpoints, and the base's names in an adapter follow the same rules. A name that
@@ -67,13 +68,13 @@ def todays_names(model: nn.Module, tensors: Mapping[str, Tensor]) -> tuple[dict[
     if not older or not hasattr(model, "base_model_prefix"):
         return dict(tensors), {}
     today = _renamed(model, sorted({_place(name) for name in older}, key=dot_natural_key), state)
-    found, before = {}, {}
+    renamed, before = {}, {}
     for name, tensor in tensors.items():
         place = _place(name)
         if place in today:
             before[today[place]] = place
-        found[today.get(place, place) + name[len(place) :]] = tensor
-    return found, before
+        renamed[today.get(place, place) + name[len(place) :]] = tensor
+    return renamed, before
 
 
 def _place(name: str) -> str:
@@ -83,17 +84,17 @@ def _place(name: str) -> str:
 
 
 def _renamed(model: Any, names: list[str], state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Names of modules and parameters as older files have them -> today's, as far as transformers' rules tell."""
+    """Name of a module or parameter in an older file -> its name today, as far as the rules of transformers tell."""
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    found = {}
+    todays = {}
     for name in names:
         for suffix in ("", *(f".{leaf}" for leaf in sorted(WEIGHTS, reverse=True))):
             place, pattern = rename_source_key(
                 name + suffix, renamings, converters, model.base_model_prefix, dict(state)
             )
             if place in state and pattern is None:
-                found[name] = place.removesuffix(suffix)
+                todays[name] = place.removesuffix(suffix)
                 break
-    return found
+    return todays

@@ -1,4 +1,4 @@
-"""PEFT's `adapter_config.json`: written from a `Plan`, and checked before it is read."""
+"""Writes `adapter_config.json`, the config of PEFT, from a `Plan`, and checks it before it is read."""
 
 from __future__ import annotations
 
@@ -39,10 +39,11 @@ KEEPS_BASE = (None, True, False, "gaussian", "eva", "orthogonal", "mipl")
 
 
 def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *, base: str | None) -> dict[str, Any]:
-    """The `adapter_config.json` of a plan with adapted modules.
+    """Make the `adapter_config.json` of a plan that has adapted modules.
 
     Every module is named in full. Scaling is written as alpha = scaling * rank, rsLoRA included, because PEFT has
-    one `use_rslora` for all modules. Dropout is one for all too: it is written only where ours is.
+    one `use_rslora` for all modules. PEFT has one dropout for all modules too, so it is
+    written only if all of ours agree.
 
     Args:
         plan: with at least one entry.

@@ -34,7 +34,7 @@ def keys_of(kind: type[Adapted] | None) -> dict[str, str]:
 
 
 def file_rank(base: nn.Module, rank: int) -> int:
-    """The rank a module is written with: its own, or for a magnitude alone the least one that PEFT reads."""
+    """The rank that a module is written with: its own, or, for a magnitude alone, the smallest that PEFT reads."""
     return rank or int(getattr(base, "groups", 1))
 
 
@@ -52,7 +52,7 @@ def file_shapes(base: nn.Module, rank: int, *, magnitude: bool) -> dict[str, tup
 
 
 def to_file(module: Adapted, *, magnitude: bool) -> dict[str, Tensor]:
-    """Key -> tensor for a file; the tensors may be the module's own."""
+    """Key in a file -> tensor of an adapted module, which may be the very parameter of the module."""
     shapes = file_shapes(module, module.rank, magnitude=magnitude)
     tensors = {}
     for name, key in keys_of(type(module)).items():
@@ -83,7 +83,7 @@ def from_file(module: Adapted, tensors: Mapping[str, Tensor], prefix: str = "") 
 
 
 def unlike_peft(module: nn.Module, lora_A: Tensor | None = None, *, magnitude: bool) -> str | None:
-    """Why PEFT computes something else than `AdaptedConv` beside this module (plain or adapted), or None.
+    """Say why PEFT computes something else than `AdaptedConv` for this module, plain or adapted; None if it does not.
 
     Args:
         lora_A: as in a file [R, C, K], if its values are to be looked at.
@@ -108,7 +108,7 @@ def unlike_peft(module: nn.Module, lora_A: Tensor | None = None, *, magnitude: b
 
 
 def wrong_in_peft(module: nn.Module, *, magnitude: bool) -> str | None:
-    """Why PEFT refuses a file of this adapted module, or reads it wrongly, or None."""
+    """Say why PEFT refuses a file of this adapted module or reads it wrongly; None if it does neither."""
     if not isinstance(module, AdaptedAttention):
         return None
     if magnitude:

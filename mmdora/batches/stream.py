@@ -1,4 +1,4 @@
-"""The order in which rows are learned that are read one after another, for data too large for the disk.
+"""Rows that are read one after another, for data too large for the disk: their order, and their batches.
 
 Only a few rows are in memory.
 
@@ -26,7 +26,7 @@ from mmdora.records.record import content_of
 from mmdora.records.row import Row, changed
 
 BUFFER = 1000
-"""Rows in the shuffle buffer. All of them are in memory, with their images if those are packed, so not more."""
+"""Rows in the shuffle buffer if the config sets none. All are in memory, with their images if those are packed."""
 
 Admit = Callable[[Row], Row | None]
 
