@@ -59,8 +59,8 @@ def decompose(weight: Tensor, changed: Iterable[Tensor], delta: Tensor | None = 
         new, old = piece.double(), weight[start : start + len(piece)].double()
         new_norm, old_norm = (torch.linalg.vector_norm(rows, dim=1, keepdim=True) for rows in (new, old))
         moved += float((new_norm - old_norm).abs().sum())
-        both = ((new_norm > 0) & (old_norm > 0)).squeeze(1)  # a row of zeros has no direction
-        # 1 - cos = |u - v|^2 / 2 of the unit vectors, which does not cancel
+        both = ((new_norm > 0) & (old_norm > 0)).squeeze(1)  # A row of zeros has no direction.
+        # For unit vectors u and v, 1 - cos is |u - v|^2 / 2, which loses no digits to cancellation.
         turned += float((new[both] / new_norm[both] - old[both] / old_norm[both]).square().sum()) / 2
         directed += int(both.sum())
         base += float(old_norm.square().sum())

@@ -75,7 +75,7 @@ def hub_naming(model: PreTrainedModel) -> Callable[[str], str] | None:
     rules, tower = HUB[type(model).__name__], model.config.vision_config.model_type
 
     def hub_name(place: str) -> str:
-        for rule in rules:  # the first that matches
+        for rule in rules:  # The first rule that matches decides.
             if place.startswith(rule.module) and (not rule.towers or tower in rule.towers):
                 return rule.file + place.removeprefix(rule.module)
         raise MmdoraError(f"{place}: no place for it in the hub's layout; merge the adapters first")

@@ -32,11 +32,14 @@ BY_NAME = {kind.kind: kind for kind in KINDS}
 WEIGHTS = {kind.weight_name for kind in KINDS}
 """Names of the parameters of plain modules that are adapted."""
 BIASES = {kind.bias_name for kind in KINDS}
-"""Names of the biases beside them."""
+"""Names of the biases that belong to these weights."""
 
 
 def kind_of(module: nn.Module) -> type[Adapted] | None:
-    """The kind for a plain or adapted module, whether or not this very module can be adapted; None if there is none."""
+    """The class that adapts modules like this one, plain or adapted; None if no class does.
+
+    Whether this very module can be adapted is another question, which `problem` answers.
+    """
     return next((kind for kind in KINDS if isinstance(module, (*kind.plain, kind))), None)
 
 

@@ -1,4 +1,4 @@
-"""What the adapted modules share: parameters, the scale, merge and unload."""
+"""The base class of all adapted modules: parameters, the scale, merge and unload."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Adapted(nn.Module):
         super().__init__()
         if reason := self.problem(base) or self.rank_problem(base, rank):
             raise MmdoraError(f"cannot adapt this module: {reason}")
-        # Other code reads in_features, stride, padding_idx and the like off the module.
+        # Code elsewhere reads in_features, stride, padding_idx and the like from the module.
         for name in getattr(base, "__constants__", ()):
             setattr(self, name, getattr(base, name))
         self.method, self.rank, self.scaling = method, rank, scaling
@@ -91,7 +91,7 @@ class Adapted(nn.Module):
 
     @classmethod
     def problem(cls, base: nn.Module) -> str | None:
-        """Why this module cannot be adapted as this kind; None if it can."""
+        """Say why this module cannot be adapted as this kind; None if it can."""
         name = type(base).__name__
         plain = next((kind for kind in cls.plain if isinstance(base, kind)), None)
         if plain is None:
@@ -109,7 +109,7 @@ class Adapted(nn.Module):
 
     @classmethod
     def rank_problem(cls, base: nn.Module, rank: int) -> str | None:
-        """Why this module, which can be adapted, cannot be at this rank; None if it can."""
+        """Say why a module that can be adapted cannot be at this rank; None if it can."""
         return None
 
     @classmethod
@@ -122,15 +122,15 @@ class Adapted(nn.Module):
         nn.init.kaiming_uniform_(lora_A, a=math.sqrt(5))
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as W0 [O, I]; a view."""
+        """View the weight as the matrix W0 [O, I]."""
         return weight
 
     def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
-        """A [R, I] and B [O, R] whose product is the change of the matrix."""
+        """The factors A [R, I] and B [O, R] of the change s B A of the matrix."""
         return lora_A, lora_B
 
     def from_matrix(self, matrix: Tensor) -> Tensor:
-        """A matrix [O, I] in the weight's shape."""
+        """View a matrix [O, I] in the shape of the weight."""
         return matrix
 
     @property
@@ -142,11 +142,11 @@ class Adapted(nn.Module):
         return getattr(self, self.bias_name)
 
     def row_norm(self) -> Tensor:
-        """||W0 + s B A|| [O], fp32 or better."""
+        """The row norms ||W0 + s B A|| [O], in fp32 or better."""
         return self.scales.row_norm(self.base_weight, self.lora_A, self.lora_B)
 
     def merged_weight(self) -> Tensor:
-        """W' in the weight's shape, composed in fp32 or better."""
+        """Compute W' in the shape of the weight, in fp32 or better."""
         with torch.no_grad():
             low_rank = self.lora_A is not None and self.lora_B is not None
             factors = self.factors(self.lora_A, self.lora_B) if low_rank else (None, None)  # pyright: ignore
@@ -154,10 +154,10 @@ class Adapted(nn.Module):
             return self.from_matrix(torch.cat(list(rows)))
 
     def merge(self, dtype: torch.dtype | None = None) -> nn.Module:
-        """The plain module with W', written into the very parameter of the base and rounded once.
+        """Give the plain module back, with W' written into the very parameter of the base and rounded once.
 
         Args:
-            dtype: of weight and bias; default the weight's own. Another dtype makes new parameters.
+            dtype: dtype of weight and bias; None keeps that of the weight. Another dtype makes new parameters.
         """
         merged = self.merged_weight()
         if dtype is None or dtype == self.base_weight.dtype:
@@ -171,7 +171,7 @@ class Adapted(nn.Module):
         return plain
 
     def unload(self) -> nn.Module:
-        """The plain module with the base's own parameters, trainable as a fresh one's are."""
+        """Give the plain module back, with the base's own parameters, trainable as in a fresh module."""
         own = {name: getattr(self, name, None) for name in self.shell._parameters}
         plain = _holding(self.shell, own, dict(self._modules))
         plain._is_full_backward_hook = self._is_full_backward_hook

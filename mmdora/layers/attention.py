@@ -55,8 +55,8 @@ class AdaptedAttention(Adapted):
 
         Args:
             query: [B, L, E], [L, B, E] without `batch_first`, or [L, E]; key and value: the same with length S.
-            key_padding_mask: [B, S] or [S], and attn_mask: [L, S] or [B * heads, L, S]; True, or a number that is
-                added to the score: not to attend.
+            key_padding_mask: [B, S] or [S], and attn_mask: [L, S] or [B * heads, L, S]; True means not to
+                attend; a number is added to the score.
 
         Returns:
             Output in query's shape, and weights [B, L, S], [B, heads, L, S] without `average_attn_weights` (neither
@@ -95,7 +95,7 @@ class AdaptedAttention(Adapted):
         return q, k, product(self, value, scaled, slice(2 * width, None))
 
     def _heads(self, x: Tensor) -> Tensor:
-        """[B, heads, L, E / heads] from any of the layouts that forward takes."""
+        """Bring any layout that forward takes to [B, heads, L, E / heads]."""
         if x.dim() == 2:
             x = x[None]
         elif not self.batch_first:

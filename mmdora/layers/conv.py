@@ -20,10 +20,10 @@ class AdaptedConv(Adapted):
     (Kaiming-uniform), R filters convolved as the base's are (stride, padding, dilation, groups), `lora_B`
     [O, R/G, 1...] (zeros), `magnitude` [O]. Their matrix has O rows and I = C/G * |K| columns.
 
-    PEFT's parametrisation, with two differences. Its A is convolved without the base's dilation and padding mode,
-    which fails or cannot be merged. And with groups its A [R, C, K] sees all channels, which no grouped kernel can
-    hold (it refuses to merge), and its norm mixes the groups up (peft#2549). Here the filters of a group see the
-    channels of that group; in PEFT's layout the rest is zeros.
+    The parametrisation is that of PEFT, with two differences. PEFT's A is convolved without the base's dilation and
+    padding mode, which fails or cannot be merged. And with groups its A [R, C, K] sees all channels, which no grouped
+    kernel can hold (PEFT refuses to merge it), and its norm mixes the groups up (peft#2549). Here the filters of a
+    group see the channels of that group; in PEFT's layout the rest is zeros.
 
     A convolution rounds its sum to its input's dtype. c shall meet the sum before that one rounding, so everything is
     computed in fp32 or better here. In a tower this is the first layer: a small share of the work, and no gradient

@@ -40,7 +40,7 @@ _known: weakref.WeakValueDictionary[int, Scales] = weakref.WeakValueDictionary()
 
 
 class Scaled(Protocol):
-    """What a scale needs of a module; `Adapted` has it."""
+    """The attributes of a module that a scale is computed from; `Adapted` has them."""
 
     scaling: float
 
@@ -60,11 +60,11 @@ class Scaled(Protocol):
     def scales(self) -> Scales: ...
 
     def matrix(self, weight: Tensor) -> Tensor:
-        """The weight as W0 [O, I]."""
+        """View the weight as the matrix W0 [O, I]."""
         ...
 
     def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
-        """A [R, I] and B [O, R]."""
+        """The factors A [R, I] and B [O, R]."""
         ...
 
 
@@ -92,7 +92,7 @@ class Scales:
         self._scale: tuple[Stamp, linear.Scale] | None = None
 
     def of(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor) -> linear.Scale:
-        """The scale of the module's parameters: the kept one, if nothing was written since."""
+        """The scale of the module's parameters; the kept one if nothing was written to them since."""
         own = [weight, magnitude] if lora_A is None or lora_B is None else [weight, magnitude, lora_A, lora_B]
         if not self._sees(own):
             return self.computed(weight, lora_A, lora_B, magnitude)
@@ -143,7 +143,7 @@ class Scales:
         return module
 
     def _sees(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether writes to these can be seen at all."""
+        """Whether a write to one of these tensors can be seen at all."""
         if "_is_fsdp_managed_module" in self.module.__dict__ or _captured(tensors[0]):
             return False
         return not any(tensor.is_inference() for tensor in tensors)

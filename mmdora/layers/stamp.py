@@ -1,4 +1,4 @@
-"""Whether something was written to parameters since the last look."""
+"""Tells whether something was written to parameters since the last look."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Stamp:
         return all(sample.fits() for sample in self._samples)
 
     def renewed(self, tensors: Sequence[Tensor], steps: int) -> Stamp:
-        """A stamp of these tensors as they are now: this one, which knows where to look, if they lie where they lay."""
+        """A stamp of these tensors as they are now. It is this one, brought up to date, if they lie where they did."""
         if not self._is_of(tensors):
             return Stamp(tensors, steps)
         self._state = [steps, *[tensor._version for tensor in tensors]]
@@ -61,7 +61,7 @@ class Stamp:
         return self
 
     def _is_of(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the very tensors, at the same addresses: the samples are read there."""
+        """Whether these are the very tensors, at the same addresses, from which the samples are read."""
         for reference, tensor in zip(self._references, tensors, strict=True):
             if reference() is not tensor:
                 return False

@@ -127,7 +127,7 @@ def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
         config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
-    zeros: dict[int, nn.Parameter] = {}  # By identity of the parameter, so that tied parameters stay tied.
+    zeros: dict[int, nn.Parameter] = {}  # The key is the identity of a parameter, so that tied ones stay tied.
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             zero = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)

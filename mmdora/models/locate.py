@@ -69,7 +69,7 @@ def lasting_name(name: str) -> str:
     """A name of a base that means the same from any folder: of a folder its absolute path; any other unchanged."""
     try:
         is_folder = name not in bundled() and Path(name).is_dir()
-    except ValueError:  # the name has a NUL
+    except ValueError:  # No path may hold a NUL character, but the name does.
         return name
     return str(Path(name).absolute()) if is_folder else name
 

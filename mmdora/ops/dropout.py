@@ -24,7 +24,7 @@ class Dropped(NamedTuple):
     values: Tensor
     """Shape and dtype of x."""
     mask: Tensor
-    """What `gradient` needs to know of the zeros."""
+    """What was drawn: the indices of the zeros (int64), or for each element whether or by how much it is kept."""
     share: float
     """1 - p where `values` are the elements of x themselves, 1 where they are scaled already."""
 

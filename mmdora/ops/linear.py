@@ -167,7 +167,7 @@ class _AdaptedLinear(torch.autograd.Function):
             if lora_A is not None and lora_B is not None:
                 low = hidden.dtype
                 d_hidden = mm(g, (lora_B * ctx.scaling).to(low), low)
-                # h^T g, transposed: faster than g^T h.
+                # This is g^T h; the product h^T g, transposed, takes less time.
                 dB = mm(hidden.T, g, acc).T.mul_(ctx.scaling) if wants_B else None
                 dA = mm(d_hidden.T, branch, acc) if wants_A else None
                 if wants_x:

@@ -1,4 +1,4 @@
-"""W' of a whole matrix, some rows at a time, so that a merge in fp32 needs little memory beside the weight."""
+"""Computes W' of a whole matrix some rows at a time, so that a merge in fp32 needs little memory beside the weight."""
 
 from __future__ import annotations
 

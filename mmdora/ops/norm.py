@@ -1,4 +1,4 @@
-"""Row norms of W0 + s B A without the dense product.
+"""Computes the row norms of W0 + s B A without the dense product.
 
     ||V_j||^2 = ||W0_j||^2 + 2 s ((W0 A^T) * B).sum(1)_j + s^2 ((B A A^T) * B).sum(1)_j
 

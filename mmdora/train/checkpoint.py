@@ -162,7 +162,7 @@ def best_of(checkpoint: Path) -> Path | None:
     if not state["best_model_checkpoint"]:
         return None
     then = Path(state["best_model_checkpoint"])
-    beside = checkpoint.parent / then.name  # the run folder may have been moved
+    beside = checkpoint.parent / then.name  # The run folder may have been moved since.
     return then if then.is_dir() and not beside.is_dir() else beside
 
 

@@ -48,7 +48,7 @@ class Progress:
         for known in fields(self):
             if known.name != "max_steps":
                 setattr(self, known.name, stored[known.name])
-        best = best_of(checkpoint)  # the run folder may have been moved
+        best = best_of(checkpoint)  # The stored path is not used, because the run folder may have been moved.
         self.best_model_checkpoint = str(best) if best else None
         if best is not None and best_problem(checkpoint):
             # The resume was allowed without it, so a later one may be the best, whatever its result.

@@ -130,7 +130,8 @@ def _stream(source: TaskFiles, shards: Shards, family: Family, config: RunConfig
     contents: frozenset[int] = frozenset()
     if source.held_out is not None:
         apart = frozenset(map(str, source.held_out.ids))
-        if source.held_out.root.resolve() == shards.root.resolve():  # else equal names may be different images
+        # Below different roots, images of the same name may differ, so contents tell nothing there.
+        if source.held_out.root.resolve() == shards.root.resolve():
             contents = frozenset(source.held_out.contents.to_pylist())
     return Stream(
         shards,
