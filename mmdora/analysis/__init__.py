@@ -1,1 +1,1 @@
-"""What training did to the weights: magnitude, direction, norms and ranks, by modality and layer."""
+"""Measures what training did to the weights: magnitude, direction, norms and ranks, by modality and layer."""

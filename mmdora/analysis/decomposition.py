@@ -1,4 +1,4 @@
-"""What training did to one weight matrix: the weight-decomposition analysis of arXiv 2402.09353, section 3.2.
+"""Measures what training did to one weight matrix: the weight-decomposition analysis of arXiv 2402.09353, section 3.2.
 
 A row W_j is taken apart into its magnitude m_j = ||W_j|| and its direction V_j = W_j / m_j. Against the base's W0,
 a weight W' of a checkpoint has moved, over its O rows,
@@ -25,20 +25,23 @@ class Change(NamedTuple):
     """How far one weight moved from W0 to W'."""
 
     delta_m: float
-    """dM, in the unit of the weights."""
+    """dM: the mean absolute change of a row's norm, in the unit of the weights."""
     delta_d: float
-    """dD, 0 to 2; nan if no row has a direction in both."""
+    """dD: the mean of 1 - cos over the rows, 0 to 2; nan if no row has a direction before and after."""
     base_norm: float
-    """||W0||, Frobenius."""
+    """||W0||, the Frobenius norm of the weight before."""
     delta_norm: float
-    """||W' - W0||, Frobenius."""
+    """||W' - W0||, the Frobenius norm of the change."""
 
 
 @torch.no_grad()
 def changed_rows(
     weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor | None, scaling: float
 ) -> Iterator[Tensor]:
-    """W' [O, I] of an adapted matrix as consecutive pieces [rows, I] in float64; arguments as of `adapted_weight`."""
+    """Yield W' [O, I] of an adapted matrix in consecutive pieces [rows, I], in float64.
+
+    The arguments are those of `adapted_weight`.
+    """
     lora_A = None if lora_A is None else lora_A.double()
     for start, stop in pieces(*weight.shape):
         b, m = (None if tensor is None else tensor[start:stop].double() for tensor in (lora_B, magnitude))

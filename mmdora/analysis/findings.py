@@ -1,4 +1,4 @@
-"""What the rows of an analysis say: correlation of dM and dD, shares by modality, the paper's signs."""
+"""Draws conclusions from the rows of an analysis: correlation of dM and dD, shares by modality, the paper's signs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PAPER = {"full": -0.62, "lora": 0.83, "dora": -0.31}
 """Correlation of dM and dD over layers and checkpoints of VL-BART's query weights (arXiv 2402.09353, section 3.2)."""
 SHOWN = {"full": "full fine-tuning", "lora": "LoRA", "dora": "DoRA", "magnitude": "magnitude alone"}
 QUERIES = ("q_proj", "query", "q", "wq", "to_q")
-"""Last parts of the names of query weights. A fused `qkv` is none."""
+"""The last part of the name of a query weight is one of these. A fused `qkv` is no query weight."""
 MIN_MATRICES = 5
-"""Fewer can be drawn in too few ways for the bootstrap: 4 matrices in 35, 5 in 126."""
+"""The fewest matrices that get an interval. Fewer can be drawn in too few ways for a bootstrap: 4 in 35, 5 in 126."""
 ALL, EVERY, QUERY = "all", "all matrices", "query matrices"
 
 
@@ -30,13 +30,14 @@ class Correlation:
     run: str
     method: str
     modality: str
-    """A modality, or "all"."""
+    """The modality of the matrices; "all" for those of all modalities."""
     over: str
-    """All matrices, or the query matrices, which the paper looked at."""
+    """Which matrices are meant: all of them, or the query matrices, which the paper looked at."""
     matrices: int
     score: Score
-    """r; n counts points (matrix and checkpoint). The interval is the bootstrap's: whole matrices are drawn, since
-    the checkpoints of a matrix are not independent; None under `MIN_MATRICES` matrices."""
+    """The correlation r, where n counts points (a matrix at a checkpoint). The interval comes from a bootstrap that
+    draws whole matrices, since the checkpoints of a matrix are not independent; it is None for fewer than
+    `MIN_MATRICES` matrices."""
 
     def __str__(self) -> str:
         interval = self.score.interval
@@ -45,7 +46,7 @@ class Correlation:
 
     @property
     def outcome(self) -> str:
-        """What becomes of the paper's sign: reproduced, refuted, undecided, or "" where the paper has none."""
+        """Whether the paper's sign is "reproduced", "refuted" or "undecided"; "" for a method without a number."""
         paper, interval = PAPER.get(self.method), self.score.interval
         if paper is None:
             return ""
@@ -69,7 +70,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Summary:
-    """One modality and method of the last checkpoint of a run."""
+    """What the last checkpoint of a run did to the weights of one modality that one method trains."""
 
     run: str
     step: int | None
@@ -77,19 +78,22 @@ class Summary:
     method: str
     matrices: int
     share: float
-    """Share of the squared norm of all that was changed, other parameters (biases, norms) included."""
+    """The share of these weights in the squared norm of the whole change, which includes biases and norms."""
     relative: float
-    """Norm of the change over the norm of the base, of these weights together."""
+    """The norm of the change of these weights together, divided by their norm in the base."""
     delta_m: float | None
-    """Mean over matrices."""
+    """The mean of dM over the matrices; None where there is none to decompose."""
     delta_d: float | None
     effective_rank: float | None
-    """Median over matrices."""
+    """The median of the effective rank over the matrices."""
     stable_rank: float | None
 
 
 def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
-    """r by run, method and modality, over all matrices and over the query matrices, wherever dM and dD both vary."""
+    """Correlate dM and dD by run, method and modality, wherever both vary.
+
+    This is done over all matrices, and over the query matrices.
+    """
     determined = []
     for run, method in _pairs(rows):
         own = [row for row in rows if (row.run, row.method) == (run, method) and row.delta_d is not None]
@@ -172,7 +176,7 @@ def verdicts(measured: Iterable[Correlation]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits, and a power of ten where they would be far from the point."""
+    """A number as text: three significant digits, with a power of ten if they would be far from the point."""
     if value is None:
         return "–"
     if value == 0 or 1e-3 <= abs(value) < 1e4:

@@ -1,4 +1,4 @@
-"""Where a run's adapters lie: its whole checkpoints in their order, and its last adapter."""
+"""Finds the adapters of a run: its whole checkpoints in their order, and its last adapter."""
 
 from __future__ import annotations
 

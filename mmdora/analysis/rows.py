@@ -1,4 +1,4 @@
-"""One adapter against its base, a weight at a time: both are read from their files, no model is built."""
+"""Compares an adapter with its base, one weight at a time. Both are read from their files; no model is built."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ from mmdora.ops.merge import pieces
 
 OTHER = "other"
 About = tuple[str, str, str, str, int]
-"""Name, modality, kind, method, rank."""
+"""Name, modality, kind, method and rank of a weight."""
 
 
 @dataclass(frozen=True)
 class WeightRow:
-    """What one checkpoint did to one weight; one line of the CSV.
+    """What one checkpoint did to one weight, which is one line of the CSV.
 
     A bias, a norm or another parameter that is none of the adaptable weights ("other", trained in full) has norms and
     a share but nothing to decompose: the columns from `delta_m` to `stable_rank` are None then.
@@ -53,20 +53,20 @@ class WeightRow:
     """The name of the module, or of the parameter if its kind is "other"."""
     modality: str
     layer: int | None
-    """First number in the name: the block."""
+    """The number of the block: the first number in the name; None for a name without one."""
     kind: str
-    """linear, conv, embedding, attention, other."""
+    """The kind of the layer: linear, conv, embedding, attention or other."""
     method: str
-    """lora, dora, magnitude, full."""
+    """How it was trained: lora, dora, magnitude or full."""
     rank: int
     """The rank of the adapter; 0 without an adapter."""
     rows: int
-    """Magnitudes: output features, channels, embedding dimensions."""
+    """Number of rows of the matrix and so of magnitudes: output features, channels or embedding dimensions."""
     columns: int
     delta_m: float | None
-    """dM: mean |change of a row's norm|."""
+    """dM: the mean over the rows of the absolute change of the norm, in the unit of the weights."""
     delta_d: float | None
-    """dD: mean of 1 - cos between a row and the base's."""
+    """dD: the mean over the rows of 1 - cos of the angle to the same row of the base, 0 to 2."""
     effective_rank: float | None
     """Effective rank of the change: exp of the entropy of its singular values."""
     stable_rank: float | None
@@ -76,7 +76,7 @@ class WeightRow:
     delta_norm: float
     """Frobenius norm of the change."""
     relative: float | None
-    """delta_norm / base_norm; None for a base of zeros."""
+    """`delta_norm` / `base_norm`; None if the base's weight is zero."""
     share: float = 0.0
     """Share of the squared norm of all that this checkpoint changed; the shares of a checkpoint sum to 1."""
 

@@ -1,4 +1,4 @@
-"""`mmdora analyze`: runs and adapters to rows, tables and pictures."""
+"""`mmdora analyze` turns runs and adapters into rows, tables and pictures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmdora.models.locate import locate
 def analyze(
     runs: Path | str | Mapping[str, Path | str], *, out: Path | str | None = None, say: Callable[[str], Any] = print
 ) -> list[WeightRow]:
-    """How far each checkpoint of each run moved every weight of its base, in magnitude and in direction.
+    """Measure how far each checkpoint of each run moved every weight of its base, in magnitude and in direction.
 
     Nothing is loaded as a model: base and adapters are read from their safetensors a tensor at a time, in the memory
     of the largest one in fp32 (and of the square of the shorter side of a matrix in fp64).

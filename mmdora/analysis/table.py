@@ -1,4 +1,4 @@
-"""An analysis as a table for a terminal."""
+"""Shows an analysis as a table in a terminal."""
 
 from __future__ import annotations
 
