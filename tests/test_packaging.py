@@ -78,10 +78,10 @@ def test_an_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: 
     code = (
         "import mmdora, sys; from pathlib import Path;"
         "assert Path(mmdora.__file__).is_relative_to(sys.argv[1]), mmdora;"
-        "from mmdora.quickstart import report, run as q; from mmdora.cli import main;"
+        "from mmdora.quickstart import report, work; from mmdora.quickstart.run import FAMILIES; from mmdora.cli import main;"
         "from mmdora.config import load_config; from mmdora.models.locate import bundled;"
         "assert {'tiny-llava', 'tiny-vlbart'} <= {*bundled()}; model, processor = mmdora.load('tiny-llava');"
-        "[load_config(q.CONFIGS / f'{name}.yaml') for f in q.FAMILIES.values() for name in f.configs.values()];"
+        "[load_config(work.CONFIGS / f'{name}.yaml') for f in FAMILIES.values() for name in f.configs.values()];"
         "report.report_html(report.Report(title='t', lead='', verdict=[], tables={}));"
         "assert main(['prep']) == 0 and main(['env']) == 0"
     )

@@ -90,8 +90,10 @@ def _check_computed_alike(adapter: PeftAdapter, modules: Mapping[str, nn.Module]
     """Raise if PEFT computes something else with one of the adapted modules than mmdora would."""
     for name in ranks:
         lora_B = adapter.tensors.get(f"{name}.lora_B.weight")
-        # Beside an adapted attention, PEFT cannot have trained the `out_proj` in any other way.
-        if _attention_of(adapter, modules, name) and lora_B is not None and lora_B.any():
+        # Beside an adapted attention, PEFT cannot have trained the `out_proj` in any other way. PEFT has no DoRA there,
+        # so such magnitudes are mmdora's own.
+        whole = not adapter.has_magnitudes and _attention_of(adapter, modules, name)
+        if whole and lora_B is not None and lora_B.any():
             raise MmdoraError(
                 f"{adapter.folder}: {name}: {TWICE}; merge this adapter with peft and load the checkpoint"
             )
