@@ -78,7 +78,8 @@ def test_an_installed_wheel_works_away_from_the_checkout(wheel: Path, tmp_path: 
     code = (
         "import mmdora, sys; from pathlib import Path;"
         "assert Path(mmdora.__file__).is_relative_to(sys.argv[1]), mmdora;"
-        "from mmdora.quickstart import report, work; from mmdora.quickstart.run import FAMILIES; from mmdora.cli import main;"
+        "from mmdora.quickstart import report, work; from mmdora.quickstart.families import FAMILIES;"
+        "from mmdora.cli import main;"
         "from mmdora.config import load_config; from mmdora.models.locate import bundled;"
         "assert {'tiny-llava', 'tiny-vlbart'} <= {*bundled()}; model, processor = mmdora.load('tiny-llava');"
         "[load_config(work.CONFIGS / f'{name}.yaml') for f in FAMILIES.values() for name in f.configs.values()];"
