@@ -77,6 +77,7 @@ def test_a_decompression_bomb_is_told_by_its_size(monkeypatch):
         (encoded(Image.effect_noise((64, 64), 50), "JPEG")[:400], "damaged or cut short"),
         (encoded(Image.new("RGB", (4, 4)), "PDF"), "not an image of a known format"),
     ],
+    ids=["empty", "svg", "cut png", "cut jpeg", "pdf"],  # Bytes with a date or with noise make another name each time.
 )
 def test_bad_bytes_are_named_without_a_memory_address(data, message):
     with pytest.raises(MmdoraError, match=message) as caught:
