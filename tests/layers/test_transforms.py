@@ -150,7 +150,7 @@ def test_a_second_backward(kind: str, bias: bool, method: str) -> None:
         names = [name.rpartition(".")[2] for name, p in module.named_parameters() if p.requires_grad]
         of = [*trained, *([x] if x.requires_grad else [])]
         first = torch.autograd.grad(output(module, x).pow(3).sum(), of, create_graph=True)
-        penalty = sum(g.square().sum() for g in first)
+        penalty = torch.stack([g.square().sum() for g in first]).sum()
         second = torch.autograd.grad(penalty, of)
         results.append([dict(zip([*names, "x"], grads, strict=False)) for grads in (first, second)])
     for found, expected in zip(*results, strict=True):
@@ -162,7 +162,8 @@ def test_an_input_that_depends_on_a_factor() -> None:
     _, layer = make("linear", "dora", torch.float64)
     shake(layer)
     results = []
-    for module in (layer, Dense(layer)):
+    modules: tuple[Any, Any] = layer, Dense(layer)
+    for module in modules:
         x = inputs("linear", 3).double() * module.lora_A.sum()
         (first,) = torch.autograd.grad(module(x).pow(2).sum(), module.lora_A, create_graph=True)
         results.append(torch.autograd.grad(first.square().sum(), module.lora_A)[0])
