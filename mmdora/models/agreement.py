@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
 from math import prod
 from typing import Any
 
@@ -112,6 +113,13 @@ def features_made(model: Any, inputs: Mapping[str, Tensor]) -> int | str | None:
     return sum(prod(each.shape[:-1]) for each in ([made] if isinstance(made, Tensor) else made))
 
 
+def _plain(value: Any) -> Any:
+    """A size without the sides that are not set."""
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    return {side: pixels for side, pixels in asdict(value).items() if pixels}
+
+
 def _shown(owner: Any) -> str:
     """The settings of `SETTINGS` that a processor or a config has."""
     parts = [owner, getattr(owner, "image_processor", None), getattr(owner, "vision_config", None)]
@@ -120,5 +128,5 @@ def _shown(owner: Any) -> str:
         for key in SETTINGS:
             value = getattr(part, key, None)
             if value is not None and not callable(value):
-                found.setdefault(key, str(value).replace("SizeDict", ""))
-    return ", ".join(f"{key} {value:.60}" for key, value in found.items()) or "none of the usual settings"
+                found.setdefault(key, str(_plain(value)))
+    return ", ".join(f"{key} {value:.80}" for key, value in found.items()) or "none of the usual settings"
