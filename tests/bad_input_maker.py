@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import hashlib
 import json
 import os
@@ -12,11 +13,15 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
+import tiff
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from mmdora.files import with_checksum
+from mmdora.adapter_files.files import FREE
+from mmdora.files import CHECKSUM, with_checksum
 
 
 class _Payload:
@@ -72,8 +77,12 @@ class Maker:
 
     def update(self, path: str, values: dict[str, Any]) -> None:
         """Set keys of a JSON object."""
-        tree = json.loads((self.folder / path).read_text())
-        (self.folder / path).write_text(json.dumps(tree | values))
+        self._write_json(path, json.loads((self.folder / path).read_text()) | values)
+
+    def _write_json(self, path: str, tree: dict[str, Any]) -> None:
+        """Write a JSON object; the checksum of one that had one fits again, as an attacker would make it fit."""
+        sealed = with_checksum({k: v for k, v in tree.items() if k != CHECKSUM}, FREE) if CHECKSUM in tree else tree
+        (self.folder / path).write_text(json.dumps(sealed))
 
     def replace(self, path: str, old: str, new: str) -> None:
         text = (self.folder / path).read_text()
@@ -110,7 +119,7 @@ class Maker:
         """Set keys of the first entry of an adapter's plan."""
         tree = json.loads((self.folder / path).read_text())
         tree["plan"]["entries"][0] |= values
-        (self.folder / path).write_text(json.dumps(tree))
+        self._write_json(path, tree)
 
     def deep_update(self, path: str, keys: list[str], value: Any) -> None:
         tree = json.loads((self.folder / path).read_text())
@@ -118,7 +127,7 @@ class Maker:
         for key in keys[:-1]:
             node = node[key]
         node[keys[-1]] = value
-        (self.folder / path).write_text(json.dumps(tree))
+        self._write_json(path, tree)
 
     def seal(self, checkpoint: str) -> None:
         """Make the manifest fit the files, as an attacker would."""
@@ -128,6 +137,26 @@ class Maker:
             data = (folder / name).read_bytes()
             entry |= {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
         (folder / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
+
+    def gzip(self, source: str, path: str) -> None:
+        (self.folder / path).write_bytes(gzip.compress((self.folder / source).read_bytes()))
+
+    def parquet(self, source: str, path: str) -> None:
+        rows = [json.loads(line) for line in (self.folder / source).read_text().splitlines()]
+        pyarrow.parquet.write_table(pyarrow.table({"row": [json.dumps(row) for row in rows]}), self.folder / path)
+
+    def picture(self, path: str, form: str, mode: str = "RGB") -> None:
+        """Write a picture in a format of Pillow, whatever its name ends in."""
+        picture = Image.new("RGB", (32, 24), (200, 40, 90)) if mode == "RGB" else Image.new(mode, (32, 24))
+        picture.save(self.folder / path, form)
+
+    def twelve_bits(self, path: str) -> None:
+        """Write a TIFF with three samples of 12 bits per pixel, packed, as scanners do."""
+        (self.folder / path).write_bytes(tiff.of(12, 3, b"\x12" * (8 * 6 * 3 * 12 // 8)))
+
+    def twelve_in_sixteen(self, path: str) -> None:
+        """Write a TIFF with three samples of 16 bits per pixel, none above 4095, as cameras and microscopes do."""
+        (self.folder / path).write_bytes(tiff.of(16, 3, b"\xff\x0f" * (8 * 6 * 3)))
 
     def frames(self, path: str, count: int) -> None:
         first, *rest = (Image.new("P", (3, 3), number % 7) for number in range(count))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mmdora.layers import scales
 from mmdora.layers.adapted import Adapted
+from mmdora.ops.linear import varying
 from mmdora.ops.norm import wide
 
 
@@ -53,8 +54,7 @@ class AdaptedConv(Adapted):
             if self.lora_A is not None and self.lora_B is not None:
                 z = z + self._pointwise(self._convolve(dropped, self.lora_A), self.lora_B * self.scaling)
             if scaled is not None and self.magnitude is not None:
-                # This is c, written so that its gradient for m is 1 / n: dm = sum g z / n holds even for a tiny c.
-                c = scaled.factor + (self.magnitude - self.magnitude.detach()) * scaled.inverse_norm
+                c = varying(self.magnitude, scaled.factor, scaled.inverse_norm)
                 z = z * c.view(per_channel)
             if scaled_input is not x:
                 z = z + self._convolve(x - scaled_input, weight)

@@ -32,7 +32,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from mmdora.errors import MmdoraError
 from mmdora.layers.stamp import Stamp
-from mmdora.ops import linear, norm
+from mmdora.ops import linear, norm, reference, transforms
 
 _steps = 0
 _slots = count()
@@ -136,6 +136,20 @@ class Scales:
             factors = module.factors(lora_A, lora_B)
             return norm.row_norm(matrix, *factors, module.scaling, base, exact=not _captured(weight))
 
+    def under_transform(
+        self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor
+    ) -> linear.Scale:
+        """The scale of parameters on which a transform of `torch.func` works; B A is formed for it.
+
+        `vmap` lets nobody look at values, which the sum without B A would have to where it cancels.
+        """
+        module, dtype = self.module, norm.wide(weight.dtype)
+        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+            factors = (None, None) if lora_A is None or lora_B is None else module.factors(lora_A, lora_B)
+            dense = reference.direction(module.matrix(weight.detach()).to(dtype), *factors, module.scaling)
+            n = torch.linalg.vector_norm(dense, dim=1).detach()
+            return linear.scale(magnitude.detach(), n, keep=True)
+
     @property
     def module(self) -> Scaled:
         module = self._module()
@@ -186,4 +200,6 @@ def current(module: Scaled) -> linear.Scale | None:
     if torch.compiler.is_compiling():
         parts = [None if part is None else part.detach() for part in parts]
         return linear.Scale(*_scale(module.scales.slot, *parts, magnitude.detach()), keep=True)
+    if transforms.wrapped((*parts, magnitude)):
+        return module.scales.under_transform(*parts, magnitude)
     return module.scales.of(*parts, magnitude)

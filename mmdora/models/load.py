@@ -16,6 +16,7 @@ from mmdora.adapter_files.adapters import load_adapter
 from mmdora.config import Compose, ImageTokens, validate
 from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
+from mmdora.models.agreement import check_agreement
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 
@@ -52,7 +53,7 @@ def load(
         return _composed(name, DTYPES[dtype], device, image_tokens)
     location = name if isinstance(name, Location) else locate(name)
     base = location.base
-    processor = load_processor(base, trust_remote_code=trust_remote_code)
+    processor = check_base(base, trust_remote_code=trust_remote_code)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     with no_bars(), _one_line(base):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
@@ -105,6 +106,18 @@ def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: 
     return processor
 
 
+def check_base(name: str, *, trust_remote_code: bool = False) -> Any:
+    """Open the processor of a base and check that it fits the model, of which only the config is read.
+
+    Raises:
+        MmdoraError: if there is no such base, or in the cases of `check_agreement`.
+    """
+    processor = load_processor(name, trust_remote_code=trust_remote_code)
+    with _one_line(name):
+        check_agreement(name, processor, _on_meta(name, trust_remote_code))
+    return processor
+
+
 def load_generation_config(name: str) -> GenerationConfig | None:
     """The generation config in a base's own file; None for a base without such a file."""
     try:
@@ -124,15 +137,19 @@ def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
     if adapter_folder(name) is not None:
         raise MmdoraError(f"{name}: is an adapter; inspect its base, or read the plan.txt of its run")
     with _one_line(name):
-        config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
-        with torch.device("meta"):
-            model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+        model = _on_meta(name, trust_remote_code)
     zeros: dict[int, nn.Parameter] = {}  # The key is the identity of a parameter, so that tied ones stay tied.
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             zero = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
             setattr(module, leaf, zeros.setdefault(id(parameter), zero))
     return model
+
+
+def _on_meta(name: str, trust_remote_code: bool) -> Any:
+    config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

@@ -13,13 +13,15 @@ Backward gathers z and h again, so that forward keeps only the ids.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mmdora.ops.linear import Scale
+from mmdora.ops import transforms
+from mmdora.ops.linear import Scale, varying
 from mmdora.ops.norm import wide
 
 
@@ -44,6 +46,9 @@ def adapted_embedding(
         padding: the id whose column of A gets no gradient; None for none.
     """
     factor, inverse_norm, _ = scaled if scaled is not None else (None, None, False)
+    if transforms.active():
+        inputs = weight, lora_A, lora_B, magnitude, factor, inverse_norm
+        return _plain(*inputs, ids=ids, scaling=scaling, padding=padding)
     y = _AdaptedEmbedding.apply(
         ids.reshape(-1), weight, lora_A, lora_B, magnitude, factor, inverse_norm, scaling, padding
     )
@@ -80,14 +85,18 @@ class _AdaptedEmbedding(torch.autograd.Function):
         with torch.autocast(weight.device.type, enabled=False):
             z, _ = _gather(ids, weight, lora_A, lora_B, scaling)
             y = z if factor is None else z.mul_(factor)
-        ctx.save_for_backward(ids, weight, lora_A, lora_B, factor, inverse_norm)
+        ctx.save_for_backward(ids, weight, lora_A, lora_B, magnitude, factor, inverse_norm)
         ctx.scaling, ctx.padding = scaling, padding
         return y.to(weight.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        ids, weight, lora_A, lora_B, factor, inverse_norm = ctx.saved_tensors
+        ids, weight, lora_A, lora_B, magnitude, factor, inverse_norm = ctx.saved_tensors
+        if transforms.differentiated():
+            plain = partial(_plain, ids=ids, scaling=ctx.scaling, padding=ctx.padding)
+            inputs = weight, lora_A, lora_B, magnitude, factor, inverse_norm
+            wanted = (False, *ctx.needs_input_grad[2:5], False, False)
+            return None, *transforms.gradients(plain, inputs, grads[0], wanted), None, None
         dA = dB = dm = None
         with torch.autocast(weight.device.type, enabled=False):
             g = grads[0].to(wide(weight.dtype))
@@ -101,3 +110,25 @@ class _AdaptedEmbedding(torch.autograd.Function):
                 padding = -1 if ctx.padding is None else ctx.padding
                 dA = torch.ops.aten.embedding_dense_backward(dh, ids, lora_A.shape[1], padding, False).T
         return None, None, dA, dB, dm, None, None, None, None
+
+
+def _plain(
+    weight: Tensor,
+    lora_A: Tensor | None,
+    lora_B: Tensor | None,
+    magnitude: Tensor | None,
+    factor: Tensor | None,
+    inverse_norm: Tensor | None,
+    *,
+    ids: Tensor,
+    scaling: float,
+    padding: int | None,
+) -> Tensor:
+    """`adapted_embedding` in torch's own operations, for `transforms`."""
+    with torch.autocast(weight.device.type, enabled=False):
+        z = F.embedding(ids, weight).to(wide(weight.dtype))
+        if lora_A is not None and lora_B is not None:
+            z = z + scaling * F.linear(F.embedding(ids, lora_A.T, padding_idx=padding), lora_B)
+        if magnitude is not None and factor is not None and inverse_norm is not None:
+            z = z * varying(magnitude, factor, inverse_norm)
+        return z.to(weight.dtype)

@@ -17,13 +17,15 @@ the low-rank branch: h = d(x) A^T. `compose`, `products` and `dropout` know the 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from mmdora.ops import dropout
+from mmdora.errors import MmdoraError
+from mmdora.ops import dropout, transforms
 from mmdora.ops.compose import compose, scale_and_reduce
 from mmdora.ops.products import mm, project, wide
 
@@ -84,6 +86,8 @@ def adapted_linear(
         as_torch: whether d draws the very elements that torch's own dropout draws.
     """
     factor, inverse_norm, keep = scaled if scaled is not None else (None, None, False)
+    if transforms.active():
+        return _plain(x, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm, scaling=scaling, p=p)
     rows = x.reshape(-1, x.shape[-1])
     adapter = lora_A, lora_B, magnitude, factor, inverse_norm
     y = _AdaptedLinear.apply(rows, weight, bias, *adapter, scaling, p, as_torch, keep)
@@ -143,16 +147,16 @@ class _AdaptedLinear(torch.autograd.Function):
         if keep and magnitude is not None:
             for_magnitude = z_kept
         for_lora_A = None if lora_A is None else branch
-        ctx.save_for_backward(
-            for_lora_A, mask, weight, bias, lora_A, lora_B, factor, inverse_norm, hidden, for_magnitude
-        )
+        adapter = lora_A, lora_B, magnitude, factor, inverse_norm
+        ctx.save_for_backward(for_lora_A, mask, weight, bias, *adapter, hidden, for_magnitude)
         ctx.scaling, ctx.p, ctx.keep = scaling, p, keep
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        branch, mask, weight, bias, lora_A, lora_B, factor, inverse_norm, hidden, saved = ctx.saved_tensors
+        if transforms.differentiated():
+            return _differentiable(ctx, *grads)
+        branch, mask, weight, bias, lora_A, lora_B, _, factor, inverse_norm, hidden, saved = ctx.saved_tensors
         wants_x, _, wants_bias, wants_A, wants_B, *_ = ctx.needs_input_grad
         (g,) = grads
         acc = wide(g.dtype)
@@ -178,3 +182,61 @@ class _AdaptedLinear(torch.autograd.Function):
                 base = weight.to(g.dtype)
                 dx = g @ base if d_branch is None else d_branch.addmm_(g, base)
         return dx, None, db, dA, dB, dm, None, None, None, None, None, None
+
+
+def _plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    lora_A: Tensor | None,
+    lora_B: Tensor | None,
+    magnitude: Tensor | None,
+    factor: Tensor | None,
+    inverse_norm: Tensor | None,
+    *,
+    scaling: float,
+    p: float = 0.0,
+) -> Tensor:
+    """`adapted_linear` in torch's own operations, for `transforms`; W0 in half precision is upcast whole."""
+    acc = wide(x.dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        z = F.linear(x.to(acc), weight.to(acc))
+        if lora_A is not None and lora_B is not None:
+            branch = F.dropout(x, p) if p else x
+            z = z + scaling * F.linear(F.linear(branch.to(acc), lora_A.to(acc)), lora_B.to(acc))
+        if magnitude is not None and factor is not None and inverse_norm is not None:
+            z = z * varying(magnitude, factor, inverse_norm)
+        return (z if bias is None else z + bias.to(acc)).to(x.dtype)
+
+
+def varying(magnitude: Tensor, factor: Tensor, inverse_norm: Tensor) -> Tensor:
+    """c, whose gradient for m is 1 / n. Written as a sum, because c is no multiple of m where n = 0."""
+    return factor + (magnitude - magnitude.detach()) * inverse_norm
+
+
+def _differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    """What backward returns, as differentiable functions of the inputs and of g.
+
+    Raises:
+        MmdoraError: if forward did not keep what that needs.
+    """
+    branch, mask, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm, _, saved = ctx.saved_tensors
+    wants_x, _, wants_bias, *wanted = ctx.needs_input_grad[:6]
+    if mask is not None:
+        raise MmdoraError("a second backward through dropout, which does not keep its input; call eval() before")
+    if branch is not None:
+        inputs = branch, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm
+        needs = (wants_x, False, wants_bias, *wanted, False, False)
+        return *transforms.gradients(partial(_plain, scaling=ctx.scaling), inputs, g, needs), None, None, None, None
+    if ctx.keep:
+        raise MmdoraError(
+            "a second backward through magnitudes near 0 without low-rank factors, for which forward does not keep "
+            "its input; use torch.func.grad instead"
+        )
+    acc = wide(g.dtype)
+    with torch.autocast(g.device.type, enabled=False):
+        c, shift = varying(magnitude, factor, inverse_norm), 0 if bias is None else bias.to(acc)
+        dx = ((g * c) @ weight.to(acc)).to(g.dtype) if wants_x else None
+        db = g.to(acc).sum(0).to(bias.dtype) if wants_bias else None
+        dm = (g * (saved - shift) / c).sum(0) * inverse_norm if wanted[-1] else None
+    return dx, None, db, None, None, dm, None, None, None, None, None, None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -11,7 +12,7 @@ from typing import IO
 from PIL import ExifTags, Image, ImageOps, features
 
 from mmdora.errors import MmdoraError
-from mmdora.records.pixels import to_rgb
+from mmdora.records.pixels import check_depth, to_rgb
 
 try:
     import pillow_heif  # pyright: ignore[reportMissingImports]
@@ -36,6 +37,15 @@ MAX_BYTES = 512 * 2**20
 MAX_ASPECT = 200
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 """The brands at byte 8 of a HEIC file (ISO/IEC 23008-12)."""
+BEGINNINGS: dict[str, Callable[[bytes], bool]] = {
+    "PNG": lambda start: start.startswith(b"\x89PNG"),
+    "JPEG": lambda start: start.startswith(b"\xff\xd8\xff"),
+    "TIFF": lambda start: start.startswith((b"II*\0", b"MM\0*")),
+    "WEBP": lambda start: start.startswith(b"RIFF") and start[8:12] == b"WEBP",
+    "AVIF": lambda start: start[4:12] in (b"ftypavif", b"ftypavis"),
+    "HEIC": lambda start: start[4:8] == b"ftyp" and start[8:12] in HEIC_BRANDS,
+}
+"""The formats whose first 12 bytes show them, so that a file that cannot be opened is not called unknown."""
 SIDEWAYS = 5  # The EXIF orientations from 5 to 8 swap width and height.
 
 
@@ -155,8 +165,11 @@ def decode(data: bytes, where: str, *, max_pixels: int | None = None) -> Image.I
             a known scale.
     """
     image = read_header(io.BytesIO(data), where, max_pixels=max_pixels)
+    deep = ";16" in str(image.tile)
     try:
         image.load()
+        if deep:
+            check_depth(image)
         ImageOps.exif_transpose(image, in_place=True)
         return to_rgb(image)
     except MmdoraError as error:
@@ -200,6 +213,12 @@ def read_header(file: IO[bytes], where: str, *, max_pixels: int | None = None) -
     except Exception:  # Pillow's own message contains a memory address and differs by format, so it is not shown.
         if lacking := _lacking(start):
             raise MmdoraError(f"image {where}: {lacking}") from None
+        if found := next((form for form, begins in BEGINNINGS.items() if begins(start)), None):
+            such = " (such as 12 bits per sample)" if found == "TIFF" else ""
+            raise MmdoraError(
+                f"image {where}: a {found} that cannot be read: damaged or cut short, or of a kind that Pillow does "
+                f"not know{such}; save it as PNG or JPEG of 8 bits"
+            ) from None
         raise MmdoraError(f"image {where}: not an image of a known format ({', '.join(FORMATS)})") from None
     width, height = image.size
     if width * height > limit:

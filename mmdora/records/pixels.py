@@ -30,6 +30,16 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def check_depth(image: Image.Image) -> None:
+    """Raise an MmdoraError if a colour image of 16 bits per sample, of which Pillow keeps the upper 8, has 12 in use.
+
+    Cameras and microscopes store 12 bits so, and the picture would come out black.
+    """
+    highest = max(high for band in image.split()[:3] for high in band.getextrema()[1:])
+    if 0 < highest < 2**12 // 2**8:
+        raise MmdoraError("its colours have 16 bits of which only 12 bits are in use; save it as 8 bits")
+
+
 def eight_bits(samples: np.ndarray) -> np.ndarray:
     """[H, W] uint8: deeper samples (16-bit or 32-bit integers, or floats) scaled to 8 bits.
 

@@ -19,7 +19,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
 from mmdora.files import sha256
-from mmdora.models.load import load_processor, skeleton
+from mmdora.models.load import check_base, load_processor, skeleton
 from mmdora.records.images import FileRef, image_bytes
 from mmdora.records.reader import Records
 
@@ -91,7 +91,8 @@ def check_packages(config: RunConfig) -> None:
 
 
 def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise the errors that `inject` and the feature cache would raise, from the base's config alone."""
+    """Raise the errors that the base, `inject` and the feature cache would raise, from the base's config alone."""
+    check_base(config.base, trust_remote_code=trust_remote_code)
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     make_plan(model, config.adapt)
     if config.data.feature_cache is not None:

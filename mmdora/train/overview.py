@@ -25,7 +25,7 @@ from mmdora.batches.survey import drawing, survey
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Family, family_of
-from mmdora.models.load import load_generation_config, load_processor, skeleton
+from mmdora.models.load import check_base, load_generation_config, load_processor, skeleton
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch
@@ -168,6 +168,7 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
+    check_base(config.base, trust_remote_code=trust_remote_code)
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
     processor = load_processor(config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)

@@ -170,6 +170,29 @@ def test_dropout_is_a_branch_with_its_zeros(method, dtype, as_torch):
             assert max_rel(t[name].grad, exact[name].grad) < bound, name
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_input_gradient_of_dropout_is_summed_as_well_as_apart(dtype):
+    """PEFT's graph adds the branch's gradient, masked and rounded, to that of W0. Here it is the start of that product.
+
+    Mean relative errors of 40 draws against float64: in fp32 2.2e-7 both; in bf16 2.94e-3 here and 2.97e-3 there.
+    """
+    here, apart = 0.0, 0.0
+    for seed in range(40):
+        torch.manual_seed(seed)
+        x, weight = torch.randn(64, 96).to(dtype).requires_grad_(), torch.randn(128, 96).to(dtype) * 0.1
+        lora_A, lora_B, g = torch.randn(8, 96) * 0.3, torch.randn(128, 8) * 0.3, torch.randn(64, 128).to(dtype)
+        torch.manual_seed(seed)
+        adapted_linear(x, weight, None, lora_A, lora_B, 2.0, p=0.3, as_torch=True).backward(g)
+        torch.manual_seed(seed)
+        mask = torch.nn.functional.dropout(torch.ones_like(x), 0.3)
+        branch = (g.float() @ (2 * lora_B) @ lora_A).to(dtype)
+        exact = g.double() @ weight.double()
+        exact += 2 * (g.double() @ lora_B.double()) @ lora_A.double() * (mask != 0).double() / 0.7
+        here += ((x.grad.double() - exact).norm() / exact.norm()).item()
+        apart += ((g @ weight + branch * mask - exact).norm() / exact.norm()).item()
+    assert here <= (1.01 if dtype == torch.float32 else 1) * apart
+
+
 @BIAS
 def test_backward_in_blocks_is_the_same(bias, monkeypatch):
     monkeypatch.setattr(compose, "BLOCK_ELEMENTS", 4 * 40)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiff
 from PIL import ExifTags, Image, ImageFile
 
 from mmdora.demo.compare import check_upload, read_image
@@ -252,6 +253,35 @@ def test_avif():
     assert red > 200 > 60 > blue
 
 
+HALVES = Path(__file__).parent
+"""Holds two_halves.heic and .avif, 64 x 48 pixels, red on the left and blue on the right; pillow-heif and Pillow wrote
+them."""
+
+
+def red_and_blue(picture: Image.Image) -> None:
+    assert picture.size == (64, 48) and picture.mode == "RGB"
+    for column, expected in ((8, (220, 30, 30)), (56, (30, 40, 210))):
+        assert all(abs(a - b) < 6 for a, b in zip(pixel(picture, column, 20), expected, strict=True))
+
+
+@pytest.mark.skipif("AVIF" not in images.FORMATS, reason="this Pillow was built without AVIF")
+def test_an_avif_file_of_another_process():
+    red_and_blue(open_image(FileRef("two_halves.avif", HALVES)))
+
+
+def test_a_heic_file_of_another_process():
+    pytest.importorskip("pillow_heif", reason="the extra heic is not installed")
+    red_and_blue(open_image(FileRef("two_halves.heic", HALVES)))
+    assert image_size(FileRef("two_halves.heic", HALVES)) == (48, 64)
+
+
+def test_a_heic_file_without_the_extra(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(images, "pillow_heif", None)
+    monkeypatch.setattr(images, "FORMATS", tuple(form for form in images.FORMATS if form != "HEIF"))
+    with pytest.raises(MmdoraError, match=r"a HEIC photograph; pip install 'mmdora\[heic\]', or save it as JPEG"):
+        open_image(FileRef("two_halves.heic", HALVES))
+
+
 def test_heic_names_its_extra(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(images, "pillow_heif", None)
     monkeypatch.setattr(images, "FORMATS", ("PNG",))
@@ -265,3 +295,24 @@ def test_heic_names_its_extra(monkeypatch: pytest.MonkeyPatch):
 def test_colours_that_pillow_does_not_convert():
     with pytest.raises(MmdoraError, match="x: its colours are CIELAB; save it as RGB"):
         decode(encoded(Image.new("LAB", (2, 2)), "TIFF"), "x")
+
+
+@pytest.mark.parametrize(("high", "said"), [(b"\xff\x0f", "only 12 bits are in use"), (b"\xff\xff", None)])
+def test_colours_of_12_bits_in_16_are_not_black(high: bytes, said: str | None):
+    """Pillow keeps the upper 8 of the 16 bits, so that white of 12 bits would be 15 of 255."""
+    data = tiff.of(16, 3, high * (tiff.WIDTH * tiff.HEIGHT * 3))
+    if said is None:
+        assert decode(data, "x").getextrema() == ((255, 255),) * 3
+    else:
+        with pytest.raises(MmdoraError, match=said):
+            decode(data, "x")
+
+
+def test_grey_of_12_bits_in_16_is_scaled():
+    assert decode(tiff.of(16, 1, b"\xff\x0f" * (tiff.WIDTH * tiff.HEIGHT)), "x").getextrema() == ((255, 255),) * 3
+
+
+def test_packed_samples_of_12_bits_are_a_tiff_that_cannot_be_read():
+    data = tiff.of(12, 3, b"\xff" * (tiff.WIDTH * tiff.HEIGHT * 3 * 12 // 8))
+    with pytest.raises(MmdoraError, match=r"x: a TIFF that cannot be read: .*12 bits per sample"):
+        decode(data, "x")
