@@ -31,6 +31,7 @@ class Served:
     page: Page
     folder: Path
     allowed: Allowed
+    http: httpx.Client  # One for all requests, because making one takes longer than most requests do.
 
     @property
     def url(self) -> str:
@@ -41,7 +42,10 @@ class Served:
         return self.url.removeprefix("http://").rstrip("/")
 
     def post(self, path: str, **given: Any) -> httpx.Response:
-        return httpx.post(self.url + path, timeout=30, **given)
+        return self.http.post(self.url + path, **given)
+
+    def get(self, path: str = "", **given: Any) -> httpx.Response:
+        return self.http.get(self.url + path, **given)
 
     def upload(self, *contents: bytes, **given: Any) -> httpx.Response:
         files = [("files", (f"{number}.png", content)) for number, content in enumerate(contents)]
@@ -81,7 +85,8 @@ def serving(
         allowed = Allowed.parse(given.host, given.allow_host, given.proxy)
         try:
             server.launch(page, given, allowed, Logins(list(logins.items())) if logins else None)
-            yield Served(page, folder, allowed)
+            with httpx.Client(timeout=60, trust_env=False, verify=False) as http:
+                yield Served(page, folder, allowed, http)
         finally:
             page.blocks.close(verbose=False)
 

@@ -10,7 +10,6 @@ import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
-import httpx
 import pytest
 from demo_page import serving
 from PIL import Image
@@ -110,7 +109,7 @@ def test_other_hosts_and_origins_get_nothing(page, path):
             {"host": own, "origin": f"http://{EVIL}", "access-control-request-method": "POST"},
             {"host": own, "x-forwarded-host": EVIL, "origin": f"http://{EVIL}"},
         ):
-            answer = httpx.request(method, page.url + path, headers=headers)
+            answer = page.http.request(method, page.url + path, headers=headers)
             assert answer.status_code in (400, 403), (method, headers)
             assert EVIL not in answer.text and EVIL not in str(answer.headers)
             assert not [name for name in answer.headers if name.startswith("access-control")]
@@ -129,25 +128,25 @@ def test_a_forwarded_host_is_not_reflected(page):
         {"x-forwarded-host": EVIL, "x-forwarded-proto": "https", "x-forwarded-port": "1"},
     ):  # fmt: skip
         for path in ("", "config", API + "info", API + "openapi.json", "theme.css", "manifest.json", "logout"):
-            answer = httpx.get(page.url + path, headers=headers)
+            answer = page.get(path, headers=headers)
             assert answer.status_code < 400 and EVIL not in answer.text and EVIL not in str(answer.headers), path
 
 
 def test_every_answer_carries_the_policy_and_the_page_works(page):
-    answers = [httpx.get(page.url), httpx.get(page.url + "nothing"), httpx.get(page.url, headers={"host": EVIL})]
+    answers = [page.get(), page.get("nothing"), page.get(headers={"host": EVIL})]
     answers += [page.post("login"), page.upload(png(), headers={"origin": page.url.rstrip("/")})]
     for answer in answers:
         assert "frame-ancestors 'none'" in answer.headers["content-security-policy"]
         assert answer.headers["x-frame-options"] == "DENY" and answer.headers["x-content-type-options"] == "nosniff"
     assert [answer.status_code for answer in answers[-1:]] == [200]
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
-    assert httpx.get(page.url, headers=link).status_code == 200
+    assert page.get(headers=link).status_code == 200
 
 
 def test_uploaded_pages_run_nothing(page):
     for name, content in (("a.html", b"<script>alert(1)</script>"), ("a.svg", b"<svg onload='alert(1)'/>")):
         (path,) = page.post(API + "upload", files={"files": (name, content)}).json()
-        answer = httpx.get(f"{page.url}{API}file={path}")
+        answer = page.get(f"{API}file={path}")
         assert answer.status_code == 200 and "sandbox" in answer.headers["content-security-policy"]
         assert answer.headers["content-disposition"].startswith("attachment")
 
@@ -156,7 +155,7 @@ def test_an_allowed_host_and_the_tunnels():
     with serving(allow_host=("page.example",), proxy=("127.0.0.1",)) as page:
         headers = {"host": "page.example", "origin": "https://page.example", "x-forwarded-proto": "https"}
         assert page.upload(png(), headers=headers).status_code == 200
-        assert '"root":"https://page.example"' in httpx.get(page.url, headers=headers).text
+        assert '"root":"https://page.example"' in page.get(headers=headers).text
         rewritten = {"x-forwarded-host": "page.example", "origin": "https://page.example"}
         assert page.upload(png(), headers=rewritten).status_code == 200
         assert page.upload(png(), headers={**rewritten, "x-forwarded-host": EVIL}).status_code == 400
@@ -167,7 +166,7 @@ def test_the_tunnels_host_is_allowed(monkeypatch):
     with serving(share=True) as page:
         headers = {"host": "abc.gradio.live", "origin": "https://abc.gradio.live"}
         assert page.upload(png(), headers=headers).status_code == 200
-        assert '"root":"https://abc.gradio.live"' in httpx.get(page.url, headers=headers).text
+        assert '"root":"https://abc.gradio.live"' in page.get(headers=headers).text
         assert page.upload(png(), headers={"host": "other.gradio.live"}).status_code == 400
 
 
@@ -189,7 +188,8 @@ def test_requests_that_no_library_sends(page):
         b"GET http://evil.example/ HTTP/1.1\r\nhost: evil.example\r\n",
     ):  # fmt: skip
         assert " 400 " in raw(page, head + b"\r\n"), head
-    upgrade = b"\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"  # fmt: skip
+    upgrade = b"\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\nsec-websocket-key: "
+    upgrade += b"A" * 22 + b"==\r\n\r\n"
     told = raw(
         page, b"GET /gradio_api/queue/join HTTP/1.1\r\nhost: " + own + b"\r\norigin: http://evil.example" + upgrade
     )
@@ -260,8 +260,8 @@ def test_an_upload_that_breaks_off_leaves_nothing(page):
         with socket.create_connection((host, int(port)), 20) as connection:
             connection.sendall(
                 f"POST /{API}upload HTTP/1.1\r\nhost: {page.netloc}\r\ncontent-length: 100000\r\n"
-                'content-type: multipart/form-data; boundary=x\r\n\r\n--x\r\ncontent-disposition: form-data; name="files";'
-                ' filename="a"\r\n\r\n'.encode()
+                'content-type: multipart/form-data; boundary=x\r\n\r\n--x\r\ncontent-disposition: form-data;'
+                ' name="files"; filename="a"\r\n\r\n'.encode()
                 + b"a" * 50_000
             )
     assert page.upload(png(1)).status_code == 200  # A later upload is answered after the others' ends were seen.
@@ -278,7 +278,7 @@ def peak(folder):
     most, over = [0], threading.Event()
 
     def watch():
-        while not over.wait(0.002):
+        while not over.wait(0.01):
             most[0] = max(most[0], stored(folder)[0])
 
     thread = threading.Thread(target=watch)
@@ -300,7 +300,7 @@ def test_the_cache_stays_below_its_cap_and_no_upload_is_lost(small_cache, name):
             files = [(name, (f"{n}.png", bytes([number, n]) * 50_000)) for n in range(3)]
             return page.post(API + "upload", files=files)
 
-        answers = list(pool.map(send, range(60)))
+        answers = list(pool.map(send, range(40)))
         codes = {answer.status_code for answer in answers}
         assert codes == {200} if name == "files" else codes <= {200, 503}
         assert most[0] - examples <= 3_000_000
@@ -337,12 +337,13 @@ def test_more_at_once_than_the_cache_holds_is_told(small_cache):
                                    "gradio_api/proxy=", "gradio_api/custom_component/x/client/component/"])  # fmt: skip
 def test_no_other_file_is_served(page, route):
     name = "mmdora-page-x/../../../etc/passwd"
-    for path in ("/etc/passwd", "//etc/passwd", "../" * 12 + "etc/passwd", "..%2f" * 12 + "etc%2fpasswd", "%2Fetc%2Fpasswd",
+    for path in ("/etc/passwd", "//etc/passwd", "../" * 12 + "etc/passwd", "..%2f" * 12 + "etc%2fpasswd",
+                 "%2Fetc%2Fpasswd",
                  "..%252f" * 12 + "etc%252fpasswd", "..\\" * 12 + "etc\\passwd", "/proc/self/environ", "pyproject.toml",
                  "file:///etc/passwd", f"{page.folder}/../{name}", f"{page.folder}%2f..%2f..%2fetc%2fpasswd",
                  "http://127.0.0.1:1/x", "https://example.org/a.png", "/etc/passwd%00.png", ".env", "~/.bashrc",
                  "/dev/zero"):  # fmt: skip
-        answer = httpx.get(f"{page.url}{route}{path}", timeout=20)
+        answer = page.get(f"{route}{path}")
         assert answer.status_code in (400, 403, 404, 405, 500) and b"root:" not in answer.content, path
 
 
@@ -350,7 +351,7 @@ def ask(page, picture):
     """Ask through the API; gives the last event."""
     data = [picture, "what is it?", 2, 0, 1, 0, "", None]
     event = page.post(API + "call/compare", json={"data": data}).json()["event_id"]
-    return httpx.get(f"{page.url}{API}call/compare/{event}", timeout=60).text
+    return page.get(f"{API}call/compare/{event}").text
 
 
 def sent(page, content, name="a.png"):
@@ -399,18 +400,19 @@ def test_pictures_that_are_bombs(page):
 def test_calls_of_another_form(page, data):
     answer = page.post(API + "call/compare", json={"data": data})
     if answer.status_code == 200:
-        told = httpx.get(f"{page.url}{API}call/compare/{answer.json()['event_id']}", timeout=20).text
+        told = page.get(f"{API}call/compare/{answer.json()['event_id']}").text
         assert "event: error" in told and "Traceback" not in told
     else:
         assert answer.status_code in (400, 422)
 
 
 def test_json_that_is_too_deep_or_no_json(page):
-    for body in (b"[" * 90_000, b'{"data":' + b"[" * 50_000 + b"]" * 50_000 + b"}", b"\xff\xfe", b"", b"{", b'{"data": NaN}',
+    for body in (b"[" * 90_000, b'{"data":' + b"[" * 50_000 + b"]" * 50_000 + b"}", b"\xff\xfe", b"", b"{",
+                 b'{"data": NaN}',
                  json.dumps({"data": [10**400]}).encode()):  # fmt: skip
         answer = page.post(API + "call/compare", content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (200, 400, 422)
-    assert httpx.get(page.url).status_code == 200
+    assert page.get().status_code == 200
 
 
 def test_an_upload_has_room_for_the_pictures_of_a_question():
