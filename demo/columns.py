@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mmdora.adapt.inject import plan_of
-from mmdora.demo.compare import MAX_COLUMNS, AnswerSettings, ModelColumn
 from mmdora.demo.shared_base import SharedBase
+from mmdora.demo.turns import MAX_COLUMNS, AnswerSettings, ModelColumn
 from mmdora.errors import MmdoraError
 from mmdora.export.facts import methods_of, read_facts
 from mmdora.families import Prompt, ask, family_of

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
 
-from mmdora.demo.compare import MAX_UPLOAD
+from mmdora.demo.pictures import MAX_UPLOAD
 from mmdora.demo.upload_cache import PARTS, UploadCache
 
 MAX_BODY = 200_000  # Bytes of a request that is no upload; the longest question and all settings need far less.

@@ -165,6 +165,8 @@ class Hosts:
         here = (scope.get("server") or ("",))[0]
         if len(hosts) != 1 or not self.allowed.host(_name(hosts[0]), here):
             return 400, "The page does not answer to this host name; its operator can allow it with --allow-host."
+        if not scope["path"].isprintable():
+            return 400, "The address holds characters that no file of the page has."
         headers = dict(scope["headers"])
         origin, site = headers.get(b"origin"), headers.get(b"sec-fetch-site", b"none")
         if origin is not None and not _same_origin(origin.decode("latin-1"), scope["scheme"], hosts[0]):

@@ -21,11 +21,11 @@ from mmdora.demo.access import Access
 from mmdora.demo.app import QUEUE, Page
 from mmdora.demo.cards import CSS, JS
 from mmdora.demo.columns import load_columns, parse_specs
-from mmdora.demo.compare import MAX_UPLOAD
 from mmdora.demo.guard import Guard
 from mmdora.demo.hosts import Allowed, Hosts
 from mmdora.demo.inside import Inside
 from mmdora.demo.logins import Logins, read_logins
+from mmdora.demo.pictures import MAX_UPLOAD
 from mmdora.demo.upload_cache import UploadCache
 from mmdora.demo.votes import Votes
 from mmdora.errors import MmdoraError

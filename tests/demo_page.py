@@ -16,10 +16,10 @@ from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import server
 from mmdora.demo.access import Access
 from mmdora.demo.app import Page
-from mmdora.demo.compare import ModelColumn
 from mmdora.demo.hosts import Allowed
 from mmdora.demo.inside import Inside
 from mmdora.demo.logins import Logins
+from mmdora.demo.turns import ModelColumn
 from mmdora.demo.votes import Votes
 from mmdora.predict.answers import Partial
 

@@ -17,10 +17,10 @@ from PIL import Image
 from mmdora.demo import app, cards, server
 from mmdora.demo.access import Access
 from mmdora.demo.columns import local
-from mmdora.demo.compare import Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.hosts import Allowed
 from mmdora.demo.inside import Inside
 from mmdora.demo.session import Session
+from mmdora.demo.turns import Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
 from mmdora.families import Prompt, ask

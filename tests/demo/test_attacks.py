@@ -260,7 +260,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(page):
         with socket.create_connection((host, int(port)), 20) as connection:
             connection.sendall(
                 f"POST /{API}upload HTTP/1.1\r\nhost: {page.netloc}\r\ncontent-length: 100000\r\n"
-                'content-type: multipart/form-data; boundary=x\r\n\r\n--x\r\ncontent-disposition: form-data;'
+                "content-type: multipart/form-data; boundary=x\r\n\r\n--x\r\ncontent-disposition: form-data;"
                 ' name="files"; filename="a"\r\n\r\n'.encode()
                 + b"a" * 50_000
             )
@@ -293,7 +293,7 @@ def peak(folder):
 @pytest.mark.parametrize("name", ["files", "something"])
 def test_the_cache_stays_below_its_cap_and_no_upload_is_lost(small_cache, name):
     """Many at once, files of other names too, which Gradio writes and then forgets."""
-    with serving() as page, peak(page.folder) as most, ThreadPoolExecutor(8) as pool:
+    with serving() as page, peak(page.folder) as most, ThreadPoolExecutor(4) as pool:
         examples = stored(page.folder)[0]
 
         def send(number):
@@ -371,7 +371,7 @@ def test_names_that_lead_elsewhere(page):
         "con",
     ):
         answer = page.post(API + "upload", files={"files": (name, png())})
-        assert answer.status_code in (200, 400)
+        assert answer.status_code in (200, 400, 413)
         for path in answer.json() if answer.status_code == 200 else []:
             assert os.path.realpath(path).startswith(f"{page.folder}/")
 
@@ -408,7 +408,6 @@ def test_calls_of_another_form(page, data):
 
 def test_json_that_is_too_deep_or_no_json(page):
     for body in (b"[" * 90_000, b'{"data":' + b"[" * 50_000 + b"]" * 50_000 + b"}", b"\xff\xfe", b"", b"{",
-                 b'{"data": NaN}',
                  json.dumps({"data": [10**400]}).encode()):  # fmt: skip
         answer = page.post(API + "call/compare", content=body, headers={"content-type": "application/json"})
         assert answer.status_code in (200, 400, 422)

@@ -8,19 +8,9 @@ import torch
 from PIL import Image
 
 from mmdora.demo import compare
-from mmdora.demo.compare import (
-    MAX_QUESTION,
-    MAX_UPLOAD,
-    Answer,
-    AnswerSettings,
-    ModelColumn,
-    answer,
-    check_question,
-    check_upload,
-    new_turn,
-    prompt_of,
-    read_image,
-)
+from mmdora.demo.compare import answer
+from mmdora.demo.pictures import MAX_UPLOAD, check_upload, read_image
+from mmdora.demo.turns import MAX_QUESTION, Answer, AnswerSettings, ModelColumn, check_question, new_turn, prompt_of
 from mmdora.errors import MmdoraError
 from mmdora.families import ask
 from mmdora.predict.answers import Partial, generate

@@ -202,3 +202,8 @@ def test_answers_carry_the_policy_and_no_permission_for_other_origins():
 def test_names_and_proxies_that_are_none(names, proxies, message):
     with pytest.raises(MmdoraError, match=message):
         Allowed.parse("127.0.0.1", names, proxies)
+
+
+@pytest.mark.parametrize("path", ["/\x00", "/gradio_api/proxy=\x00", "/a\nb", "/\x1b[31m"])
+def test_paths_with_control_characters(path):
+    assert not let_in(headers=[("host", "localhost")], path=path)

@@ -3,8 +3,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.demo.results import as_json, as_markdown, from_link, link
+from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.errors import MmdoraError
 
 KINDS = {"base": "base, 2 M parameters", "dora": "DoRA, merged"}
