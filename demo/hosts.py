@@ -40,6 +40,7 @@ HEADERS = {
     b"referrer-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
 }
+SECURE = {"http": "https", "ws": "wss"}
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?", re.IGNORECASE)
 
 visitor: ContextVar[str] = ContextVar("visitor")
@@ -139,17 +140,17 @@ class Hosts:
         given = [(key.lower(), value) for key, value in scope["headers"]]
         hidden = (b"forwarded", b"x-gradio-server", b"x-real-ip")
         headers = [(k, v) for k, v in given if not k.startswith(b"x-forwarded-") and k not in hidden]
-        scheme = scope["scheme"]
+        scheme: str = scope["scheme"]
         if self.allowed.proxy(peer):
             if proto := _last(given, b"x-forwarded-proto"):
                 secure = proto.lower() in ("https", "wss")
-                scheme = {"http": "https", "ws": "wss"}.get(scheme, scheme) if secure else scheme
+                scheme = SECURE.get(scheme, scheme) if secure else scheme
             if host := _last(given, b"x-forwarded-host"):
                 headers = [(k, v) for k, v in headers if k != b"host"] + [(b"host", host.encode("latin-1"))]
             peer = self._client(peer, _values(given, b"x-forwarded-for"))
         hosts = [value.decode("latin-1") for key, value in headers if key == b"host"]
         if self.allowed.share and hosts and _name(hosts[0]) == self.allowed.share:
-            scheme = {"http": "https", "ws": "wss"}.get(scheme, scheme)  # The tunnel's public end speaks HTTPS only.
+            scheme = SECURE.get(scheme, scheme)  # The tunnel's public end speaks HTTPS only.
         return {**scope, "client": (peer, 0), "headers": headers, "scheme": scheme}, hosts
 
     def _client(self, peer: str, forwarded: list[str]) -> str:

@@ -58,7 +58,7 @@ class Logins:
         # Names that are no accounts have counts of their own, so that no flood of them makes those of accounts go.
         self._accounts, self._others, self._addresses = Failures(), Failures(), Failures()
 
-    async def check(self, name: str, password: str) -> bool:
+    def check(self, name: str, password: str) -> bool:
         """Whether this is an account and its password. The visitor's address is that of the request being answered.
 
         Raises:

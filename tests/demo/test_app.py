@@ -77,8 +77,8 @@ def test_a_question_about_two_pictures(client, models, processor, picture, tmp_p
     )
     expected = [generate(model, processor, [prompt], max_new_tokens=12)[0] for model in models]
     given = {"image": handle_file(picture), "question": QUESTION, "max_tokens": 12, "api_name": "/compare"}
-    found = client.predict(**given, second_image=handle_file(tmp_path / "second.png"))
-    assert [state["text"] for state in found] == expected
+    answers = client.predict(**given, second_image=handle_file(tmp_path / "second.png"))
+    assert [state["text"] for state in answers] == expected
     assert [state["text"] for state in client.predict(**given)] != expected
 
 

@@ -9,11 +9,15 @@ from mmdora.demo import upload_cache
 from mmdora.demo.upload_cache import STALE, UploadCache
 
 
+def aged(path, seconds):
+    os.utime(path, (time.time() - seconds, time.time() - seconds))
+
+
 def put(folder, number, size=300, age=0.0):
     path = folder / f"{number:03}" / "upload.png"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"x" * size)
-    os.utime(path, (time.time() - age,) * 2)
+    aged(path, age)
     return path
 
 
@@ -64,7 +68,7 @@ def test_what_an_upload_left_half_written_counts_and_goes(tmp_path):
         half.write_bytes(b"x" * 900)
         await cache.sweep()
         assert half.exists() and not await cache.reserve(object(), 200), "it may still be arriving"
-        os.utime(half, (time.time() - STALE - 1,) * 2)
+        aged(half, STALE + 1)
         assert await cache.reserve(object(), 200) and not half.exists()
 
     asyncio.run(run())
@@ -76,7 +80,7 @@ def test_a_folder_that_has_just_become_empty_stays(tmp_path):
     cache.folder, cache.size = tmp_path, 0
     asyncio.run(cache.sweep())
     assert not path.exists() and path.parent.exists()
-    os.utime(path.parent, (time.time() - STALE - 1,) * 2)
+    aged(path.parent, STALE + 1)
     asyncio.run(cache.sweep())
     assert not path.parent.exists() and tmp_path.exists()
 
