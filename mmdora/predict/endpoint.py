@@ -18,35 +18,13 @@ from mmdora.errors import MmdoraError
 from mmdora.families import Prompt
 from mmdora.html import data_uri
 from mmdora.predict.answers import Partial
+from mmdora.predict.chat_events import Event, Usage, reason_of
 from mmdora.predict.replies import in_time, lines, parse, short, whole
 
 MAX_TEXT = 100_000  # Characters of one answer: more than any `max_new_tokens` in use, against endless answers.
-MAX_TOKENS = 10**9  # The largest count of tokens that is believed.
 MAX_MODELS = 1_000  # Most models of a server's list.
 MODELS_TIME = 20.0  # Seconds for the list of models.
 START_TIME, TOKEN_TIME = 120.0, 2.0  # Seconds for an answer to begin, and for each of its tokens: a slow CPU's pace.
-
-
-@dataclass(frozen=True)
-class Usage:
-    """The numbers of tokens of a prompt and its answer, as the server counts them."""
-
-    prompt: int
-    answer: int
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Usage | None:
-        """Read the member `usage` of an event; None if it does not hold both numbers.
-
-        Raises:
-            MmdoraError: if a number is none, or none that can be.
-        """
-        counts = values.get("prompt_tokens"), values.get("completion_tokens")
-        for count in counts:
-            if count is not None and (type(count) is not int or not 0 <= count <= MAX_TOKENS):
-                raise MmdoraError(f"sends a number of tokens that cannot be: {short(repr(count)[:100])}")
-        prompt, answer = counts
-        return None if prompt is None or answer is None else cls(prompt, answer)
 
 
 @dataclass(frozen=True)
@@ -160,38 +138,6 @@ class Endpoint:
         return served
 
 
-@dataclass(frozen=True)
-class Event:
-    """What one event of a streamed answer adds: a piece of text, token counts, or nothing."""
-
-    text: str = ""
-    usage: Usage | None = None
-
-    @classmethod
-    def parse(cls, values: dict[str, Any]) -> Event:
-        """Read an event of `chat.completion.chunk`; what may be missing or null there may be so here.
-
-        Raises:
-            MmdoraError: if the event is an error, or a value has another type.
-        """
-        if values.get("error"):
-            raise MmdoraError(_reason(values))
-        choices = _typed(values, "choices", list) or [{}]
-        choice = choices[0]
-        if not isinstance(choice, dict):
-            raise MmdoraError(f"sends no answer: choices[0] is {short(repr(choice))}")
-        delta = _typed(choice, "delta", dict) or {}
-        usage = _typed(values, "usage", dict)
-        return cls(_typed(delta, "content", str) or "", Usage.parse(usage) if usage else None)
-
-
-def _typed(values: dict[str, Any], key: str, kind: type) -> Any:
-    value = values.get(key)
-    if value is not None and not isinstance(value, kind):
-        raise MmdoraError(f"sends no answer: {key} is {short(repr(value))}")
-    return value
-
-
 def _names(values: dict[str, Any]) -> list[str]:
     models = values.get("data")
     if not isinstance(models, list) or len(models) > MAX_MODELS:
@@ -241,13 +187,7 @@ def _check_accepted(response: httpx.Response) -> None:
         raise MmdoraError(f"answers with a redirect ({response.status_code}), which is not followed")
     told = whole(response)
     try:
-        reason = _reason(parse(told))
+        reason = reason_of(parse(told))
     except MmdoraError:
         reason = short(told)  # An error may come as text or HTML.
     raise MmdoraError(f"refuses ({response.status_code}): {reason}")
-
-
-def _reason(values: dict[str, Any]) -> str:
-    """What an error of the API says; servers write it as `error.message`, `error` or `message`."""
-    error = values.get("error") or values
-    return short((error.get("message") if isinstance(error, dict) else None) or error)

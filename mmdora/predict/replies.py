@@ -26,10 +26,7 @@ Value = TypeVar("Value")
 
 
 def in_time(
-    host: str,
-    read: Callable[[httpx.Client], Iterator[Value]],
-    seconds: float,
-    stop: threading.Event | None = None,
+    host: str, read: Callable[[httpx.Client], Iterator[Value]], seconds: float, stop: threading.Event | None = None
 ) -> Generator[tuple[float, Value], None, None]:
     """Yield what `read` yields, which runs in a thread of its own, each with the time at which it came.
 
@@ -48,13 +45,7 @@ def in_time(
     values: Queue[tuple[float, Any]] = Queue(64)  # A server that sends faster than we read has to wait.
     over, connection, end = threading.Event(), _Connection(), object()
     until = time.monotonic() + seconds
-    client = httpx.Client(
-        timeout=TIMEOUT,
-        follow_redirects=False,
-        trust_env=False,
-        headers=HEADERS,
-        event_hooks={"request": [connection.follow]},
-    )
+    client = _client(connection)
 
     def put(value: Any) -> None:
         while not over.is_set():
@@ -91,6 +82,11 @@ def in_time(
         connection.cut()
         with suppress(Exception):
             client.close()
+
+
+def _client(connection: _Connection) -> httpx.Client:
+    hooks: dict[str, list[Callable[..., Any]]] = {"request": [connection.follow]}
+    return httpx.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False, headers=HEADERS, event_hooks=hooks)
 
 
 class _Connection:
