@@ -34,7 +34,9 @@ from mmdora.adapt.inject import inject, trainable_parameters
 from mmdora.adapter_files.adapters import save_adapter
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo.columns import load_columns
-from mmdora.demo.compare import AnswerSettings, answer, new_turn, read_image
+from mmdora.demo.compare import answer
+from mmdora.demo.pictures import read_image
+from mmdora.demo.turns import AnswerSettings, new_turn
 from mmdora.models.load import load
 from mmdora.models.locate import resolve
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 
-from mmdora.demo import results, session
+from mmdora.demo import results
+from mmdora.demo.api import compare_api
 from mmdora.demo.cards import TITLE, conversation_html, tally_html
-from mmdora.demo.compare import Answer, AnswerSettings, ModelColumn, check_question, check_upload, new_turn
 from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab
 from mmdora.demo.line import Line
 from mmdora.demo.session import Session, Sessions, ask
+from mmdora.demo.turns import AnswerSettings, ModelColumn
 from mmdora.demo.uploads import Examples, upload_paths, within_reach
 from mmdora.demo.votes import ALL_BAD, TIE, Votes
 from mmdora.demo.widgets import Compare
@@ -84,7 +85,7 @@ class Page:
             )
         self.blocks.load(self._open_link, None, [w.image, w.question, *given], **at_once)
         gr.Button(visible=False).click(
-            self._api,
+            compare_api(self.columns, self.line),
             [w.image, w.question, *settings, w.second],
             gr.JSON(visible=False, label="answers"),
             preprocess=False,
@@ -153,39 +154,6 @@ class Page:
         if problem:
             raise problem
         yield [gr.skip()] * 9  # Gradio sends the last state once more, and this may come after Clear's reply.
-
-    async def _api(
-        self,
-        image: dict[str, Any],
-        question: str,
-        max_tokens: int,
-        temperature: float,
-        top_p: float,
-        seed: int,
-        system_prompt: str,
-        second_image: dict[str, Any] | None = None,
-    ) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """Ask every model a question about an image, or about two images.
-
-        Streams a list with one object for each model, again and again while they answer. An object has name, status
-        (queued, waiting, running, done, stopped, failed), text, tokens, first_token_s, tokens_per_s, error, and the
-        position while the question is in the queue. The last list has the complete answers.
-        """
-        try:
-            settings = AnswerSettings(max_tokens, temperature, top_p, seed, system_prompt)
-            pictures = upload_paths(image, second_image)
-            turns = [new_turn(self.columns, check_question(question, settings), settings)]
-            for picture in pictures:
-                check_upload(picture)
-            steps = self.line.run(
-                lambda: session.answers(self.columns, turns, pictures),
-                lambda position: tuple(Answer(name, "queued", position=position) for name in self.kinds),
-            )
-            async with aclosing(steps):
-                async for states in steps:
-                    yield [state.to_dict() for state in states]
-        except MmdoraError as error:
-            raise gr.Error(str(error), print_exception=False) from None
 
     def _stop(self, request: gr.Request) -> None:
         self._of(request).stop.set()

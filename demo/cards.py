@@ -7,8 +7,8 @@ from functools import lru_cache
 from html import escape
 from pathlib import Path
 
-from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.demo.results import shown
+from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.demo.words import Piece, marked
 from mmdora.evaluate.scoring.scores import Score
 

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from mmdora.adapt.inject import plan_of
-from mmdora.demo.compare import MAX_COLUMNS, AnswerSettings, ModelColumn
 from mmdora.demo.shared_base import SharedBase
+from mmdora.demo.turns import MAX_COLUMNS, AnswerSettings, ModelColumn
 from mmdora.errors import MmdoraError
 from mmdora.export.facts import methods_of, read_facts
 from mmdora.families import Prompt, ask, family_of
@@ -97,13 +97,13 @@ def load_columns(
         kind = describe(base.model, location) + (", switched onto a shared base" if adapter else "")
         return ModelColumn(name, kind, place, switched(base, adapter))
 
+    first = ask("?", Image.new("RGB", (64, 64)))
     columns = []
     for number, (name, path) in enumerate(named.items(), 1):
         try:
             columns.append(column(name, path))
-            list(
-                columns[-1].speak(ask("?", Image.new("RGB", (64, 64))), AnswerSettings(max_tokens=2), threading.Event())
-            )
+            for _ in columns[-1].speak(first, AnswerSettings(max_tokens=2), threading.Event()):
+                pass
         except MmdoraError as error:
             raise MmdoraError(f"column {name}: {error}") from None
         say(f"{number}/{len(named)} {name}: {columns[-1].kind}")

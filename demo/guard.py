@@ -1,136 +1,106 @@
-"""Checks every request before Gradio sees it: it limits failed logins, the size of requests, and the upload cache."""
+"""Limits the bytes and the time of every request's body before Gradio reads it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from collections import defaultdict, deque
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
+from python_multipart.multipart import parse_options_header
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
+from starlette.responses import PlainTextResponse
 
-from mmdora.errors import MmdoraError
-from mmdora.files import read_text
+from mmdora.demo.pictures import MAX_UPLOAD
+from mmdora.demo.upload_cache import PARTS, UploadCache
 
-FAILED_LOGINS, WINDOW = 5, 60.0
-"""After 5 failed logins within 60 seconds an address gets status 429, until the first of them is older than that."""
 MAX_BODY = 200_000  # Bytes of a request that is no upload; the longest question and all settings need far less.
-CACHE_FILES, CACHE_BYTES = 1_000, 500 * 10**6  # Most files and bytes of uploads, so that they cannot fill the disk.
-
-
-def read_logins(path: Path) -> list[tuple[str, str]]:
-    """Read a file with NAME:PASSWORD on each line; empty lines and lines that begin with # are left out.
-
-    Raises:
-        MmdoraError: if a line is not NAME:PASSWORD (the message gives its number), if there is no login, or if every
-            user of the machine can read the file.
-    """
-    logins = []
-    for number, line in enumerate(read_text(path, "file of logins").splitlines(), 1):
-        if line.strip() and not line.startswith("#"):
-            name, _, password = line.strip().partition(":")
-            if not name or not password:
-                raise MmdoraError(f"{path}: line {number} is not NAME:PASSWORD")
-            logins.append((name, password))
-    if not logins:
-        raise MmdoraError(f"{path}: holds no login; write NAME:PASSWORD, one a line")
-    if path.stat().st_mode & 0o004:
-        raise MmdoraError(f"{path}: can be read by every user of this machine; chmod 600 {path}")
-    return logins
+MAX_REQUEST = 2 * MAX_UPLOAD + 10_000  # Bytes of an upload: the two pictures of a question and what frames them.
+PATIENCE = 120.0  # Seconds for a body to arrive: 20 MB at 1.4 Mbit/s.
 
 
 class Guard:
-    """ASGI middleware that checks requests.
+    """ASGI middleware that limits bodies, and keeps the cache of uploads below its caps.
 
     Args:
-        app: the application that gets the requests after the checks.
-        uploads: folder of the upload cache; files that are in it already are never removed.
+        app: the application that gets the requests.
+        cache: cache of uploads.
     """
 
-    def __init__(self, app: Any, uploads: Path):
-        self.app, self.cache = app, Cache(uploads)
-        self.failed: defaultdict[str, deque[float]] = defaultdict(deque)
+    def __init__(self, app: Any, cache: UploadCache):
+        self.app, self.cache = app, cache
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             return await self.app(scope, receive, send)
-        path = scope["path"].rstrip("/")
-        if path.endswith("/login"):
-            return await self._login(scope, receive, send)
-        if path.endswith("/upload"):
-            await self.app(scope, receive, send)
-            return await asyncio.to_thread(self.cache.sweep)
-        await self.app(scope, _capped(receive), send)
+        upload = scope["path"].rstrip("/").endswith("/upload")
+        most = MAX_REQUEST if upload else MAX_BODY
+        headers = dict(scope["headers"])
+        length = headers.get(b"content-length", b"")
+        size = int(length) if length.isdigit() else most  # A body in chunks may be as large as is allowed.
+        if size > most:
+            told = f"The request is over the maximum allowed size of {most:,} bytes."
+            return await PlainTextResponse(told, 413)(scope, receive, send)
+        if upload:
+            return await self._upload(scope, receive, send, size, headers.get(b"content-type", b""))
+        await self.app(scope, _limited(receive, most, _refuse), send)
 
-    async def _login(self, scope: Any, receive: Any, send: Any) -> None:
-        address = (scope.get("client") or ("",))[0]
-        times = self.failed[address]
-        while times and time.monotonic() - times[0] > WINDOW:
-            times.popleft()
-        if len(times) >= FAILED_LOGINS:
-            wait = int(WINDOW - (time.monotonic() - times[0])) + 1
-            return await _refuse(send, 429, f"Too many failed logins; try again in {wait} s.", wait)
-        times.append(time.monotonic())  # Counted before the answer is known, so that many attempts at once count too.
-
-        async def watch(message: Any) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 400:
-                self.failed.pop(address, None)
-            await send(message)
-
-        await self.app(scope, _capped(receive), watch)
+    async def _upload(self, scope: Any, receive: Any, send: Any, size: int, kind: bytes) -> None:
+        if not await self.cache.reserve(scope, size):
+            busy = PlainTextResponse("Too many uploads at once; try again in a moment.", 503, {"retry-after": "5"})
+            return await busy(scope, receive, send)
+        try:
+            read = _limited(receive, MAX_REQUEST, _break_off)
+            await self.app(scope, _few_parts(read, parse_options_header(kind)[1].get(b"boundary", b"")), send)
+        finally:
+            await self.cache.release(scope)
 
 
-class Cache:
-    """The folder of uploads, kept under a cap by removing the oldest."""
-
-    def __init__(self, folder: Path, files: int = CACHE_FILES, size: int = CACHE_BYTES):
-        self.folder, self.files, self.size = folder, files, size
-        self.kept = set(_files(folder))
-
-    def sweep(self) -> None:
-        """Remove the oldest files over the cap."""
-        uploads = []
-        for path in _files(self.folder):
-            try:
-                stat = path.stat()
-            except FileNotFoundError:
-                continue
-            if path not in self.kept:
-                uploads.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in uploads)
-        uploads.sort()
-        for number, (_, size, path) in enumerate(uploads):
-            if len(uploads) - number <= self.files and total <= self.size:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
-
-
-def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
-
-
-def _capped(receive: Any) -> Any:
-    """Wrap `receive` so that a body over `MAX_BODY` is refused instead of filling the memory."""
-    total = 0
+def _limited(receive: Any, most: int, refuse: Callable[[int, str], Exception]) -> Any:
+    """Wrap `receive` so that a body over `most` bytes, or one that takes too long, ends in the error of `refuse`."""
+    total, until, whole = 0, asyncio.get_running_loop().time() + PATIENCE, False
 
     async def read() -> Any:
-        nonlocal total
-        message = await receive()
+        nonlocal total, whole
+        if whole:  # The application only waits to see whether the visitor leaves.
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            raise refuse(408, f"The request took over {PATIENCE:.0f} s to arrive.") from None
+        if message["type"] == "http.disconnect":
+            raise refuse(400, "The request broke off.")
         total += len(message.get("body", b""))
-        if total > MAX_BODY:
-            raise HTTPException(413, "Request too large.")
+        whole = not message.get("more_body", False)
+        if total > most:
+            raise refuse(413, f"The request is over the maximum allowed size of {most:,} bytes.")
         return message
 
     return read
 
 
-async def _refuse(send: Any, status: int, detail: str, wait: int) -> None:
-    body = json.dumps({"detail": detail}).encode()
-    headers = [(b"content-type", b"application/json"), (b"retry-after", str(wait).encode())]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def _few_parts(receive: Any, boundary: bytes) -> Any:
+    """Wrap `receive` so that a body of more than `PARTS` parts is refused."""
+    mark, count, rest = b"--" + boundary, 0, b""
+
+    async def read() -> Any:
+        nonlocal count, rest
+        message = await receive()
+        seen = rest + message.get("body", b"")
+        count += seen.count(mark)
+        rest = seen[max(len(seen) - len(mark) + 1, 0) :]
+        if boundary and count > PARTS + 1:  # The last boundary ends the body.
+            raise _break_off(413, f"The request has more parts than the maximum allowed size of {PARTS}.")
+        return message
+
+    return read
+
+
+def _refuse(status: int, told: str) -> Exception:
+    return HTTPException(status, told)
+
+
+def _break_off(_status: int, told: str) -> Exception:
+    """The error at which Gradio removes the files of an upload that it has begun to write."""
+    return MultiPartException(told)

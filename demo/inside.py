@@ -46,11 +46,11 @@ class Inside:
         if results is not None and not results.is_dir():
             raise MmdoraError(f"--results {results}: no such folder; name one with runs and evaluations")
         self.models = dict(models)
-        runs = {self._model_of(path.parent): path.parent for path in _found(results, LOG)}
+        runs = {self._model_of(path.parent): path.parent for path in _files_named(results, LOG)}
         runs |= {name: Path(path) for name, path in models.items() if (Path(path) / LOG).is_file()}
         self.runs = {name: runs[name] for name in self._in_order(runs)}
         self.scores: dict[str, dict[str, Path]] = {}  # task -> model -> folder
-        scored = {path.parent: self._model_of(path.parent) for path in _found(results, METRICS)}
+        scored = {path.parent: self._model_of(path.parent) for path in _files_named(results, METRICS)}
         for name in self._in_order(dict.fromkeys(scored.values())):
             for folder in (folder for folder, own in scored.items() if own == name):
                 task = str(read_json(folder / METRICS, "evaluation's file").get("task", ""))
@@ -152,7 +152,7 @@ class Inside:
         return fitting[0] if len(fitting) == 1 else folder.name
 
 
-def _found(results: Path | None, file: str) -> Iterator[Path]:
+def _files_named(results: Path | None, file: str) -> Iterator[Path]:
     for depth in range(DEPTH + 1) if results else ():
         yield from sorted(path for path in results.glob("*/" * depth + file))  # pyright: ignore[reportOptionalMemberAccess]
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any
 from urllib.parse import urlencode
 
-from mmdora.demo.compare import Answer, AnswerSettings, Turn
+from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.errors import MmdoraError
 
 KEYS = {"n": "max_tokens", "t": "temperature", "p": "top_p", "s": "seed", "system": "system_prompt"}

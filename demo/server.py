@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from gradio import themes
 from gradio.utils import get_upload_folder
-from starlette.middleware import Middleware
 
 from mmdora.data_prep.easy_vqa import samples
+from mmdora.demo.access import Access
 from mmdora.demo.app import QUEUE, Page
 from mmdora.demo.cards import CSS, JS
 from mmdora.demo.columns import load_columns, parse_specs
-from mmdora.demo.compare import MAX_UPLOAD
-from mmdora.demo.guard import Guard, read_logins
+from mmdora.demo.guard import Guard
+from mmdora.demo.hosts import Allowed, Hosts
 from mmdora.demo.inside import Inside
+from mmdora.demo.logins import Logins, read_logins
+from mmdora.demo.pictures import MAX_UPLOAD
+from mmdora.demo.upload_cache import UploadCache
 from mmdora.demo.votes import Votes
 from mmdora.errors import MmdoraError
 
+LOCAL = Access()
+TRUSTED = "FORWARDED_ALLOW_IPS"
+"""The variable by which uvicorn is told whose X-Forwarded headers to believe: by default those of this machine. Here it
+is told nobody's, because `Hosts` reads them; Gradio leaves no other way to tell it."""
 THEME = themes.Default(
     primary_hue="indigo",
     neutral_hue="slate",
@@ -47,12 +54,8 @@ FOOTER = "<style>@media (max-width: 640px) { footer .divider { display: none !im
 
 def serve(
     specs: Sequence[str],
+    access: Access = LOCAL,
     *,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    auth_file: Path | None = None,
-    insecure: bool = False,
-    share: bool = False,
     queue: int = QUEUE,
     dtype: str = "fp32",
     device: str | None = None,
@@ -65,11 +68,7 @@ def serve(
 
     Args:
         specs: NAME=MODEL for each column.
-        host: address to listen at.
-        port: port to listen at.
-        auth_file: file with NAME:PASSWORD on each line; without a login visitors only see the login page.
-        insecure: whether to serve to other machines without logins.
-        share: whether to serve under a public address too, through Gradio's tunnel.
+        access: who may reach the page, and at which addresses.
         queue: most questions that wait or are answered.
         dtype: dtype of the weights, as for `load`.
         device: device for the models; by default the GPU if there is one.
@@ -82,11 +81,7 @@ def serve(
         MmdoraError: if a model cannot be loaded, the port is in use, or other machines could reach the page without
             logins.
     """
-    logins = read_logins(auth_file) if auth_file else None
-    if not (logins or insecure):
-        where = "--share" if share else None if _is_loopback(host) else f"--host {host}"
-        if where:
-            raise MmdoraError(f"{where}: other machines can reach the page; add --auth-file FILE, or --insecure")
+    allowed, logins = admission(access)  # Loading the models takes long; what is wrong here is told before.
     named = parse_specs(specs)
     tally = Votes(list(named), votes)
     inside = Inside(named, results)
@@ -96,7 +91,7 @@ def serve(
         over = threading.Event()
         before = {name: signal.signal(name, lambda *_: over.set()) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
-            launch(page, host, port, logins=logins, share=share)
+            launch(page, access, allowed, logins)
             urls = " and ".join(filter(None, (page.blocks.local_url, page.blocks.share_url)))
             print(f"mmdora: {', '.join(named)} at {urls} (Ctrl-C ends)", flush=True)
             over.wait()
@@ -106,57 +101,85 @@ def serve(
                 signal.signal(name, handler)
 
 
-def launch(page: Page, host: str, port: int, *, logins: Any = None, share: bool = False) -> None:
+def admission(access: Access) -> tuple[Allowed, Logins | None]:
+    """What the page answers to, and its logins; None if everyone is let in.
+
+    Raises:
+        MmdoraError: if other machines could reach the page without logins, the file of logins cannot be used, or a name
+            or proxy is none.
+    """
+    access.check()
+    logins = Logins(read_logins(access.auth_file)) if access.auth_file else None
+    return Allowed.parse(access.host, access.allow_host, access.proxy), logins
+
+
+def launch(page: Page, access: Access, allowed: Allowed, logins: Logins | None) -> None:
     """Start serving in a thread.
 
     Raises:
         MmdoraError: if the port is in use, or the host is no address of this machine.
     """
+    cache = UploadCache(Path(get_upload_folder()))
+
+    @asynccontextmanager
+    async def protected(app: Any) -> AsyncIterator[None]:
+        # Gradio puts its own middleware around any that it is given, and would answer other origins before ours. Here
+        # all of it is in place, and no connection is accepted yet.
+        app.middleware_stack = Hosts(Guard(app.middleware_stack, cache), allowed)
+        yield
+
+    address = access.host.strip("[]")
     try:
-        page.blocks.launch(
-            server_name=host,
-            server_port=port,
-            share=share,
-            auth=logins,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_threads=page.line.capacity + 16,
-            # For each tab or API call Gradio keeps 76 KiB, in which nothing is ours. If it forgets one, it needs 7 ms
-            # to make it anew.
-            state_session_capacity=page.line.capacity + 16,
-            max_file_size=MAX_UPLOAD,
-            theme=THEME,
-            css=CSS,
-            head=FOOTER,
-            js=JS,
-            footer_links=["api", "settings"],
-            run_history=False,
-            ssr_mode=False,
-            enable_monitoring=False,
-            app_kwargs={"middleware": [Middleware(Guard, uploads=Path(get_upload_folder()))]},
-        )
+        with environment(TRUSTED, ""):
+            page.blocks.launch(
+                server_name=f"[{address}]" if ":" in address else address,  # Gradio makes a URL of it.
+                server_port=access.port,
+                share=access.share,
+                auth=logins and logins.check,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_threads=page.line.capacity + 16,
+                # For each tab or API call Gradio keeps 76 KiB, in which nothing is ours. If it forgets one, it needs
+                # 7 ms to make it anew.
+                state_session_capacity=page.line.capacity + 16,
+                max_file_size=MAX_UPLOAD,
+                theme=THEME,
+                css=CSS,
+                head=FOOTER,
+                js=JS,
+                footer_links=["api", "settings"],
+                run_history=False,
+                ssr_mode=False,
+                enable_monitoring=False,
+                app_kwargs={"lifespan": protected},
+            )
     except (OSError, OverflowError) as error:
-        raise MmdoraError(f"port {port} on {host} cannot be used ({error}); choose another with --port") from None
+        raise MmdoraError(
+            f"port {access.port} on {access.host} cannot be used ({error}); choose another with --port"
+        ) from None
+    allowed.share = urlsplit(page.blocks.share_url or "").hostname
 
 
 @contextmanager
 def upload_folder() -> Iterator[Path]:
     """Give a folder of this server alone for uploads, which is removed afterwards."""
-    before = os.environ.get("GRADIO_TEMP_DIR")
-    folder = tempfile.mkdtemp(prefix="mmdora-page-", dir=before)
-    os.environ["GRADIO_TEMP_DIR"] = folder
+    folder = tempfile.mkdtemp(prefix="mmdora-page-", dir=os.environ.get("GRADIO_TEMP_DIR"))
     try:
-        yield Path(folder)
+        with environment("GRADIO_TEMP_DIR", folder):
+            yield Path(folder)
     finally:
-        if before is None:
-            del os.environ["GRADIO_TEMP_DIR"]
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = before
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _is_loopback(host: str) -> bool:
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment for a while."""
+    before = os.environ.get(name)
+    os.environ[name] = value
     try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

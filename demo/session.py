@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.demo import compare
-from mmdora.demo.compare import MAX_TURNS, Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.line import Line
+from mmdora.demo.pictures import check_upload, read_image
+from mmdora.demo.turns import MAX_TURNS, Answer, AnswerSettings, ModelColumn, Turn, check_question, new_turn
 from mmdora.errors import MmdoraError
 from mmdora.files import sha256
 
@@ -106,16 +107,16 @@ async def ask(
         MmdoraError: if the question or a picture cannot be used, if the conversation is too long, or if the queue is
             full. The session is then unchanged.
     """
-    question = compare.check_question(question, settings)
+    question = check_question(question, settings)
     for picture in pictures:
-        compare.check_upload(picture)
+        check_upload(picture)
     digests = tuple(map(sha256, pictures))
     if session.busy:
         raise MmdoraError("The last question of this tab is still being answered; stop it first.")
     earlier = session.turns if pictures == session.pictures else []
     if len(earlier) >= MAX_TURNS:
         raise MmdoraError(f"A conversation has at most {MAX_TURNS} questions; clear it first.")
-    turn = compare.new_turn(columns, question, settings, blind=blind and len(columns) > 1)
+    turn = new_turn(columns, question, settings, blind=blind and len(columns) > 1)
     turns, stop = [*earlier, turn], session.stop
     steps = line.run(
         lambda: answers(columns, turns, pictures, stop),
@@ -139,7 +140,7 @@ def answers(
     columns: Sequence[ModelColumn], turns: Sequence[Turn], pictures: Sequence[Path], stop: threading.Event | None = None
 ) -> Generator[tuple[Answer, ...], None, None]:
     """Call `compare.answer`. The pictures are decoded only here, when it is the question's turn, to save memory."""
-    yield from compare.answer(columns, turns, list(map(compare.read_image, pictures)), stop)
+    yield from compare.answer(columns, turns, list(map(read_image, pictures)), stop)
 
 
 def _ended(answer: Answer) -> Answer:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from mmdora.demo.compare import Turn
+from mmdora.demo.turns import Turn
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.scores import Score
 

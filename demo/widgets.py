@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from mmdora.demo.cards import NOTE, idle_html
-from mmdora.demo.compare import MAX_QUESTION, MAX_TOKENS, AnswerSettings
+from mmdora.demo.turns import MAX_QUESTION, MAX_TOKENS, AnswerSettings
 from mmdora.demo.uploads import Examples, uploads_only
 
 SMALL: dict[str, Any] = {"min_width": 76}

@@ -5,18 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
+from cyclopts import Parameter
+
 from mmdora.cli.app import Count, Flag, app
 from mmdora.cli.named import check_model
+from mmdora.demo.access import Access
 
 
 @app.command(sort_key=6)
 def demo(
     *models: str,
-    host: str = "127.0.0.1",
-    port: int = 7860,
-    auth_file: Path | None = None,
-    insecure: Annotated[bool, Flag] = False,
-    share: Annotated[bool, Flag] = False,
+    access: Annotated[Access, Parameter(name="*", negative_bool=())] = Access(),  # noqa: B008 (a frozen value)
     queue: Count = 64,
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
     device: str | None = None,
@@ -33,16 +32,6 @@ def demo(
     ----------
     models
         NAME=MODEL, with a bundled name, hub id, checkpoint, adapter or run folder; or NAME=openai:URL#MODEL, a server.
-    host
-        Address to listen on; other than this machine only with --auth-file or --insecure.
-    port
-        Port to listen on.
-    auth_file
-        Logins, NAME:PASSWORD a line.
-    insecure
-        Let other machines in without a login.
-    share
-        Serve under a public address, through Gradio's tunnel.
     queue
         Questions waiting or running at most; one more is told that the page is busy.
     dtype
@@ -60,15 +49,12 @@ def demo(
         name, _, model = spec.partition("=")
         if name and model and not model.startswith("openai:"):
             check_model(model.strip())
+    access.check()
     from mmdora.demo.server import serve
 
     serve(
         models,
-        host=host,
-        port=port,
-        auth_file=auth_file,
-        insecure=insecure,
-        share=share,
+        access,
         queue=queue,
         dtype=dtype,
         device=device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,5 +133,6 @@ def _here(model: Any, processor: Any, prompt: Prompt, max_new_tokens: int) -> Si
 
 def _there(endpoint: Endpoint, prompt: Prompt, max_new_tokens: int) -> Side:
     usage: list[Usage] = []
-    *_, last = endpoint.stream(prompt, max_new_tokens=max_new_tokens, usage=usage)
+    # All but the last state go at once: those of a long answer would take memory by the square of its length.
+    (last,) = deque(endpoint.stream(prompt, max_new_tokens=max_new_tokens, usage=usage), maxlen=1)
     return Side(last.text, usage[0].prompt if usage else None, usage[0].answer if usage else None)

@@ -7,9 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,19 +18,13 @@ from mmdora.errors import MmdoraError
 from mmdora.families import Prompt
 from mmdora.html import data_uri
 from mmdora.predict.answers import Partial
+from mmdora.predict.chat_events import Event, Usage, reason_of
+from mmdora.predict.replies import in_time, lines, parse, short, whole
 
-TIMEOUT = httpx.Timeout(60.0, connect=5.0)  # Seconds. A long prompt may take most of a minute until the first byte.
-POLL = 0.1  # Seconds between two looks at `stop`: a person who stops an answer notices no delay.
-MAX_LINE = 2**20  # Characters of one event: far more than a token needs, so that no server can fill the memory.
 MAX_TEXT = 100_000  # Characters of one answer: more than any `max_new_tokens` in use, against endless answers.
-
-
-@dataclass(frozen=True)
-class Usage:
-    """The numbers of tokens of a prompt and its answer, as the server counts them."""
-
-    prompt: int
-    answer: int
+MAX_MODELS = 1_000  # Most models of a server's list.
+MODELS_TIME = 20.0  # Seconds for the list of models.
+START_TIME, TOKEN_TIME = 120.0, 2.0  # Seconds for an answer to begin, and for each of its tokens: a slow CPU's pace.
 
 
 @dataclass(frozen=True)
@@ -53,14 +45,14 @@ class Endpoint:
             MmdoraError: if this is no such URL, if the server does not answer, or if it serves several models.
         """
         url, _, model = spec.partition("#")
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
+        if not _is_server(url):
             raise MmdoraError(f"{spec!r}: expected http://HOST:PORT/v1#MODEL")
         url = url.rstrip("/")
         if not model:
             served = cls(url, "")._models()
             if len(served) != 1:
-                raise MmdoraError(f"{spec!r}: serves {', '.join(served) or 'no model'}; name one, as in {url}#MODEL")
+                names = short(", ".join(served)) or "no model"
+                raise MmdoraError(f"{spec!r}: serves {names}; name one, as in {url}#MODEL")
             model = served[0]
         return cls(url, model)
 
@@ -88,9 +80,30 @@ class Endpoint:
             usage: receives the server's token counts, if it gives them.
 
         Raises:
-            MmdoraError: if the server cannot be reached, refuses, redirects, or sends something that is no answer.
+            MmdoraError: if the server cannot be reached, refuses, redirects, is too slow, or sends something that is no
+                answer.
         """
-        body = {
+        begun, times, text, counted = time.perf_counter(), [], "", None
+        body = self._body(prompt, max_new_tokens, temperature, top_p, seed)
+        seconds = START_TIME + TOKEN_TIME * max_new_tokens
+        events = in_time(self.host, lambda client: self._events(client, body), seconds, stop)
+        try:
+            for at, event in events:
+                counted = event.usage or counted
+                if event.text:
+                    times.append(at)
+                    if len(text := text + event.text) > MAX_TEXT:
+                        raise MmdoraError(f"{self.host}: the answer does not end ({MAX_TEXT:,} characters so far)")
+                    yield Partial.timed(text, len(times), begun, times)
+        finally:
+            events.close()
+        if counted is not None and usage is not None:
+            usage.append(counted)
+        yield Partial.timed(text, counted.answer if counted else len(times), begun, times)
+
+    def _body(self, prompt: Prompt, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> bytes:
+        """The request as JSON; in ASCII, so that half a surrogate pair in a question is no error here."""
+        values = {
             "model": self.model,
             "messages": _messages(prompt),
             "max_tokens": max_new_tokens,
@@ -100,93 +113,50 @@ class Endpoint:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
-        pieces: SimpleQueue[tuple[float, Any]] = SimpleQueue()
-        begun, times, text, counted = time.perf_counter(), [], "", None
-        client = self._client()
+        return json.dumps(values).encode()
 
-        def read() -> None:
-            try:
-                for event in self._events(client, body):
-                    pieces.put((time.perf_counter(), event))
-                pieces.put((0.0, None))
-            except BaseException as error:  # The error goes to the thread of the caller, which raises it there.
-                pieces.put((0.0, error))
-
-        threading.Thread(target=read, name="mmdora-endpoint", daemon=True).start()
-        try:
-            while not (stop is not None and stop.is_set()):
-                try:
-                    at, event = pieces.get(timeout=POLL)
-                except Empty:
-                    continue
-                if isinstance(event, BaseException):
-                    raise event
-                if event is None:
-                    break
-                if found := _usage(event):
-                    counted = found
-                if piece := _piece(event):
-                    times.append(at)
-                    if len(text := text + piece) > MAX_TEXT:
-                        raise MmdoraError(f"{self.host}: the answer does not end ({MAX_TEXT:,} characters so far)")
-                    yield Partial.timed(text, len(times), begun, times)
-            if counted is not None and usage is not None:
-                usage.append(counted)
-            yield Partial.timed(text, counted.answer if counted else len(times), begun, times)
-        finally:
-            with suppress(Exception):
-                client.close()
-
-    def _client(self) -> httpx.Client:
-        return httpx.Client(timeout=TIMEOUT, follow_redirects=False, trust_env=False)
-
-    def _events(self, client: httpx.Client, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        with _told(self.host), client.stream("POST", f"{self.url}/chat/completions", json=body) as response:
-            if response.status_code != 200:
-                raise MmdoraError(f"{self.host}: {_refusal(response)}")
-            for line in _lines(response):
+    def _events(self, client: httpx.Client, body: bytes) -> Iterator[Event]:
+        headers = {"content-type": "application/json"}
+        with client.stream("POST", f"{self.url}/chat/completions", content=body, headers=headers) as response:
+            _check_accepted(response)
+            for line in lines(response):
                 data = line.removeprefix("data:").strip()
                 if not line.startswith("data:"):
                     continue
                 if data == "[DONE]":
                     return
-                event = json.loads(data)
-                if not isinstance(event, dict) or event.get("error"):
-                    raise MmdoraError(f"{self.host}: {_short(event)}")
-                yield event
-            raise MmdoraError(f"{self.host}: the answer breaks off")
+                yield Event.parse(parse(data))
+            raise MmdoraError("the answer breaks off")
 
     def _models(self) -> list[str]:
-        with _told(self.host), self._client() as client:
-            response = client.get(f"{self.url}/models")
-            if response.status_code != 200:
-                raise MmdoraError(f"{self.host}: {_refusal(response)}")
-            return [str(model["id"]) for model in response.json()["data"]]
+        def read(client: httpx.Client) -> Iterator[list[str]]:
+            with client.stream("GET", f"{self.url}/models") as response:
+                _check_accepted(response)
+                yield _names(parse(whole(response)))
+
+        (served,) = (names for _, names in in_time(self.host, read, MODELS_TIME))
+        return served
 
 
-@contextmanager
-def _told(host: str) -> Iterator[None]:
-    """Turn errors of the connection and of broken replies into an MmdoraError of one line."""
+def _names(values: dict[str, Any]) -> list[str]:
+    models = values.get("data")
+    if not isinstance(models, list) or len(models) > MAX_MODELS:
+        raise MmdoraError(f"sends no list of up to {MAX_MODELS:,} models: {short(values)}")
+    names = [model.get("id") if isinstance(model, dict) else None for model in models]
+    if wrong := [model for model, name in zip(models, names, strict=True) if not isinstance(name, str) or not name]:
+        raise MmdoraError(f"sends a model without a name: {short(wrong[0])}")
+    return [str(name) for name in names]
+
+
+def _is_server(url: str) -> bool:
+    """Whether this is the URL of a server, without a name, password or query in it."""
     try:
-        yield
-    except MmdoraError:
-        raise
-    except httpx.TimeoutException as error:
-        raise MmdoraError(f"{host}: does not answer in time ({type(error).__name__})") from None
-    except (httpx.HTTPError, httpx.StreamError) as error:
-        raise MmdoraError(f"{host}: cannot be reached ({type(error).__name__}: {error})") from None
-    except (ValueError, KeyError, TypeError):
-        raise MmdoraError(f"{host}: sends text that is no answer of an OpenAI-compatible server") from None
-
-
-def _lines(response: httpx.Response) -> Iterator[str]:
-    rest = ""
-    for text in response.iter_text():
-        *lines, rest = (rest + text).split("\n")
-        yield from (line.rstrip("\r") for line in lines)
-        if len(rest) > MAX_LINE:
-            raise ValueError
-    yield rest
+        parts, sent = urlsplit(url), httpx.URL(url)
+        asked = parts.scheme in ("http", "https") and bool(parts.hostname) and sent.host == parts.hostname
+        len(sent.host.encode("idna"))
+        return asked and not parts.username and not parts.query and parts.port != 0
+    except (ValueError, httpx.InvalidURL):
+        return False
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:
@@ -209,30 +179,15 @@ def _data_uri(image: Image.Image) -> str:
     return data_uri(png.getvalue())
 
 
-def _piece(event: dict[str, Any]) -> str:
-    choices = event.get("choices") or [{}]
-    text = (choices[0].get("delta") or {}).get("content")
-    return text if isinstance(text, str) else ""
-
-
-def _usage(event: dict[str, Any]) -> Usage | None:
-    found = event.get("usage") or {}
-    prompt, answer = found.get("prompt_tokens"), found.get("completion_tokens")
-    return Usage(prompt, answer) if isinstance(prompt, int) and isinstance(answer, int) else None
-
-
-def _refusal(response: httpx.Response) -> str:
+def _check_accepted(response: httpx.Response) -> None:
+    """Raise an MmdoraError if the server refuses or redirects; what it says is quoted."""
+    if response.status_code == 200:
+        return
     if response.is_redirect:
-        return f"answers with a redirect ({response.status_code}), which is not followed"
+        raise MmdoraError(f"answers with a redirect ({response.status_code}), which is not followed")
+    told = whole(response)
     try:
-        told = next(response.iter_text(4096), "") if not response.is_closed else response.text
-    except httpx.StreamConsumed:
-        told = response.text
-    with suppress(ValueError, TypeError, AttributeError):
-        values = json.loads(told)
-        told = (values.get("error") or values).get("message") or told
-    return f"refuses ({response.status_code}): {_short(told)}"
-
-
-def _short(value: Any) -> str:
-    return " ".join(str(value).split())[:200]
+        reason = reason_of(parse(told))
+    except MmdoraError:
+        reason = short(told)  # An error may come as text or HTML.
+    raise MmdoraError(f"refuses ({response.status_code}): {reason}")

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 
 from mmdora.adapter_files.files import OURS
+from mmdora.demo.access import Access
 from mmdora.env import collect
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.resume import read_predictions
@@ -205,7 +206,7 @@ class Quickstart:
         from mmdora.demo.server import serve  # Gradio takes seconds to import.
 
         self.console.print("[bold cyan]7/7[/] [bold]page[/]")
-        serve(self._columns, host=HOST, port=port, results=self.out)
+        serve(self._columns, Access(host=HOST, port=port), results=self.out)
 
     @property
     def _columns(self) -> list[str]:

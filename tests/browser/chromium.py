@@ -20,10 +20,10 @@ PATIENCE = 300  # Seconds for each command, because without a network some comma
 
 def executable() -> str | None:
     """The path of a Chromium that starts: the system's or else playwright's; None if there is none."""
-    found = [path for name in NAMES if (path := shutil.which(name))]
+    paths = [path for name in NAMES if (path := shutil.which(name))]
     with sync_playwright() as playwright:
-        found.append(playwright.chromium.executable_path)
-    return next(filter(_starts, found), None)
+        paths.append(playwright.chromium.executable_path)
+    return next(filter(_starts, paths), None)
 
 
 def install() -> str | None:

@@ -30,9 +30,9 @@ def test_axe_sees_what_is_wrong(visit, url):
 def serious(tab):
     # a colour on its way to another is neither
     tab.page.evaluate("Promise.all(document.getAnimations().map((moving) => moving.finished))")
-    found = Axe().run(tab.page).response["violations"]
+    violations = Axe().run(tab.page).response["violations"]
     return [
         (rule["id"], [node["html"][:200] for node in rule["nodes"]])
-        for rule in found
+        for rule in violations
         if rule["impact"] in ("serious", "critical")
     ]

@@ -6,8 +6,8 @@ from evaluation_files import evaluation, graded
 from playwright.sync_api import expect
 
 from mmdora.demo import app, server
-from mmdora.demo.compare import ModelColumn
 from mmdora.demo.inside import Inside
+from mmdora.demo.turns import ModelColumn
 from mmdora.demo.votes import Votes
 from mmdora.predict.answers import Partial
 

@@ -5,8 +5,8 @@ from playwright.sync_api import expect
 
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import app, server
-from mmdora.demo.compare import ModelColumn
 from mmdora.demo.inside import Inside
+from mmdora.demo.turns import ModelColumn
 from mmdora.demo.votes import Votes
 from mmdora.predict.answers import Partial
 

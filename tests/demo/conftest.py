@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmdora.demo.columns import local
-from mmdora.demo.compare import ModelColumn
+from mmdora.demo.turns import ModelColumn
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -11,15 +10,17 @@ import time
 import gradio as gr
 import httpx
 import pytest
+from demo_page import free_port, serving
 from gradio_client import Client, handle_file
 from PIL import Image
 
-from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import app, cards, server
+from mmdora.demo.access import Access
 from mmdora.demo.columns import local
-from mmdora.demo.compare import Answer, AnswerSettings, ModelColumn, Turn
+from mmdora.demo.hosts import Allowed
 from mmdora.demo.inside import Inside
 from mmdora.demo.session import Session
+from mmdora.demo.turns import Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
 from mmdora.families import Prompt, ask
@@ -33,17 +34,14 @@ def served(models, processor, tmp_path_factory):
     made = [
         ModelColumn(n, "a model", "cpu", local(m, processor)) for n, m in zip(("base", "dora"), models, strict=True)
     ]
-    with server.upload_folder() as folder:
-        page = app.Page(made, samples(2), Votes(["base", "dora"]), Inside({}), queue=4)
-        server.launch(page, "127.0.0.1", _free_port())
-        yield page, folder
-        page.blocks.close(verbose=False)
-    assert not folder.exists()
+    with serving(made, examples=2) as page:
+        yield page
+    assert not page.folder.exists()
 
 
 @pytest.fixture(scope="module")
 def url(served):
-    return served[0].blocks.local_url
+    return served.url
 
 
 @pytest.fixture
@@ -79,8 +77,8 @@ def test_a_question_about_two_pictures(client, models, processor, picture, tmp_p
     )
     expected = [generate(model, processor, [prompt], max_new_tokens=12)[0] for model in models]
     given = {"image": handle_file(picture), "question": QUESTION, "max_tokens": 12, "api_name": "/compare"}
-    found = client.predict(**given, second_image=handle_file(tmp_path / "second.png"))
-    assert [state["text"] for state in found] == expected
+    answers = client.predict(**given, second_image=handle_file(tmp_path / "second.png"))
+    assert [state["text"] for state in answers] == expected
     assert [state["text"] for state in client.predict(**given)] != expected
 
 
@@ -121,7 +119,7 @@ def test_what_gradio_keeps_of_each_caller_does_not_add_up(served, url):
         for _ in range(30):
             event = http.post("", json={"data": [None, "", 1, 0, 1, 0, "", None]}).json()["event_id"]
             assert "event: error" in http.get(event).text
-    assert 0 < len(served[0].blocks.app.state_holder.session_data) <= 4 + 16
+    assert 0 < len(served.page.blocks.app.state_holder.session_data) <= 4 + 16
 
 
 def test_an_upload_that_is_no_image_is_told(client, tmp_path):
@@ -197,7 +195,7 @@ def _freed(served, steps, before):
     there to end a failing test.
     """
     deadline = time.monotonic() + 30
-    while len(served[0].line) or any(thread.name == "mmdora-generate" for thread in threading.enumerate()):
+    while len(served.page.line) or any(thread.name == "mmdora-generate" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "generation went on"
         time.sleep(0.01)
     assert len(steps) - before < 2 / STEP
@@ -240,30 +238,21 @@ def test_what_models_and_users_write_is_text():
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
 def test_other_machines_need_a_login(host):
     with pytest.raises(MmdoraError, match="add --auth-file FILE, or --insecure"):
-        server.serve(["base=tiny-llava"], host=host)
+        server.serve(["base=tiny-llava"], Access(host=host))
     with pytest.raises(MmdoraError, match=r"--share.*add --auth-file"):
-        server.serve(["base=tiny-llava"], share=True)
+        server.serve(["base=tiny-llava"], Access(share=True))
 
 
 def test_without_login_no_route_answers_and_guessing_is_slowed_down(columns, picture):
-    with server.upload_folder():
-        page = app.Page(columns, samples(1), Votes(["base", "dora"]), Inside({}))
-        server.launch(page, "127.0.0.1", _free_port(), logins=[("anna", "secret")])
-        try:
-            url = str(page.blocks.local_url)
-            for path in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x", "gradio_api/file=x"):
-                assert httpx.get(url + path).status_code == 401, path
-            with picture.open("rb") as file:
-                assert httpx.post(f"{url}gradio_api/upload", files={"files": file}).status_code == 401
-            for path in ("gradio_api/call/compare", "gradio_api/queue/join", "gradio_api/run/compare"):
-                assert httpx.post(url + path, json={"data": [], "session_hash": "x"}).status_code in (401, 422), path
-            assert Client(url, auth=("anna", "secret"), verbose=False, analytics_enabled=False)
-            codes = [
-                httpx.post(f"{url}login", data={"username": "anna", "password": str(n)}).status_code for n in range(20)
-            ]
-            assert codes == [400] * 5 + [429] * 15
-        finally:
-            page.blocks.close(verbose=False)
+    with serving(columns, logins={"anna": "secret"}) as page:
+        url = page.url
+        for path in ("config", "gradio_api/info", "gradio_api/queue/data?session_hash=x", "gradio_api/file=x"):
+            assert httpx.get(url + path).status_code == 401, path
+        assert page.upload(picture.read_bytes()).status_code == 401
+        for path in ("gradio_api/call/compare", "gradio_api/queue/join", "gradio_api/run/compare"):
+            assert page.post(path, json={"data": [], "session_hash": "x"}).status_code in (401, 422), path
+        assert Client(url, auth=("anna", "secret"), verbose=False, analytics_enabled=False)
+        assert [page.login("anna", str(n)) for n in range(20)] == [400] * 5 + [429] * 15
 
 
 def test_another_question_leaves_the_one_that_runs_stoppable(columns):
@@ -297,7 +286,7 @@ def test_a_busy_port_is_told(url, columns):
     port = int(url.rstrip("/").rpartition(":")[2])
     page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
     with pytest.raises(MmdoraError, match=f"port {port} on 127.0.0.1 cannot be used"):
-        server.launch(page, "127.0.0.1", port)
+        server.launch(page, Access(port=port), Allowed(), None)
 
 
 @pytest.mark.parametrize("option", ["--auth-file", "--insecure"])
@@ -306,7 +295,7 @@ def test_the_command_serves_other_machines_and_sigterm_ends_it_cleanly(option, t
     logins.write_text("anna:secret\n")
     logins.chmod(0o600)
     given = [option, str(logins)] if option == "--auth-file" else [option]
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "mmdora", "demo", "base=tiny-llava", "--host", "0.0.0.0", "--port", str(port)]
     run = subprocess.Popen([*command, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
@@ -318,9 +307,3 @@ def test_the_command_serves_other_machines_and_sigterm_ends_it_cleanly(option, t
     run.terminate()
     out, err = run.communicate(timeout=120)
     assert run.returncode == 0 and "Traceback" not in out + err
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

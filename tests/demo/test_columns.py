@@ -6,7 +6,8 @@ from PIL import Image
 
 import mmdora
 from mmdora.demo.columns import describe, load_columns, parse_specs
-from mmdora.demo.compare import AnswerSettings, answer, new_turn
+from mmdora.demo.compare import answer
+from mmdora.demo.turns import AnswerSettings, new_turn
 from mmdora.errors import MmdoraError
 from mmdora.export.run import export
 from mmdora.families import Family, ask

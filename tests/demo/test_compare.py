@@ -8,19 +8,9 @@ import torch
 from PIL import Image
 
 from mmdora.demo import compare
-from mmdora.demo.compare import (
-    MAX_QUESTION,
-    MAX_UPLOAD,
-    Answer,
-    AnswerSettings,
-    ModelColumn,
-    answer,
-    check_question,
-    check_upload,
-    new_turn,
-    prompt_of,
-    read_image,
-)
+from mmdora.demo.compare import answer
+from mmdora.demo.pictures import MAX_UPLOAD, check_upload, read_image
+from mmdora.demo.turns import MAX_QUESTION, Answer, AnswerSettings, ModelColumn, check_question, new_turn, prompt_of
 from mmdora.errors import MmdoraError
 from mmdora.families import ask
 from mmdora.predict.answers import Partial, generate
@@ -99,9 +89,9 @@ def test_places_answer_at_once():
 def test_waiting_is_not_in_the_timings(columns, models, slowly):
     slowly(0.05)
     begun = time.monotonic()
-    found = last(answer(columns, asked(columns, AnswerSettings(max_tokens=6)), [PICTURE]))
+    final = last(answer(columns, asked(columns, AnswerSettings(max_tokens=6)), [PICTURE]))
     took = time.monotonic() - begun
-    for state in found:
+    for state in final:
         assert state.first_token_s and state.tokens_per_s
         assert state.first_token_s >= 0.05 and state.tokens_per_s < 20
         assert state.first_token_s + 5 / state.tokens_per_s < 0.75 * took
@@ -147,15 +137,15 @@ def test_a_second_question_is_answered_in_the_light_of_the_first(columns, models
     settings = AnswerSettings(max_tokens=8)
     turn = new_turn(columns, "what shape is it?", settings)
     turn = replace(turn, answers=last(answer(columns, [turn], [PICTURE])))
-    found = last(answer(columns, [turn, new_turn(columns, QUESTION, settings)], [PICTURE]))
+    final = last(answer(columns, [turn, new_turn(columns, QUESTION, settings)], [PICTURE]))
     content = lambda *parts: [{"type": "text", "text": part} for part in parts]  # noqa: E731
     for index, model in enumerate(models):
         prompt = ask("what shape is it?", PICTURE)
         turns = [("assistant", turn.answers[index].text), ("user", QUESTION)]
         more = [{"role": role, "content": content(text)} for role, text in turns]
         prompt = replace(prompt, messages=[*prompt.messages, *more])
-        assert found[index].text == generate(model, processor, [prompt], max_new_tokens=8)[0]
-    assert found[0].text != turn.answers[0].text
+        assert final[index].text == generate(model, processor, [prompt], max_new_tokens=8)[0]
+    assert final[0].text != turn.answers[0].text
 
 
 @pytest.mark.parametrize(
@@ -187,10 +177,10 @@ def test_stop_ends_the_running_model_and_spares_the_rest(columns, slowly):
         pass
     before = len(steps)
     stop.set()
-    found = last(states)
-    assert [state.status for state in found] == ["stopped", "stopped"]
-    assert sorted(state.tokens for state in found)[0] == 0
-    assert len(steps) == sum(state.tokens for state in found) <= before + 2  # the step under way, and one to see it
+    final = last(states)
+    assert [state.status for state in final] == ["stopped", "stopped"]
+    assert sorted(state.tokens for state in final)[0] == 0
+    assert len(steps) == sum(state.tokens for state in final) <= before + 2  # the step under way, and one to see it
 
 
 def test_closing_frees_the_device(columns):

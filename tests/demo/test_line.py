@@ -25,8 +25,8 @@ async def collect(line, log, name, stop=None, **kwargs):
 def test_one_after_the_other_in_the_order_they_came():
     async def main():
         line, log = Line(3), []
-        found = await asyncio.gather(*(collect(line, log, name) for name in "abc"))
-        return found, log, len(line)
+        collected = await asyncio.gather(*(collect(line, log, name) for name in "abc"))
+        return collected, log, len(line)
 
     (a, b, c), log, left = asyncio.run(main())
     assert a == ["a0", "a1", "a2"] and left == 0

@@ -3,8 +3,8 @@ from urllib.parse import parse_qsl
 
 import pytest
 
-from mmdora.demo.compare import Answer, AnswerSettings, Turn
 from mmdora.demo.results import as_json, as_markdown, from_link, link
+from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.errors import MmdoraError
 
 KINDS = {"base": "base, 2 M parameters", "dora": "DoRA, merged"}
@@ -39,10 +39,10 @@ def test_a_link_sets_nothing_that_the_page_would_not(query):
 
 def test_json_has_everything():
     turn = Turn("what?", AnswerSettings(seed=2), ANSWERS, (0, 1))
-    found = json.loads(as_json([turn], KINDS, {"sha256": "f00"}))
-    assert found["picture"] == {"sha256": "f00"} and found["models"] == KINDS
-    assert found["turns"][0]["settings"]["seed"] == 2
-    assert found["turns"][0]["answers"] == [answer.to_dict() for answer in ANSWERS]
+    written = json.loads(as_json([turn], KINDS, {"sha256": "f00"}))
+    assert written["picture"] == {"sha256": "f00"} and written["models"] == KINDS
+    assert written["turns"][0]["settings"]["seed"] == 2
+    assert written["turns"][0]["answers"] == [answer.to_dict() for answer in ANSWERS]
 
 
 def test_markdown_holds_text_as_text():

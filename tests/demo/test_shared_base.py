@@ -8,8 +8,9 @@ from transformers import AutoModelForImageTextToText
 import mmdora
 from mmdora.adapt.inject import trainable_parameters
 from mmdora.demo.columns import load_columns
-from mmdora.demo.compare import AnswerSettings, answer, new_turn
+from mmdora.demo.compare import answer
 from mmdora.demo.shared_base import SharedBase
+from mmdora.demo.turns import AnswerSettings, new_turn
 from mmdora.errors import MmdoraError
 from mmdora.models.locate import locate
 

@@ -6,8 +6,9 @@ from vlbart_folders import greedy, save
 
 from mmdora.demo.cards import conversation_html
 from mmdora.demo.columns import load_columns
-from mmdora.demo.compare import AnswerSettings, answer, new_turn
+from mmdora.demo.compare import answer
 from mmdora.demo.inside import Inside
+from mmdora.demo.turns import AnswerSettings, new_turn
 
 QUESTION = "nlvr: both are red"
 PICTURES = [picture(1), picture(2)]

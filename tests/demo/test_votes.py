@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from scipy.stats import binomtest
 
-from mmdora.demo.compare import Answer, AnswerSettings, Turn
+from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
 

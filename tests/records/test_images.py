@@ -8,7 +8,7 @@ import pytest
 import tiff
 from PIL import ExifTags, Image, ImageFile
 
-from mmdora.demo.compare import check_upload, read_image
+from mmdora.demo.pictures import check_upload, read_image
 from mmdora.errors import MmdoraError
 from mmdora.records import images
 from mmdora.records.images import FileRef, decode, image_size, locate, open_image

@@ -1,0 +1,44 @@
+"""Reads uploaded pictures, within limits of bytes and pixels. Without Gradio."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from mmdora.errors import MmdoraError
+from mmdora.records.images import decode, read_header
+
+MAX_UPLOAD = 10 * 10**6  # Bytes of an uploaded file: photos of phones are smaller.
+MAX_UPLOAD_PIXELS = 20 * 10**6  # Pixels of an upload: in RGB they take 60 MB, which strangers can make the server hold.
+
+
+def check_upload(path: Path) -> None:
+    """Check an uploaded file without decoding its pixels.
+
+    Raises:
+        MmdoraError: if the file is too large, is no image, or has too many pixels. The message never says where the
+            server keeps the file.
+    """
+    with _opened(path) as file:
+        read_header(file, "upload", max_pixels=MAX_UPLOAD_PIXELS)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read an uploaded file as RGB.
+
+    Raises:
+        MmdoraError: in the cases of `check_upload`, or if the pixels are damaged.
+    """
+    with _opened(path) as file:
+        return decode(file.read(), "upload", max_pixels=MAX_UPLOAD_PIXELS)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        if path.stat().st_size > MAX_UPLOAD:
+            raise MmdoraError(f"image: larger than {MAX_UPLOAD // 10**6} MB")
+        return path.open("rb")
+    except OSError:
+        raise MmdoraError("The picture is no longer on the server; choose it again.") from None
