@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from mmdora.cli.app import Count, Flag, app, named_models
 from mmdora.cli.named import check_model
 from mmdora.errors import MmdoraError
+from mmdora.files import check_finished
 
 
 @app.command(name="eval", sort_key=4)
@@ -76,7 +77,7 @@ def evaluate(
     named = named_models(models)
     for model in named.values():
         check_model(model)
-    if not data.exists():
+    if not check_finished(data).exists():
         raise MmdoraError(f"{data}: no such file of records (mmdora prep makes one), or folder of them")
     from mmdora.evaluate import command
     from mmdora.evaluate.source import find

@@ -11,7 +11,7 @@ from pathlib import Path
 from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, own_facts, refuse_pickle
 from mmdora.config import ImageTokens, RunConfig, validate
 from mmdora.errors import MmdoraError
-from mmdora.files import ordinary, read_json
+from mmdora.files import check_finished, ordinary, read_json
 
 ASSETS = Path(__file__).parent.parent / "assets"
 RUN_CONFIG = "config.yaml"
@@ -85,8 +85,9 @@ def adapter_folder(name: str | Path) -> Path | None:
     """The folder of the adapter: `name` itself, or a folder in it if `name` is a run; None if there is no adapter.
 
     Raises:
-        MmdoraError: if the adapter is a pickle.
+        MmdoraError: if the adapter is a pickle, or `name` is a folder that is not finished.
     """
+    check_finished(Path(name))
     for folder in (Path(name), Path(name) / "adapter"):
         try:
             if (folder / WEIGHTS).is_file():

@@ -15,6 +15,8 @@ from mmdora.errors import MmdoraError
 from mmdora.train.checkpoint import STATE, best_problem, checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"
+WRITTEN = ("README.md", "plan.txt", "log.jsonl", "adapter", "checkpoint-*", "tensorboard", DONE)
+"""What a run writes after its config; where there is no config, it is somebody else's."""
 ACCUMULATION = "training.accumulation"
 FREE_ON_RESUME = {
     "data.workers",
@@ -37,6 +39,9 @@ def find_checkpoint(
     if not resume:
         if (output / CONFIG).exists():
             raise MmdoraError(f"training.output: {output} holds a run; use --resume, or another folder")
+        for name in WRITTEN:
+            if there := next(output.glob(name), None):
+                raise MmdoraError(f"training.output: {there} is there, and no run wrote it; give another folder")
         return None, None
     if isinstance(resume, Path):
         _check_newest(resume, output)

@@ -23,6 +23,7 @@ from transformers import set_seed
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
 from mmdora.models.locate import with_lasting_base
+from mmdora.outputs.lock import locked
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.check import check_output, check_packages, check_plan, check_schedule, check_warmup
 from mmdora.train.checkpoint import writing_to
@@ -100,10 +101,11 @@ def train(
             by then), or if there is no room to write.
     """
     config = with_lasting_base(config)
-    with writing_to(config.training.output):
+    with ExitStack() as held, writing_to(config.training.output):
         check_schedule(config)
         check_packages(config)
         processes = Processes(config.training)
+        processes.main_makes(partial(_hold, config.training.output, held))
         request = Request(config, resume, allow_changes, trust_remote_code, say if processes.main else _silent)
         begun = processes.main_makes(partial(_begin, request, processes))
         sources = processes.main_first(partial(read_sources, config))
@@ -119,10 +121,15 @@ def train(
     return config.training.output
 
 
+def _hold(output: Path, held: ExitStack) -> None:
+    """Keep other runs out of the run folder until `held` is closed. Only the main process does this."""
+    check_output(output)
+    held.enter_context(locked(output))
+
+
 def _begin(request: Request, processes: Processes) -> Begun:
     """Check config and run folder, and find the checkpoint to resume from. Only the main process does this."""
     config = request.config
-    check_output(config.training.output)
     begun = Begun(*find_checkpoint(config.training.output, request.resume, request.say))
     begun.check(request, {"processes": processes.count, "data": {}})
     if not config.data.sources:
