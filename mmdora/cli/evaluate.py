@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ from mmdora.cli.app import Count, Flag, app, named_models
 from mmdora.cli.named import check_model
 from mmdora.errors import MmdoraError
 from mmdora.files import check_finished
+from mmdora.outputs.stop import stoppable
 
 
 @app.command(name="eval", sort_key=4)
@@ -68,22 +70,28 @@ def evaluate(
         from mmdora.evaluate.listing import show
 
         return show()
-    if data is None:
-        raise MmdoraError("eval: say what to evaluate on with --data")
-    if suite and (task or split or images):
-        raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
-    if scores and not suite:
-        raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")
+    _check(data, suite, scores, task, split, images)
     named = named_models(models)
     for model in named.values():
         check_model(model)
-    if not check_finished(data).exists():
+    if data is None or not check_finished(data).exists():
         raise MmdoraError(f"{data}: no such file of records (mmdora prep makes one), or folder of them")
     from mmdora.evaluate import command
     from mmdora.evaluate.source import find
 
     settings = command.EvaluationSettings(out, limit, batch_size, dtype, trust_remote_code)
-    if suite:
-        command.run_suite(named, suite, data, settings, scores or ())
-    else:
-        command.run_task(named, find(data, task, split=split, images=images), settings)
+    with stoppable(lambda: f"what was answered is kept below {out}; the same command goes on from there"):
+        if suite:
+            command.run_suite(named, suite, data, settings, scores or ())
+        else:
+            command.run_task(named, find(data, task, split=split, images=images), settings)
+
+
+def _check(data: Path | None, suite: str | None, scores: Sequence[str] | None, *chosen: object) -> None:
+    """Raise if options do not go together. `chosen` are those that a suite chooses itself."""
+    if data is None:
+        raise MmdoraError("eval: say what to evaluate on with --data")
+    if suite and any(chosen):
+        raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
+    if scores and not suite:
+        raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")

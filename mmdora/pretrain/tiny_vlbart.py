@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 
 from mmdora.data_prep.scenes import tasks
+from mmdora.files import check_new_folder
 from mmdora.models.open_clip.tower import OpenClipVisionModel, tower_config
 from mmdora.models.vlbart.compose import compose
 from mmdora.models.vlbart.head import VLBartForConditionalGeneration
@@ -135,6 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.louder_order:
         return louder_order(options.out)
+    check_new_folder(options.out)
     torch.manual_seed(0)
     tower = OpenClipVisionModel(tower_config(TOWER))
     scores = train_tower(tower, steps=options.tower_steps) if options.tower_steps else {}

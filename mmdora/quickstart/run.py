@@ -5,10 +5,10 @@ from __future__ import annotations
 import gc
 import json
 import os
-import shutil
 import socket
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +31,9 @@ from mmdora.export.run import export
 from mmdora.files import sha256
 from mmdora.html import curve
 from mmdora.models.load import load
-from mmdora.models.locate import with_lasting_base
+from mmdora.models.locate import with_lasting_paths
+from mmdora.outputs.lock import locked
+from mmdora.outputs.written import FILES, Written, set_aside
 from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
 from mmdora.quickstart.findings import BASELINE, galleries, task_verdict, verdict
 from mmdora.quickstart.report import Report, write_report
@@ -42,7 +44,7 @@ from mmdora.train import train
 from mmdora.version import __version__
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "tiny"
-HOST = "127.0.0.1"
+HOST, REPORT = "127.0.0.1", "report.html"
 
 
 def quickstart(
@@ -70,13 +72,16 @@ def quickstart(
         _check_port(port)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # A process that trains refuses to start if it sees several.
     chosen = FAMILIES[family]
-    run = Quickstart(chosen, out or chosen.out, list(overrides), limit)
-    run.base()
-    run.data()
-    run.train()
-    run.evaluate()
-    run.export()
-    page = run.report(begun)
+    out = out or chosen.out
+    run = Quickstart(chosen, out, list(overrides), limit)
+    with locked(out):
+        _check_report(out)
+        run.base()
+        run.data()
+        run.train()
+        run.evaluate()
+        run.export()
+        page = run.report(begun)
     run.console.print(f"\nfinished in {duration(time.monotonic() - begun)}: {page}", highlight=False)
     if port is not None:
         run.page(port)
@@ -213,8 +218,8 @@ class Quickstart:
                 ),
             ],
         )
-        page = self.out / "report.html"
-        write_report(report, page)
+        page = self.out / REPORT
+        Written(self.out).write(REPORT, lambda path: write_report(report, path))
         for heading, rows in tables.items():
             self.console.print(scores_table(rows, f"{heading}: {rows[0].scores['metric']}"))
         for line in lines:
@@ -234,11 +239,10 @@ class Quickstart:
     def _train(self, config: RunConfig) -> dict[str, Any]:
         run = config.training.output
         begun = (run / "config.yaml").is_file()
-        if (begun and load_config(run / "config.yaml") != with_lasting_base(config)) or (
+        if (begun and not _same_settings(load_config(run / "config.yaml"), config)) or (
             run / "complete.json"
         ).is_file():
-            self.console.print(f"    {run} was made with other settings or data and is made anew", highlight=False)
-            shutil.rmtree(run)
+            self._set_aside(run, "was made with other settings or data")
             begun = False
         train(config, resume=begun, say=lambda line: self.console.print(line, markup=False, highlight=False))
         return json.loads((run / "complete.json").read_text(encoding="utf-8"))
@@ -263,9 +267,13 @@ class Quickstart:
         return evaluation.scores.to_dict()
 
     def _export(self, run: Path, folder: Path, scores: dict[str, float]) -> str:
-        if (folder / "config.json").is_file():  # Another run left it, and export writes to an empty folder only.
-            shutil.rmtree(folder)
+        if (folder / "config.json").is_file():  # Export writes to an empty folder only.
+            self._set_aside(folder, "was made of another run")
         return str(export(run, folder, scores=scores, say=self._indented))
+
+    def _set_aside(self, folder: Path, why: str) -> None:
+        aside = set_aside(folder)
+        self.console.print(f"    {folder} {why}; it is {aside} now, and is made anew", markup=False, highlight=False)
 
     def _indented(self, line: str) -> None:
         self.console.print(f"    {line}", markup=False, highlight=False)
@@ -296,6 +304,20 @@ def _config(family: Family, name: str, out: Path, overrides: list[str]) -> RunCo
     if taken != [path for key, path in paths.items() if not key.endswith("images")]:
         raise MmdoraError("command line: the quickstart has its own data and run folders; move them with --out")
     return config
+
+
+def _same_settings(saved: RunConfig, config: RunConfig) -> bool:
+    """Whether a saved config is this one, wherever its run folder lies."""
+    return replace(saved, training=config.training) == with_lasting_paths(config) and saved.training == replace(
+        config.training, output=saved.training.output
+    )
+
+
+def _check_report(out: Path) -> None:
+    """Raise now if the report could not be written in the end."""
+    if (out / "steps").is_dir() and not (out / "steps" / FILES).is_file():
+        raise MmdoraError(f"{out}: was made by an earlier version of mmdora; move it away, or give another --out")
+    Written(out).check(REPORT)
 
 
 def _prepare(task: QuickTask, root: Path) -> None:

@@ -22,7 +22,7 @@ from transformers import set_seed
 
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, MmdoraError, OutOfMemory
-from mmdora.models.locate import with_lasting_base
+from mmdora.models.locate import with_lasting_paths
 from mmdora.outputs.lock import locked
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.check import check_output, check_packages, check_plan, check_schedule, check_warmup
@@ -100,7 +100,7 @@ def train(
         MmdoraError: if config, data or run folder do not fit together (before the model is loaded, if that can be known
             by then), or if there is no room to write.
     """
-    config = with_lasting_base(config)
+    config = with_lasting_paths(config)
     with ExitStack() as held, writing_to(config.training.output):
         check_schedule(config)
         check_packages(config)
