@@ -24,8 +24,13 @@ def beside(out: Path) -> Iterator[Path]:
         MmdoraError: another export writes there, or `out` is neither new nor empty by now.
         Interrupted: a signal came.
     """
+
+    def left() -> str:
+        whole = (out / "config.json").is_file()
+        return f"{out} is complete" if whole else f"nothing is at {out}; the same command begins anew"
+
     folder = partial_path(Path(os.path.abspath(out)))
-    with stoppable(lambda: f"{'the whole checkpoint' if out.is_dir() else 'nothing'} is at {out}"), locked(folder):
+    with stoppable(left), locked(folder):
         try:
             for left in folder.iterdir():  # by an export that was killed
                 if left.name != LOCK:
