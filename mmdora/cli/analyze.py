@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmdora.cli.app import app, named_models
 from mmdora.errors import MmdoraError
-from mmdora.files import check_finished
+from mmdora.outputs.folder import check_finished
 
 
 @app.command(sort_key=6.5)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
-from mmdora.files import check_finished, ordinary
+from mmdora.files import ordinary
+from mmdora.outputs.folder import check_finished
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 

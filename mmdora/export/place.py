@@ -11,7 +11,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from mmdora.errors import MmdoraError
-from mmdora.files import check_new_folder, free_bytes, full_disk, partial_path
+from mmdora.files import free_bytes, full_disk, partial_path
+from mmdora.outputs.folder import check_new_folder
 from mmdora.outputs.lock import LOCK, locked
 from mmdora.outputs.stop import stoppable
 
@@ -30,7 +31,7 @@ def beside(out: Path) -> Iterator[Path]:
         return f"{out} is complete" if whole else f"nothing is at {out}; the same command begins anew"
 
     folder = partial_path(Path(os.path.abspath(out)))
-    with stoppable(left), locked(folder):
+    with stoppable(left), locked(folder, out):
         try:
             for left in folder.iterdir():  # by an export that was killed
                 if left.name != LOCK:

@@ -31,10 +31,11 @@ from mmdora.export.place import beside, readable, writing
 from mmdora.export.shards import UnsureError
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
-from mmdora.files import check_new_folder, read_json, write_json, write_whole
+from mmdora.files import read_json, write_json, write_whole
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
+from mmdora.outputs.folder import check_new_folder
 from mmdora.records.row import Row
 
 __all__ = ["Parity", "TensorParity", "export"]

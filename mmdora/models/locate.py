@@ -12,7 +12,8 @@ from pathlib import Path
 from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, own_facts, refuse_pickle
 from mmdora.config import Data, ImageTokens, RunConfig, TaskData, validate
 from mmdora.errors import MmdoraError
-from mmdora.files import check_finished, ordinary, read_json
+from mmdora.files import ordinary, read_json
+from mmdora.outputs.folder import check_finished
 
 ASSETS = Path(__file__).parent.parent / "assets"
 OPEN_CLIP = "open_clip:"

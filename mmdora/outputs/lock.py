@@ -32,18 +32,21 @@ _held: set[int] = set()
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, shown: Path | None = None) -> Iterator[None]:
     """Keep other processes from writing to a folder inside the block. The folder is made if it is not there, and
     removed if it is empty in the end.
+
+    Args:
+        shown: what messages call it, if that is not its own name.
 
     Raises:
         MmdoraError: another process writes there, which the message names; or the folder cannot be made or written.
     """
-    with _one_line(folder):
+    with _one_line(shown or folder):
         made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     try:
-        with _taken(folder / LOCK, folder):
+        with _taken(folder / LOCK, shown or folder):
             yield
     finally:
         for parent in made:

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from mmdora.data_prep import scenes
-from mmdora.files import check_new_folder
+from mmdora.outputs.folder import check_new_folder
 from mmdora.pretrain.tiny_llava_tower import train_tower_of
 
 SIDE, PATCH, VOCABULARY = 64, 8, 2048

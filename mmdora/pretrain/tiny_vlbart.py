@@ -17,11 +17,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BartConfig, BartForConditionalGeneration, BartTokenizer
 
 from mmdora.data_prep.scenes import tasks
-from mmdora.files import check_new_folder
 from mmdora.models.open_clip.tower import OpenClipVisionModel, tower_config
 from mmdora.models.vlbart.compose import compose
 from mmdora.models.vlbart.head import VLBartForConditionalGeneration
 from mmdora.models.vlbart.processor import PROMPTS, VLBartProcessor, added_tokens
+from mmdora.outputs.folder import check_new_folder
 from mmdora.pretrain.tiny_llava import documentation
 from mmdora.pretrain.tiny_vlbart_tower import train_tower
 

@@ -32,7 +32,7 @@ def exporting(tiny_llava, tmp_path):
 
 def test_a_half_export_is_named_and_cleared(exporting, tmp_path):
     child, command, told = exporting
-    with pytest.raises(MmdoraError, match=rf"\.out\.partial: another run is writing there \(process {child} on "):
+    with pytest.raises(MmdoraError, match=rf"/out: another run is writing there \(process {child} on "):
         run.export("tiny-llava", tmp_path / "out")
     os.kill(child, signal.SIGKILL)
     assert exit_code(child) == -signal.SIGKILL

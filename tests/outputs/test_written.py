@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mmdora.errors import MmdoraError
-from mmdora.files import check_finished, full_disk, write_whole
+from mmdora.files import full_disk, write_whole
+from mmdora.outputs.folder import check_finished
 from mmdora.outputs.written import FILES, Written, set_aside
 
 
