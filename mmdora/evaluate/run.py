@@ -174,8 +174,8 @@ def _hold(job: _Job, held: ExitStack) -> None:
 
 def _finish(job: _Job, texts: list[str], reused: int, seconds: float) -> Evaluation:
     """Score the answers and write the files; only the main process does so, and all get the scores."""
-    out, rows = job.journal.out, prediction_rows(job.records, texts)
-    main = processes().is_main_process
+    out, main = job.journal.out, processes().is_main_process
+    rows: list[Prediction] = prediction_rows(job.records, texts)
     scored: list[Any] = [None]
     if main:
         if out is not None:  # They are written before scoring, because scoring may fail.

@@ -33,9 +33,9 @@ def beside(out: Path) -> Iterator[Path]:
     folder = partial_path(Path(os.path.abspath(out)))
     with stoppable(left), locked(folder, out):
         try:
-            for left in folder.iterdir():  # by an export that was killed
-                if left.name != LOCK:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for path in folder.iterdir():  # What an export that was killed has left goes.
+                if path.name != LOCK:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             yield folder
             with writing(out):
                 check_new_folder(out)
