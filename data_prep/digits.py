@@ -9,13 +9,16 @@ is a record.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from mmdora.errors import MmdoraError
+from mmdora.prepare import pictures
 from mmdora.prepare.dataset import Dataset, Origin
 from mmdora.prepare.held_out import held_out
 from mmdora.prepare.run import write_splits
@@ -38,26 +41,28 @@ def prepare(out: Path) -> dict[str, int]:
         from sklearn.datasets import load_digits
     except ImportError:
         raise MmdoraError("the digits come with scikit-learn: pip install 'mmdora[eval]'") from None
-    scans, targets = load_digits(return_X_y=True)
+    return write_splits(out, DATASET, partial(_make, *load_digits(return_X_y=True), out))
+
+
+def _make(scans: Any, targets: Any, out: Path) -> dict[str, list[Record]]:
     scans = np.asarray(scans, dtype=np.uint8).reshape(-1, 8, 8)
     splits: dict[str, list[Record]] = {"train": [], "test": []}
     for number, (scan, target) in enumerate(zip(scans, targets, strict=True)):
         split = "test" if held_out(scan.tobytes()) else "train"
         name = f"images/{split}/{number}.png"
-        _save(scan, out / name)
+        pictures.save(out, name, _drawn(scan))
         pairs = _questions(Random(f"digits:{number}"), int(target))
         if split == "train":
             splits[split].append(qa_record(f"{split}-{number}", name, pairs))
         else:
             splits[split] += _singly(f"{split}-{number}", name, pairs)
-    return write_splits(out, DATASET, splits)
+    return splits
 
 
-def _save(scan: np.ndarray, path: Path) -> None:
-    """Save a scan, [8, 8] uint8 of 0 to 16, as a picture."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _drawn(scan: np.ndarray) -> bytes:
+    """A scan, [8, 8] uint8 of 0 to 16, as a PNG file."""
     picture = Image.fromarray(np.round(255 - scan * (255 / 16)).astype(np.uint8))
-    picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(path)
+    return pictures.png(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 
 
 def _questions(random: Random, digit: int) -> list[tuple[str, str]]:

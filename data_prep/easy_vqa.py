@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections import defaultdict
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from mmdora.errors import MmdoraError
+from mmdora.prepare import pictures
 from mmdora.prepare.dataset import Dataset, Origin
 from mmdora.prepare.run import write_splits
 from mmdora.records.record import Record, qa_record
@@ -35,13 +36,17 @@ def prepare(out: Path) -> dict[str, int]:
     spec = importlib.util.find_spec("easy_vqa")
     if spec is None or spec.origin is None:
         raise MmdoraError("easy-VQA is not installed; pip install easy-vqa")
-    package = Path(spec.origin).parent / "data"
+    return write_splits(out, DATASET, partial(_make, Path(spec.origin).parent / "data", out))
+
+
+def _make(package: Path, out: Path) -> dict[str, list[Record]]:
     splits = {}
     for split in ("train", "test"):
-        shutil.copytree(package / split / "images", out / "images" / split, dirs_exist_ok=True)
+        for picture in sorted((package / split / "images").iterdir()):
+            pictures.save(out, f"images/{split}/{picture.name}", picture.read_bytes())
         rows = json.loads((package / split / "questions.json").read_text(encoding="utf-8"))
         splits[split] = _by_image(rows) if split == "train" else _by_question(rows)
-    return write_splits(out, DATASET, splits)
+    return splits
 
 
 def _by_image(rows: list[list[Any]]) -> list[Record]:

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 import threading
+import weakref
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from mmdora.demo.turns import Turn
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.scores import Score
+from mmdora.files import full_disk
+from mmdora.outputs.lock import locked_file
 
 TIE, ALL_BAD = "tie", "all bad"
+BEGINS = b'{"time": "'
+"""How every line begins."""
 Z = 1.959964  # The 97.5% quantile of the normal distribution, for a 95% interval.
 
 
@@ -28,22 +37,22 @@ class Votes:
             settings, answers and the pictures' SHA-256, but nothing about who voted. None keeps votes in memory only.
 
     Raises:
-        MmdoraError: if the file cannot be written, or holds anything but votes.
+        MmdoraError: if the file cannot be written, holds anything but votes, or another page writes to it.
     """
 
     def __init__(self, names: Sequence[str], file: Path | None = None):
         self.names, self.file, self.counts, self._lock = tuple(names), file, Counter[str](), threading.Lock()
+        self._held = ExitStack()
+        self.close = weakref.finalize(self, self._held.close)
+        """Let other pages write to the file; the end of the process does so too."""
         if file is not None:
             try:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                with file.open("a+", encoding="utf-8") as lines:
-                    lines.seek(0)
-                    earlier = [json.loads(line) for line in lines]
-                self.counts.update(row["vote"] for row in earlier if set(row["models"]) == set(names))
+                file.open("a").close()
             except OSError as error:
                 raise MmdoraError(f"--votes {file}: cannot be written ({error.strerror})") from None
-            except (ValueError, KeyError, TypeError):
-                raise MmdoraError(f"--votes {file}: is no file of votes; name another") from None
+            self._held.enter_context(locked_file(file))
+            self.counts.update(row["vote"] for row in _earlier(file) if set(row["models"]) == set(names))
 
     def add(self, turn: Turn, pictures: Sequence[str]) -> None:
         """Count the vote of a turn.
@@ -68,8 +77,7 @@ class Votes:
         with self._lock:
             if self.file is not None:
                 try:
-                    with self.file.open("a", encoding="utf-8") as lines:
-                        lines.write(json.dumps(row, ensure_ascii=False) + "\n")
+                    _append(self.file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
                 except OSError as error:
                     raise MmdoraError(f"The vote was not counted: it cannot be written ({error.strerror}).") from None
             self.counts[turn.vote] += 1
@@ -78,6 +86,49 @@ class Votes:
         """Each model's share of the votes that chose a model (no ties); empty before the first one."""
         decided = sum(self.counts[name] for name in self.names)
         return {name: share(self.counts[name], decided) for name in self.names} if decided else {}
+
+
+def _earlier(file: Path) -> list[dict[str, Any]]:
+    """The votes in a file. A last line that a kill or a full disk has cut short is taken out, and told.
+
+    Raises:
+        MmdoraError: the file holds anything else.
+    """
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    torn = content[len(whole) :]
+    try:
+        rows = [json.loads(line) for line in whole.splitlines()]
+        if not all(isinstance(row["vote"], str) and isinstance(row["models"], list) for row in rows):
+            raise TypeError
+        if torn and not (torn.startswith(BEGINS) or (whole and BEGINS.startswith(torn))):
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise MmdoraError(f"--votes {file}: is no file of votes; name another") from None
+    if torn:
+        aside = file.with_name(f"{file.name}.torn")
+        with aside.open("ab") as cut:
+            cut.write(torn + b"\n")
+        os.truncate(file, len(whole))
+        print(
+            f"--votes {file}: the last line was cut short ({len(torn):,} bytes, when a disk was full or a page was "
+            f"killed); it is in {aside} now, and does not count",
+            file=sys.stderr,
+        )
+    return rows
+
+
+def _append(file: Path, line: bytes) -> None:
+    """Append a line whole, or nothing of it: a part of it would be taken back."""
+    with full_disk(file, len(line)), file.open("ab", buffering=0) as lines:
+        size = lines.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(line):
+                written += lines.write(line[written:])
+        except OSError:
+            lines.truncate(size)
+            raise
 
 
 def share(wins: int, n: int) -> Score:

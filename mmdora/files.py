@@ -5,12 +5,15 @@ Nothing here knows what a file is for, and nothing here imports torch.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import stat
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,10 @@ SETTINGS_BYTES = 2**20
 """No config file is larger than this many bytes; a larger file was named by mistake."""
 PARTIAL = ".partial"
 """The suffix of every file and folder that is not finished. What a killed process leaves behind ends with it."""
+STAGING = ".saving"
+"""The folder in a run folder in which a checkpoint is written."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""The errors of a disk, or of a limit, that lets no more be written."""
 
 
 def ordinary(path: Path, what: str) -> Path:
@@ -46,12 +53,38 @@ def ordinary(path: Path, what: str) -> Path:
     return path
 
 
-def check_new_folder(out: Path) -> None:
-    """Raise unless an export can go to `out`: a new or empty folder."""
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise MmdoraError(f"{out}: is not a folder; export to a new or empty one")
-    if out.is_dir() and any(out.iterdir()):
-        raise MmdoraError(f"{out}: is not empty; export to a new or empty folder")
+class _FullDiskError(OSError):
+    """The error of a full disk, with the bytes; blocks of `full_disk` lie in one another, and the innermost made it."""
+
+
+@contextmanager
+def full_disk(path: Path, needed: int | None = None) -> Iterator[None]:
+    """Let the error of a full disk name the path and the bytes. Every write of ours stands in such a block.
+
+    Args:
+        path: the file or folder that is written.
+        needed: bytes to write, where they are known.
+
+    Raises:
+        OSError: in place of one without a file name, or of a full disk: with a file name, `path` if it had none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            if error.errno is None or error.filename is not None:
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        if isinstance(error, _FullDiskError):
+            raise
+        want = "" if needed is None else f"{needed:,} bytes were to be written, "
+        reason = f"{error.strerror}; {want}{free_bytes(path):,} bytes are free on that disk"
+        raise _FullDiskError(error.errno, reason, str(error.filename or path)) from error
+
+
+def free_bytes(path: Path) -> int:
+    """The bytes that are free on the disk of a file or folder, which need not be there yet."""
+    return shutil.disk_usage(next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())).free
 
 
 def read_text(path: Path, what: str, limit: int = SETTINGS_BYTES) -> str:
@@ -141,12 +174,14 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, 
             a function given as `content` raises is passed on in the same way.
     """
     partial = partial_path(path, shared=shared)
+    data = content.encode() if isinstance(content, str) else content
     try:
-        if callable(content):
-            content(partial)
-        else:
-            partial.write_bytes(content.encode() if isinstance(content, str) else content)
-        partial.replace(path)
+        with full_disk(path, None if callable(data) else len(data)):
+            if callable(data):
+                data(partial)
+            else:
+                partial.write_bytes(data)
+            partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -154,7 +189,12 @@ def write_whole(path: Path, content: str | bytes | Callable[[Path], object], *, 
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON (UTF-8), whole or not at all; errors as for `write_whole`."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_whole(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """A value as indented JSON, with a line end."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def sha256(content: Path | bytes) -> str:

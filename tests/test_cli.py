@@ -223,6 +223,7 @@ def test_train_resume_eval_export(config: Path, tmp_path: Path, capsys: pytest.C
         "run",
         "comparison.json",
         "errors.html",
+        ".mmdora-files.json",
     }
     assert len((out / "exact-records-first-2" / "run" / "predictions.jsonl").read_text().splitlines()) == 2
 

@@ -11,6 +11,7 @@ pretrained on `questions`, `places`, `names` and `pair-questions`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from mmdora.data_prep.scenes import tasks
 from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, SIDE, Thing, scene
 from mmdora.data_prep.scenes.language import caption, conversation, existence
 from mmdora.errors import MmdoraError
+from mmdora.outputs.stop import leave_to_parent
+from mmdora.prepare import pictures
 from mmdora.prepare.dataset import Dataset, Origin
 from mmdora.prepare.run import write_splits
 from mmdora.records.record import Record, qa_record
@@ -74,16 +77,22 @@ def prepare(
         raise MmdoraError("--presence belongs to the conversations; leave it out with --kind")
     make = tasks.make if kind else _make
     dataset = replace(DATASET, name=f"{DATASET.name}-{kind}") if kind else DATASET
-    with ProcessPoolExecutor(workers) as pool:
-        splits = {}
-        for split, amount, first in (("train", rows, 0), ("test", held_out, FIRST_TEST_SCENE)):
-            if kind:
-                jobs = [(out, split, seed, number, kind) for number in range(amount)]
-            else:
-                jobs = [(out, split, seed, first + i, presence) for i in range(amount)]
-            (out / "images" / split).mkdir(parents=True, exist_ok=True)
-            splits[split] = (record for made in pool.map(make, jobs, chunksize=SCENES_AT_ONCE) for record in made)
-        return write_splits(out, dataset, splits)
+    with ProcessPoolExecutor(workers, initializer=leave_to_parent) as pool:
+
+        def drawn() -> dict[str, Iterator[Record]]:
+            splits = {}
+            for split, amount, first in (("train", rows, 0), ("test", held_out, FIRST_TEST_SCENE)):
+                if kind:
+                    jobs = [(out, split, seed, number, kind) for number in range(amount)]
+                else:
+                    jobs = [(out, split, seed, first + i, presence) for i in range(amount)]
+                splits[split] = (record for made in pool.map(make, jobs, chunksize=SCENES_AT_ONCE) for record in made)
+            return splits
+
+        try:
+            return write_splits(out, dataset, drawn)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Else a stopped run would draw all the rest.
 
 
 def _make(job: tuple[Path, str, int, int, float]) -> list[Record]:
@@ -93,7 +102,7 @@ def _make(job: tuple[Path, str, int, int, float]) -> list[Record]:
     asks_presence = random.random() < presence
     things, picture = scene(random, most=random.choice((1, 1, 1, 2)) if asks_presence else 4)
     name = f"images/{split}/{number}.png"
-    picture.save(out / name, optimize=False, compress_level=1)
+    pictures.save(out, name, pictures.png(picture, optimize=False, compress_level=1))
     pairs = (existence if asks_presence else conversation)(random, things)
     if split == "test":
         # A follow-up such as "how big is it?" makes no sense without the question before it.

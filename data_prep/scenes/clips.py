@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from random import Random
 
 import numpy as np
@@ -38,10 +38,11 @@ def features(random: Random, name: str) -> Draw:
     return Draw(about, [asked], features=((np.stack(small) / 127.5 - 1) @ _map()).astype(np.float32))
 
 
-def save(path: Path, values: np.ndarray) -> None:
-    """Write features as .npy."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.save(path, values)
+def npy(values: np.ndarray) -> bytes:
+    """Features as the content of a .npy file."""
+    content = io.BytesIO()
+    np.save(content, values)
+    return content.getvalue()
 
 
 @cache

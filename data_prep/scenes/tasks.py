@@ -15,6 +15,7 @@ from typing import Any
 
 from mmdora.data_prep.scenes import clips, one_picture, pair_questions, pairs, words
 from mmdora.data_prep.scenes.drawing import Draw
+from mmdora.prepare import pictures
 from mmdora.prepare.held_out import held_out
 from mmdora.prepare.record import RecordDraft, asked
 
@@ -45,7 +46,7 @@ def make(job: tuple[Path, str, int, int, str]) -> list[RecordDraft]:
     names = []
     for index, picture in enumerate(draw.pictures):
         names.append(f"images/{split}/{number}{f'-{index}' if len(draw.pictures) > 1 else ''}.png")
-        picture.save(out / names[-1], optimize=False, compress_level=1)
+        pictures.save(out, names[-1], pictures.png(picture, optimize=False, compress_level=1))
     records: list[RecordDraft] = []
     for index, question in enumerate(draw.asked):
         name = f"{split}-{number}" + (f"-{index}" if len(draw.asked) > 1 else "")
@@ -53,7 +54,7 @@ def make(job: tuple[Path, str, int, int, str]) -> list[RecordDraft]:
         shown = [names[place] for place in (range(len(names)) if question.pictures is None else question.pictures)]
         records.append(asked(meta.get("identifier", name), shown, question.text, question.answer, **meta))
     if draw.features is not None:
-        clips.save(out / f"features/{split}/{number}.npy", draw.features)
+        pictures.save(out, f"features/{split}/{number}.npy", clips.npy(draw.features))
         for record in records:
             record["meta"] |= {"features": f"features/{split}/{number}.npy", "frames": len(draw.features)}
     return records

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, fields
 from itertools import groupby
@@ -12,22 +13,40 @@ from mmdora.analysis import plots
 from mmdora.analysis.findings import SHOWN, Correlation, correlations, last_rows, number, summaries, verdicts
 from mmdora.analysis.rows import WeightRow
 from mmdora.html import data_uri, environment
+from mmdora.outputs.written import Written
 
 CSV, PAGE, TEMPLATE = "decomposition.csv", "analysis.html", "page.html.j2"
+PICTURES = ("scatter", "layers", "shares")
 
 
 def write(rows: Sequence[WeightRow], folder: Path) -> None:
-    """Write decomposition.csv, scatter.png, layers.png, shares.png and analysis.html."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / CSV).open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(field.name for field in fields(WeightRow))
-        table.writerows(astuple(row) for row in rows)
+    """Write decomposition.csv, scatter.png, layers.png, shares.png and analysis.html.
+
+    Raises:
+        MmdoraError: one of them is there, and is not an analysis's; `check` tells so before the work.
+    """
+    written = check(folder)
+    table = io.StringIO(newline="")
+    lines = csv.writer(table)
+    lines.writerow(field.name for field in fields(WeightRow))
+    lines.writerows(astuple(row) for row in rows)
+    written.write(CSV, table.getvalue())
     measured = correlations(rows)
     pictures = {"scatter": plots.scatter(rows, measured), "layers": plots.layers(rows), "shares": plots.shares(rows)}
     for name, png in pictures.items():
-        (folder / f"{name}.png").write_bytes(png)
-    (folder / PAGE).write_text(page_html(rows, measured, pictures), encoding="utf-8")
+        written.write(f"{name}.png", png)
+    written.write(PAGE, page_html(rows, measured, pictures))
+
+
+def check(folder: Path) -> Written:
+    """The folder, if no file of others lies there in the place of one that `write` writes.
+
+    Raises:
+        MmdoraError: one does.
+    """
+    written = Written(folder)
+    written.check(CSV, PAGE, *(f"{name}.png" for name in PICTURES))
+    return written
 
 
 def page_html(rows: Sequence[WeightRow], measured: Sequence[Correlation], pictures: Mapping[str, bytes]) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mmdora.analysis.page import write
+from mmdora.analysis.page import check, write
 from mmdora.analysis.points import points_of
 from mmdora.analysis.rows import Base, MappedAdapter, WeightRow, shared
 from mmdora.errors import MmdoraError
@@ -39,6 +39,8 @@ def analyze(
         raise MmdoraError("analyze: name at least one run")
     if out is not None and Path(out).exists() and not Path(out).is_dir():
         raise MmdoraError(f"{out}: is a file; name a folder to write to")
+    if out is not None:
+        check(Path(out))
     bases: dict[str, Base] = {}
     rows = [row for name, run in named.items() for row in _rows(name, Path(run), bases, say)]
     if out is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mmdora.cli.app import app, named_models
 from mmdora.errors import MmdoraError
+from mmdora.outputs.folder import check_finished
 
 
 @app.command(sort_key=6.5)
@@ -34,6 +35,8 @@ def analyze(*runs: str, out: Path | None = None) -> None:
     from mmdora.analysis.table import analysis_table
 
     named = named_models(runs)
+    for run in named.values():
+        check_finished(Path(run))
     out = out or (Path("runs/analysis") if len(named) > 1 else Path(*named.values()) / "analysis")
     rows = analysis.analyze(named, out=out)
     console = Console()

@@ -2,27 +2,72 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 from mmdora.cli.app import Count, Flag, app, named_models
 from mmdora.cli.named import check_model
 from mmdora.errors import MmdoraError
+from mmdora.outputs.folder import check_finished
+from mmdora.outputs.stop import stoppable
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is asked, and how it is scored.
+
+    Parameters
+    ----------
+    data
+        Folder that `mmdora prep` wrote, or a file of records; of a suite: the folder of its tasks' folders.
+    task
+        How to ask and score; default: what the data's card names, else exact match.
+    suite
+        Columns of a paper's table: paper-llava, paper-vlbart-image or paper-vlbart-video.
+    split
+        Of the folder; default: the one that papers report.
+    images
+        Root of the image paths; default: the card's, else the folder of the records.
+    limit
+        Score the first N records only (a rehearsal).
+    scores
+        A server's score for a column of the suite, in percent: vqav2=78.6, or MODEL:vqav2=78.6; repeatable.
+    """
+
+    data: Path | None = None
+    task: str | None = None
+    suite: str | None = None
+    split: str | None = None
+    images: Path | None = None
+    limit: Count | None = None
+    scores: list[str] | None = None
+
+    def checked_data(self) -> Path:
+        """The data.
+
+        Raises:
+            MmdoraError: there is none, or the options do not go together.
+        """
+        if self.data is None:
+            raise MmdoraError("eval: say what to evaluate on with --data")
+        if self.suite and (self.task or self.split or self.images):
+            raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
+        if self.scores and not self.suite:
+            raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")
+        return self.data
 
 
 @app.command(name="eval", sort_key=4)
 def evaluate(
     *models: str,
-    data: Path | None = None,
-    task: str | None = None,
-    suite: str | None = None,
-    split: str | None = None,
-    images: Path | None = None,
+    questions: Questions = Questions(),
     out: Path = Path("runs/eval"),
-    limit: Count | None = None,
     batch_size: Count = 64,
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
-    scores: list[str] | None = None,
     list: Annotated[bool, Flag] = False,
     trust_remote_code: Annotated[bool, Flag] = False,
 ) -> None:
@@ -38,26 +83,12 @@ def evaluate(
     ----------
     models
         Bundled names, hub ids, checkpoint, adapter or run folders; NAME=MODEL gives a name.
-    data
-        Folder that `mmdora prep` wrote, or a file of records; of a suite: the folder of its tasks' folders.
-    task
-        How to ask and score; default: what the data's card names, else exact match.
-    suite
-        Columns of a paper's table: paper-llava, paper-vlbart-image or paper-vlbart-video.
-    split
-        Of the folder; default: the one that papers report.
-    images
-        Root of the image paths; default: the card's, else the folder of the records.
     out
         Folder for the results, in TASK/MODEL (of another split in TASK-SPLIT, of a rehearsal in TASK-first-N).
-    limit
-        Score the first N records only (a rehearsal).
     batch_size
         Questions per forward pass.
     dtype
         Of the weights.
-    scores
-        A server's score for a column of the suite, in percent: vqav2=78.6, or MODEL:vqav2=78.6; repeatable.
     list
         List tasks and suites.
     trust_remote_code
@@ -67,22 +98,17 @@ def evaluate(
         from mmdora.evaluate.listing import show
 
         return show()
-    if data is None:
-        raise MmdoraError("eval: say what to evaluate on with --data")
-    if suite and (task or split or images):
-        raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
-    if scores and not suite:
-        raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")
-    named = named_models(models)
+    data, named = questions.checked_data(), named_models(models)
     for model in named.values():
         check_model(model)
-    if not data.exists():
+    if not check_finished(data).exists():
         raise MmdoraError(f"{data}: no such file of records (mmdora prep makes one), or folder of them")
-    from mmdora.evaluate import command
+    from mmdora.evaluate.command import EvaluationSettings, run_suite, run_task
     from mmdora.evaluate.source import find
 
-    settings = command.EvaluationSettings(out, limit, batch_size, dtype, trust_remote_code)
-    if suite:
-        command.run_suite(named, suite, data, settings, scores or ())
-    else:
-        command.run_task(named, find(data, task, split=split, images=images), settings)
+    settings = EvaluationSettings(out, questions.limit, batch_size, dtype, trust_remote_code)
+    with stoppable(lambda: f"what was answered is kept below {out}; the same command goes on from there"):
+        if questions.suite:
+            run_suite(named, questions.suite, data, settings, questions.scores or ())
+        else:
+            run_task(named, find(data, questions.task, split=questions.split, images=questions.images), settings)

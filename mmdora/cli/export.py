@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from mmdora.cli.app import Flag, app
 from mmdora.cli.named import check_model
-from mmdora.files import check_new_folder
+from mmdora.outputs.folder import check_new_folder
 
 
 @app.command(sort_key=5)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from mmdora.cli.app import Flag, Overrides, app
+from mmdora.cli.named import check_model
 from mmdora.errors import MmdoraError
 
 
@@ -42,6 +43,7 @@ def inspect(
     trust_remote_code
         Run code that the checkpoint brings along.
     """
+    check_model(model)
     from mmdora.config import load_config
     from mmdora.train import overview
 

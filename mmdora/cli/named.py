@@ -8,12 +8,15 @@ from pathlib import Path
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary
+from mmdora.outputs.folder import check_finished
 
 HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
 
 
 def check_model(name: str) -> None:
-    """Raise if a model is named by a path that leads nowhere. Whether a hub id exists shows later."""
+    """Raise if a model is named by a path that leads nowhere, or to what is not finished. Whether a hub id exists shows
+    later."""
+    check_finished(Path(name))
     try:
         there = Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # it is too long, or has a NUL, or there is no such user
@@ -32,6 +35,6 @@ def check_config(config: RunConfig) -> None:
         files = [source.eval] if config.data.stream else [source.train, source.eval]
         for path in files:
             if path is not None:
-                ordinary(path, "file of records (mmdora prep makes one)")
+                ordinary(check_finished(path), "file of records (mmdora prep makes one)")
         if source.images is not None and not source.images.is_dir():
             raise MmdoraError(f"{source.images}: the images root is not a folder")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from mmdora.cli.app import Count, app
+from mmdora.cli.named import check_model
 
 
 @app.command(sort_key=6.2)
@@ -41,6 +42,7 @@ def verify(
     dtype
         Of the weights here: the server's, for equal answers.
     """
+    check_model(model)
     from mmdora.export.verify import summary
     from mmdora.export.verify import verify as run
 

@@ -57,4 +57,7 @@ class RunConfig:
         return TypeAdapter(RunConfig).dump_python(self, mode="json")
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        """Write it as YAML, with the run folder as an absolute path."""
+        tree = self.to_dict()
+        tree["training"]["output"] = str(self.training.output.absolute())
+        path.write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")

@@ -7,7 +7,7 @@ import json
 from collections.abc import Hashable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from PIL import Image
@@ -16,8 +16,9 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import Task
 from mmdora.families import Prompt, family_of
 from mmdora.families.family import naming
+from mmdora.files import ordinary, sha256
 from mmdora.records.features import open_features
-from mmdora.records.images import FileRef, open_image
+from mmdora.records.images import FileRef, image_bytes, open_image
 from mmdora.records.reader import Records
 from mmdora.records.row import Row
 from mmdora.records.turns import Messages, prompt_messages
@@ -103,16 +104,21 @@ class Questions:
 
     lengths: list[int]  # length of each record in characters, in which an image counts as `IMAGE`
     pictures: list[int]  # a number for each record, which is equal for records with the same images
-    digest: str  # hash of ids, conversations and images
+    digest: str  # hash of ids, conversations, and images by name and content
     answered: bool  # whether the records hold answers
 
 
-def survey(records: Records | Sequence[Row], asking: Asking) -> Questions:
+def survey(records: Records | Sequence[Row], asking: Asking, *, contents: bool = True) -> Questions:
     """Collect the facts about the questions from every record.
 
+    Args:
+        contents: whether the digest covers the contents of pictures and features, each of which is then read.
+
     Raises:
-        MmdoraError: if some have an answer and some have none, or a question cannot be worded for the task.
+        MmdoraError: if some have an answer and some have none, a question cannot be worded for the task, or a picture
+            cannot be read.
     """
+    picture_of = lru_cache(maxsize=None)(lambda image: sha256(image_bytes(image)[0]))
     lengths, pictures, answers, digest = [], [], 0, hashlib.sha256()
     seen: dict[tuple[FileRef, ...], int] = {}
     for record in records:
@@ -121,7 +127,11 @@ def survey(records: Records | Sequence[Row], asking: Asking) -> Questions:
         lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE_LENGTH for part in parts))
         pictures.append(seen.setdefault(tuple(record["images"]), len(seen)))
         answers += any(part["text"].strip() for part in record["messages"][-1]["content"])
-        digest.update(json.dumps([record["id"], messages, list(map(str, record["images"]))]).encode())
+        with naming(record):
+            shown = list(map(picture_of, record["images"])) if contents else []
+            if contents and record["features"] is not None:
+                shown.append(sha256(ordinary(record["features"].path, "file of features")))
+        digest.update(json.dumps([record["id"], messages, list(map(str, record["images"])), shown]).encode())
     if 0 < answers < len(lengths):
         raise MmdoraError(f"{len(lengths) - answers:,} of {len(lengths):,} records have no answer to be scored by")
     return Questions(lengths, pictures, digest.hexdigest(), answers > 0)

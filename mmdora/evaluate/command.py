@@ -14,14 +14,14 @@ from rich.markup import escape
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.gallery import write_gallery
 from mmdora.evaluate.output import GALLERY
-from mmdora.evaluate.processes import processes
+from mmdora.evaluate.processes import main_makes, processes
 from mmdora.evaluate.run import Evaluation, evaluate
 from mmdora.evaluate.scoring.significance import Comparison, compare
 from mmdora.evaluate.source import TaskRecords, find, first
 from mmdora.evaluate.suites import ENTERED, LOCAL, SERVER, Cell, Suite, average, entered_scores, suite_of, suite_table
 from mmdora.evaluate.table import ScoreRow, scores_table
-from mmdora.files import write_json
 from mmdora.models.load import load
+from mmdora.outputs.written import Written
 
 COMPARISON = "comparison.json"
 
@@ -48,6 +48,8 @@ def run_task(models: Mapping[str, str], source: TaskRecords, settings: Evaluatio
         models: name -> path, hub id or bundled name, which `mmdora.load` can open.
     """
     evaluations = {}
+    if len(models) > 1:
+        main_makes(lambda: Written(settings.folder(source)).check(COMPARISON, GALLERY))
     for name, model, processor in _opened(models, settings):
         evaluations[name] = _evaluate(model, processor, name, source, settings)
     if processes().is_main_process:
@@ -71,6 +73,7 @@ def run_suite(
     """
     suite = suite_of(name)
     entered = entered_scores(suite, list(models), given)
+    main_makes(lambda: Written(settings.out).check(f"{suite.name}.json"))
     sources = _sources(suite, data, {task for row in entered.values() for task in row})
     evaluations: dict[str, dict[str, Evaluation]] = {column.task: {} for column in suite.columns}
     for model_name, model, processor in _opened(models, settings) if sources else ():
@@ -168,20 +171,17 @@ def _show(evaluations: Mapping[str, Evaluation], source: TaskRecords, settings: 
         if numbers:
             console.print(f"{name}: {numbers}", highlight=False, markup=False)
     if versus:
-        write_json(
-            folder / COMPARISON,
+        written = Written(folder)
+        written.write_json(
+            COMPARISON,
             {
                 "first": rows[0].name,
                 "scores": {row.name: dict(row.scores) for row in rows},
                 "minus first": {name: vars(comparison) for name, comparison in versus.items()},
             },
         )
-        write_gallery(
-            folder / GALLERY,
-            source.task,
-            {name: evaluation.rows for name, evaluation in evaluations.items()},
-            first(source.records, settings.limit),
-        )
+        answers, records = {name: evaluation.rows for name, evaluation in evaluations.items()}, source.records
+        written.write(GALLERY, lambda path: write_gallery(path, source.task, answers, first(records, settings.limit)))
     console.print(f"files: {folder}", highlight=False, markup=False)
 
 
@@ -210,5 +210,4 @@ def _report(suite: Suite, cells: Mapping[str, Mapping[str, Cell]], settings: Eva
         for name, row in cells.items()
     }
     note = {"limit": settings.limit} if settings.limit is not None else {}
-    settings.out.mkdir(parents=True, exist_ok=True)
-    write_json(settings.out / f"{suite.name}.json", {"suite": suite.name, "models": table} | note)
+    Written(settings.out).write_json(f"{suite.name}.json", {"suite": suite.name, "models": table} | note)

@@ -1,17 +1,21 @@
 """Keeps answers on disk while an evaluation runs, so that a killed one can go on where it stopped. Without torch.
 
 When a batch is answered, a line is appended. The numbers of batches depend only on the records and the batch size, so
-the run that goes on has the same batches, on any number of processes.
+the run that goes on has the same batches, on any number of processes. Every line, there and in `predictions.jsonl`,
+holds a SHA-256 of its answer, of its place and of what decides the answers (`key_of`). An answer that was edited, or
+moved to another question, is not taken up.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmdora.files import sha256, write_whole
+from mmdora.errors import MmdoraError
+from mmdora.files import CHECKSUM, checksum_holds, digest_of, full_disk, write_whole
 
 JOURNAL = "partial-{}.jsonl"  # Each process writes one; its number is in the name.
 PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
@@ -19,7 +23,7 @@ PREDICTIONS, METRICS = "predictions.jsonl", "metrics.json"
 
 def key_of(facts: Mapping[str, Any]) -> str:
     """A hash of everything that decides the answers: the same facts have the same key."""
-    return sha256(json.dumps(facts, sort_keys=True).encode())
+    return digest_of(facts)
 
 
 class Journal:
@@ -31,53 +35,114 @@ class Journal:
     def kept(self) -> dict[int, list[str]]:
         """Number of a batch -> its answers, from earlier runs with the same key, whichever process wrote them.
 
-        Lines that were cut short by a kill, and files with another key, are ignored.
+        Lines that were cut short by a kill, and files with another key, are ignored. Lines that are not what was
+        written are ignored too, and named on stderr.
         """
         answers: dict[int, list[str]] = {}
-        for path in sorted(self.out.glob(JOURNAL.format("*"))) if self.out else ():
+        for path in self._files():
             lines = _whole_lines(path)
-            if lines and lines[0] == {"key": self.key}:
-                answers |= {line["batch"]: line["answers"] for line in lines[1:]}
+            for number, line in enumerate(lines[1:] if lines and lines[0] == {"key": self.key} else (), 2):
+                if self._is_written(line):
+                    answers[line["batch"]] = line["answers"]
+                elif self.process == 0:
+                    print(f"warning: {path}:{number}: is not what was answered; asked again", file=sys.stderr)
         return answers
 
     def begin(self) -> None:
-        """Open this process's file, after removing lines of another key and a line that was cut short."""
+        """Open this process's file, after removing lines of another key and a line that was cut short.
+
+        Raises:
+            MmdoraError: the file is no journal.
+        """
         if self.out is None:
             return
         self.out.mkdir(parents=True, exist_ok=True)
         path = self.out / JOURNAL.format(self.process)
         lines = _whole_lines(path) if path.exists() else []
+        if lines and not (isinstance(lines[0], dict) and set(lines[0]) == {"key"}):
+            raise MmdoraError(f"{path}: is there, and no evaluation wrote it; move it away, or give another --out")
         if not lines or lines[0] != {"key": self.key}:
             lines = [{"key": self.key}]
+        lines = [lines[0], *filter(self._is_written, lines[1:])]
         write_whole(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
         self._file = path.open("a", encoding="utf-8")
 
     def add(self, batch: int, answers: list[str]) -> None:
+        """Keep the answers of a batch.
+
+        Raises:
+            OSError: the disk is full, say.
+        """
         if self._file:
-            self._file.write(json.dumps({"batch": batch, "answers": answers}, ensure_ascii=False) + "\n")
-            self._file.flush()  # Once the operating system has the line, it survives a kill of this process.
+            line = {"batch": batch, "answers": answers}
+            with full_disk(Path(self._file.name)):
+                self._file.write(json.dumps(line | {CHECKSUM: self._digest(line)}, ensure_ascii=False) + "\n")
+                self._file.flush()  # Once the operating system has the line, it survives a kill of this process.
 
     def close(self) -> None:
         if self._file:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with full_disk(Path(file.name)):
+                file.close()
 
     def remove(self) -> None:
         """Delete the journals of all processes, whose answers are in the final file by now."""
-        for path in self.out.glob(JOURNAL.format("*")) if self.out else ():
+        for path in self._files():
             path.unlink()
 
+    def _files(self) -> list[Path]:
+        return sorted(self.out.glob(JOURNAL.format("*"))) if self.out else []
 
-def finished(out: Path | None, key: str) -> list[str] | None:
-    """The predictions of a complete evaluation with the same key, in the order of the records, or None."""
-    if out is None or not (out / METRICS).is_file() or not (out / PREDICTIONS).is_file():
+    def _is_written(self, line: Any) -> bool:
+        return isinstance(line, dict) and line.get(CHECKSUM) == self._digest(line)
+
+    def _digest(self, line: Mapping[str, Any]) -> str:
+        return digest_of({**line, "key": self.key})
+
+
+def finished(out: Path | None, key: str, rows: int) -> list[str] | None:
+    """The predictions of a complete evaluation with the same key, in the order of the records, or None.
+
+    Raises:
+        MmdoraError: a line is not what was answered there; the message names it.
+    """
+    if out is None or key_in(out) != key or not (out / PREDICTIONS).is_file():
         return None
+    answers, number = [], 0
+    for number, line in enumerate(_lines_of(out / PREDICTIONS), 1):
+        if not isinstance(line, dict) or line.get(CHECKSUM) != line_digest(key, number, line):
+            number -= 1
+            break
+        answers.append(line["prediction"])
+    if number != rows:
+        raise MmdoraError(
+            f"{out / PREDICTIONS}:{number + 1}: is not the answer that was given there (lines were swapped, edited or "
+            "lost); move the folder away to ask again, or give another --out"
+        )
+    return answers
+
+
+def key_in(out: Path) -> str | None:
+    """The key of the complete evaluation in a folder; None if there is none.
+
+    Raises:
+        MmdoraError: its numbers were edited.
+    """
     try:
-        if json.loads((out / METRICS).read_text(encoding="utf-8")).get("key") != key:
-            return None
-        return [row["prediction"] for row in read_predictions(out)]
-    except (ValueError, KeyError, AttributeError):  # Another program wrote these files.
+        values = json.loads((out / METRICS).read_text(encoding="utf-8"))
+        key = values.get("key")
+    except (OSError, ValueError, AttributeError):  # There is no such file, or another program wrote it.
         return None
+    if not checksum_holds(values):
+        raise MmdoraError(
+            f"{out / METRICS}: was edited after it was written; move the folder away, or give another --out"
+        )
+    return key
+
+
+def line_digest(key: str, number: int, row: Mapping[str, Any]) -> str:
+    """What ties a line of `predictions.jsonl` to its question: `key` has all questions, `number` says which, from 1."""
+    return digest_of({"key": key, "number": number, "id": row.get("id"), "prediction": row.get("prediction")})
 
 
 def read_predictions(folder: Path | str) -> list[dict[str, Any]]:
@@ -86,11 +151,23 @@ def read_predictions(folder: Path | str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
+def _lines_of(path: Path) -> Iterator[Any]:
+    """The values of the lines of a file; None for a line that is no JSON."""
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                yield json.loads(line)
+            except ValueError:
+                yield None
+
+
 def _whole_lines(path: Path) -> list[Any]:
-    lines = []
-    for line in path.read_bytes().split(b"\n")[:-1]:  # After the last line end there is nothing, or a torn line.
+    """The values of all lines but a last one that was cut short; None for a line that is no JSON."""
+    lines: Iterable[bytes] = path.read_bytes().split(b"\n")[:-1]
+    values = []
+    for line in lines:
         try:
-            lines.append(json.loads(line))
+            values.append(json.loads(line))
         except ValueError:
-            break
-    return lines
+            values.append(None)
+    return values

@@ -7,9 +7,12 @@ answers, and the first process scores and writes them.
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,16 @@ from tqdm import tqdm
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking, plan, survey
-from mmdora.evaluate.output import prediction_rows, write_complete, write_predictions
-from mmdora.evaluate.processes import processes
-from mmdora.evaluate.resume import Journal, finished, key_of
+from mmdora.evaluate.output import GALLERY, prediction_rows, submission_of, write_complete, write_predictions
+from mmdora.evaluate.processes import main_makes, processes
+from mmdora.evaluate.resume import METRICS, PREDICTIONS, Journal, finished, key_in, key_of
 from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import ready, score_rows
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
+from mmdora.outputs.lock import locked
+from mmdora.outputs.stop import stoppable
+from mmdora.outputs.written import Written
 from mmdora.predict.answers import generate
 from mmdora.records.reader import Records
 from mmdora.records.row import Row
@@ -76,98 +82,155 @@ def evaluate(
 
     Raises:
         MmdoraError: if there are no records, if an image cannot be read (the message names its record), or if a package
-            that the task's scorer or result file needs is missing. A missing package is found before anything is
-            generated.
+            that the task's scorer or result file needs is missing; if another run writes to `out`, or a file there is
+            not an evaluation's or was changed. All but broken pictures is found before anything is generated.
+        Interrupted: after SIGTERM or SIGINT; the answers so far are kept.
     """
     task = task if isinstance(task, Task) else task_of(task)
-    out, main = None if out is None else Path(out), processes().is_main_process
+    settings = {"batch_size": batch_size, "beams": beams, "max_new_tokens": max_new_tokens or task.max_new_tokens}
+    job = _begin(model, processor, records, task, None if out is None else Path(out), settings)
+    with stoppable(job.left, main=processes().is_main_process), ExitStack() as held:
+        main_makes(partial(_hold, job, held))
+        begun = time.perf_counter()
+        texts, reused = _answer(job, progress)
+        return _finish(job, texts, reused, time.perf_counter() - begun)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What an evaluation asks, and where it keeps the answers.
+
+    Attributes:
+        settings: batch_size, beams, max_new_tokens.
+        made_from: all that decides the answers; the journal's key is its hash.
+        answered: whether the records hold answers to score by.
+    """
+
+    model: Any
+    processor: Any
+    records: Records | Sequence[Row]
+    asking: Asking
+    batches: list[list[int]]
+    settings: dict[str, int]
+    made_from: dict[str, Any]
+    journal: Journal
+    answered: bool
+
+    @property
+    def task(self) -> Task:
+        return self.asking.task
+
+    def left(self) -> str:
+        """What a signal has left, in words."""
+        if self.journal.out is None:
+            return "no answer was kept"
+        count = sum(map(len, self.journal.kept().values()))
+        return (
+            f"{count:,} of {len(self.records):,} answers are kept in {self.journal.out}; the same command goes on "
+            "from there"
+        )
+
+
+def _begin(
+    model: Any,
+    processor: Any,
+    records: Records | Sequence[Row],
+    task: Task,
+    out: Path | None,
+    settings: dict[str, int],
+) -> _Job:
+    """Check what can be known before anything is generated, and plan the batches."""
     if not len(records):
         raise MmdoraError("nothing to evaluate: there are no records")
     if out is not None and task.results is not None:
         task.results.check()
     asking = Asking(processor, task)
-    questions = survey(records, asking)
+    questions = survey(records, asking, contents=out is not None)
     if questions.answered:
         ready(task.scorer)
-    settings = {"batch_size": batch_size, "beams": beams, "max_new_tokens": max_new_tokens or task.max_new_tokens}
     made_from = {"task": task.name, "records": questions.digest, "model": _digest(model), **settings}
     made_from |= {"mmdora": __version__, "torch": torch.__version__}
+    batches = plan(questions.lengths, questions.pictures, settings["batch_size"])
     journal = Journal(out, key_of(made_from), processes().process_index)
+    return _Job(model, processor, records, asking, batches, settings, made_from, journal, questions.answered)
 
-    begun = time.perf_counter()
-    batches = plan(questions.lengths, questions.pictures, batch_size)
-    texts, reused = _answer(
-        model, processor, records, asking, batches, journal,
-        max_new_tokens=settings["max_new_tokens"], beams=beams, progress=progress,
-    )  # fmt: skip
-    seconds = time.perf_counter() - begun
 
-    rows: list[Prediction] = prediction_rows(records, texts)
+def _hold(job: _Job, held: ExitStack) -> None:
+    """Keep other runs out of the folder until `held` is closed, and check that it may be written. Main process only.
+
+    Raises:
+        MmdoraError: another run writes there; or a file there is not an evaluation's, or was changed.
+    """
+    out = job.journal.out
+    if out is None:
+        return
+    held.enter_context(locked(out))
+    before = key_in(out)
+    if finished(out, job.journal.key, len(job.records)) is None and before is not None:
+        print(f"{out}: holds answers of another model, task or settings, which are replaced", file=sys.stderr)
+    names = (PREDICTIONS, METRICS, GALLERY, submission_of(job.task))
+    Written(out).check(*(name for name in names if name is not None))
+
+
+def _finish(job: _Job, texts: list[str], reused: int, seconds: float) -> Evaluation:
+    """Score the answers and write the files; only the main process does so, and all get the scores."""
+    out, main = job.journal.out, processes().is_main_process
+    rows: list[Prediction] = prediction_rows(job.records, texts)
     scored: list[Any] = [None]
     if main:
-        if out is not None:
-            write_predictions(out, rows)  # They are written before scoring, because scoring may fail.
-        scored = [score_rows(task.scorer, rows) if questions.answered else None]
+        if out is not None:  # They are written before scoring, because scoring may fail.
+            write_predictions(Written(out), job.journal.key, rows)
+        scored = [score_rows(job.task.scorer, rows) if job.answered else None]
     scores: Scores | None = broadcast_object_list(scored)[0]
     if scores is not None:
         rows = [{**row, "score": score} for row, score in zip(rows, scores.each, strict=True)]
     if main and out is not None:
-        facts = made_from | {"key": journal.key, "reused": reused}
+        facts = job.made_from | {"key": job.journal.key, "reused": reused}
         if reused < len(rows):
             facts |= {"seconds": round(seconds, 2), "questions_per_s": round((len(rows) - reused) / seconds, 1)}
-        write_complete(out, task, records, rows, scores, facts)
-        journal.remove()
-    return Evaluation(task, rows, scores, reused)
+        write_complete(Written(out), job.task, job.records, rows, scores, facts)
+        job.journal.remove()
+    return Evaluation(job.task, rows, scores, reused)
 
 
-def _answer(
-    model: Any,
-    processor: Any,
-    records: Records | Sequence[Row],
-    asking: Asking,
-    batches: list[list[int]],
-    journal: Journal,
-    *,
-    max_new_tokens: int,
-    beams: int,
-    progress: bool,
-) -> tuple[list[str], int]:
+def _answer(job: _Job, progress: bool) -> tuple[list[str], int]:
     """The answers of all records, in their order, on every process; and how many of them are from an earlier run."""
-    together = processes()
-    complete = finished(journal.out, journal.key) if together.is_main_process else None
-    kept = dict(gather_object(list(enumerate(complete)) if complete else []))
-    if kept:
-        return [kept[row] for row in range(len(records))], len(records)
+    together, journal, count = processes(), job.journal, len(job.records)
+    complete = main_makes(lambda: finished(journal.out, journal.key, count))
+    if complete:
+        return complete, count
     answers = dict(gather_object(list(journal.kept().items())))
-    left = [number for number in range(len(batches)) if number not in answers]
+    left = [number for number in range(len(job.batches)) if number not in answers]
     mine = left[together.process_index :: together.num_processes]
-    new: dict[int, list[str]] = {}
     journal.begin()
     try:
-        with tqdm(
-            total=sum(len(batches[number]) for number in mine),
-            desc=f"evaluate {asking.task.name}",
-            unit="q",
-            disable=not (progress and together.is_main_process),
-        ) as bar:
-            for number, prompts in asking.prompts(records, batches, mine):
-                new[number] = generate(
-                    model,
-                    processor,
-                    prompts,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=len(prompts),
-                    beams=beams,
-                    answers=asking.answers,
-                )
-                journal.add(number, new[number])
-                bar.update(len(prompts))
+        new = _ask(job, mine, progress and together.is_main_process)
     finally:
         journal.close()
-    reused = sum(len(batches[number]) for number in answers)
+    reused = sum(len(job.batches[number]) for number in answers)
     answers |= dict(gather_object(list(new.items())))
-    pairs = [pair for number, batch in enumerate(batches) for pair in zip(batch, answers[number], strict=True)]
+    pairs = [pair for number, batch in enumerate(job.batches) for pair in zip(batch, answers[number], strict=True)]
     return [text for _, text in sorted(pairs)], reused
+
+
+def _ask(job: _Job, numbers: list[int], progress: bool) -> dict[int, list[str]]:
+    """Number of a batch -> its answers; each is kept as it comes."""
+    answers: dict[int, list[str]] = {}
+    total = sum(len(job.batches[number]) for number in numbers)
+    with tqdm(total=total, desc=f"evaluate {job.task.name}", unit="q", disable=not progress) as bar:
+        for number, prompts in job.asking.prompts(job.records, job.batches, numbers):
+            answers[number] = generate(
+                job.model,
+                job.processor,
+                prompts,
+                max_new_tokens=job.settings["max_new_tokens"],
+                batch_size=len(prompts),
+                beams=job.settings["beams"],
+                answers=job.asking.answers,
+            )
+            job.journal.add(number, answers[number])
+            bar.update(len(prompts))
+    return answers
 
 
 def _digest(model: Any) -> str:

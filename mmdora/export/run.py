@@ -7,37 +7,35 @@ memory. Nothing appears at OUT before the written files were read back and hold 
 from __future__ import annotations
 
 import gc
-import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from safetensors import SafetensorError
 from transformers import GenerationConfig
 
 from mmdora.adapt.inject import merge, plan_of
-from mmdora.config import ImageTokens, load_config
+from mmdora.config import ImageTokens, RunConfig, load_config
 from mmdora.dtypes import DTYPES, DtypeName
-from mmdora.errors import MmdoraError
 from mmdora.export.base import base_folder, copied_files, dtype_of
 from mmdora.export.card import card
 from mmdora.export.facts import ExportFacts, licence_of, parity_facts, run_facts, shown_base, token_facts, versions
 from mmdora.export.layout import save_checkpoint
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.parity import LogitCheck, Parity, prompts
+from mmdora.export.place import beside, readable, writing
 from mmdora.export.shards import UnsureError
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
-from mmdora.files import PARTIAL, check_new_folder, read_json, write_json
+from mmdora.files import read_json, write_json, write_whole
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
+from mmdora.outputs.folder import check_new_folder
 from mmdora.records.row import Row
 
 __all__ = ["Parity", "TensorParity", "export"]
@@ -80,6 +78,73 @@ def export(
     out = Path(out)
     check_new_folder(out)
     location = locate(source)
+    with beside(out) as folder:
+        job = _begin(location, dtype, rows, parity, say)
+        with writing(out, job.merged.size):
+            measured = job.write(folder, say)
+            facts = job.facts(out.name, dict(scores or {}), measured)
+            facts.write(folder)
+            write_whole(folder / "README.md", card(facts))
+            readable(folder)
+    return measured
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What an export writes, and how the result is compared.
+
+    Attributes:
+        base: folder of the base.
+        config: of the run; None if the run is not known.
+        merged: base and adapter, merged when they are written.
+        measure: function of the written folder.
+    """
+
+    location: Location
+    base: Path
+    config: RunConfig | None
+    dtype: DtypeName
+    merged: DiskMerge | _MergedModel
+    measure: Callable[[Path], Parity | TensorParity]
+
+    def write(self, folder: Path, say: Callable[[str], Any]) -> Parity | TensorParity:
+        """Write the checkpoint and read it back.
+
+        Raises:
+            MmdoraError: it is not what was trained.
+        """
+        begun = time.monotonic()
+        self.merged.write(folder)
+        say(f"wrote {_bytes(self.merged.size)} in {time.monotonic() - begun:.1f} s")
+        _complete(folder, self.base, self.location)
+        measured = self.measure(folder)
+        measured.check()
+        return measured
+
+    def facts(self, name: str, scores: dict[str, Any], measured: Parity | TensorParity) -> ExportFacts:
+        """The facts of the written checkpoint."""
+        return ExportFacts(
+            name=name,
+            base=shown_base(self.location.base),
+            licence=licence_of(self.base),
+            dtype=self.dtype,
+            plan=self.merged.plan,
+            run=run_facts(self.config),
+            image_tokens=token_facts(self.location.image_tokens),
+            scores=scores,
+            parity=parity_facts(measured),
+            versions=versions(),
+        )
+
+
+def _begin(
+    location: Location,
+    dtype: DtypeName | None,
+    rows: Sequence[Row] | None,
+    parity: Literal["logits", "tensors"] | None,
+    say: Callable[[str], Any],
+) -> _Job:
+    """Open the base, by its files or as a model, and what the result will be compared with."""
     base = base_folder(location.base)
     config = load_config(location.run / RUN_CONFIG) if location.run else None
     dtype = dtype or dtype_of(base)
@@ -91,31 +156,7 @@ def export(
         measure = LogitCheck(model, processor, *asked, trained, dtype).compare
     else:
         measure = partial(tensor_parity, disk)
-    merged = disk or _MergedModel(model, base, dtype)
-    del model
-    with _beside(out, merged.size) as folder:
-        begun = time.monotonic()
-        merged.write(folder)
-        say(f"wrote {_bytes(merged.size)} in {time.monotonic() - begun:.1f} s")
-        _complete(folder, base, location)
-        measured = measure(folder)
-        measured.check()
-        facts = ExportFacts(
-            name=out.name,
-            base=shown_base(location.base),
-            licence=licence_of(base),
-            dtype=dtype,
-            plan=merged.plan,
-            run=run_facts(config),
-            image_tokens=token_facts(location.image_tokens),
-            scores=dict(scores or {}),
-            parity=parity_facts(measured),
-            versions=versions(),
-        )
-        facts.write(folder)
-        (folder / "README.md").write_text(card(facts), encoding="utf-8")
-        _readable(folder)
-    return measured
+    return _Job(location, base, config, dtype, disk or _MergedModel(model, base, dtype), measure)
 
 
 def _complete(folder: Path, base: Path, location: Location) -> None:
@@ -196,33 +237,3 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count / 1000:.1f} kB"
-
-
-@contextmanager
-def _beside(out: Path, size: int) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` on success and disappears otherwise."""
-    folder = None
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(out.parent).free
-        if free < size:
-            raise MmdoraError(f"{out}: the checkpoint needs {size:,} bytes, its disk has {free:,} left")
-        folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=PARTIAL, dir=out.parent))
-        yield folder
-        check_new_folder(out)
-        if out.is_dir():
-            out.rmdir()
-        folder.rename(out)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MmdoraError(f"{out}: cannot write the checkpoint of {size:,} bytes: {reason}") from None
-    finally:
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _readable(folder: Path) -> None:
-    """Set ordinary permissions, because temporary folders and safetensors files are readable by their owner only."""
-    os.umask(mask := os.umask(0o077))
-    for path in (folder, *folder.rglob("*")):
-        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)

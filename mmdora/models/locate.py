@@ -5,15 +5,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, own_facts, refuse_pickle
-from mmdora.config import ImageTokens, RunConfig, validate
+from mmdora.config import Data, ImageTokens, RunConfig, TaskData, validate
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, read_json
+from mmdora.outputs.folder import check_finished
 
 ASSETS = Path(__file__).parent.parent / "assets"
+OPEN_CLIP = "open_clip:"
+"""How the name of a tower of open_clip begins."""
+ADDRESS = re.compile(r"[a-z][a-z0-9]+:/")
+"""How an address begins that is no path of this machine; `Path` has made one slash of two."""
 RUN_CONFIG = "config.yaml"
 """The file in a run folder that holds the whole configuration of the run."""
 
@@ -74,19 +80,46 @@ def lasting_name(name: str) -> str:
     return str(Path(name).absolute()) if is_folder else name
 
 
-def with_lasting_base(config: RunConfig) -> RunConfig:
-    """The config with its base by `lasting_name`, as it is saved beside a run."""
-    if config.model.compose is not None:
-        return config
-    return replace(config, model=replace(config.model, base=lasting_name(config.model.base)))
+def with_lasting_paths(config: RunConfig) -> RunConfig:
+    """The config with names of bases by `lasting_name` and absolute paths, so that it means the same from any folder.
+
+    The run folder, `training.output`, stays as it is; `save` makes that absolute too.
+    """
+    model, data = config.model, config.data
+    if model.compose is None:
+        model = replace(model, base=lasting_name(model.base))
+    else:
+        parts = {key: _lasting_part(getattr(model.compose, key)) for key in ("vision", "language")}
+        model = replace(model, compose=replace(model.compose, **parts))
+    tasks = data.tasks and {name: replace(task, **_lasting_files(task)) for name, task in data.tasks.items()}
+    data = replace(data, tasks=tasks, feature_cache=lasting_path(data.feature_cache), **_lasting_files(data))
+    return replace(config, model=model, data=data)
+
+
+def _lasting_files(section: Data | TaskData) -> dict[str, Path | None]:
+    return {key: lasting_path(getattr(section, key)) for key in ("train", "eval", "images")}
+
+
+def lasting_path(path: Path | None) -> Path | None:
+    """The absolute path; an address such as `hf://…`, which a stream may read, is one already."""
+    return path if path is None or ADDRESS.match(str(path)) else path.absolute()
+
+
+def _lasting_part(name: str) -> str:
+    """A part of a composed base; `open_clip:NAME/FILE` names a file behind its first slash."""
+    kind, slash, file = name.partition("/")
+    if kind.startswith(OPEN_CLIP) and slash:
+        return f"{kind}/{Path(file).absolute()}" if Path(file).is_file() else name
+    return lasting_name(name)
 
 
 def adapter_folder(name: str | Path) -> Path | None:
     """The folder of the adapter: `name` itself, or a folder in it if `name` is a run; None if there is no adapter.
 
     Raises:
-        MmdoraError: if the adapter is a pickle.
+        MmdoraError: if the adapter is a pickle, or `name` is a folder that is not finished.
     """
+    check_finished(Path(name))
     for folder in (Path(name), Path(name) / "adapter"):
         try:
             if (folder / WEIGHTS).is_file():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.errors import MmdoraError
-from mmdora.files import write_whole
+from mmdora.outputs.written import Written
 from mmdora.prepare.dataset import Dataset
 from mmdora.version import __version__
 
@@ -37,7 +37,7 @@ def check_owner(out: Path, name: str) -> None:
         raise MmdoraError(f"{out}: holds records of {owner}; choose another folder for {name}")
 
 
-def write(out: Path, dataset: Dataset, splits: Mapping[str, Mapping[str, Any]]) -> None:
+def write(written: Written, dataset: Dataset, splits: Mapping[str, Mapping[str, Any]]) -> None:
     """Add splits to the folder's card, or replace those of the same name.
 
     Args:
@@ -50,6 +50,6 @@ def write(out: Path, dataset: Dataset, splits: Mapping[str, Mapping[str, Any]]) 
         "source": dataset.origin.source,
         "unverified": list(dataset.origin.unverified),
         "made_by": f"mmdora {__version__}",
-        "splits": read(out).get("splits", {}) | dict(splits),
+        "splits": read(written.folder).get("splits", {}) | dict(splits),
     }
-    write_whole(out / CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
+    written.write(CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")

@@ -8,13 +8,16 @@ import json
 import zlib
 from bisect import bisect_left
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmdora.files import partial_path, sha256
+from mmdora.files import sha256
 from mmdora.prepare.convert import Made, Shape
 
+BAD_ROWS = "bad_rows.jsonl"
+"""The file that lists the rows that could not be used."""
 SAMPLES = 24
 """How many records of a split the report shows."""
 EDGES = (0, 1, 2, 3, *(round(2 ** (half / 2)) for half in range(4, 41)))
@@ -80,14 +83,13 @@ def bin_of(characters: int) -> int:
 
 
 class JsonlFile:
-    """A file of records as JSON Lines. It gets its name when it is complete, by `commit`."""
+    """A file of records as JSON Lines."""
 
     suffix = ".jsonl"
 
     def __init__(self, path: Path):
         self.path, self.counts = path, Counts()
-        self._partial = partial_path(path)
-        self._file = self._partial.open("wb")
+        self._file = path.open("wb")
         self._digest = hashlib.sha256()
 
     def add(self, made: Made) -> None:
@@ -96,16 +98,15 @@ class JsonlFile:
         self._digest.update(made.line)
         self.counts.add(made.id, made.shape)
 
-    def commit(self) -> str:
-        """Give the file its name; return its SHA-256 in hexadecimal."""
+    def finish(self) -> str:
+        """Complete the file; return its SHA-256 in hexadecimal."""
         self._file.close()
-        self._partial.replace(self.path)
         return self._digest.hexdigest()
 
     def discard(self) -> None:
-        """Remove what was written."""
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        """Close a file that is not complete."""
+        with suppress(OSError):  # What is still in memory may find no room on a full disk.
+            self._file.close()
 
 
 class ParquetFile:
@@ -122,7 +123,6 @@ class ParquetFile:
         import pyarrow.parquet as pq
 
         self.path, self.counts = path, Counts()
-        self._partial = partial_path(path)
         features = {
             "id": {"dtype": "string", "_type": "Value"},
             "messages": {"_type": "Json"},
@@ -134,7 +134,7 @@ class ParquetFile:
             [("id", pa.string()), ("messages", pa.json_()), ("images", pa.list_(picture)), ("meta", pa.json_())],
             metadata={"huggingface": json.dumps({"info": {"features": features}})},
         )
-        self._writer = pq.ParquetWriter(self._partial, self._schema, **ONCE)
+        self._writer = pq.ParquetWriter(path, self._schema, **ONCE)
         self._rows: list[dict[str, Any]] = []
         self._waiting = 0
 
@@ -167,14 +167,13 @@ class ParquetFile:
         self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
         self._rows, self._waiting = [], 0
 
-    def commit(self) -> str:
-        """Give the file its name; return its SHA-256 in hexadecimal."""
+    def finish(self) -> str:
+        """Complete the file; return its SHA-256 in hexadecimal."""
         self._flush()
         self._writer.close()
-        self._partial.replace(self.path)
         return sha256(self.path)
 
     def discard(self) -> None:
-        """Remove what was written."""
-        self._writer.close()
-        self._partial.unlink(missing_ok=True)
+        """Close a file that is not complete."""
+        with suppress(OSError):  # What is still in memory may find no room on a full disk.
+            self._writer.close()

@@ -18,15 +18,15 @@ from typing import Any
 from PIL import Image
 
 from mmdora.errors import MmdoraError
-from mmdora.files import write_whole
 from mmdora.html import data_uri, environment
+from mmdora.outputs.written import Written
 from mmdora.prepare import card
-from mmdora.prepare.output import EDGES, MOST_TURNS
+from mmdora.prepare.output import BAD_ROWS, EDGES, MOST_TURNS
 from mmdora.records.images import FileRef, decode, open_image
 from mmdora.records.packed import read_packed
 from mmdora.records.record import Record
 
-TEMPLATE = "report.html.j2"
+TEMPLATE, REPORT = "report.html.j2", "report.html"
 THUMBNAIL_SIDE = 320
 """The longer side of a picture on the page, in pixels: two cards stand beside each other on a narrow screen."""
 MOST_PICTURES = 4
@@ -70,8 +70,9 @@ class Sample:
     problem: str
 
 
-def write_report(out: Path) -> Path:
-    """Write `out/report.html` from the card and the files beside it."""
+def write_report(written: Written) -> None:
+    """Write `report.html` from the card and the files beside it."""
+    out = written.folder
     pages = environment(Path(__file__).parent)
     pages.filters["thousands"] = lambda number: f"{number:,}"
     pages.filters["size"] = lambda count: f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
@@ -80,9 +81,7 @@ def write_report(out: Path) -> Path:
         name: {"histograms": list(_histograms(split)), "samples": list(_samples(out, split))}
         for name, split in facts["splits"].items()
     }
-    path = out / "report.html"
-    write_whole(path, pages.get_template(TEMPLATE).render(card=facts, shown=shown, bad=_bad_rows(out)))
-    return path
+    written.write(REPORT, pages.get_template(TEMPLATE).render(card=facts, shown=shown, bad=_bad_rows(out)))
 
 
 def _histograms(split: Mapping[str, Any]) -> Iterator[Histogram]:
@@ -146,7 +145,7 @@ def _short(text: str) -> str:
 
 def _bad_rows(out: Path) -> list[tuple[str, int, str]]:
     """(reason, number of rows, place of the first) of the most frequent reasons why rows could not be used."""
-    path = out / "bad_rows.jsonl"
+    path = out / BAD_ROWS
     if not path.exists():
         return []
     counts: Counter[str] = Counter()

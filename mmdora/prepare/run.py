@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import multiprocessing
-import signal
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
 
 from mmdora.env import usable_cores
 from mmdora.errors import MmdoraError
+from mmdora.outputs.stop import leave_to_parent
 from mmdora.prepare.convert import Bad, Job, Made, convert, line_of, shape_of
 from mmdora.prepare.dataset import Dataset
 from mmdora.prepare.inputs import ImageInputs, Inputs, VideoInputs
@@ -68,17 +69,19 @@ def prepare(dataset: Dataset, out: Path, inputs: Inputs) -> dict[str, int]:
         return writer.finish(reader.files, root, reader.unmatched)
 
 
-def write_splits(out: Path, dataset: Dataset, splits: Mapping[str, Iterable[Record | RecordDraft]]) -> dict[str, int]:
+def write_splits(
+    out: Path, dataset: Dataset, make: Callable[[], Mapping[str, Iterable[Record | RecordDraft]]]
+) -> dict[str, int]:
     """Write records that were made without official files, with card and report, as `prepare` does.
 
     Args:
-        splits: records by split; their images are files below `out`.
+        make: gives the records by split; it may write their images below `out`, which is kept from other runs by then.
 
     Raises:
         MmdoraError: something is not a record, or two records of a split have the same id.
     """
     with Writer(out, dataset) as writer:
-        for split, records in splits.items():
+        for split, records in make().items():
             for made in records:
                 record = check_record(made, f"record {made['id']}")
                 if not writer.add(Made(0, split, record["id"], line_of(record), shape_of(record), []), split):
@@ -109,8 +112,7 @@ def _converted(job: Job, chunks: Iterator[list[OfficialRow]], workers: int) -> I
         return
     context = multiprocessing.get_context("spawn")  # a process that was forked beside threads can hang
     waiting: deque[tuple[list[OfficialRow], Future[list[Made | Bad]]]] = deque()
-    interrupt = (signal.SIGINT, signal.SIG_IGN)  # this process alone answers Ctrl-C
-    with ProcessPoolExecutor(workers, context, initializer=signal.signal, initargs=interrupt) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=leave_to_parent) as pool:
         try:
             waiting.extend((chunk, pool.submit(convert, job, chunk)) for chunk in begun)
             for chunk in chunks:
@@ -121,6 +123,10 @@ def _converted(job: Job, chunks: Iterator[list[OfficialRow]], workers: int) -> I
             while waiting:
                 chunk, future = waiting.popleft()
                 yield chunk, future.result()
+        except BrokenProcessPool:
+            raise MmdoraError(
+                "a worker process was ended from outside, by a signal or for want of memory; --workers 1 does without"
+            ) from None
         finally:
             for _, future in waiting:
                 future.cancel()

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sqlite3
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmdora.errors import MmdoraError
-from mmdora.files import sha256
+from mmdora.files import FULL, PARTIAL, free_bytes, full_disk, sha256
+from mmdora.outputs.lock import locked
+from mmdora.outputs.stop import stoppable
+from mmdora.outputs.written import Written
 from mmdora.prepare import card
 from mmdora.prepare.convert import Bad, Made
 from mmdora.prepare.dataset import Dataset
 from mmdora.prepare.index import Seen
-from mmdora.prepare.output import JsonlFile, ParquetFile
+from mmdora.prepare.output import BAD_ROWS, JsonlFile, ParquetFile
 from mmdora.prepare.read import OfficialRow, split_of
-from mmdora.prepare.report import write_report
+from mmdora.prepare.report import REPORT, write_report
 
 MOST_CONTENT = 2000
 """How many characters of a bad row are kept beside its place: enough to recognise it."""
-BAD_ROWS = "bad_rows.jsonl"
+SCRATCH = f".prep{PARTIAL}"
+"""The folder in that of the records in which everything is written until it is complete."""
 
 
 class Writer:
@@ -57,22 +61,40 @@ class Writer:
         self._duplicates: Counter[str] = Counter()
         self._rows = self._bad = 0
         self._stack = ExitStack()
+        self.scratch = out / SCRATCH
+        self.written = Written(out)
+        self._placed: list[str] = []
         card.check_owner(out, dataset.name)
 
     def __enter__(self) -> Writer:
-        self.out.mkdir(parents=True, exist_ok=True)
-        self.scratch = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".prep-", dir=self.out)))
-        self._seen = Seen(self.scratch / "ids.sqlite")
-        self._stack.callback(self._seen.close)
-        self._bad_file = self._stack.enter_context((self.scratch / BAD_ROWS).open("w", encoding="utf-8"))
+        with ExitStack() as stack:
+            stack.enter_context(stoppable(self.left))
+            stack.enter_context(_one_line(self))
+            stack.enter_context(locked(self.out))
+            card.check_owner(self.out, self.dataset.name)  # Another run may have ended since.
+            self.written.check(card.CARD, REPORT, BAD_ROWS)
+            shutil.rmtree(self.scratch, ignore_errors=True)  # by a run that was killed
+            self.scratch.mkdir()
+            stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
+            self._seen = Seen(self.scratch / "ids.sqlite")
+            stack.callback(self._seen.close)
+            self._bad_file = stack.enter_context((self.scratch / BAD_ROWS).open("w", encoding="utf-8"))
+            stack.callback(self._discard)
+            self._stack = stack.pop_all()
         return self
 
-    def __exit__(self, kind: object, error: object, trace: object) -> None:
+    def __exit__(self, *error: Any) -> None:
+        self._stack.__exit__(*error)
+
+    def _discard(self) -> None:
         for file in self._files.values():
             file.discard()
-        self._stack.close()
-        if isinstance(error, sqlite3.OperationalError):  # the scratch files: most likely the disk is full
-            raise MmdoraError(f"{self.out}: {error}; nothing was written") from None
+
+    def left(self) -> str:
+        """What a signal has left, in words."""
+        if self._placed:
+            return f"of {self.out} only {', '.join(self._placed)} is new; the same command begins anew"
+        return f"nothing was written to {self.out}; the same command begins anew"
 
     def take(self, chunk: Sequence[OfficialRow], done: Sequence[Made | Bad], *, skip_bad: bool) -> None:
         """Write a chunk's records, and note its bad rows; unless `skip_bad`, the first of them is an error."""
@@ -104,7 +126,8 @@ class Writer:
             if not re.fullmatch(r"\w[\w.+-]*", split):
                 raise MmdoraError(f"{split!r}: a split needs a name of letters, digits, '_', '-' or '.'")
             kind = ParquetFile if self._pack else JsonlFile
-            self._files[split] = kind(self.out / f"{split}{kind.suffix}")
+            self.written.check(name := f"{split}{kind.suffix}")
+            self._files[split] = kind(self.scratch / name)
         self._files[split].add(made)
         self.records += 1
         return True
@@ -124,20 +147,28 @@ class Writer:
             raise MmdoraError(f"{self.out}: no usable row ({self._bad:,} bad ones); nothing was written")
         sources = [{"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in inputs]
         run = {"rows": self._rows, "bad_rows": self._bad, "unmatched_annotations": unmatched, "inputs": sources}
-        entries, counts = {}, {}
+        if own := {path.resolve() for path in inputs} & {
+            (self.out / f.path.name).resolve() for f in self._files.values()
+        }:
+            raise MmdoraError(f"{next(iter(own))}: is read here, and would be overwritten; give another --out")
+        entries, counts, digests = {}, {}, {}
         for split, file in self._files.items():
             files = {"file": file.path.name, "images_root": str(root) if root else None, "packed": self._pack}
             numbers = file.counts.to_dict() | {"duplicate_ids": self._duplicates[split]}
-            entries[split] = files | {"sha256": file.commit()} | numbers | run
+            digests[split] = file.finish()
+            entries[split] = files | {"sha256": digests[split]} | numbers | run
             counts[split] = file.counts.records
+        for split, file in self._files.items():  # All are complete by now, so little can come between these renames.
+            self.written.place(file.path, file.path.name, digests[split])
+            self._placed.append(file.path.name)
         self._files = {}
-        card.write(self.out, self.dataset, entries)
+        card.write(self.written, self.dataset, entries)
         self._keep_bad_rows({str(path) for path in inputs})
         for number, what in ((self._bad, f"bad rows left out, see {self.out / BAD_ROWS}"),
                              (unmatched, "annotations that belong to no row")):  # fmt: skip
             if number:
                 print(f"{self.dataset.name}: {number:,} {what}", file=sys.stderr)
-        write_report(self.out)
+        write_report(self.written)
         return counts
 
     def _note(self, row: OfficialRow, reason: str) -> None:
@@ -153,8 +184,22 @@ class Writer:
             with final.open(encoding="utf-8") as earlier:
                 self._bad_file.writelines(line for line in earlier if json.loads(line)["file"] not in inputs)
         self._bad_file.close()
-        written = self.scratch / BAD_ROWS
-        if written.stat().st_size:
-            written.replace(final)
+        if (self.scratch / BAD_ROWS).stat().st_size:
+            self.written.place(self.scratch / BAD_ROWS, BAD_ROWS)
         else:
-            final.unlink(missing_ok=True)
+            self.written.remove(BAD_ROWS)
+
+
+@contextmanager
+def _one_line(writer: Writer) -> Iterator[None]:
+    """Turn the errors of a full disk into one line; what they left is cleared away by then."""
+    try:
+        with full_disk(writer.out):
+            yield
+    except sqlite3.OperationalError as error:  # The scratch files: most likely the disk is full.
+        free = free_bytes(writer.out)
+        raise MmdoraError(f"{writer.out}: {error}; {free:,} bytes are free on that disk; {writer.left()}") from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise MmdoraError(f"{error.filename}: {error.strerror}; {writer.left()}") from None

@@ -27,6 +27,7 @@ from transformers import (
 )
 
 from mmdora.data_prep import scenes
+from mmdora.outputs.folder import check_new_folder
 from mmdora.pretrain.tiny_llava_tower import train_tower_of
 
 SIDE, PATCH, VOCABULARY = 64, 8, 2048
@@ -161,6 +162,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--tower-steps", type=int, default=2400, help="0 leaves the tower untrained")
     options = parser.parse_args()
+    check_new_folder(options.out)
     build(options.out)
     if options.tower_steps:
         print(train_tower_of(options.out, steps=options.tower_steps))

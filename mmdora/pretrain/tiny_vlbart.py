@@ -21,6 +21,7 @@ from mmdora.models.open_clip.tower import OpenClipVisionModel, tower_config
 from mmdora.models.vlbart.compose import compose
 from mmdora.models.vlbart.head import VLBartForConditionalGeneration
 from mmdora.models.vlbart.processor import PROMPTS, VLBartProcessor, added_tokens
+from mmdora.outputs.folder import check_new_folder
 from mmdora.pretrain.tiny_llava import documentation
 from mmdora.pretrain.tiny_vlbart_tower import train_tower
 
@@ -135,6 +136,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.louder_order:
         return louder_order(options.out)
+    check_new_folder(options.out)
     torch.manual_seed(0)
     tower = OpenClipVisionModel(tower_config(TOWER))
     scores = train_tower(tower, steps=options.tower_steps) if options.tower_steps else {}

@@ -24,6 +24,8 @@ from mmdora.evaluate.table import scores_table
 from mmdora.files import sha256
 from mmdora.html import curve
 from mmdora.models.load import load
+from mmdora.outputs.lock import locked
+from mmdora.outputs.written import FILES, Written
 from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
 from mmdora.quickstart.findings import BASELINE, TaskOutcome
 from mmdora.quickstart.report import Report, write_report
@@ -33,7 +35,7 @@ from mmdora.records.reader import read_records
 from mmdora.records.row import Row
 from mmdora.version import __version__
 
-HOST = "127.0.0.1"
+HOST, REPORT = "127.0.0.1", "report.html"
 
 
 def quickstart(
@@ -61,13 +63,16 @@ def quickstart(
         _check_port(port)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # A process that trains refuses to start if it sees several.
     chosen = FAMILIES[family]
-    run = Quickstart(chosen, out or chosen.out, list(overrides), limit)
-    run.base()
-    run.data()
-    run.train()
-    run.evaluate()
-    run.export()
-    page = run.report(begun)
+    out = out or chosen.out
+    run = Quickstart(chosen, out, list(overrides), limit)
+    with locked(out):
+        _check_report(out)
+        run.base()
+        run.data()
+        run.train()
+        run.evaluate()
+        run.export()
+        page = run.report(begun)
     run.console.print(f"\nfinished in {duration(time.monotonic() - begun)}: {page}", highlight=False)
     if port is not None:
         run.page(port)
@@ -194,8 +199,8 @@ class Quickstart:
                 ),
             ],
         )
-        page = self.out / "report.html"
-        write_report(report, page)
+        page = self.out / REPORT
+        Written(self.out).write(REPORT, lambda path: write_report(report, path))
         for heading, rows in tables.items():
             self.console.print(scores_table(rows, f"{heading}: {rows[0].scores['metric']}"))
         for line in lines:
@@ -241,6 +246,13 @@ class Quickstart:
             "trained on": f"{done['device']}, {done['threads']} threads",
             "data": f"easy-VQA {version('easy-vqa')}; licences: {', '.join(self.family.licences)}",
         } | {name: versions[name] for name in ("mmdora", "python", "torch", "transformers")}
+
+
+def _check_report(out: Path) -> None:
+    """Raise now if the report could not be written in the end."""
+    if (out / "steps").is_dir() and not (out / "steps" / FILES).is_file():
+        raise MmdoraError(f"{out}: was made by an earlier version of mmdora; move it away, or give another --out")
+    Written(out).check(REPORT)
 
 
 def _check_port(port: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from mmdora.files import sha256, write_json
+from mmdora.files import sha256
+from mmdora.outputs.written import Written
 
 
 @dataclass
@@ -36,7 +37,8 @@ class Steps:
         work: Callable[[], Any],
     ) -> Any:
         """Do `work`, or reuse what it left and returned (plain JSON values) earlier."""
-        marker = self.folder / f"{title.replace(' ', '-')}.json"
+        marker, written = self.folder / f"{title.replace(' ', '-')}.json", Written(self.folder)
+        written.check(marker.name)
         key = sha256(json.dumps(made_from, sort_keys=True).encode())
         before = json.loads(marker.read_text(encoding="utf-8")) if marker.is_file() else {}
         self.console.print(f"[bold cyan]{number}/{self.count}[/] [bold]{title}[/]", end=" ")
@@ -45,13 +47,12 @@ class Steps:
             self.console.print(f"[green]reused[/], took {took}", highlight=False)
             self.timing.append((title, f"{took} (reused)"))
             return before["result"]
-        marker.unlink(missing_ok=True)
+        written.remove(marker.name)
         self.console.print("…")
         begun = time.monotonic()
         result = work()
         seconds = time.monotonic() - begun
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(marker, {"key": key, "result": result, "seconds": seconds})
+        written.write_json(marker.name, {"key": key, "result": result, "seconds": seconds})
         self.console.print(f"    [green]done[/] in {duration(seconds)}", highlight=False)
         self.timing.append((title, duration(seconds)))
         return result

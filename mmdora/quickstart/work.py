@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.run import evaluate
 from mmdora.export.run import export
 from mmdora.models.load import load
-from mmdora.models.locate import with_lasting_base
+from mmdora.models.locate import with_lasting_paths
+from mmdora.outputs.written import set_aside
 from mmdora.quickstart.families import Family
 from mmdora.records.row import Row
 from mmdora.train import train
@@ -51,10 +52,9 @@ def trained(config: RunConfig, say: Say) -> dict[str, Any]:
     """Train, or go on with a stopped run of the same config; gives the numbers in its `complete.json`."""
     run = config.training.output
     begun = (run / "config.yaml").is_file()
-    same = begun and load_config(run / "config.yaml") == with_lasting_base(config)
+    same = begun and _same_settings(load_config(run / "config.yaml"), config)
     if (begun and not same) or (run / "complete.json").is_file():
-        say(f"    {run} was made with other settings or data and is made anew")
-        shutil.rmtree(run)
+        say("    " + _aside(run, "was made with other settings or data"))
         begun = False
     train(config, resume=begun, say=say)
     return json.loads((run / "complete.json").read_text(encoding="utf-8"))
@@ -81,9 +81,21 @@ def evaluated(
 
 def exported(run: Path, folder: Path, scores: Mapping[str, float], say: Say) -> str:
     """Export a run to `folder`; gives what the comparison with the unmerged model has shown."""
-    if (folder / "config.json").is_file():  # Another run left it, and export writes to an empty folder only.
-        shutil.rmtree(folder)
+    if (folder / "config.json").is_file():  # Export writes to an empty folder only.
+        say(_aside(folder, "was made of another run"))
     return str(export(run, folder, scores=scores, say=say))
+
+
+def _same_settings(saved: RunConfig, config: RunConfig) -> bool:
+    """Whether a saved config is this one, wherever its run folder lies."""
+    return replace(saved, training=config.training) == with_lasting_paths(config) and saved.training == replace(
+        config.training, output=saved.training.output
+    )
+
+
+def _aside(folder: Path, why: str) -> str:
+    """Rename a folder; gives the line that says so."""
+    return f"{folder} {why}; it is {set_aside(folder)} now, and is made anew"
 
 
 def adapter_file(run: Path) -> Path:

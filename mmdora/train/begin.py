@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.outputs.lock import locked
 from mmdora.train.check import check_output, check_plan
 from mmdora.train.loading import Say
 from mmdora.train.processes import Processes
@@ -44,10 +46,15 @@ class Begun:
             check_changes(request.config, self.before, facts, request.allow_changes, request.say)
 
 
+def hold(output: Path, held: ExitStack) -> None:
+    """Keep other runs out of the run folder until `held` is closed. Only the main process does this."""
+    check_output(output)
+    held.enter_context(locked(output))
+
+
 def begin(request: Request, processes: Processes) -> Begun:
     """Check config and run folder, and find the checkpoint to resume from. Only the main process does this."""
     config = request.config
-    check_output(config.training.output)
     begun = Begun(*find_checkpoint(config.training.output, request.resume, request.say))
     begun.check(request, {"processes": processes.count, "data": {}})
     if not config.data.sources:

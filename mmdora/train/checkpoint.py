@@ -20,11 +20,10 @@ from safetensors import SafetensorError
 
 from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS
 from mmdora.errors import MmdoraError
-from mmdora.files import checksum_holds, sha256, with_checksum
+from mmdora.files import FULL, STAGING, checksum_holds, full_disk, sha256, with_checksum
 
 MANIFEST = "manifest.json"
 STATE = "trainer_state.json"
-STAGING = ".saving"
 ADAPTER = (WEIGHTS, CONFIG, OURS)
 """The files of a checkpoint that are its adapter."""
 _NAME = re.compile(r"checkpoint-(\d+)")
@@ -55,6 +54,7 @@ def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
         if main:
             shutil.rmtree(staging, ignore_errors=True)
         reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), type(error).__name__)
+        reason = reason.partition(";")[0]  # An error of a full disk has the free bytes itself.
         raise MmdoraError(
             f"{output / folder.name}: saving failed after {written:,} bytes ({reason}; {free:,} bytes are free on that "
             "disk); earlier checkpoints are untouched: make room, then go on with --resume"
@@ -63,20 +63,19 @@ def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(output: Path) -> Iterator[None]:
-    """Turn write errors that name no file into an MmdoraError with the folder and the room left on its disk.
+    """Let write errors that name no file name the folder, and those of a full disk the bytes.
 
     Raises:
-        MmdoraError: in place of an OSError without a file name.
+        MmdoraError: the disk is full.
+        OSError: any other error of writing, with a file name.
     """
     try:
-        yield
+        with full_disk(output):
+            yield
     except OSError as error:
-        if error.errno is None or error.filename is not None or not output.is_dir():
+        if error.errno not in FULL:
             raise
-        free = shutil.disk_usage(output).free
-        raise MmdoraError(
-            f"{output}: {error.strerror}; {free:,} bytes are free on that disk: make room, then go on with --resume"
-        ) from error
+        raise MmdoraError(f"{error.filename}: {error.strerror}: make room, then go on with --resume") from error
 
 
 def seal(folder: Path, facts: Mapping[str, Any]) -> Path:

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.config import RunConfig
-from mmdora.files import write_json, write_whole
-from mmdora.train.checkpoint import STAGING
+from mmdora.files import STAGING, write_json, write_whole
+from mmdora.outputs.written import Written
 from mmdora.train.readme import readme
 from mmdora.train.resume import CONFIG, DONE
 
@@ -44,6 +44,9 @@ def close_folder(config: RunConfig, plan: str, data: str, done: Mapping[str, Any
 
 
 def explain(config: RunConfig, plan: str, data: str, done: Mapping[str, Any] | None) -> None:
-    """Write the README of the run folder."""
-    command = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    write_whole(config.training.output / README, readme(config, plan, data, command, done))
+    """Write the README of the run folder, unless a user has changed it, who then is told."""
+    command, written = [Path(sys.argv[0]).name, *sys.argv[1:]], Written(config.training.output)
+    if written.may_write(README):
+        written.write(README, readme(config, plan, data, command, done))
+    else:
+        print(f"{config.training.output / README}: was changed by others, and is left as it is", file=sys.stderr)

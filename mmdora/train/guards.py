@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
 
 from torch import Tensor, nn
 
+from mmdora.outputs.stop import handling
 from mmdora.train.processes import Processes
 
 NOT_AGAIN = "run once more, the same rows gave finite values (dropout draws anew)"
@@ -23,20 +23,9 @@ class StopRequest:
         self.processes = processes
         self.signal: signal.Signals | None = None
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Handle both signals inside the block. In a thread Python allows no handlers, so nothing is done."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        for number in before:
-            signal.signal(number, self._ask)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def listening(self) -> AbstractContextManager[None]:
+        """Handle both signals inside the block."""
+        return handling(self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal is signal.SIGINT and number == signal.SIGINT:

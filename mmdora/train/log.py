@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from mmdora.files import full_disk, write_whole
 from mmdora.train.progress import Progress
 from mmdora.train.times import PHASES
 
@@ -42,7 +43,7 @@ class RunLog:
     def begin(self, progress: Progress) -> None:
         # The stopped run may have logged more after its last checkpoint; a resumed run logs those steps again.
         history = [entry for entry in progress.log_history if entry.get("step", 0) <= progress.global_step]
-        self.path.write_text("".join(json.dumps(entry) + "\n" for entry in history), encoding="utf-8")
+        write_whole(self.path, "".join(json.dumps(entry) + "\n" for entry in history))
         self.since = (time.monotonic(), progress.global_step)
         self.bar = tqdm(total=progress.max_steps, initial=progress.global_step, unit="step", dynamic_ncols=True)
 
@@ -60,7 +61,7 @@ class RunLog:
             if self.bar is not None:
                 shown = {"loss": f"{entry['loss']:.4f}", "samples_per_s": f"{entry['samples_per_s']:.0f}"}
                 self.bar.set_postfix(shown | shares(entry))
-        with self.path.open("a", encoding="utf-8") as file:
+        with full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
     def close(self) -> None:

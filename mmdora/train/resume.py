@@ -12,9 +12,12 @@ import yaml
 from mmdora.adapt.fingerprint import same_base
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.models.locate import lasting_path
 from mmdora.train.checkpoint import STATE, best_problem, checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"
+WRITTEN = ("README.md", "plan.txt", "log.jsonl", "adapter", "checkpoint-*", "tensorboard", DONE)
+"""What a run writes after its config; where there is no config, it is somebody else's."""
 ACCUMULATION = "training.accumulation"
 FREE_ON_RESUME = {
     "data.workers",
@@ -37,6 +40,9 @@ def find_checkpoint(
     if not resume:
         if (output / CONFIG).exists():
             raise MmdoraError(f"training.output: {output} holds a run; use --resume, or another folder")
+        for name in WRITTEN:
+            if there := next(output.glob(name), None):
+                raise MmdoraError(f"training.output: {there} is there, and no run wrote it; give another folder")
         return None, None
     if isinstance(resume, Path):
         _check_newest(resume, output)
@@ -91,8 +97,9 @@ def check_changes(
         if key not in FREE_ON_RESUME and key != ACCUMULATION and not _same_folder(old, new)
     ]
     changed += _rows_per_step(before["config"], config.to_dict(), processes)
+    contents = {str(lasting_path(Path(path))): content for path, content in before.get("data", {}).items()}
     for path, content in facts["data"].items():
-        if before.get("data", {}).get(path, content) != content:
+        if contents.get(path, content) != content:
             changed.append(f"the content of {path}")
     for what, now in facts.get("stream", {}).items():
         if (then := before.get("stream", {}).get(what, now)) != now:

@@ -22,9 +22,9 @@ from transformers import set_seed
 
 from mmdora.config import RunConfig
 from mmdora.errors import Interrupted, OutOfMemory
-from mmdora.models.locate import with_lasting_base
+from mmdora.models.locate import with_lasting_paths
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
-from mmdora.train.begin import Begun, Request, begin, silent
+from mmdora.train.begin import Begun, Request, begin, hold, silent
 from mmdora.train.check import check_packages, check_schedule, check_warmup
 from mmdora.train.checkpoint import writing_to
 from mmdora.train.early_stopping import metric
@@ -70,11 +70,12 @@ def train(
         MmdoraError: if config, data or run folder do not fit together (before the model is loaded, if that can be known
             by then), or if there is no room to write.
     """
-    config = with_lasting_base(config)
-    with writing_to(config.training.output):
+    config = with_lasting_paths(config)
+    with ExitStack() as held, writing_to(config.training.output):
         check_schedule(config)
         check_packages(config)
         processes = Processes(config.training)
+        processes.main_makes(partial(hold, config.training.output, held))
         request = Request(config, resume, allow_changes, trust_remote_code, say if processes.main else silent)
         begun = processes.main_makes(partial(begin, request, processes))
         sources = processes.main_first(partial(read_sources, config))

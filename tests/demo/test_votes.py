@@ -1,4 +1,6 @@
 import json
+import os
+import resource
 from dataclasses import replace
 
 import pytest
@@ -63,6 +65,44 @@ def test_a_file_goes_on_where_it_stopped(tmp_path):
     Votes(NAMES, file).add(TURN, ["f00"])
     assert Votes(NAMES, file).counts == {"dora": 1}
     assert Votes(("base", "other"), file).counts == {}
+
+
+def test_a_line_that_a_full_disk_cut_short_is_taken_out_at_the_next_start(tmp_path, capsys):
+    file = tmp_path / "votes.jsonl"
+    Votes(NAMES, file).add(TURN, ["f00"])
+    whole = file.read_bytes()
+    for cut in (1, 12, 100):
+        file.write_bytes(whole + whole[:cut])
+        assert Votes(NAMES, file).counts == {"dora": 1} and file.read_bytes() == whole
+        assert f"votes.jsonl: the last line was cut short ({cut} bytes" in capsys.readouterr().err
+    kept = (tmp_path / "votes.jsonl.torn").read_bytes()
+    assert kept == b"".join(whole[:cut] + b"\n" for cut in (1, 12, 100))
+
+
+def test_a_full_disk_leaves_whole_lines_only(tmp_path):
+    """No file may grow to more than the limit, as on a disk that is full: a part of the line would still fit."""
+    file = tmp_path / "votes.jsonl"
+    votes = Votes(NAMES, file)
+    votes.add(TURN, ["f00"])
+    whole, (soft, hard) = file.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 50, hard))
+    told = rf"too large; {len(whole):,} bytes were to be written, [\d,]+ bytes are free"
+    try:
+        with pytest.raises(MmdoraError, match=told):
+            votes.add(TURN, ["f00"])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == whole and votes.counts == {"dora": 1}
+
+
+def test_two_pages_do_not_write_to_one_file(tmp_path):
+    file = tmp_path / "votes.jsonl"
+    first = Votes(NAMES, file)
+    with pytest.raises(MmdoraError, match=rf"votes\.jsonl: another run is writing there \(process {os.getpid()} on"):
+        Votes(NAMES, file)
+    first.close()
+    Votes(NAMES, file).close()
+    assert [path.name for path in tmp_path.iterdir()] == ["votes.jsonl"]
 
 
 @pytest.mark.parametrize("content", ["{", "[1]\n", '{"vote": 1}\n'])

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import signal
 import time
 from itertools import islice
@@ -20,6 +21,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate import asking, run
 from mmdora.evaluate.resume import JOURNAL, Journal, read_predictions
 from mmdora.evaluate.scoring.scores import Scores
+from mmdora.outputs.written import FILES
 from mmdora.records.images import FileRef
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
@@ -61,7 +63,9 @@ def test_batches_change_nothing_and_rows_keep_their_order(
     batched = run.evaluate(*loaded, records, batch_size=7, max_new_tokens=4, out=tmp_path / "a")
     alone = run.evaluate(*loaded, records, batch_size=1, max_new_tokens=4, out=tmp_path / "b")
     rows = read_predictions(tmp_path / "a")
-    assert rows == read_predictions(tmp_path / "b") and batched.scores == alone.scores
+    for row in (*rows, *(singly := read_predictions(tmp_path / "b"))):
+        del row["sha256"]  # It has the batch size in it.
+    assert rows == singly and batched.scores == alone.scores
     assert [row["id"] for row in rows] == [record["id"] for record in records]
     assert len({row["prediction"] for row in rows}) > 1
 
@@ -70,7 +74,7 @@ def test_files_hold_what_was_scored(loaded: tuple[Any, Any], easy, records, tmp_
     answering(monkeypatch, ["Yes." if i % 2 else "teal" for i in range(len(records))])
     found = run.evaluate(*loaded, records, out=tmp_path / "new" / "out")
     rows = read_predictions(tmp_path / "new" / "out")
-    assert set(rows[0]) == {"id", "question", "answer", "prediction", "images", "type", "score"}
+    assert set(rows[0]) == {"id", "question", "answer", "prediction", "images", "type", "score", "sha256"}
     for row, record in zip(rows, records, strict=True):
         assert row["score"] == (row["answer"] == row["prediction"].lower().rstrip("."))
         assert row["type"] == ("yes/no" if row["answer"] in ("yes", "no") else "other")
@@ -196,6 +200,116 @@ def test_a_torn_line_and_other_keys_count_for_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("change", ["swapped", "edited", "lost", "broken"])
+def test_answers_that_are_not_those_of_their_questions_are_refused(
+    loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch, change
+):
+    answering(monkeypatch, ["yes" if i % 2 else "no" for i in range(len(records))])
+    run.evaluate(*loaded, records, out=tmp_path)
+    path = tmp_path / "predictions.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    if change == "swapped":
+        lines[3], lines[4] = lines[4], lines[3]
+    elif change == "edited":
+        lines[3] = json.dumps(json.loads(lines[3]) | {"prediction": "blue"}) + "\n"
+    elif change == "lost":
+        lines = lines[:3]
+    else:
+        lines[3] = lines[3][:20] + "\n"
+    path.write_text("".join(lines))
+    monkeypatch.setattr(run, "generate", lambda *_, **__: pytest.fail("asked again"))
+    with pytest.raises(MmdoraError, match=r"predictions\.jsonl:4: is not the answer that was given there"):
+        run.evaluate(*loaded, records, out=tmp_path)
+    assert path.read_text() == "".join(lines)
+
+
+def test_a_line_of_another_evaluation_does_not_fit(loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch):
+    """The same id and place, but another question list, and so another key."""
+    answering(monkeypatch, ["yes"] * 2 * len(records))
+    run.evaluate(*loaded, records, out=tmp_path / "a")
+    run.evaluate(*loaded, records, out=tmp_path / "b", max_new_tokens=2)
+    one, other = ((tmp_path / name / "predictions.jsonl").read_text().splitlines(keepends=True) for name in "ab")
+    (tmp_path / "a" / "predictions.jsonl").write_text("".join([other[0], *one[1:]]))
+    with pytest.raises(MmdoraError, match=r"predictions\.jsonl:1: is not the answer"):
+        run.evaluate(*loaded, records, out=tmp_path / "a")
+
+
+def test_numbers_that_were_edited_are_refused(loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch):
+    answering(monkeypatch, ["yes"] * len(records))
+    run.evaluate(*loaded, records, out=tmp_path)
+    path = tmp_path / "metrics.json"
+    path.write_text(path.read_text().replace('"task": "exact"', '"task": "other"'))
+    with pytest.raises(MmdoraError, match=r"metrics\.json: was edited"):
+        run.evaluate(*loaded, records, out=tmp_path)
+
+
+def test_swapped_answers_of_a_killed_run_are_asked_again(tmp_path, capsys):
+    journal = Journal(tmp_path, "key", 0)
+    journal.begin()
+    for batch in range(3):
+        journal.add(batch, [f"answer {batch}"])
+    journal.close()
+    path = tmp_path / JOURNAL.format(0)
+    swapped = path.read_text().replace("answer 1", "answer X").replace("answer 2", "answer 1")
+    path.write_text(swapped.replace("answer X", "answer 2"))
+    assert Journal(tmp_path, "key", 0).kept() == {0: ["answer 0"]}
+    told = capsys.readouterr().err
+    assert [f"partial-0.jsonl:{line}: is not what was answered; asked again" in told for line in (3, 4)] == [True] * 2
+    again = Journal(tmp_path, "key", 0)
+    again.begin()
+    again.close()
+    assert len(path.read_text().splitlines()) == 2
+
+
+def test_another_picture_of_the_same_name_is_asked_about_again(
+    loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch
+):
+    root = tmp_path / "root"
+    shutil.copytree(easy / "images", root / "images")
+    here = [changed(row, images=[FileRef(image.name, root) for image in row["images"]]) for row in records]
+    first, asked = root / records[0]["images"][0].name, list[int]()
+    monkeypatch.setattr(run, "generate", lambda m, p, prompts, **_: asked.append(1) or ["yes"] * len(prompts))
+    run.evaluate(*loaded, here, out=tmp_path / "out")
+    asked.clear()
+    other = next(path for path in sorted((easy / "images/train").iterdir()) if path.read_bytes() != first.read_bytes())
+    shutil.copyfile(other, first)
+    run.evaluate(*loaded, here, out=tmp_path / "out")
+    assert asked
+
+
+FOREIGN = ("predictions.jsonl", "metrics.json", "errors.html", "partial-0.jsonl")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_others_is_not_overwritten(loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(run, "generate", lambda *_, **__: pytest.fail("asked before it was refused"))
+    (tmp_path / name).write_text('{"mine": 1}\n')
+    with pytest.raises(MmdoraError, match=rf"{name}: is there, and"):
+        run.evaluate(*loaded, records, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == '{"mine": 1}\n'
+
+
+def test_a_second_evaluation_in_one_folder_is_refused(loaded: tuple[Any, Any], easy, records, tmp_path, monkeypatch):
+    """The first one is another process, in the middle of its answers."""
+    child = forked(command(easy, tmp_path), tmp_path / "errors", lambda: setattr(run, "generate", asleep))
+    folder = tmp_path / TASK / "m"
+    deadline = time.monotonic() + 60
+    while not (folder / JOURNAL.format(0)).exists():
+        assert time.monotonic() < deadline, (tmp_path / "errors").read_text()
+        time.sleep(0.02)
+    with pytest.raises(MmdoraError, match=rf"m: another run is writing there \(process {child} on "):
+        run.evaluate(*loaded, records, out=folder)
+    os.kill(child, signal.SIGTERM)
+    assert exit_code(child) == 143
+    told = (tmp_path / "errors").read_text().splitlines()[-1]
+    assert told == f"SIGTERM: stopped; 0 of 96 answers are kept in {folder}; the same command goes on from there"
+
+
+def asleep(*_: Any, **__: Any) -> list[str]:
+    time.sleep(60)
+    return []
+
+
 TASK = "easy-vqa-first-96"
 
 
@@ -207,8 +321,9 @@ def told_alike(ours: Path, theirs: Path) -> bool:
     """Whether two evaluations left the same predictions, scores and pages."""
     one, other = contents(ours), contents(theirs)
     timed = [json.loads(files.pop(f"{TASK}/m/metrics.json")) for files in (one, other)]
-    for metrics in timed:
-        for name in ("reused", "seconds", "questions_per_s"):
+    for files, metrics in zip((one, other), timed, strict=True):
+        del files[f"{TASK}/m/{FILES}"]  # It holds the checksum of metrics.json, which has the times.
+        for name in ("reused", "seconds", "questions_per_s", "sha256"):
             metrics.pop(name, None)
     return one == other and timed[0] == timed[1]
 

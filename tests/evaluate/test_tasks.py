@@ -14,6 +14,7 @@ from mmdora.evaluate.scoring.metrics import question_text
 from mmdora.evaluate.scoring.scorers import SCORERS
 from mmdora.evaluate.source import find, first
 from mmdora.evaluate.tasks import TASKS, task_of
+from mmdora.outputs.written import Written
 from mmdora.prepare.record import asked, choice
 from mmdora.records.reader import write_records
 
@@ -134,12 +135,12 @@ def test_a_folder_without_a_card_and_a_file_without_one(tmp_path):
 def test_result_files_hold_what_the_scorer_reads(tmp_path):
     record = asked("7", [], "Who?", "me", question_id=7, answers=["me"] * 10)
     rows = [{"id": "7", "prediction": "The  two dogs.", "answer": "me", "meta": record["meta"]}]
-    path = write_submission(tmp_path, TASKS["vqav2"], [record], rows)
+    path = write_submission(Written(tmp_path), TASKS["vqav2"], [record], rows)
     assert path and json.loads(path.read_text()) == [{"question_id": 7, "answer": "2 dogs"}]
     science = choice("1", [], "Which?", OPTIONS, 1, pid="12")
     rows = [{"id": "1", "prediction": "B. a magnet", "answer": "B", "meta": science["meta"]}]
-    path = write_submission(tmp_path, TASKS["scienceqa"], [science], rows)
+    path = write_submission(Written(tmp_path), TASKS["scienceqa"], [science], rows)
     assert path and json.loads(path.read_text()) == {"results": {"12": 1}}
-    assert write_submission(tmp_path, TASKS["easy-vqa"], [record], rows) is None
+    assert write_submission(Written(tmp_path), TASKS["easy-vqa"], [record], rows) is None
     with pytest.raises(MmdoraError, match=r"no 'meta.question_id'.*mmdora prep vqav2"):
-        write_submission(tmp_path, TASKS["vqav2"], [science], rows)
+        write_submission(Written(tmp_path), TASKS["vqav2"], [science], rows)

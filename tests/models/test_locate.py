@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 import mmdora
-from mmdora.config import ImageTokens, RunConfig
+from mmdora.config import ImageTokens, RunConfig, load_config, validate
 from mmdora.config.model import Model
 from mmdora.errors import MmdoraError
 from mmdora.files import with_checksum
-from mmdora.models.locate import Location, bundled, lasting_name, locate, resolve, with_lasting_base
+from mmdora.models.locate import Location, bundled, lasting_name, locate, resolve, with_lasting_paths
 
 
 @pytest.fixture(scope="module")
@@ -107,4 +107,39 @@ def test_the_config_of_a_run_keeps_the_path_of_its_base(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, kept in (("m", str(tmp_path / "m")), ("tiny-llava", "tiny-llava"), ("some/model", "some/model")):
         config = RunConfig(model=Model(base=name))
-        assert with_lasting_base(config).base == kept and with_lasting_base(config).data == config.data
+        assert with_lasting_paths(config).base == kept and with_lasting_paths(config).data == config.data
+
+
+def test_every_path_of_a_saved_config_means_the_same_from_any_folder(tmp_path, monkeypatch):
+    (tmp_path / "m").mkdir()
+    (tmp_path / "clip.safetensors").write_text("")
+    tree = {
+        "model": {"compose": {"vision": "open_clip:ViT-L-14/clip.safetensors", "language": "m"}},
+        "data": {
+            "tasks": {"vqa": {"train": "v/train.jsonl", "eval": "v/val.jsonl", "images": "pictures"}},
+            "feature_cache": "cache",
+        },
+        "training": {"output": "runs/x"},
+        "adapt": {"vision": {"method": "none"}},
+    }
+    monkeypatch.chdir(tmp_path)
+    with_lasting_paths(validate(RunConfig, tree, where=str)).save(tmp_path / "config.yaml")
+    monkeypatch.chdir("/")
+    saved = load_config(tmp_path / "config.yaml")
+    assert saved.model.compose is not None and saved.data.tasks is not None
+    assert saved.model.compose.vision == f"open_clip:ViT-L-14/{tmp_path}/clip.safetensors"
+    task = saved.data.tasks["vqa"]
+    paths = (saved.model.compose.language, task.train, task.eval, task.images, saved.data.feature_cache)
+    assert [str(path) for path in (*paths, saved.training.output)] == [
+        str(tmp_path / name) for name in ("m", "v/train.jsonl", "v/val.jsonl", "pictures", "cache", "runs/x")
+    ]
+    assert with_lasting_paths(saved) == saved
+
+
+@pytest.mark.parametrize("place", ["hf://datasets/a/b/*.parquet", "https://example.org/a.jsonl"])
+def test_an_address_stays_an_address(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = {"train": place, "stream": True, "images": "pictures"}
+    config = validate(RunConfig, {"data": data, "training": {"steps": 1}}, where=str)
+    assert with_lasting_paths(config).data.train == Path(place)
+    assert with_lasting_paths(config).data.images == tmp_path / "pictures"

@@ -91,7 +91,7 @@ def test_a_kill_before_any_file_operation_of_a_save(stopped, ten_rows, six_steps
     [
         ("checkpoint-4/adapter_model.safetensors", r"run/checkpoint-6: saving failed after [\d,]+ bytes \(.*too large"),
         ("checkpoint-4/optimizer.pt", r"run/checkpoint-6: saving failed after [\d,]+ bytes \("),
-        ("log.jsonl", r"run: File too large"),
+        ("log.jsonl", r"run/config.yaml: File too large"),
     ],
 )
 def test_a_full_disk(stopped, ten_rows, six_steps, tmp_path, breaks, said):

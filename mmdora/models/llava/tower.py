@@ -9,8 +9,8 @@ from typing import Any
 from transformers import AutoConfig, AutoImageProcessor, CLIPVisionModel, SiglipVisionModel
 
 from mmdora.errors import MmdoraError
+from mmdora.models.locate import OPEN_CLIP
 
-OPEN_CLIP = "open_clip:"
 FOLDERS = ("hf-hub:", "local-dir:")  # Names in open_clip that begin so name the place of the weights too.
 KINDS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 LAYER = -2
