@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from gradio import themes
 from gradio.utils import get_upload_folder
 
@@ -151,13 +154,18 @@ def launch(page: Page, access: Access, allowed: Allowed, logins: Logins | None) 
                 run_history=False,
                 ssr_mode=False,
                 enable_monitoring=False,
-                app_kwargs={"lifespan": protected},
+                app_kwargs={"lifespan": protected, "exception_handlers": {RequestValidationError: _malformed}},
             )
     except (OSError, OverflowError) as error:
         raise MmdoraError(
             f"port {access.port} on {access.host} cannot be used ({error}); choose another with --port"
         ) from None
     allowed.share = urlsplit(page.blocks.share_url or "").hostname
+
+
+def _malformed(request: Request, error: Exception) -> PlainTextResponse:
+    """Refuse a body of a wrong form. FastAPI's own answer repeats the body, and fails if that holds NaN."""
+    return PlainTextResponse("the body of the request has another form than this address takes", status_code=422)
 
 
 @contextmanager
