@@ -237,6 +237,6 @@ def _differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     with torch.autocast(g.device.type, enabled=False):
         c, shift = varying(magnitude, factor, inverse_norm), 0 if bias is None else bias.to(acc)
         dx = ((g * c) @ weight.to(acc)).to(g.dtype) if wants_x else None
-        db = g.to(acc).sum(0).to(bias.dtype) if wants_bias else None
+        db = g.to(acc).sum(0).to(bias.dtype) if wants_bias and bias is not None else None
         dm = (g * (saved - shift) / c).sum(0) * inverse_norm if wanted[-1] else None
     return dx, None, db, None, None, dm, None, None, None, None, None, None

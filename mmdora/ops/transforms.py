@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 
 def active() -> bool:
@@ -21,7 +22,7 @@ def active() -> bool:
 
 def wrapped(tensors: Sequence[Tensor | None]) -> bool:
     """Whether a transform works on one of these tensors, which then has neither an address nor, in `vmap`, a value."""
-    return active() and any(t is not None and torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors)
+    return active() and any(t is not None and is_functorch_wrapped_tensor(t) for t in tensors)
 
 
 def differentiated() -> bool:

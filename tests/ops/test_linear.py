@@ -188,6 +188,7 @@ def test_the_input_gradient_of_dropout_is_summed_as_well_as_apart(dtype):
         branch = (g.float() @ (2 * lora_B) @ lora_A).to(dtype)
         exact = g.double() @ weight.double()
         exact += 2 * (g.double() @ lora_B.double()) @ lora_A.double() * (mask != 0).double() / 0.7
+        assert x.grad is not None
         here += ((x.grad.double() - exact).norm() / exact.norm()).item()
         apart += ((g @ weight + branch * mask - exact).norm() / exact.norm()).item()
     assert here <= (1.01 if dtype == torch.float32 else 1) * apart
