@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 FILES, BYTES = 1_000, 500 * 10**6  # Most files and bytes of uploads, so that they cannot fill the disk.
 PARTS = 4  # Most files of one request: the page sends one, and a question is about two pictures.
+WAIT = 5.0  # Seconds that a request waits for room; uploads that arrive at once are done sooner.
 STALE = 300.0  # Seconds after which a file that an upload left half written, or an empty folder, is nobody's.
 
 
@@ -40,22 +42,32 @@ class UploadCache:
         self.kept = {upload.path for upload in _scan(folder)}
         self._arriving: dict[int, int] = {}
         self._bytes, self._count = 0, 0
-        self._lock = asyncio.Lock()
+        self._lock, self._ended = asyncio.Lock(), asyncio.Event()
 
     async def reserve(self, request: object, size: int) -> bool:
-        """Make room for a request of this many bytes; gives False if there is none, as much is arriving at once."""
-        self._arriving[id(request)] = size
-        if self._over(self._bytes, self._count):
-            await self.sweep()
-        if fits := not self._over(self._bytes, self._count):
-            return fits
-        del self._arriving[id(request)]
+        """Make room for a request of this many bytes; gives False if others fill the cache for over `WAIT` seconds."""
+        until, fits = time.monotonic() + WAIT, False
+        while not fits and time.monotonic() < until:
+            ended = self._ended  # It is taken before the look, so that no end of another request is missed.
+            self._arriving[id(request)] = size
+            try:
+                if self._over(self._bytes, self._count):
+                    await self.sweep()
+                fits = not self._over(self._bytes, self._count)
+            finally:
+                if not fits:
+                    del self._arriving[id(request)]
+            if not fits:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), until - time.monotonic())
         return fits
 
     async def release(self, request: object) -> None:
         """End a request; what it left in the folder is counted from now on."""
         await self.sweep()
         del self._arriving[id(request)]
+        self._ended.set()
+        self._ended = asyncio.Event()
 
     async def sweep(self) -> None:
         """Remove the oldest files until the caps hold, files that uploads left half written, and empty folders."""

@@ -75,9 +75,9 @@ def was_read(path: Path) -> bool:
     return path.stat().st_atime != 1
 
 
-def strangers(opened: list[str], folder: Path) -> list[str]:
-    """The opened files that belong neither to the case nor to Python and its packages."""
-    own = (folder / "here", folder / "temporary")
+def strangers(opened: list[str], folder: Path, *declared: Path) -> list[str]:
+    """The opened files that belong neither to the case, nor to the declared folders, nor to Python and its packages."""
+    own = (folder / "here", folder / "temporary", *declared)
     paths = {name: Path(os.path.abspath(os.path.join(folder / "here", name))) for name in opened}
     return [
         name

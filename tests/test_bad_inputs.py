@@ -74,8 +74,11 @@ def test_bad_input(
     assert set(case) <= {"run", "says", "exit", "loads", "needs", "make", "warns"}, "an unknown key says nothing"
     here, needs = tmp_path / "here", case.get("needs", [])
     _lay_out(CASES / name, here)
+    declared = []
     if "run" in needs:
-        shutil.copytree(request.getfixturevalue("trained"), here / "run")
+        run = request.getfixturevalue("trained")
+        shutil.copytree(run, here / "run")
+        declared.append(run.parent)  # The run's config names the data there.
     if "base" in needs:
         shutil.copytree(tiny_llava, here / "base")
     shutil.copytree(CASES / name, here, dirs_exist_ok=True, ignore=shutil.ignore_patterns("case.yaml"))
@@ -124,7 +127,7 @@ def test_bad_input(
     assert not list(tmp_path.rglob("CANARY")), "code of the input ran"
     assert not watch.events, watch.events
     assert not [file for file in watch.compiled if file.startswith(str(tmp_path))], "code of the input was compiled"
-    assert not strangers(watch.opened, tmp_path), "read outside the declared roots"
+    assert not strangers(watch.opened, tmp_path, *declared), "read outside the declared roots"
     assert not [path for path in outside if was_read(path)], "read outside the declared roots"
     after = _contents(here)
     begun = code == 0 or loaded  # then the run's own log and README are written on

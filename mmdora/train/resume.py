@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,13 +92,14 @@ def check_changes(
     This is called with the facts that are known before the model is loaded, and again with the base's fingerprint.
     """
     processes = (before.get("processes", 1) if "step" in before else facts["processes"], facts["processes"])
+    moved = _Moved(before["config"], config.training.output)
     changed = [
         f"{key}: {old!r} -> {new!r}"
         for key, old, new in _differences(before["config"], config.to_dict())
-        if key not in FREE_ON_RESUME and key != ACCUMULATION and not _same_folder(old, new)
+        if key not in FREE_ON_RESUME and key != ACCUMULATION and not moved.same_path(old, new)
     ]
     changed += _rows_per_step(before["config"], config.to_dict(), processes)
-    contents = {str(lasting_path(Path(path))): content for path, content in before.get("data", {}).items()}
+    contents = {where: content for path, content in before.get("data", {}).items() for where in moved.places(path)}
     for path, content in facts["data"].items():
         if contents.get(path, content) != content:
             changed.append(f"the content of {path}")
@@ -119,9 +121,27 @@ def check_changes(
         say(f"warning: resuming although this changed: {'; '.join(changed)}")
 
 
-def _same_folder(old: Any, new: Any) -> bool:
-    """Whether a path that mmdora before 0.2 saved as it was typed is the one that is absolute now."""
-    return isinstance(old, str) and isinstance(new, str) and str(Path(old).absolute()) == new
+class _Moved:
+    """Where the paths in a saved config lie now: at the same place, or moved together with the run folder.
+
+    Args:
+        saved: the config of the run that is resumed.
+        output: its run folder now.
+    """
+
+    def __init__(self, saved: Mapping[str, Any], output: Path):
+        then = saved.get("training", {}).get("output")
+        self.then = Path(then if isinstance(then, str) else output).absolute()
+        self.now = output.absolute()
+
+    def places(self, path: str) -> list[str]:
+        """The path, which versions before 0.2 saved as it was typed; and the one that lies as it did from the run."""
+        lasting = lasting_path(Path(path))
+        beside = os.path.relpath(str(lasting), self.then)
+        return [os.path.normpath(self.now / beside), str(lasting)]
+
+    def same_path(self, old: Any, new: Any) -> bool:
+        return isinstance(old, str) and isinstance(new, str) and new in self.places(old)
 
 
 def _rows_per_step(old: Any, new: Any, processes: tuple[int, int]) -> list[str]:

@@ -21,6 +21,7 @@ from mmdora.analysis.page import CSV, PAGE
 from mmdora.cli import main
 from mmdora.errors import MmdoraError
 from mmdora.export.layout import save_checkpoint
+from mmdora.outputs.written import FILES
 from mmdora.train.checkpoint import seal, staged
 
 ADAPT = {
@@ -133,7 +134,7 @@ class Texts(HTMLParser):
 def test_the_files(run, tmp_path):
     out = tmp_path / "out"
     rows = mmdora.analyze({"<b>one": run, "other": run / "checkpoint-9"}, out=out)
-    assert {path.name for path in out.iterdir()} == {CSV, PAGE, "scatter.png", "shares.png", "layers.png"}
+    assert {path.name for path in out.iterdir()} == {CSV, PAGE, "scatter.png", "shares.png", "layers.png", FILES}
     table = list(csv.DictReader((out / CSV).open(encoding="utf-8", newline="")))
     assert len(table) == len(rows)
     for line, row in zip(table, rows, strict=True):

@@ -18,7 +18,7 @@ from mmdora.errors import Interrupted, MmdoraError
 from mmdora.train import train
 from mmdora.train.checkpoint import checkpoints, manifest_of, newest
 from mmdora.train.evaluation import Evaluation
-from mmdora.train.resume import find_checkpoint
+from mmdora.train.resume import check_changes, find_checkpoint
 from mmdora.train.steps import Steps
 
 
@@ -193,3 +193,21 @@ def test_the_best_outlives_rotation_signals_and_a_move(ten_rows, tmp_path, monke
     assert {path.name for path in checkpoints(run)} == {"checkpoint-2", "checkpoint-6"}
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == best
     assert json.loads((run / "complete.json").read_text())["best_eval_loss"] == 1.0
+
+
+def test_a_run_moved_with_its_data_is_the_same_run(tmp_path):
+    """Saved paths are absolute; what lies as it did from the run folder is the same, if the content is."""
+
+    def config(folder, records="rows.jsonl"):
+        return config_for(tmp_path / folder / records, tmp_path / folder / "runs" / "one", evaluates=False)
+
+    def data(folder, content="1"):
+        return {"data": {str(tmp_path / folder / "rows.jsonl"): content}}
+
+    before = {"step": 2, "processes": 1, "config": config("here").to_dict(), **data("here")}
+    for folder in ("here", "there"):
+        check_changes(config(folder), before, {"processes": 1, **data(folder)}, False, silent)
+        with pytest.raises(MmdoraError, match="the content of "):
+            check_changes(config(folder), before, {"processes": 1, **data(folder, "2")}, False, silent)
+        with pytest.raises(MmdoraError, match=r"data\.train: .*rows\.jsonl' -> .*others\.jsonl'"):
+            check_changes(config(folder, "others.jsonl"), before, {"processes": 1, "data": {}}, False, silent)
