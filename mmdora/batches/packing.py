@@ -20,7 +20,7 @@ from mmdora.families import IGNORE, Family
 from mmdora.records.row import Row
 
 PER_TOKEN = {"input_ids": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}
-"""The tensors [rows, tokens] of a batch, and the value that each holds in padding."""
+"""Name of each tensor [rows, tokens] of a batch -> the value that it holds in padding."""
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
