@@ -20,13 +20,13 @@ CHUNK = 1 << 20
 MAX_VALUE = 1 << 26
 """The most characters of a value. A longer one is taken for broken JSON whose end is never found."""
 LONGEST_TOKEN = 16
-"""Characters of the longest word or escape that the end of the buffer can cut in two, with some room. A parse error this
-near to the end may come from such a cut, so more text is read before it counts as an error."""
+"""Characters of the longest word or escape that the end of the buffer can cut in two, with some room. A parse error
+this near to the end may come from such a cut, so more text is read before it counts as an error."""
 BLANK = " \t\n\r"
 
 
 def text_of(path: Path, passed: Callable[[int], object] = lambda size: None) -> Iterator[str]:
-    """Yield the text of a UTF-8 file in pieces, without its byte order mark; `passed` gets the size of each in bytes."""
+    """Yield the text of a UTF-8 file in pieces, without its byte order mark; `passed` gets each one's size in bytes."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         with path.open("rb") as file:
