@@ -31,7 +31,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 PHOTO_SIZE = (640, 480)
 """Width and height in pixels of the picture in a typical row: the usual size in COCO."""
 ANSWER_TOKENS = 128
-"""Tokens of the answer in a typical row if the config has no `data.max_length`: a few sentences."""
+"""Tokens of the answer in a typical row if the config has no `data.max_length`, enough for a few sentences."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _thin(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _trained(model: Any, upcast: bool) -> tuple[dict[str, int], dict[str, list[Any]]]:
-    """Give modality -> bytes, and modality -> parameters, of all that trains."""
+    """Modality -> bytes, and modality -> parameters, of all weights that train."""
     bytes_of: Counter[str] = Counter()
     parameters: dict[str, list[Any]] = {}
     for _, parameter, modality, _ in list(trainable_parameters(model)):

@@ -59,7 +59,7 @@ def find_checkpoint(
 
 
 def _check_newest(checkpoint: Path, output: Path) -> None:
-    """Raise if `output` holds a later checkpoint, which a later --resume would take for this run's newest."""
+    """Raise an MmdoraError if `output` holds a later checkpoint, which the next --resume would take for the newest."""
     later, given = newest(output, lambda line: None), checkpoint.resolve()
     if later is not None and (given.parent != output.resolve() or step_of(later) > step_of(given)):
         raise MmdoraError(
@@ -86,9 +86,9 @@ def check_changes(
     allow: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Raise if config, data or base differ from those of the stopped run; with `allow`, only say what differs.
+    """Raise an MmdoraError if config, data or base differ from those of the stopped run; with `allow`, only report it.
 
-    This is called with the facts that are known before the model is loaded, and again with the base's fingerprint.
+    It is called with the facts that are known before the model is loaded, and again with the base's fingerprint.
     """
     processes = (before.get("processes", 1) if "step" in before else facts["processes"], facts["processes"])
     changed = [
@@ -120,7 +120,7 @@ def check_changes(
 
 
 def _same_folder(old: Any, new: Any) -> bool:
-    """Whether a path that mmdora before 0.2 saved as it was typed is the one that is absolute now."""
+    """Whether two paths are the same folder; before 0.2 mmdora saved a path as it was typed, and now as absolute."""
     return isinstance(old, str) and isinstance(new, str) and str(Path(old).absolute()) == new
 
 

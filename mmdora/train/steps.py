@@ -129,11 +129,12 @@ class Steps:
         """Give back `norm` if it and the losses are finite. Else the step is left out (None), or the run stops.
 
         Raises:
-            MmdoraError: if the run has to stop; the message names the rows and the place where it began.
+            MmdoraError: if the run has to stop; the message names the rows, and the module that first gave such a
+                value.
         """
         batches, self.in_hand = self.in_hand, []
-        # Adding both means waiting for the device only once. The norm is the same in all processes after the reduction,
-        # but the loss is not, so the processes have to agree.
+        # One check of the sum waits for the device only once. The norm is the same in all processes after the
+        # reduction, but the loss is not, so the processes have to agree.
         if not self.processes.any(not bool(torch.isfinite(self.losses.sum + norm))):
             return norm
         training, step, done = self.training, self.progress.global_step + 1, self.losses.skipped
