@@ -17,7 +17,7 @@ from mmdora.errors import MmdoraError
 from mmdora.files import read_json, write_json
 from mmdora.version import __version__
 
-FORMAT = 1
+FORMAT = 1  # Version of `mmdora.json`. Raise it when the meaning of a key changes, so that old files are refused.
 PACKAGES = ("torch", "transformers", "safetensors")
 
 

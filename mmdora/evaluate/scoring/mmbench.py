@@ -16,7 +16,7 @@ from mmdora.evaluate.scoring.choice import UNPARSABLE, answer, match_option
 from mmdora.evaluate.scoring.parts import Kinds, PartScores, mean, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 
-ROTATION = 1_000_000
+ROTATION = 1_000_000  # Step between the indices of a question's rotations in MMBench's files.
 
 
 def option(row: Prediction) -> str | None:
