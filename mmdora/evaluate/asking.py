@@ -26,8 +26,8 @@ from mmdora.records.turns import Messages, prompt_messages
 WINDOW = 16
 """Batches whose rows are sorted by length together: enough that little is padded. A batch opens a shared image once."""
 ALIKE = 32
-"""Lengths that differ by fewer characters than this (about 8 tokens) count as equal, so that questions about one
-picture can be asked together. With a larger value, padding would cost more time than that saves."""
+"""Lengths are rounded down to a multiple of so many characters (about 8 tokens), so that questions about one picture
+can be asked together. With a larger value, padding would cost more time than that saves."""
 IMAGE_LENGTH = 10_000
 """Characters that an image counts as. No question is that long, so rows with equally many images come together."""
 
@@ -102,7 +102,7 @@ class Asking:
 class Questions:
     """Facts about the questions from one pass over the records, before the first batch."""
 
-    lengths: list[int]  # length of each record in characters, in which an image counts as `IMAGE`
+    lengths: list[int]  # length of each record in characters, in which an image counts as `IMAGE_LENGTH`
     pictures: list[int]  # a number for each record, which is equal for records with the same images
     digest: str  # hash of ids, conversations, and images by name and content
     answered: bool  # whether the records hold answers
