@@ -1,4 +1,4 @@
-"""HellaSwag (Zellers et al., 2019): which ending follows? four choices; text only.
+"""HellaSwag (Zellers et al., 2019): which of four endings follows a text? It has no pictures.
 
 The files are JSON Lines of `{ind, activity_label, ctx_a, ctx_b, ctx, endings: [four], label: index, split, split_type,
 source_id}`. Those of the test split have no label; the hub's copy has an empty one there, and writes labels as text.

@@ -41,7 +41,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     pictures = pictures if isinstance(pictures, list) else [pictures]
     name = value.get("id", f"{row.file.stem}-{row.number}")
     chat = value["messages"]
-    chat = json.loads(chat) if isinstance(chat, str) else chat  # Parquet keeps a column of JSON as text
+    chat = json.loads(chat) if isinstance(chat, str) else chat  # Parquet stores a column of JSON as text.
     record = conversation(name, chat, [_picture(picture) for picture in pictures])
     split = split_of(row.file) or split_of(row.file.parent)
     yield {**record, "split": split} if split else record
