@@ -31,7 +31,7 @@ from variants import Case, batch_of, build, ours, peft
 import mmdora
 
 CASE = Case(hidden=1024, layers=8, batch=1, length=64)
-TOKENS = 16
+TOKENS = 16  # Tokens of an answer after its first one.
 MERGED, CACHED = "merged", "PEFT DoRA, DoraCaching"
 PEFT_NAMES = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight"}
 PEFT_NAMES |= {"magnitude": "lora_magnitude_vector.default.weight"}

@@ -35,7 +35,7 @@ from mmdora.records.reader import read_records
 from mmdora.records.row import Row
 from mmdora.records.turns import prompt_messages
 
-TOKENS = 32
+TOKENS = 32  # The most new tokens of an answer.
 BATCHES = (1, 16, 64)
 PLAIN, AGAIN = "plain loop, batch 1", "plain loop again (A/A)"
 

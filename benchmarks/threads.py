@@ -129,7 +129,7 @@ def measure(rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
     times: dict[str, dict[str, list[float]]] = {load: {way: [] for way in WAYS} for load in LOADS}
     shuffle = random.Random(0)
     for worker in workers.values():
-        worker.seconds(2)  # the first steps allocate
+        worker.seconds(2)  # The first steps allocate memory and are not measured.
     for _ in range(rounds):
         for load, count in LOADS.items():
             order = list(WAYS)
