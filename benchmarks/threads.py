@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-THREADS = 2
+THREADS = 2  # OpenMP threads of a process that takes steps.
 LOADS = {"alone": 0, "1 busy process": 1, "8 busy processes": 8}
 WAYS = {"spin": {}, "spin again": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "dora.yaml"
