@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--holes", action="store_true", help="leave glibc as it is; nothing written")
     options = parser.parse_args()
     if not options.holes:
-        os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**17)}  # Children read this.
+        os.environ |= {"MALLOC_MMAP_THRESHOLD_": str(2**18), "MALLOC_TRIM_THRESHOLD_": str(2**17)}  # Children read it.
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = []
     for asked in cases(device)[2:4] if options.quick else cases(device):

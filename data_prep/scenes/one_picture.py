@@ -31,7 +31,7 @@ def questions(random: Random, name: str) -> Draw:
 
 
 def places(random: Random, name: str) -> Draw:
-    """Where things are, how big they are, and what is at a place, in pictures with several things."""
+    """Questions where things are, how big they are, and what is at a place, in pictures with several things."""
     things, picture = scene_of(random, random.randint(2, 4))
     thing, other = random.sample(things, 2)
     asked = [Asked(f"where is the {thing.name}?", f"at the {thing.place}", {"type": "place"})]
@@ -64,7 +64,7 @@ def captions(random: Random, name: str) -> Draw:
 
 
 def counts(random: Random, name: str) -> Draw:
-    """How many things, or things of a shape, there are; all numbers of things are equally frequent."""
+    """A question how many things, or things of a shape, there are; all numbers of things are equally frequent."""
     things, picture = scene_of(random, random.randint(1, 4))
     shape = random.choice([*(thing.shape for thing in things), random.choice(SHAPES)])
     asked = [
@@ -85,7 +85,7 @@ RELATIONS: dict[str, Callable[[Thing, Thing], float]] = {
 
 
 def relations(random: Random, name: str) -> Draw:
-    """Whether one thing stands left of, right of, above or below another; yes is as frequent as no."""
+    """Questions whether one thing is left of, right of, above or below another; yes is as frequent as no."""
     while True:
         things, picture = scene_of(random, random.randint(2, 4))
         a, b = random.sample(things, 2)

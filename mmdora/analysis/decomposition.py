@@ -22,7 +22,7 @@ from mmdora.ops.reference import adapted_weight
 
 
 class Change(NamedTuple):
-    """How far one weight moved from W0 to W'."""
+    """The distance by which one weight moved from W0 to W'."""
 
     delta_m: float
     """dM: the mean absolute change of a row's norm, in the unit of the weights."""

@@ -33,7 +33,7 @@ class Correlation:
     modality: str
     """The modality of the matrices; "all" for those of all modalities."""
     over: str
-    """Which matrices are meant: all of them, or the query matrices, which the paper looked at."""
+    """The matrices of the correlation: all of them, or the query matrices, which the paper looked at."""
     matrices: int
     score: Score
     """The correlation r, where n counts points (a matrix at a checkpoint). The interval comes from a bootstrap that

@@ -55,7 +55,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 class Packs(Dataset[list[Row]]):
     """A training set of packed rows: each index gives the several rows that share one packed row.
 
-    Which rows share one depends on the lengths and the seed only, and is the same in every epoch.
+    The lengths and the seed alone decide which rows share a packed row, so it is the same in every epoch.
 
     Args:
         capacity: the most tokens of a packed row, images included.

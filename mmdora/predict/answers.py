@@ -34,7 +34,7 @@ def generate(
     answers: Sequence[str] = (),
     progress: Callable[[int], object] | None = None,
 ) -> list[str]:
-    """Give the greedy answers, in the order of the prompts. Prompts of similar length are batched together.
+    """Generate the greedy answers, in the order of the prompts. Prompts of similar length are batched together.
 
     Args:
         beams: number of beams; with more than 1, beam search replaces greedy decoding.

@@ -19,7 +19,7 @@ from mmdora.models.cache import CACHE
 
 @torch.no_grad()
 def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
-    """Give the inputs of `generate` with the shared parts in a cache; unchanged inputs if sharing gains nothing.
+    """Return the inputs of `generate` with the shared parts in a cache, or the same inputs if sharing gains nothing.
 
     Args:
         inputs: the result of `Family.encode_prompts`: input_ids and attention_mask [B, L] padded on the left, and

@@ -115,7 +115,7 @@ def galleries(
     """Title -> questions with their pictures and answers: some drawn at random, and some that an adapted model got
     wrong.
 
-    Of the latter, the questions on which the two adapted models differ come first.
+    The wrong answers begin with questions on which the two adapted models differ.
 
     Args:
         pictures: the pictures of each question.

@@ -98,7 +98,7 @@ def _tell_ddp(processes: Processes, model: Any, collate: Any, rows: Any, say: Sa
     """Tell DDP whether to look for parameters without a gradient (`find_unused_parameters`).
 
     With `find_unused_parameters` off, DDP waits for the gradient of every trained parameter. With it on, each step
-    costs a walk through the graph and 4 bytes per tensor, and DDP warns if that was not needed. So it is on if some
+    costs a walk through the graph and 4 bytes per tensor, and DDP warns if that was not needed. It is on if some
     kind of row gives some parameter no gradient, and for a stream, whose rows are not known beforehand.
 
     It is also on with more than two processes. With it off, DDP changes the layout of its buckets after the first step,

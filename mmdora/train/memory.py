@@ -1,9 +1,9 @@
 """Estimates the memory of a training step before training, by running a step without its arithmetic.
 
 Every operation of forward and backward is called with its shapes alone (torch's meta kernels), and its results are
-tensors whose memory is reserved and never touched. So the estimate includes, for any architecture, what autograd keeps,
-what gradient checkpointing frees, what the loss in chunks saves and what an adapted layer holds. Integers (ids, masks,
-places of images) are computed, because shapes depend on them.
+tensors whose memory is reserved and never touched. The estimate thus includes, for any architecture, what autograd
+keeps, what gradient checkpointing frees, what the loss in chunks saves and what an adapted layer holds. Integers (ids,
+masks, places of images) are computed, because shapes depend on them.
 """
 
 from __future__ import annotations
@@ -117,7 +117,8 @@ def _summed(
     frozen = {m: size * (n - plan.full_sizes.get(m, 0)) for m, n in plan.base_sizes.items()}
     at_peak = dict(ledger.at_peak)
     in_backward = at_peak.pop(BACKWARD, 0)
-    # Gradients are part of what backward made. Those that did not exist at the peak are made after others are freed.
+    # Gradients are part of what backward made. Gradients that did not exist at the peak are made after others are
+    # freed.
     present = min(in_backward, sum(gradients.values()))
     rest = sum(at_peak.values()) + in_backward - present
     # During the optimizer's step all gradients exist and no activation does, and this may be the peak.

@@ -48,8 +48,8 @@ def match_option(text: str, options: Sequence[str]) -> str | None:
     """The option that a text names by letter or by words, as MMBench's own scorer reads it before it asks ChatGPT.
 
     Either exactly one letter stands among the words, bare or as `B.`, `(B)` and the like (a bare `A` among more than
-    three words does not count), or the text contains the words of exactly one option. Of a text that MMBench's scorer
-    would pass on to ChatGPT, the result here is None, so that the score is at most the server's.
+    three words does not count), or the text contains the words of exactly one option. The result is None for a text
+    that MMBench's scorer would pass on to ChatGPT, so that the score is at most the server's.
     """
     letters, words = LETTERS[: max(len(options), FEWEST_LETTERS)], text.split()
     for before, after in MARKS:

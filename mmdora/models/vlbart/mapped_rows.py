@@ -1,7 +1,7 @@
 """Stores rows of one size by key in a memory-mapped file that several processes can read and grow at once.
 
 `rows.bin` holds the rows. `index.bin` holds an entry for each: key, checksum of the row, checksum of the entry. A row
-is written before its entry, both under a lock. So a process that is killed in between leaves a row without an entry,
+is written before its entry, both under a lock. A process that is killed in between leaves a row without an entry,
 which the next row overwrites. Readers take no lock, but they check what they read.
 
 SQLite with a CRC per row was measured as an alternative (2,000 rows of 36 x 2,048 in fp16, one core). In microseconds
