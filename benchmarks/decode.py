@@ -4,11 +4,12 @@
     python benchmarks/decode.py --quick    # a rehearsal: one small layer; nothing is written
 
 A LLaVA-shaped model with random weights answers one question about one picture: greedily, with its key-value cache,
-batch 1, in fp32 on a CPU with one thread. It does so merged; with its adapter beside the frozen weights, as in `mmdora
-demo --shared-base`; and with PEFT's adapters, which hold the same numbers. PEFT's DoRA also runs inside its
-`DoraCaching`, which keeps B A and the norms of all layers and so needs as much memory as the weights that they change.
-All ways take turns in one run. Times are process CPU time, and ratios are paired medians. `merged again` shows the
-noise. In fp32 all ways of one method must give the same tokens. On CUDA the dtype is bf16, and times are wall time.
+batch 1, in fp32 on a CPU with one thread. The ways are: the merged model; its adapter beside the frozen weights, as in
+`mmdora demo --shared-base`; and PEFT's adapters with the same numbers. PEFT's DoRA is also measured inside its
+`DoraCaching`, which keeps B A and the norms of all layers, and so needs as much memory as the weights that they change.
+All ways take turns in one run. Times are process CPU time, and ratios are medians over rounds of the ratio within a
+round. `merged again` is the merged model measured twice, so its distance from 1 shows the noise. In fp32 all ways of
+one method must give the same tokens. On CUDA the dtype is bf16, and times are wall time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from variants import Case, batch_of, build, ours, peft
 import mmdora
 
 CASE = Case(hidden=1024, layers=8, batch=1, length=64)
-TOKENS = 16
+TOKENS = 16  # Tokens of an answer after its first one.
 MERGED, CACHED = "merged", "PEFT DoRA, DoraCaching"
 PEFT_NAMES = {"lora_A": "lora_A.default.weight", "lora_B": "lora_B.default.weight"}
 PEFT_NAMES |= {"magnitude": "lora_magnitude_vector.default.weight"}
@@ -69,7 +70,7 @@ def _moved(model: nn.Module) -> None:
 
 
 def asking(name: str, model: Any, inputs: dict[str, torch.Tensor], tokens: int) -> Callable[[], list[int]]:
-    """A function that makes the model give a greedy answer of exactly this many tokens."""
+    """A function that makes the model give a greedy answer of exactly `tokens` tokens."""
 
     def ask() -> list[int]:
         given: dict[str, Any] = {"do_sample": False, "min_new_tokens": tokens, "max_new_tokens": tokens}

@@ -3,11 +3,11 @@
     python benchmarks/demo.py             # 50 clients, 200 cancelled requests; three adapters merged and switched
     python benchmarks/demo.py --quick     # a rehearsal, nothing written
 
-Load: two columns of tiny-llava; the clients (gradio_client) run on the same cores as the server. One base in memory: a
-LLaVA-shaped model of 87 M random parameters (350 MB), with adapters of rank 16 on the linears of its language model and
-a projector that is trained in full. Memory is RssAnon plus RssFile, because merged weights are pages of their files.
-Latency is the wall time that a visitor waits; both ways take turns, and `again` shows the noise. benchmarks/decode.py
-measures process CPU time.
+For the load, the page has two columns with tiny-llava, and the clients (gradio_client) run on the same cores as the
+server. The shared base is a LLaVA-shaped model of 87 M random parameters (350 MB). Its adapters have rank 16 on the
+linears of the language model, and one of them also has a projector that was trained in full. Memory is RssAnon plus
+RssFile, because merged weights are pages of their files. Latency is the wall time that a visitor waits. Both ways take
+turns, and `again` is one of them measured twice, which shows the noise. benchmarks/decode.py measures process CPU time.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ def _measured_apart(way: str, specs: list[str]) -> dict[str, Any]:
 
 
 def measure(way: str, specs: list[str], shared: bool) -> dict[str, Any]:
-    """Memory of one way after its first answers, in this process."""
-    load_columns(["warm=tiny-llava"], say=lambda _: None)  # Memory that any first load takes is not counted.
+    """Measure the memory of one way in this process, after its first answers."""
+    load_columns(["warm=tiny-llava"], say=lambda _: None)  # The memory that any first load takes is not counted.
     before, begun = psutil.Process().memory_info().rss, time.monotonic()
     columns = load_columns(specs, shared_base=shared, say=lambda _: None)
     loaded = time.monotonic() - begun

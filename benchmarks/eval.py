@@ -7,8 +7,9 @@ The plain loop is what a user of transformers writes: open the image, `apply_cha
 `generate` with the key-value cache, decode. Both ask tiny-llava (fp32) the same questions, of easy-VQA (short answers)
 or of drawn scenes (captions, several times longer), with at most 32 new tokens. Both must give the same texts, or the
 benchmark fails. mmdora's time includes the pass over the records, the digest of the weights, scoring and intervals. The
-ways take turns within a round. A ratio is the median over rounds of the ratios within a round. `plain loop again` (A/A)
-shows the noise. There is one thread, so that CPU time and wall time differ only by other programs.
+ways take turns within a round. A ratio is the median over rounds of the ratios within a round. `plain loop again` is
+the plain loop measured twice, which shows the noise. There is one thread, so that CPU time and wall time differ only by
+other programs.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from mmdora.records.reader import read_records
 from mmdora.records.row import Row
 from mmdora.records.turns import prompt_messages
 
-TOKENS = 32
+TOKENS = 32  # The most new tokens of an answer.
 BATCHES = (1, 16, 64)
 PLAIN, AGAIN = "plain loop, batch 1", "plain loop again (A/A)"
 

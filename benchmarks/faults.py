@@ -37,7 +37,7 @@ from killed import Kill, Note, within
 from mmdora.files import sha256
 
 FAMILIES = {"llava": "tiny-llava", "vl-bart": "tiny-vlbart"}
-WORKERS = (0, 0, 2, 2)  # Numbers of loader processes that the processes of a run use in turn.
+WORKERS = (0, 0, 2, 2)  # Numbers of loader processes; the processes of a run take them in turn.
 STEPS, SAVE_EVERY = 24, 4  # An epoch has 8 steps (16 with two tasks), so saves lie within epochs and at their ends.
 ROWS, HELD_OUT = 31, range(31, 35)  # Scenes by number. 31 rows leave the last batch of an epoch unfilled.
 PER_RUN = 5  # Most kills of one run.

@@ -6,9 +6,9 @@
 The model is bart-base with an open_clip RN101 at 224 px, with random weights and 36 tokens of width 2048 per image.
 DoRA of rank 128 is on q_proj and v_proj, and the visual embedding trains, as in the paper's image tasks. Pictures are
 drawn scenes as JPEG files of 640 x 480; questions and answers are one line long. A step is the collator (decode and
-preprocess, or read features), forward, backward and AdamW. All ways learn the same rows, in a new order of the ways
-every round. Times are process CPU time of this process alone, and ratios are paired medians. `pixels again` shows the
-noise. The losses of all ways are compared.
+preprocess, or read features), forward, backward and AdamW. All ways learn the same rows, and take turns in a new order
+every round. Times are process CPU time of this process alone, and ratios are medians over rounds of the ratio within a
+round. `pixels again` is the way with pixels measured twice, which shows the noise. The losses of all ways are compared.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ from mmdora.models.vlbart.processor import VLBartProcessor
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
 
-BATCH, STEPS, GRID = 4, 2, 6
-SIZE = (640, 480)
+BATCH, STEPS, GRID = 4, 2, 6  # Rows of a step; steps of a round; side of the grid of tokens, as in the paper.
+SIZE = (640, 480)  # Width and height of a picture in pixels: the usual size in COCO.
 QUICK = {"d_model": 96, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
 NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0, "activation_dropout": 0.0}
-"""Without dropout the losses of all ways are equal, so that they can be compared."""
+"""Settings of BART without dropout: the losses of all ways are then equal, so that they can be compared."""
 QUICK_TOWER = {"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 4, "head_width": 16}}
 
 
@@ -82,7 +82,7 @@ def drawn(folder: Path, count: int) -> Any:
 
 @dataclass(frozen=True)
 class Filling:
-    """What the cache of features cost: seconds of CPU time, images, and bytes on the disk."""
+    """The cost of the cache of features: seconds of CPU time, number of images, and bytes on the disk."""
 
     cache: FeatureCache
     images: int
@@ -122,7 +122,7 @@ class Trained:
 
 
 def train(model: Any, batches: list[Any], ways: dict[str, Callable[[Any], Any]], rounds: int) -> dict[str, Trained]:
-    """Run the steps of all ways in each round, from the same weights and in an order of the round's own."""
+    """Run the steps of all ways in each round, from the same weights; the order of the ways is new in each round."""
     parameters = [parameter for _, parameter, _, _ in trainable_parameters(model)]
     before = [parameter.detach().clone() for parameter in parameters]
     trained = {name: Trained([], [], []) for name in ways}
@@ -148,7 +148,7 @@ def train(model: Any, batches: list[Any], ways: dict[str, Callable[[Any], Any]],
 
 
 def measure(folder: Path, rounds: int, quick: bool) -> dict[str, list[dict[str, Any]]]:
-    """Both tables: a step of each way, and what the cache costs and saves."""
+    """Measure both tables: a step of each way, and the cost and gain of the cache."""
     model, processor = made(quick)
     records = drawn(folder, BATCH * (1 if quick else STEPS))
     batches = [[records[i] for i in range(at, at + BATCH)] for at in range(0, len(records), BATCH)]

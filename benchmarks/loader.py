@@ -48,7 +48,7 @@ from mmdora.records.images import open_image
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
 
-BATCH, BATCHES, MAX_LENGTH = 8, 50, 2048
+BATCH, BATCHES, MAX_LENGTH = 8, 50, 2048  # Rows of a batch; batches of a pass; most tokens of a row.
 NOUNS = ("circle", "square", "triangle", "large blue star", "small red box", "picture", "edge", "green line")
 
 

@@ -7,7 +7,8 @@ A round trains tiny-llava (DoRA in the language model, four rows and two micro-b
 once with `mmdora.train.loop.Loop`, and once with a bare loop of forward, backward, clipping, AdamW and schedule. Both
 start from the same weights, in a new order every round. Both must end with the same loss, or the benchmark fails. The
 time is process CPU time from the end of the first step to the end of the last, so that start and end do not count.
-Batches are made once and given to both, because loader.py measures the loader. `bare loop again` shows the noise.
+Batches are made once and given to both, because loader.py measures the loader. `bare loop again` is the bare loop
+measured twice, which shows the noise.
 """
 
 from __future__ import annotations

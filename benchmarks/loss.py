@@ -4,10 +4,11 @@
     python benchmarks/loss.py --quick    # fewer tokens and rounds, in under a minute; nothing is written
 
 A frozen head is applied to the hidden states of a row with a picture (an eighth of its positions have labels), or of a
-row that is all answer; the gradient goes back to the states. "Plain" is transformers' own loss: the head over every
-position, then cross-entropy in fp32. Times are process CPU time (on CUDA wall time, synchronised); the ways take turns
-in one process, and ratios are paired medians. `plain again` shows the noise. Memory is measured for each case in a
-process of its own: the peak above the level before (CPU: RssAnon, read 200 times a second; CUDA: max_memory_allocated).
+row whose positions all have labels; the gradient goes back to the states. "Plain" is transformers' own loss: the head
+over every position, then cross-entropy in fp32. Times are process CPU time (on CUDA wall time, synchronised). The ways
+take turns in one process, and ratios are medians over rounds of the ratio within a round. `plain again` is the plain
+loss measured twice, which shows the noise. Memory is measured for each case in a process of its own, as the peak above
+the level before (CPU: RssAnon, read 200 times a second; CUDA: max_memory_allocated).
 """
 
 from __future__ import annotations
@@ -123,7 +124,7 @@ def measure(case: Case, rounds: int, device: str) -> list[dict[str, Any]]:
     """
     made = Pass(case, device)
     times: dict[str, list[float]] = {name: [] for name in ways(made)}
-    losses = {name: way() for name, way in ways(made).items()}  # This warms up too.
+    losses = {name: way() for name, way in ways(made).items()}  # This first pass also warms up.
     tolerance = 1e-2 if device == "cuda" else 1e-5
     if not torch.allclose(losses["plain"], losses["chunked"], rtol=tolerance):
         raise SystemExit(f"not the same: {losses}")

@@ -1,4 +1,4 @@
-"""Measures for `step.py` and `decode.py`: times by turns, peak memory in a separate process, self time by operator."""
+"""Functions that measure for `step.py` and `decode.py`: times in turns, peak memory in a process, time by operator."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def seconds(step: Callable[[], object], device: str) -> float:
 def interleaved(
     steps: Mapping[str, Callable[[], object]], rounds: int, device: str, label: str
 ) -> dict[str, list[float]]:
-    """Name of each variant -> its seconds in every round; two rounds before these warm up and do not count."""
+    """Name of each variant -> its seconds in every round. Two more rounds come first to warm up and do not count."""
     order, times = list(steps), {name: [] for name in steps}
     shuffle = random.Random(0)
     for number in range(-2, rounds):
@@ -123,7 +123,7 @@ def norm_errors() -> list[dict[str, Any]]:
 
 
 def profile(case: Case, rounds: int = 9) -> str:
-    """Text that shows where DoRA's step takes longer than the floor's: self time by operator, on the same batch."""
+    """A text that shows where a step of DoRA takes longer than one of the frozen floor: self time by operator."""
     from torch.profiler import ProfilerActivity
 
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if case.device == "cuda" else [])

@@ -6,8 +6,8 @@
 A LLaVA-shaped model with random weights of at least 500 MB makes two steps of forward, backward and fused AdamW. Each
 case runs in a process of its own. On a CPU the peak is RssAnon above its level after the imports, read by a thread
 every millisecond; on CUDA it is max_memory_allocated. glibc is told to give freed memory back at once
-(MALLOC_MMAP_THRESHOLD_): by default it keeps holes between blocks of under 32 MB, which are several hundred MB here,
-and no memory of the step. `--holes` measures with them.
+(MALLOC_MMAP_THRESHOLD_). By default it keeps holes between blocks of under 32 MB. They are several hundred MB here and
+do not belong to the step; `--holes` measures with them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmdora.config import RunConfig, validate
 from mmdora.train.loss import ChunkedLoss
 from mmdora.train.memory import estimate
 
-BOUND = 0.15  # Largest relative error of an estimate; with a larger one the benchmark fails.
+BOUND = 0.15  # The largest relative error of an estimate with which the benchmark passes.
 MODEL = Case(hidden=1024, intermediate=2816, layers=8, batch=4, length=256, vocabulary=32000)
 """The model on a CPU: 530 MB in fp32, so that the libraries' own memory matters little."""
 GPU = Case(hidden=4096, intermediate=11008, layers=8, batch=4, length=1024, vocabulary=32064, large_tower=True,

@@ -30,7 +30,7 @@ from harness import memory_of, show, write
 from random_llava import make_adapter, make_base
 
 EVERY = 0.05
-"""Seconds between two readings of a process's memory: short against the merge of a shard."""
+"""Seconds between two readings of a process's memory, which are short beside the merge of a shard."""
 
 WAYS = ("cp", "mmdora: imports alone", "mmdora: merge", "mmdora: export", "PEFT")
 
@@ -70,7 +70,7 @@ def measured(command: list[str]) -> Run:
 
 
 def do(way: str, base: Path, adapter: Path, out: Path) -> None:
-    """Merge in one way; this runs in a process of its own."""
+    """Merge in one way; each call has to run in a process of its own."""
     if way.startswith("mmdora"):
         from mmdora.export.merge_disk import DiskMerge
         from mmdora.export.run import export

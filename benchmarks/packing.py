@@ -6,9 +6,10 @@
 The lengths are drawn at random to resemble LLaVA-1.5's 665 thousand rows: 94% of the rows have a picture of 576 tokens
 and log-normal text (median 120, at most 1,400 tokens), the others are text alone (median 500). All ways train a LLaVA
 with few layers (random weights, DoRA in the language model) on the same rows once: in batches in any order, in batches
-of like length (the default), and in packed rows of 2,048 tokens (fewer on a CPU, see `SCALE`). Batches are made
-beforehand. Times are process CPU time (on CUDA wall time, synchronised); the ways take turns, and ratios are paired
-medians. `in any order, again` shows the noise. First, the training's own check makes sure that rows keep their loss.
+of similar length (the default), and in packed rows of 2,048 tokens (fewer on a CPU, see `SCALE`). Batches are made
+beforehand. Times are process CPU time (on CUDA wall time, synchronised). The ways take turns, and ratios are medians
+over rounds of the ratio within a round. `in any order, again` is one way measured twice, which shows the noise. First,
+the training's own check makes sure that packed rows have the same loss as single ones.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ from mmdora.families.template import IGNORE
 from mmdora.train.packing import check_packing
 
 SCALE = 1 if torch.cuda.is_available() else 4
-"""On a CPU all lengths and the model's width are divided by 4, so that attention's share is as in the 7B model."""
+"""Divisor of all lengths and of the model's width. It is 4 on a CPU; as both shrink, attention has the same share of
+the time as in the 7B model."""
 CAPACITY, VISUAL, WIDTH = 2048 // SCALE, 576 // SCALE, 4096 // SCALE
 """Tokens of a packed row, tokens of a picture, width of the language model."""
-PIXELS = 14 * round(VISUAL**0.5)
+PIXELS = 14 * round(VISUAL**0.5)  # Side of a picture in pixels; a patch has a side of 14 and gives one token.
 WORDS, BATCH, PACKED_BATCH = 2048, 8, 4
 """Size of the vocabulary, rows of a batch, packed rows of a batch."""
 

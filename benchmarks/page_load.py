@@ -1,4 +1,4 @@
-"""The page under load, for `demo.py`: many clients that ask at once, and visitors who leave during an answer."""
+"""Measures the page under load, for `demo.py`: many clients ask at once, and visitors leave during an answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from harness import memory_of
 from mmdora.data_prep.easy_vqa import samples
 
 QUEUE = 32
-"""Requests that the page lets wait: fewer than the clients, so that some are told that it is busy."""
+"""The most requests that wait in the page's queue: fewer than the clients, so that some are told that it is busy."""
 TOKENS = 16
 """Tokens of an answer: enough that a rate can be given, few enough that 50 clients are answered in minutes."""
 MIB = 2**20

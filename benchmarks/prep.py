@@ -3,10 +3,11 @@
     python benchmarks/prep.py            # 10,000 to 1,000,000 rows (0.7 GB on disk): results/prep.{json,md}
     python benchmarks/prep.py --quick    # a few thousand rows, nothing written
 
-Rows are conversations as long as those of mix665k (some without a picture), about 2,000 pictures in random order, whose
-existence and headers are checked. The command is `mmdora prep llava`, started as a user starts it. Its wall time
-includes everything: start, reading, converting, image checks, records, hashes, card and report. Memory is the largest
-sum of anonymous memory (RssAnon) over its processes, read every 50 ms. `json.load` only reads the same file at once.
+Rows are conversations as long as those of mix665k (some without a picture), about 2,000 pictures in random order, which
+the command checks for existence and readable headers. The command is `mmdora prep llava`, started as a user starts it.
+Its wall time includes everything: start, reading, converting, image checks, records, hashes, card and report. Memory is
+the largest sum of anonymous memory (RssAnon) over its processes, read every 50 ms. `json.load`, for comparison, only
+reads the same file into memory as a whole.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from PIL import Image
 
 from mmdora.prepare.index import CACHE_KIB
 
-PICTURES = 2000
+PICTURES = 2000  # Number of different pictures that the rows are about.
 WORDS = ("the", "image", "shows", "a", "large", "red", "bus", "on", "street", "with", "people", "waiting", "near", "it")
 LOAD = "import json, sys; json.load(open(sys.argv[1], encoding='utf-8'))"
 
@@ -50,7 +51,7 @@ def write_rows(path: Path, rows: int) -> None:
 
 
 def measured(*command: str) -> tuple[float, int]:
-    """Run a Python command; gives its seconds, and the peak of anonymous memory in bytes, with its children's."""
+    """Run a Python command; returns its seconds, and the peak in bytes of its and its children's anonymous memory."""
     begun, peak = time.perf_counter(), 0
     process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL)
     while process.poll() is None:
@@ -82,7 +83,7 @@ def everything(sizes: list[int], workers: list[int]) -> list[dict[str, Any]]:
             write_rows(Path(file), size)
             prep = ("-m", "mmdora", "prep", "llava", "--in", file, "--images", folder, "--out", out, "--workers")
             runs: dict[str, tuple[str, ...]] = {f"mmdora prep --workers {n}": (*prep, str(n)) for n in workers}
-            if size <= 100_000:  # For a million rows it would take gigabytes.
+            if size <= 100_000:  # For a million rows `json.load` would take gigabytes.
                 runs["json.load"] = ("-c", LOAD, file)
             for name, command in runs.items():
                 taken, peak = measured(*command)

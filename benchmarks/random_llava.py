@@ -1,4 +1,4 @@
-"""A checkpoint with the layout of LLaVA-1.5-7B and random weights, and an adapter of it, for measurements."""
+"""Writes a checkpoint with LLaVA-1.5-7B's layout and random weights, and an adapter for it, for measurements."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 SHARD = 5 * 10**9
-"""Most bytes of a file, as in checkpoints on the hub."""
+"""The most bytes of a file, as in checkpoints on the hub."""
 
 
 def make_base(folder: Path, layers: int, small: bool) -> None:

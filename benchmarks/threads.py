@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-THREADS = 2
+THREADS = 2  # OpenMP threads of a process that takes steps.
 LOADS = {"alone": 0, "1 busy process": 1, "8 busy processes": 8}
 WAYS = {"spin": {}, "spin again": {}, "sleep": {"OMP_WAIT_POLICY": "PASSIVE"}}
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny" / "dora.yaml"
@@ -129,7 +129,7 @@ def measure(rounds: int, steps: int) -> dict[str, dict[str, list[float]]]:
     times: dict[str, dict[str, list[float]]] = {load: {way: [] for way in WAYS} for load in LOADS}
     shuffle = random.Random(0)
     for worker in workers.values():
-        worker.seconds(2)  # the first steps allocate
+        worker.seconds(2)  # The first steps allocate memory and are not measured.
     for _ in range(rounds):
         for load, count in LOADS.items():
             order = list(WAYS)

@@ -58,7 +58,7 @@ WIDTH_7B = Case(
     dtype="bf16",
     device="cuda",
 )
-"""LLaVA-1.5-7B's dimensions, 8 of its 32 layers, 16,384 tokens per optimizer step."""
+"""The case for a GPU: LLaVA-1.5-7B's dimensions, but 8 of its 32 layers, and 16,384 tokens per optimizer step."""
 
 
 def build(case: Case) -> nn.Module:

@@ -1,4 +1,4 @@
-"""BoolQ (Clark et al., 2019): yes/no questions about a passage; text only.
+"""BoolQ (Clark et al., 2019): yes/no questions about a passage, without pictures.
 
 The files are JSON Lines of `{question, passage, answer: true|false, title}`; those of the test split have no answer.
 SuperGLUE's copy has `idx`, and `label` instead of `answer`. The result file is SuperGLUE's: JSON Lines of

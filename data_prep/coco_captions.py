@@ -1,4 +1,4 @@
-"""COCO captions (Chen et al., 2015), the official files and Karpathy's splits.
+"""COCO captions (Chen et al., 2015), from the official files or Karpathy's splits.
 
 An official file is `{images: [{id, file_name, …}], annotations: [{id, image_id, caption}]}`; those of test sets have
 images only. Karpathy's `dataset_coco.json` is `{images: [{filepath, filename, cocoid, split, sentences: [{raw, tokens,
@@ -28,7 +28,7 @@ PROMPT = "Provide a one-sentence caption for the provided image."
 
 
 def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
-    """(image, its captions) of an official file; an image, which holds its sentences, of Karpathy's."""
+    """Yield (image, its captions) from an official file, or an image with its sentences from Karpathy's file."""
     for path in inputs.files:
         first = next(iter(reader.elements(path, "images")), None)
         if first is not None and field(first.value, "sentences") is not None:

@@ -1,9 +1,9 @@
-"""Handwritten digits (Alpaydin and Kaynak, 1998) as questions: 1,797 real scans, as scikit-learn carries them.
+"""Handwritten digits (Alpaydin and Kaynak, 1998) as questions about 1,797 real scans that scikit-learn contains.
 
 `sklearn.datasets.load_digits` gives images [1797, 8, 8] with values from 0 (paper) to 16 (ink), and targets 0 to 9
-(checked against version 1.9). They are scaled to 64x64 pixels, black on white. A hash of a scan's pixels says whether
-it belongs to the test split. In the split train a scan is one record of three turns; in the split test every question
-is a record.
+(checked against version 1.9). The scans are scaled to 64x64 pixels, black on white. A hash of a scan's pixels says
+whether it belongs to the test split. In the split train a scan is one record of three turns; in the split test every
+question is a record.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmdora.prepare.run import write_splits
 from mmdora.records.record import Record, qa_record
 
 SIDE = 64
-"""Width and height of a picture in pixels, as the pictures of easy-VQA and of the drawn scenes have."""
+"""Width and height of a picture in pixels, the same as in easy-VQA and in the drawn scenes."""
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
@@ -66,7 +66,7 @@ def _drawn(scan: np.ndarray) -> bytes:
 
 
 def _questions(random: Random, digit: int) -> list[tuple[str, str]]:
-    """Three questions: which digit it is, whether it is even, and whether it is the one named (half of the time)."""
+    """Ask which digit it is, whether it is even, and whether it is a given digit (in half of the cases, yes)."""
     other = random.choice([number for number in range(10) if number != digit])
     named = digit if random.random() < 0.5 else other
     return [

@@ -1,9 +1,9 @@
 """easy-VQA (Victor Zhou, 2019): one coloured shape per picture, questions with 13 answers.
 
-The PyPI package `easy-vqa` holds all of it: 4,000 pictures with 38,575 questions to train on, and 1,000 with 9,673 to
-test on; pictures are 64x64 RGB PNG. `questions.json` is a list of `[question, answer, image_id]` (checked against
-version 1.0). The pictures are synthetic and the questions made from templates, so that the most frequent answer to each
-question is right for 67.0% of the test split (see `mmdora.evaluate.scoring.metrics.majority_baseline`).
+The PyPI package `easy-vqa` holds the whole dataset: 4,000 pictures with 38,575 questions to train on, and 1,000
+pictures with 9,673 questions to test on. Pictures are 64x64 RGB PNG. `questions.json` is a list of `[question, answer,
+image_id]` (checked against version 1.0). Pictures and questions are made from templates, so that the most frequent
+answer to each question is right for 67.0% of the test split (see `mmdora.evaluate.scoring.metrics.majority_baseline`).
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def _by_question(rows: list[list[Any]]) -> list[Record]:
 
 
 def samples(count: int = 6) -> list[tuple[Path, str]]:
-    """So many pictures of the test split with a question each; no picture and no question comes twice.
+    """`count` pictures of the test split with a question each; no picture and no question comes twice.
 
-    Every call returns the same ones. There are 107 different questions, so there can be no more samples.
+    Every call returns the same samples. There are at most 107, because there are 107 different questions.
     """
     folder = Path(str(files("easy_vqa"))) / "data" / "test"
     chosen: dict[int, str] = {}

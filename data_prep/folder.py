@@ -1,4 +1,4 @@
-"""A plain folder of your own: images, and a table of `image, question, answer`.
+"""A folder of your own with images and a table of `image, question, answer`.
 
 The table is CSV, TSV, JSON Lines or a JSON list with the columns `image`, `question` and `answer`; columns `id` and
 `split` are read if they are there. A row with an empty `image` is about text alone; one with an empty or missing
@@ -20,7 +20,7 @@ from mmdora.records.media import check_keys
 from mmdora.records.record import RecordFacts
 
 KEYS = ("id", "image", "question", "answer", "split")
-"""The columns that are read; others may be there, if they hold no picture."""
+"""The columns that are read. Other columns are ignored, but may not hold pictures."""
 
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:

@@ -22,7 +22,7 @@ from mmdora.records.record import RecordFacts
 
 
 def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
-    """(question id, question, its entry in the file of choices, or None)."""
+    """Yield (question id, question, its entry in the file of choices or None)."""
     choices = [reader.index(reader.items(path), complete=False) for path in inputs.files if "choices" in path.name]
     for path in inputs.files:
         for row in reader.items(path) if "choices" not in path.name else ():

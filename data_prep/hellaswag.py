@@ -1,7 +1,7 @@
-"""HellaSwag (Zellers et al., 2019): which ending follows? four choices; text only.
+"""HellaSwag (Zellers et al., 2019): which of four endings follows a text? It has no pictures.
 
 The files are JSON Lines of `{ind, activity_label, ctx_a, ctx_b, ctx, endings: [four], label: index, split, split_type,
-source_id}`. Those of the test split have no label; the hub's copy has an empty one there, and writes labels as text.
+source_id}`. The test split has no labels; the hub's copy has empty labels there, and writes labels as text.
 The result file is CSV, `annot_id,ending0,…,ending3`, of probabilities; the chosen ending gets 1.
 """
 

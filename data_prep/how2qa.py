@@ -1,4 +1,4 @@
-"""How2QA (Li et al., 2020): multiple choice of four about clips of instructional videos, with features.
+"""How2QA (Li et al., 2020): questions with four choices about clips of instructional videos, given as features.
 
 Rows, records and result file are those of TVQA (see `tvqa`), as VALUE released them: JSON Lines of `{qid, q, a0 … a3,
 answer_idx, ts, vid_name}`. Features are `VID_NAME.npz` below `--features`; subtitles are VALUE's how2_subtitles.jsonl.

@@ -3,8 +3,8 @@
 A row has `messages: [{role: system|user|assistant, content}]`. The content is a text, in which `<image>` marks an
 image, or a list of parts `{type: image}` and `{type: text, text}`; fields that `datasets` filled with None are left
 out. `images` is a list (`image` a single one) of paths, or of `{bytes, path}` as Parquet stores them; files with bytes
-need no `--images`. Of a folder, every .parquet, .jsonl and .json file below it is read, and the name of the file or of
-its folder tells the split (`data/train-00000-of-00002.parquet`, `test/0.jsonl`).
+need no `--images`. From a folder, every .parquet, .jsonl and .json file below it is read, and the name of the file or
+of its folder tells the split (`data/train-00000-of-00002.parquet`, `test/0.jsonl`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     pictures = pictures if isinstance(pictures, list) else [pictures]
     name = value.get("id", f"{row.file.stem}-{row.number}")
     chat = value["messages"]
-    chat = json.loads(chat) if isinstance(chat, str) else chat  # Parquet keeps a column of JSON as text
+    chat = json.loads(chat) if isinstance(chat, str) else chat  # Parquet stores a column of JSON as text.
     record = conversation(name, chat, [_picture(picture) for picture in pictures])
     split = split_of(row.file) or split_of(row.file.parent)
     yield {**record, "split": split} if split else record

@@ -1,4 +1,4 @@
-"""MMBench (Liu et al., 2023): multiple choice on 20 abilities, images in base64 inside a TSV.
+"""MMBench (Liu et al., 2023): multiple choice on 20 abilities, with images in base64 inside a TSV.
 
 The columns are `index, question, hint, A, B, C, D, answer, category, image, source, l2-category, comment, split`. A
 missing option, hint or (in the test split) answer is an empty cell or "nan". `image` is base64, or the index of the row
@@ -23,11 +23,11 @@ from mmdora.prepare.results import answered, check_openpyxl, write_xlsx
 from mmdora.records.record import RecordFacts
 
 LONGEST_REFERENCE = 64
-"""A cell of at most so many characters is the index of another row, not a picture; VLMEvalKit has the same rule."""
+"""The most characters of a cell that is the index of another row. A longer cell is a picture, as in VLMEvalKit."""
 
 
 def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
-    """The rows of TSV files, with the picture itself in `image` where it was the index of another row."""
+    """Yield the rows of TSV files; an `image` that is the index of another row is replaced by that row's picture."""
     for path in inputs.files:
         index = None
         for row in reader.table(path):
@@ -39,7 +39,7 @@ def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
 
 
 def _pictures(reader: Reader, path: Path) -> Iterator[OfficialRow]:
-    """The rows of a TSV file that hold a picture themselves."""
+    """Yield the rows of a TSV file that hold a picture themselves."""
     for row in reader.table(path):
         if isinstance(row.value, dict) and len(row.value["image"]) > LONGEST_REFERENCE:
             yield row

@@ -1,7 +1,7 @@
-"""OK-VQA (Marino et al., 2019): questions on COCO images that need knowledge; VQA's format.
+"""OK-VQA (Marino et al., 2019): questions on COCO images that need knowledge, in VQA's format.
 
-Questions and annotations are as in VQA v2, but each answer has a `raw_answer` beside `answer`, which is stemmed, and
-there is no `multiple_choice_answer`: a record's answer is the most frequent one. Images are
+Questions and annotations are as in VQA v2, but each answer has a `raw_answer` beside the stemmed `answer`, and there is
+no `multiple_choice_answer`, so a record's answer is the most frequent one. Images are
 `train2014/COCO_train2014_…jpg` below the root, or lie there without the folder. The result file is
 `[{question_id, answer}]`.
 """

@@ -1,4 +1,4 @@
-"""POPE (Li et al., 2023): is there such a thing in the image? yes or no, in three splits.
+"""POPE (Li et al., 2023): yes/no questions whether a thing is in the image, in three splits.
 
 The files are JSON Lines, though they are named .json, of `{question_id, image, text, label: yes|no}`; their names,
 `coco_pope_random.json`, `_popular` and `_adversarial`, tell the splits. The splits have the same ids. Images are COCO's

@@ -20,7 +20,7 @@ from mmdora.prepare.results import answers_by_question
 
 
 def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
-    """(question, the entry of its image in the OCR file, or None)."""
+    """Yield (question, the entry of its image in the OCR file or None)."""
     ocr = [path for path in inputs.files if "ocr" in path.name.lower()]
     tokens = [reader.index(reader.elements(path, "data"), "image_id", complete=False) for path in ocr]
     for path in inputs.files:

@@ -1,4 +1,4 @@
-"""TVC (Lei et al., 2020): captions of moments in clips of TV shows, with features for frames.
+"""TVC (Lei et al., 2020): captions of moments in clips of TV shows, given as features of frames.
 
 The files are JSON Lines of `{vid_name, clip_id, duration, ts: [start, end], descs: [{desc, desc_id, type}]}`; those of
 the test split have no `descs`. In the split train every caption is a record of its own. Elsewhere a clip is one record,
@@ -28,7 +28,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
 
 
 def moment_captions(row: OfficialRow, prompt: str) -> Iterator[RecordDraft]:
-    """The captions of a moment of a clip, in TVC's format and in that of VALUE's other captioning tasks."""
+    """Yield records of the captions of a moment of a clip, in the format of TVC and VALUE's other captioning tasks."""
     value, subtitles = row.value
     captions = [(caption["desc_id"], caption["desc"]) for caption in value.get("descs", [])]
     for record in captioned(

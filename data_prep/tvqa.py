@@ -1,4 +1,4 @@
-"""TVQA (Lei et al., 2018): multiple choice of five about clips of TV shows, with features for frames.
+"""TVQA (Lei et al., 2018): questions with five choices about clips of TV shows, given as features of frames.
 
 The files are JSON Lines of `{qid, q, a0 … a4, answer_idx, ts: "76.01-84.2", vid_name, show_name}`; those of the test
 split have no `answer_idx`. Features are `VID_NAME.npz` below `--features` (in VALUE's release one row every 1.5 s);
@@ -25,7 +25,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
 
 
 def clip_question(row: OfficialRow, choices: int) -> RecordDraft:
-    """A multiple-choice question about a clip, in TVQA's format, with so many choices."""
+    """Make a record of a multiple-choice question about a clip in TVQA's format, with `choices` choices."""
     value, subtitles = row.value
     record = choice(
         value["qid"],
@@ -35,7 +35,7 @@ def clip_question(row: OfficialRow, choices: int) -> RecordDraft:
         value.get("answer_idx"),
         qid=value["qid"],
         vid_name=value["vid_name"],
-        ts=value.get("ts"),  # "nan-nan" where nobody marked the moment
+        ts=value.get("ts"),  # It is "nan-nan" where nobody marked the moment.
         subtitles=subtitles,
         type=value.get("show_name"),
     )

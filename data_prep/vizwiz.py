@@ -1,9 +1,9 @@
-"""VizWiz-VQA (Gurari et al., 2018): questions blind people asked about their photographs, ten answers each.
+"""VizWiz-VQA (Gurari et al., 2018): questions that blind people asked about their photographs, with ten answers each.
 
 A file is a JSON list of `{image, question, answers: [{answer, answer_confidence}], answer_type, answerable}`; the test
 split has image and question only. The name of the image is the id. Images are `train/NAME`, `val/NAME` or `test/NAME`
-below the root, or lie there without the folder. The result file is `[{image, answer}]`. The answerability task's file,
-which asks for a confidence, is not written: a generated answer has none.
+below the root, or lie there without the folder. The result file is `[{image, answer}]`. The file of the answerability
+task is not written, because it asks for a confidence, which a generated answer does not have.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
 
 
 def write_results(records: Iterable[RecordFacts], predictions: Mapping[str, str], path: Path) -> Path:
-    """Write `[{image, answer}]`."""
+    """Write `[{image, answer}]`, which the evaluation server reads."""
     rows = ({"image": meta["image"], "answer": text} for meta, text in answered(records, predictions))
     return write_json_list(path, rows)
 

@@ -1,4 +1,4 @@
-"""WinoGrande (Sakaguchi et al., 2020): which of two names fills the blank? text only.
+"""WinoGrande (Sakaguchi et al., 2020): which of two names fills the blank in a sentence? It has no pictures.
 
 The files are JSON Lines of `{qID, sentence with "_", option1, option2, answer: "1"|"2"}`. Those of the test split have
 no answer; the hub's copy has an empty one. Training files of several sizes (train_xs … train_xl) need a `--split` each,

@@ -1,4 +1,4 @@
-"""YC2C: captions of the segments of YouCook2 (Zhou et al., 2018), as VALUE released them, with features.
+"""YC2C: captions of the segments of YouCook2 (Zhou et al., 2018), as VALUE released them, given as features.
 
 Rows, records and result file are those of TVC (see `tvc`); a clip is a segment of a cooking video. Features are
 `VID_NAME.npz` below `--features`; subtitles are VALUE's yc2_subtitles.jsonl.

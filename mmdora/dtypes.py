@@ -33,5 +33,5 @@ _IN_CONFIGS: dict[str, DtypeName] = {"float32": "fp32", "bfloat16": "bf16", "flo
 
 
 def dtype_in_config(text: str | None) -> DtypeName:
-    """Our name of what `dtype` in a config.json says; transformers reads a missing or another value as fp32."""
+    """Our name for the value of `dtype` in a config.json; like transformers, a missing or unknown value is fp32."""
     return _IN_CONFIGS.get(text or "", "fp32")

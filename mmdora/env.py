@@ -1,4 +1,4 @@
-"""The machine at hand: versions and devices, for bug reports and for the report of a run, and its usable cores.
+"""Describes the machine: versions and devices, for bug reports and for the report of a run, and its usable cores.
 
 Nothing here names a user, a host or a path, and nothing imports torch before `collect` is called.
 """
@@ -36,7 +36,7 @@ SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG"
 LOCK = Path(__file__).with_name("constraints.txt")
 """The exact versions with which this mmdora was tested."""
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""What tells OpenMP's threads (of any runtime, GNU's, and LLVM's and Intel's) how to wait for each other."""
+"""Variables that tell OpenMP's threads how to wait for each other: the standard's own, GNU's, LLVM's and Intel's."""
 
 _passive_is_ours = False
 
@@ -44,9 +44,9 @@ _passive_is_ours = False
 def wait_passively() -> None:
     """Let OpenMP's threads sleep while they wait, unless the user has said how they shall wait.
 
-    By default they spin. Where other processes want the cores, a thread then waits for one that cannot run because of
-    the waiting: a training step takes many times as long (benchmarks/threads.py). OpenMP reads the variable once, when
-    torch is imported, so this has no effect after that.
+    By default a waiting thread keeps its core busy. If other processes need the cores, the waiting threads can keep the
+    thread that they wait for from running, and a training step takes many times as long (benchmarks/threads.py).
+    OpenMP reads the variable once, when torch is imported, so a later call has no effect.
     """
     global _passive_is_ours
     if "torch" not in sys.modules and not any(name in os.environ for name in WAITING):
@@ -55,7 +55,7 @@ def wait_passively() -> None:
 
 
 def collect() -> dict[str, str]:
-    """Name -> version or description."""
+    """Collect facts about this machine: name -> version or description."""
     import psutil
     import torch
 
@@ -82,12 +82,12 @@ def collect() -> dict[str, str]:
 
 
 def usable_cores() -> int:
-    """How many processor cores this process may use; a container or `taskset` may leave it fewer than there are."""
+    """The number of processor cores that this process may use, which a container or `taskset` can limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _beside_the_tested() -> str:
-    """Whether what is installed is newer or older than what mmdora was tested with."""
+    """A line that says which installed packages are newer or older than those that mmdora was tested with."""
     lines = (line for line in LOCK.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))
     tested = {name.lower().replace("_", "-"): exact for name, _, exact in (line.partition("==") for line in lines)}
     newer, older = [], []

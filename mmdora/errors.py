@@ -9,15 +9,15 @@ class MmdoraError(ValueError):
     """
 
     told = False
-    """Another process of the run prints the line."""
+    """Whether another process of the run prints the line, so that it appears once."""
 
 
 class OutOfMemory(MmdoraError):  # noqa: N818 (as torch calls it)
-    """A training step that fits neither the GPU nor, on a CPU, the host."""
+    """A training step needs more memory than its device (the GPU, or the host for a run on the CPU) has."""
 
 
 class Interrupted(MmdoraError):  # noqa: N818 (nothing went wrong)
-    """A run that was asked to stop by a signal, and did, with a checkpoint; `code` is the exit code (128 + signal)."""
+    """A signal asked the run to stop, and it stopped after saving a checkpoint; `code` is 128 + the signal's number."""
 
     def __init__(self, message: str, code: int):
         super().__init__(message)

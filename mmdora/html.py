@@ -1,4 +1,4 @@
-"""What every HTML page of this package is made with: the template engine, pictures inside the page, loss curves.
+"""Functions for every HTML page of this package: the template engine, pictures inside the page, loss curves.
 
 Nothing here imports torch.
 """
@@ -19,18 +19,19 @@ from mmdora.files import read_text
 LOG = "log.jsonl"
 """The file of a run folder in which `mmdora train` keeps its losses."""
 LOG_BYTES = 256 * 2**20
-"""A log has about 150 bytes a step, so that this is more than a million steps; a larger file is no log."""
+"""The most bytes of a file that is read as a log: more than a million steps, at about 150 bytes per step."""
 SERIES = ("#010101", "#020202", "#030303", "#040404")
-"""matplotlib knows no CSS variables: these colours are drawn, then replaced by the page's --c0, --c1, …"""
+"""Placeholder colours of the curves. matplotlib knows no CSS variables, so it draws these, and they are then replaced
+by the page's --c0, --c1, …"""
 INK, GRID = "#0a0a0a", "#0b0b0b"
-"""In the same way for text and axes (--ink) and for grid lines (--line)."""
+"""Placeholder colours of text and axes (replaced by --ink) and of grid lines (replaced by --line)."""
 
 
 def environment(folder: Path) -> Environment:
     """The Jinja environment of every page: texts are escaped, and a name that the page was not given is an error.
 
     Args:
-        folder: where the template lies. Filters of one page alone are added to the environment by that page.
+        folder: folder of the templates. A page that needs filters of its own adds them to the environment.
     """
     return Environment(
         loader=FileSystemLoader(folder),
@@ -42,7 +43,7 @@ def environment(folder: Path) -> Environment:
 
 
 def data_uri(content: bytes, mime: str = "image/png") -> str:
-    """A file as an address that contains it, so that a page with this picture needs no other file.
+    """A `data:` URI that holds the content of a file, so that a page with this picture needs no other file.
 
     Args:
         mime: the media type of `content`, such as "image/jpeg".
@@ -51,12 +52,12 @@ def data_uri(content: bytes, mime: str = "image/png") -> str:
 
 
 def curve(run: Path) -> list[tuple[int, float]]:
-    """(step, training loss) of every line of a run's log that has a loss; a loss of 0 is one.
+    """(step, training loss) for every line with a loss, 0 included, in the log of a run folder.
 
-    The last line is left out while it has no line end, since the run may be writing it.
+    A last line without a line end is left out, since the run may still be writing it.
 
     Raises:
-        MmdoraError: there is no log, or its lines are not those of a run.
+        MmdoraError: if there is no log, or its lines are not those of a run.
     """
     lines = read_text(run / LOG, "log", LOG_BYTES).split("\n")[:-1]
     try:
@@ -67,9 +68,9 @@ def curve(run: Path) -> list[tuple[int, float]]:
 
 
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
-    """Loss over steps as inline SVG whose colours are the page's own, so that light and dark both fit.
+    """Draw loss over steps as inline SVG in the page's own colours, for its light and its dark theme.
 
-    Names of curves are not drawn: the legend is the page's.
+    The names of the curves are not drawn, because the page has a legend of its own.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -83,7 +84,7 @@ def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
             steps, losses = zip(*points, strict=True)
             axes.plot(steps, losses, color=SERIES[(index + 1) % len(SERIES)], linewidth=1.8)
         if any(loss > 0 for points in curves.values() for _, loss in points):
-            axes.set_yscale("log")  # a loss of 0 has no place on this axis: the line leaves the picture there
+            axes.set_yscale("log")  # A loss of 0 has no place on this axis, so the line leaves the plot there.
         axes.set_xlabel("optimizer step", color=INK)
         axes.set_ylabel("training loss", color=INK)
         axes.tick_params(which="both", colors=INK)

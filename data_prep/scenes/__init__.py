@@ -31,9 +31,9 @@ from mmdora.records.record import Record, qa_record
 __all__ = ["COLOURS", "SHAPES", "SIDE", "Thing", "caption", "conversation", "existence", "prepare", "scene"]
 
 FIRST_TEST_SCENE = 10**9
-"""Test scenes are numbered from here, so that no number of training scenes reaches them."""
+"""The number of the first test scene, which is larger than that of any training scene."""
 SCENES_AT_ONCE = 200
-"""How many scenes a process draws before it hands over their records."""
+"""Scenes that a process draws before it hands over their records, so that it seldom waits for the main process."""
 
 Kind = Literal[
     "caption", "count", "relation", "pope", "nlvr2", "ocr", "clips", "clip-features", "questions", "places",
@@ -96,7 +96,7 @@ def prepare(
 
 
 def _make(job: tuple[Path, str, int, int, float]) -> list[Record]:
-    """A conversation. The bundled base was trained on exactly these draws, so they must stay as they are."""
+    """Make the record of one scene. The bundled base was trained on exactly these draws, so they must not change."""
     out, split, seed, number, presence = job
     random = Random(f"{seed}:{number}")
     asks_presence = random.random() < presence

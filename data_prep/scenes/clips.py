@@ -1,4 +1,4 @@
-"""Short clips of one thing that moves or changes its size: as pictures, or as features for VL-BART's video tasks."""
+"""Draws short clips of one thing that moves or changes its size, as pictures or as features for VL-BART's videos."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from PIL import Image, ImageDraw
 from mmdora.data_prep.scenes.drawing import SIDE, Asked, Draw, Thing, draw_thing, in_words, place_thing
 
 FRAMES = 4
-"""How many frames a clip has."""
+"""Number of frames of a clip."""
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 GROWTH = {"grows": 1.35, "shrinks": 1 / 1.35}
-"""How many times larger a thing is from one frame to the next."""
+"""Change -> factor of a thing's width and height from one frame to the next."""
 STEP = 9
-"""How far a moving thing gets from one frame to the next, in pixels."""
+"""Pixels that a moving thing advances from one frame to the next."""
 SMALLEST = 5
-"""A thing that is less wide or high than this, in pixels, can no longer be recognised."""
+"""The fewest pixels of a thing's width and height, because a smaller one cannot be recognised."""
 THUMBNAIL, WIDTH = 16, 512
 """Features of a frame: the colours of THUMBNAIL x THUMBNAIL pixels, mapped to WIDTH numbers (CLIP's width)."""
 
@@ -47,7 +47,7 @@ def npy(values: np.ndarray) -> bytes:
 
 @cache
 def _map() -> np.ndarray:
-    """[3 * THUMBNAIL * THUMBNAIL, WIDTH] float64."""
+    """The random map from pixels to features, [3 * THUMBNAIL * THUMBNAIL, WIDTH] float64."""
     inputs = 3 * THUMBNAIL * THUMBNAIL
     return np.random.default_rng(0).normal(size=(inputs, WIDTH)) / np.sqrt(inputs)
 

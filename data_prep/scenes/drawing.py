@@ -1,4 +1,4 @@
-"""The pictures: one to four coloured shapes that do not overlap."""
+"""Draws the pictures: one to four coloured shapes that do not overlap."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 SIDE = 64
-"""Width and height of a picture in pixels, as the pictures of easy-VQA have."""
+"""Width and height of a picture in pixels, the same as in easy-VQA."""
 SHAPES = ("circle", "rectangle", "triangle", "star", "cross")
 COLOURS: dict[str, tuple[tuple[int, int, int], ...]] = {
     "black": ((0, 0, 0), (25, 25, 30)),
@@ -56,7 +56,7 @@ class Thing:
 
 
 class Asked(NamedTuple):
-    """A question about a draw; `pictures` are the numbers of the pictures it is about (None: all of them)."""
+    """A question about a draw; `pictures` holds the numbers of the pictures it is about, or None for all of them."""
 
     text: str
     answer: str
@@ -66,11 +66,11 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Draw:
-    """Pictures and what is asked about them.
+    """Pictures, and the questions about them.
 
     Attributes:
-        about: what can be told apart in the pictures, in words.
-        features: [frames, 512] float32, instead of pictures.
+        about: description of the pictures in words, which is equal for pictures that look alike.
+        features: [frames, 512] float32 features that replace the pictures; None if there are pictures.
     """
 
     about: str
@@ -80,12 +80,12 @@ class Draw:
 
 
 def in_words(things: Sequence[Thing]) -> str:
-    """Things as one can tell them apart, without fractions of pixels and shades of a colour."""
+    """Describe things as people tell them apart, without fractions of pixels and shades of a colour."""
     return "; ".join(sorted(f"{thing.size} {thing.name} at the {thing.place}" for thing in things))
 
 
 def scene_of(random: Random, number: int) -> tuple[list[Thing], Image.Image]:
-    """A scene of exactly `number` things."""
+    """Draw a scene of exactly `number` things."""
     while True:
         things, picture = scene(random, number=number)
         if len(things) == number:
@@ -94,7 +94,7 @@ def scene_of(random: Random, number: int) -> tuple[list[Thing], Image.Image]:
 
 def scene(random: Random, most: int = 4, *, number: int | None = None) -> tuple[list[Thing], Image.Image]:
     """Draw one to `most` (or up to `number`) shapes that do not overlap, mostly on a light background."""
-    scale = random.choice((1, 4))  # edges are hard, or smooth
+    scale = random.choice((1, 4))  # With 1 the edges are hard, with 4 they are smooth.
     light = random.random() < 0.85
     background = tuple(random.randint(228, 255) if light else random.randint(0, 255) for _ in range(3))
     picture = Image.new("RGB", (SIDE * scale, SIDE * scale), background)
@@ -111,7 +111,11 @@ def scene(random: Random, most: int = 4, *, number: int | None = None) -> tuple[
 def place_thing(
     random: Random, others: list[Thing], background: tuple[int, ...]
 ) -> tuple[Thing | None, tuple[int, ...]]:
-    """A new thing that overlaps no other and stands out from the background, with its RGB; None if 50 tries fail."""
+    """Place a new thing that overlaps no other and differs from the background.
+
+    Returns:
+        The thing and its RGB, or None and () after 50 tries.
+    """
     for _ in range(50):
         colour = random.choice(tuple(COLOURS))
         rgb = random.choice(COLOURS[colour])

@@ -1,4 +1,4 @@
-"""What is asked and said about a scene. No sentence here is a question of easy-VQA; a test compares them."""
+"""Writes questions, answers and captions of a scene. No sentence is a question of easy-VQA; a test compares them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Pairs = list[tuple[str, str]]
 
 
 def existence(random: Random, things: list[Thing]) -> Pairs:
-    """Four questions whether something is there; half of the time questions about shape and colour come first."""
+    """Four questions whether something is there; in half of the cases, questions about shape and colour come first."""
     pairs = [*_shape(random, things), *_colour(random, things)] if random.random() < 0.5 else []
     makers = [_exists, _exists, random.choice((_absent, _statement)), random.choice((_exists, _absent))]
     return pairs + [pair for make in makers for pair in make(random, things)]
 
 
 def conversation(random: Random, things: list[Thing]) -> Pairs:
-    """Three or more turns about a scene; a follow-up stays behind its question.
+    """Three or more turns about a scene, in which a follow-up directly follows its question.
 
-    A caption comes last. It gives away the answers, so that a model would otherwise learn to read them from the
-    conversation instead of the picture.
+    A caption comes last. It contains the answers to the other questions, so from an earlier one a model would learn to
+    read answers from the conversation instead of the picture.
     """
     makers: list[Callable[[Random, list[Thing]], Pairs]] = [_colour, _shape, _exists, _exists, _absent, _statement]
     makers += [_caption, _size_place, _count]
@@ -59,7 +59,7 @@ def _caption(random: Random, things: list[Thing]) -> Pairs:
 
 
 def _one(random: Random, things: list[Thing], key: str) -> Thing:
-    """A thing that is alone with its value of `key`, if there is one."""
+    """A thing that shares its value of `key` with no other thing, if there is such a thing; else any thing."""
     single = [t for t in things if sum(getattr(o, key) == getattr(t, key) for o in things) == 1]
     return random.choice(single or things)
 
@@ -88,7 +88,7 @@ def _shape(random: Random, things: list[Thing]) -> Pairs:
 
 
 def _described(random: Random, things: list[Thing]) -> tuple[str, bool]:
-    """A description of something, and whether it is in the scene, which it is half of the time."""
+    """A description of something, and whether it is in the scene (in half of the cases it is)."""
     thing, kind = random.choice(things), random.choice(("colour", "shape", "both", "both"))
     present = random.random() < 0.5
     colour, shape = thing.colour, thing.shape

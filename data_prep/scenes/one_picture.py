@@ -10,11 +10,11 @@ from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Asked, Draw, Thing,
 from mmdora.data_prep.scenes.language import NUMBERS, article, caption, plural, yes
 
 FREQUENT = SHAPES[:3]
-"""Four of five things have one of these shapes."""
+"""The shapes that four of five things have; POPE's kind `popular` asks about them."""
 APART = 8
-"""Two things count as left of or above each other if their centres are this many pixels apart, or more."""
+"""The fewest pixels between the centres of two things of which one counts as left of or above the other."""
 PRESENCE = 0.6
-"""Share of the pictures with questions that mostly ask whether something is there."""
+"""The share of the pictures about which most questions ask whether something is there."""
 
 
 def questions(random: Random, name: str) -> Draw:
@@ -31,7 +31,7 @@ def questions(random: Random, name: str) -> Draw:
 
 
 def places(random: Random, name: str) -> Draw:
-    """Where things are, how big they are, and what is at a place, in pictures with several things."""
+    """Questions where things are, how big they are, and what is at a place, in pictures with several things."""
     things, picture = scene_of(random, random.randint(2, 4))
     thing, other = random.sample(things, 2)
     asked = [Asked(f"where is the {thing.name}?", f"at the {thing.place}", {"type": "place"})]
@@ -64,7 +64,7 @@ def captions(random: Random, name: str) -> Draw:
 
 
 def counts(random: Random, name: str) -> Draw:
-    """How many things, or things of a shape, there are; all numbers of things are equally frequent."""
+    """A question how many things, or things of a shape, there are; all numbers of things are equally frequent."""
     things, picture = scene_of(random, random.randint(1, 4))
     shape = random.choice([*(thing.shape for thing in things), random.choice(SHAPES)])
     asked = [
@@ -85,7 +85,7 @@ RELATIONS: dict[str, Callable[[Thing, Thing], float]] = {
 
 
 def relations(random: Random, name: str) -> Draw:
-    """Whether one thing stands left of, right of, above or below another; yes is as frequent as no."""
+    """Questions whether one thing is left of, right of, above or below another; yes is as frequent as no."""
     while True:
         things, picture = scene_of(random, random.randint(2, 4))
         a, b = random.sample(things, 2)
@@ -98,10 +98,10 @@ def relations(random: Random, name: str) -> Draw:
 
 
 def existence(random: Random, name: str) -> Draw:
-    """Questions about POPE's three kinds of absent things, each beside a question about one that is there.
+    """Questions about POPE's three kinds of absent things, each with a question about a thing that is there.
 
-    `random` is anything absent; `popular` is absent and has one of the shapes that most things have; `adversarial` is
-    absent and has the colour or the shape of something that is there.
+    `random` is any absent thing. `popular` is an absent thing with one of the shapes that most things have.
+    `adversarial` is an absent thing with the colour or the shape of something that is there.
     """
     things, picture = scene_of(random, random.randint(1, 3))
     there = {(thing.colour, thing.shape) for thing in things}

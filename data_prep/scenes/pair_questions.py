@@ -9,9 +9,10 @@ from mmdora.data_prep.scenes.drawing import COLOURS, SHAPES, Asked, Draw, Thing,
 from mmdora.data_prep.scenes.language import NUMBERS, Pairs, article, yes
 
 QUESTIONS = 4
-"""How many questions are asked about a pair of pictures."""
+"""Number of questions about a pair of pictures."""
 ABSENT = 3
-"""How many looks that neither picture has are asked for, beside all those that one of them has."""
+"""Number of looks ("a circle", "a red object") that neither picture has and that can be asked for, beside all looks
+that a picture has."""
 LOOKS = (*(article(shape) for shape in SHAPES), *(f"{article(colour)} object" for colour in COLOURS))
 
 

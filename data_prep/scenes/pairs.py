@@ -12,9 +12,9 @@ from mmdora.data_prep.scenes.language import NUMBERS, article
 
 Things = Sequence[Thing]
 Statement = tuple[str, str, Callable[[Things, Things], bool]]
-"""The sentence, its kind, and whether it is true of two pictures."""
+"""(sentence, its kind, function that says whether it is true of two pictures)."""
 PAIRS_EACH = 2
-"""How many pairs make a sentence true, and how many make it false."""
+"""Number of pairs of which a sentence is true, and also of those of which it is false."""
 
 
 def statements(random: Random, name: str) -> Draw:

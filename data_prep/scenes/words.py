@@ -1,4 +1,4 @@
-"""Drawn words to be read. They are invented, so that a word of the test split must be read letter by letter."""
+"""Draws words to be read. They are invented, so that a model must read the words of the test split letter by letter."""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """Measures what training did to one weight matrix: the weight-decomposition analysis of arXiv 2402.09353, section 3.2.
 
-A row W_j is taken apart into its magnitude m_j = ||W_j|| and its direction V_j = W_j / m_j. Against the base's W0,
-a weight W' of a checkpoint has moved, over its O rows,
+A row W_j is taken apart into its magnitude m_j = ||W_j|| and its direction V_j = W_j / m_j. The change from the base's
+weight W0 to a checkpoint's weight W' is measured by two means over the O rows:
 
     dM = mean_j |m'_j - m_j|        dD = mean_j (1 - cos(W'_j, W0_j))
 
-The paper writes columns, for its W [d, k]; a row of `nn.Linear.weight` [O, I] is the same thing, and is what DoRA
-gives a magnitude to. All is computed in float64: 1 - cos is of the size of fp32's rounding where little was trained.
+The columns of the paper's W [d, k] are the rows of `nn.Linear.weight` [O, I] here; DoRA has one magnitude for each. All
+is computed in float64, because after little training 1 - cos is as small as fp32's rounding.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from mmdora.ops.reference import adapted_weight
 
 
 class Change(NamedTuple):
-    """How far one weight moved from W0 to W'."""
+    """The distance by which one weight moved from W0 to W'."""
 
     delta_m: float
     """dM: the mean absolute change of a row's norm, in the unit of the weights."""
     delta_d: float
-    """dD: the mean of 1 - cos over the rows, 0 to 2; nan if no row has a direction before and after."""
+    """dD: the mean of 1 - cos over the rows, from 0 to 2; nan if no row has a direction both before and after."""
     base_norm: float
     """||W0||, the Frobenius norm of the weight before."""
     delta_norm: float
@@ -50,12 +50,12 @@ def changed_rows(
 
 @torch.no_grad()
 def decompose(weight: Tensor, changed: Iterable[Tensor], delta: Tensor | None = None) -> Change:
-    """The change from `weight` to `changed`, a few rows at a time.
+    """Measure the change from `weight` to `changed`, a few rows at a time.
 
     Args:
-        weight: W0 [O, I] with O > 0, any float dtype; a view of a file will do.
+        weight: W0 [O, I] of any float dtype, with O > 0; it may be memory-mapped.
         changed: W' as consecutive pieces [rows, I] of any float dtype.
-        delta: takes W' - W0 [O, I], if it is wanted.
+        delta: tensor [O, I] that W' - W0 is written to; None if nobody needs it.
     """
     moved, turned, directed, base, squared, start = 0.0, 0.0, 0, 0.0, 0.0, 0
     for piece in changed:
@@ -79,8 +79,9 @@ def decompose(weight: Tensor, changed: Iterable[Tensor], delta: Tensor | None = 
 def singular_values(matrix: Tensor) -> Tensor:
     """Singular values of a matrix [O, I], float64.
 
-    They come from the Gram matrix of the shorter side: in float64 that is as good as an SVD in fp32,
-    and takes the memory of the shorter side squared."""
+    They are computed from the Gram matrix of the shorter side. In float64 that is as exact as an SVD in fp32, and it
+    needs memory for the square of the shorter side only.
+    """
     matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     gram = torch.zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64)
     for start, stop in pieces(matrix.shape[1], matrix.shape[0]):
@@ -97,7 +98,7 @@ def singular_values_of_product(lora_B: Tensor, lora_A: Tensor) -> Tensor:
 
 
 def effective_rank(values: Tensor) -> float:
-    """exp of the entropy of singular values as shares of their sum (Roy and Vetterli 2007); 0 if all are zero."""
+    """exp of the entropy of the singular values' shares in their sum (Roy and Vetterli 2007); 0 if all are zero."""
     total = values.sum()
     return float(torch.special.entr(values / total).sum().exp()) if total else 0.0
 

@@ -1,4 +1,4 @@
-"""Draws conclusions from the rows of an analysis: correlation of dM and dD, shares by modality, the paper's signs."""
+"""Draws conclusions from the rows of an analysis: correlation of dM and dD beside the paper's, shares by modality."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ SHOWN = {"full": "full fine-tuning", "lora": "LoRA", "dora": "DoRA", "magnitude"
 QUERIES = ("q_proj", "query", "q", "wq", "to_q")
 """The last part of the name of a query weight is one of these. A fused `qkv` is no query weight."""
 MIN_MATRICES = 5
-"""The fewest matrices that get an interval. Fewer can be drawn in too few ways for a bootstrap: 4 in 35, 5 in 126."""
+"""The fewest matrices for which an interval is given. A bootstrap needs many different draws: 4 matrices allow only 35,
+and 5 allow 126."""
 ALL, EVERY, QUERY = "all", "all matrices", "query matrices"
 
 
@@ -32,7 +33,7 @@ class Correlation:
     modality: str
     """The modality of the matrices; "all" for those of all modalities."""
     over: str
-    """Which matrices are meant: all of them, or the query matrices, which the paper looked at."""
+    """The matrices of the correlation: all of them, or the query matrices, which the paper looked at."""
     matrices: int
     score: Score
     """The correlation r, where n counts points (a matrix at a checkpoint). The interval comes from a bootstrap that
@@ -46,7 +47,7 @@ class Correlation:
 
     @property
     def outcome(self) -> str:
-        """Whether the paper's sign is "reproduced", "refuted" or "undecided"; "" for a method without a number."""
+        """Whether the paper's sign is "reproduced", "refuted" or "undecided"; "" if it has no number for the method."""
         paper, interval = PAPER.get(self.method), self.score.interval
         if paper is None:
             return ""
@@ -56,7 +57,7 @@ class Correlation:
 
     @property
     def verdict(self) -> str:
-        """A sentence on the paper's sign, for a method that the paper has a number for."""
+        """A sentence that compares the sign with the paper's, for a method for which the paper has a number."""
         which = {ALL: ""}.get(self.modality, f"{self.modality} ")
         kind = "query matrices" if self.over == QUERY else "matrices"
         measured = f"{self.run} ({SHOWN[self.method]}): over {self.matrices} {which}{kind} r(dM, dD) = {self}"
@@ -70,7 +71,7 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Summary:
-    """What the last checkpoint of a run did to the weights of one modality that one method trains."""
+    """The change of a run's last checkpoint in the weights of one modality that one method trains."""
 
     run: str
     step: int | None
@@ -82,7 +83,7 @@ class Summary:
     relative: float
     """The norm of the change of these weights together, divided by their norm in the base."""
     delta_m: float | None
-    """The mean of dM over the matrices; None where there is none to decompose."""
+    """The mean of dM over the matrices; None if there is no matrix to decompose."""
     delta_d: float | None
     effective_rank: float | None
     """The median of the effective rank over the matrices."""
@@ -90,9 +91,9 @@ class Summary:
 
 
 def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
-    """Correlate dM and dD by run, method and modality, wherever both vary.
+    """Correlate dM and dD for each run, method and modality, over all matrices and over the query matrices.
 
-    This is done over all matrices, and over the query matrices.
+    A group in which dM or dD does not vary is left out.
     """
     determined = []
     for run, method in _pairs(rows):
@@ -108,7 +109,7 @@ def correlations(rows: Sequence[WeightRow]) -> list[Correlation]:
 
 
 def correlation(rows: Sequence[WeightRow]) -> Score | None:
-    """Pearson's r of dM and dD with its 95% interval by bootstrap over matrices; None where either does not vary."""
+    """Pearson's r of dM and dD, with its 95% interval by a bootstrap over matrices; None if dM or dD does not vary."""
     points = np.array([(row.delta_m, row.delta_d) for row in rows], float).reshape(-1, 2)
     if len(points) < 3 or not ((spread := points.std(0)) > 1e-12 * np.abs(points).max(0)).all():
         return None
@@ -162,9 +163,10 @@ def last_rows(rows: Sequence[WeightRow], run: str) -> list[WeightRow]:
 
 
 def verdicts(measured: Iterable[Correlation]) -> list[str]:
-    """Sentences on each run and method that the paper has a number for.
+    """Sentences on each run and method for which the paper has a number.
 
-    Over the query matrices, as in the paper; over the language model's, since the paper's is one; over all.
+    There is one sentence over the query matrices, as in the paper; one over the language model, because the paper
+    measured a language model; and one over all matrices.
     """
     known = {(c.run, c.method, c.modality, c.over): c for c in measured if c.method in PAPER}
     chosen: list[Correlation] = []
@@ -176,7 +178,7 @@ def verdicts(measured: Iterable[Correlation]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """A number as text: three significant digits, with a power of ten if they would be far from the point."""
+    """A number as text with three significant digits; very small and very large numbers have a power of ten."""
     if value is None:
         return "–"
     if value == 0 or 1e-3 <= abs(value) < 1e4:

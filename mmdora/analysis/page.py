@@ -1,4 +1,4 @@
-"""The files of an analysis: a CSV, three pictures, and one HTML page that holds them and the tables."""
+"""Writes the files of an analysis: a CSV, three pictures, and one HTML page with the pictures and tables."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def check(folder: Path) -> Written:
 
 
 def page_html(rows: Sequence[WeightRow], measured: Sequence[Correlation], pictures: Mapping[str, bytes]) -> str:
-    """The page as HTML; every text is escaped, and it asks for nothing outside itself.
+    """The page as HTML; every text is escaped, and the page loads no other file.
 
     Args:
-        pictures: scatter, layers and shares, as PNG.
+        pictures: "scatter", "layers" and "shares" -> content of the PNG.
     """
     pages = environment(Path(__file__).parent)
     pages.filters["number"] = number

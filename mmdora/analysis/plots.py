@@ -61,7 +61,7 @@ def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes
             for row in own:
                 if row.step in steps:
                     _dot(panel, row, palettes[part][place(row)], MARKERS[steps.index(row.step)])
-            # The padding lifts the title above the axis's power of ten.
+            # The padding lifts the title above the power of ten that matplotlib writes over the axis.
             panel.set_title(_headline(run, part, own, measured), y=1, pad=18)
             panel.set_xlabel("dD, change of direction")
             panel.margins(0.07)
@@ -81,7 +81,7 @@ def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes
 
 @rc_context(STYLE)
 def shares(rows: Sequence[WeightRow]) -> bytes:
-    """Bars: the share of each modality in the squared norm of the whole change, at each run's last checkpoint."""
+    """Bar plot of each modality's share in the squared norm of the whole change, at each run's last checkpoint."""
     runs = _runs(rows)
     figure, ((panel,),) = _figure(1, 1, width=8.6, height=0.55 * len(runs), extra=1.15)
     for height, run in enumerate(runs):
@@ -108,7 +108,7 @@ def shares(rows: Sequence[WeightRow]) -> bytes:
 
 @rc_context(STYLE)
 def layers(rows: Sequence[WeightRow]) -> bytes:
-    """Lines: mean dM and dD of the matrices of each layer, at each run's last checkpoint."""
+    """Line plot of the mean dM and dD of the matrices of each layer, at each run's last checkpoint."""
     runs, parts = _runs(rows), _modalities(rows)
     figure, axes = _figure(2, len(parts), width=3.5, height=2.6, extra=0.7)
     for line, field in zip(axes, ("delta_m", "delta_d"), strict=True):

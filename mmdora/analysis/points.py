@@ -1,4 +1,4 @@
-"""Finds the adapters of a run: its whole checkpoints in their order, and its last adapter."""
+"""Finds the adapters of a run: its complete checkpoints in their order, and its final adapter."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Point(NamedTuple):
 def points_of(run: Path, say: Callable[[str], Any]) -> list[Point]:
     """The adapters in a run folder, oldest first, or the one in an adapter folder.
 
-    A checkpoint that is not what its manifest lists is named through `say` and passed over. `adapter/` counts where
-    it is not the copy of a checkpoint.
+    A checkpoint whose files differ from its manifest is named through `say` and passed over. The final adapter
+    `adapter/` is left out if it is the copy of a checkpoint.
 
     Raises:
-        MmdoraError: there is none.
+        MmdoraError: if there is no adapter.
     """
     points: list[Point] = []
     for folder in reversed(checkpoints(run)):
         try:
             if (folder / MANIFEST).exists() or not (folder / WEIGHTS).exists():
-                # Only these files are read, so those of the optimizer may be gone.
+                # Only the adapter's files are checked, because the optimizer's may have been deleted.
                 manifest_of(folder, ADAPTER)
         except MmdoraError as error:
             say(f"warning: {error}; passed over")

@@ -40,10 +40,10 @@ About = tuple[str, str, str, str, int]
 
 @dataclass(frozen=True)
 class WeightRow:
-    """What one checkpoint did to one weight, which is one line of the CSV.
+    """The change of one weight in one checkpoint, which is one line of the CSV.
 
-    A bias, a norm or another parameter that is none of the adaptable weights ("other", trained in full) has norms and
-    a share but nothing to decompose: the columns from `delta_m` to `stable_rank` are None then.
+    Biases, norms and other parameters that cannot be adapted (kind "other", trained in full) cannot be decomposed. For
+    them the columns from `delta_m` to `stable_rank` are None.
     """
 
     run: str
@@ -57,16 +57,17 @@ class WeightRow:
     kind: str
     """The kind of the layer: linear, conv, embedding, attention or other."""
     method: str
-    """How it was trained: lora, dora, magnitude or full."""
+    """How the weight was trained: lora, dora, magnitude or full."""
     rank: int
     """The rank of the adapter; 0 without an adapter."""
     rows: int
-    """Number of rows of the matrix and so of magnitudes: output features, channels or embedding dimensions."""
+    """The number of rows of the matrix, which is also that of magnitudes: output features, channels, or dimensions of
+    an embedding."""
     columns: int
     delta_m: float | None
     """dM: the mean over the rows of the absolute change of the norm, in the unit of the weights."""
     delta_d: float | None
-    """dD: the mean over the rows of 1 - cos of the angle to the same row of the base, 0 to 2."""
+    """dD: the mean over the rows of 1 - cos of the angle to the same row of the base, from 0 to 2."""
     effective_rank: float | None
     """Effective rank of the change: exp of the entropy of its singular values."""
     stable_rank: float | None
@@ -85,7 +86,8 @@ class Base:
     """The files of a base, read a tensor at a time.
 
     Raises:
-        MmdoraError: there are none, or their tensors are not the model's one by one (see `MappedCheckpoint`).
+        MmdoraError: if there are no files, or their tensors are not one by one those of the model (see
+            `MappedCheckpoint`).
     """
 
     def __init__(self, name: str):
@@ -101,17 +103,17 @@ class Base:
         return self.mapped.fingerprint()
 
     def weight(self, name: str) -> Tensor:
-        """The parameter `name` as it lies in the file; not to be written to."""
+        """The parameter `name`, memory-mapped from its file. It must not be written to."""
         if self.mapped.file_name(name) is None:
             raise MmdoraError(f"base {self.name}: {name} is computed from other tensors of its files; not analyzed yet")
         return self.model.get_parameter(name).detach()
 
 
 class MappedAdapter:
-    """The plan and the tensors of one adapter, mapped; iterating gives its rows, in the order of the plan.
+    """The plan and the memory-mapped tensors of one adapter; iterating gives its rows, in the order of the plan.
 
     Raises:
-        MmdoraError: as `read_adapter`: it is damaged, or another base's.
+        MmdoraError: if the adapter is damaged or belongs to another base, as in `read_adapter`.
     """
 
     def __init__(self, run: str, point: Point, base: Base):
@@ -179,13 +181,13 @@ class MappedAdapter:
 
 
 def shared(rows: Sequence[WeightRow]) -> list[WeightRow]:
-    """The rows of one checkpoint with their shares of its change."""
+    """The rows of one checkpoint, with `share` filled in."""
     total = sum(row.delta_norm**2 for row in rows)
     return [replace(row, share=row.delta_norm**2 / total if total else 0.0) for row in rows]
 
 
 def as_matrix(kind: str, weight: Tensor) -> Tensor:
-    """W [O, I] as the adapted layers see it, with O magnitudes."""
+    """The weight of a layer of some kind as the matrix W [O, I] that its adapter changes, with O magnitudes."""
     if kind == AdaptedEmbedding.kind:
         return weight.T
     return weight.flatten(1) if kind != OTHER else weight.reshape(-1, weight.shape[-1] if weight.ndim else 1)

@@ -20,19 +20,21 @@ def analyze(
 ) -> list[WeightRow]:
     """Measure how far each checkpoint of each run moved every weight of its base, in magnitude and in direction.
 
-    Nothing is loaded as a model: base and adapters are read from their safetensors a tensor at a time, in the memory
-    of the largest one in fp32 (and of the square of the shorter side of a matrix in fp64).
+    No model is built. Base and adapters are read from their safetensors files a tensor at a time. This needs memory for
+    the largest tensor in fp32, and for the square of the shorter side of a matrix in fp64.
 
     Args:
-        runs: a run folder (`checkpoint-N/`, `adapter/`) or an adapter folder, PEFT's too; or several, by name.
+        runs: a run folder (`checkpoint-N/`, `adapter/`) or the folder of an adapter, which may be PEFT's; or a mapping
+            of names to several of these.
         out: folder to write decomposition.csv, the pictures and analysis.html to; None writes nothing.
         say: receives the lines meant for a person, such as the name of a checkpoint that is damaged.
 
     Returns:
-        A row per weight and checkpoint, run by run, checkpoint by checkpoint.
+        A row for each weight in each checkpoint, sorted by run and then by checkpoint.
 
     Raises:
-        MmdoraError: a run without a whole adapter, an adapter of another base, a base that cannot be read so.
+        MmdoraError: if a run has no undamaged adapter, an adapter belongs to another base, or the files of a base
+            cannot be read tensor by tensor.
     """
     named = dict(runs) if isinstance(runs, Mapping) else {Path(runs).name: runs}
     if not named:

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
 
 
 def analysis_table(rows: Sequence[WeightRow]) -> Table:
-    """A line per run, modality and method: shares of the change, means of dM and dD, median effective rank; r over all
-    checkpoints."""
+    """A table with a line for each run, modality and method.
+
+    Its columns are the share of the change, means of dM and dD, the median effective rank, and r over all checkpoints.
+    """
     from rich.markup import escape
     from rich.table import Table
 

@@ -31,7 +31,7 @@ def check_rows(records: Records, family: Family) -> None:
 
 
 def _megapixels(family: Family, rows: list[Row]) -> np.ndarray:
-    """[rows] float32: megapixels of each row's images, summed."""
+    """[rows] float32: the megapixels of all images of each row together."""
     sizes: dict[FileRef, tuple[int, int]] = {}
     for row in rows:
         with naming(row):

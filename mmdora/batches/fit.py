@@ -17,7 +17,7 @@ from mmdora.records.row import Row, changed
 
 @dataclass(frozen=True)
 class Rows(Dataset[Row]):
-    """The rows of a training set that fit, in the order of the file."""
+    """The rows of a training set that fit into the length limit, in the order of the file."""
 
     records: Records
     index: np.ndarray  # [rows] int32 into records
@@ -31,7 +31,7 @@ class Rows(Dataset[Row]):
         return len(self.index)
 
     def __getitem__(self, index: int) -> Row:
-        """Give a row. The index ~i (negative) gives row i with all its labels masked (see `Batches`)."""
+        """Return a row. The index ~i (negative) gives row i with all its labels masked (see `Batches`)."""
         if index < 0:
             return changed(self[~index], masked=True)
         row = self.records[self.index[index]]

@@ -82,13 +82,13 @@ def shorten(family: Family, max_length: int, row: Row) -> tuple[int, int]:
 
 
 def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.ndarray:
-    """Give the measure of `rows`: read from disk if a usable file is there, else computed on all cores and written.
+    """The measure of each of `rows`: read from disk if it is kept there, else computed on all cores and written.
 
     Args:
         name: file name beside the records' table; it must differ whenever something that the measure depends on does.
     """
     file = records.cache / f"{name}.npz"
-    with FileLock(f"{file}.lock"):  # If several processes share a machine, the first counts and the others read.
+    with FileLock(f"{file}.lock"):  # Of several processes on one machine, the first counts and the others read.
         if file.exists():
             try:
                 values = np.load(file)["values"]

@@ -15,7 +15,7 @@ class Batches:
     Micro-batch 0 of process 0 comes first, then micro-batch 0 of process 1, and so on; then micro-batch 1 of process 0.
     P processes that accumulate G micro-batches of B rows learn in each step the rows that one process learns with
     P G micro-batches. At the end of an epoch there can be fewer rows than processes. A process without a row then gets
-    the row `spare` with all labels masked. So every process takes part, and no row is learned twice (stock sharding
+    the row `spare` with all labels masked. Every process thus takes part, and no row is learned twice (stock sharding
     repeats rows).
 
     Args:

@@ -20,7 +20,7 @@ from mmdora.families import IGNORE, Family
 from mmdora.records.row import Row
 
 PER_TOKEN = {"input_ids": 0, "labels": IGNORE, "token_type_ids": 0, "mm_token_type_ids": 0}
-"""The tensors [rows, tokens] of a batch, and the value that each holds in padding."""
+"""Name of each tensor [rows, tokens] of a batch -> the value that it holds in padding."""
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -55,7 +55,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 class Packs(Dataset[list[Row]]):
     """A training set of packed rows: each index gives the several rows that share one packed row.
 
-    Which rows share one depends on the lengths and the seed only, and is the same in every epoch.
+    The lengths and the seed alone decide which rows share a packed row, so it is the same in every epoch.
 
     Args:
         capacity: the most tokens of a packed row, images included.

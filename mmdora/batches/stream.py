@@ -2,7 +2,7 @@
 
 Only a few rows are in memory.
 
-Which rows a process learns, and in which order, depends on the files, the seed, the buffer, the number of processes and
+The rows that a process learns, and their order, depend on the files, the seed, the buffer, the number of processes and
 the version of `datasets`, which shuffles and splits. To resume, a run reads the rows that it has already learned once
 more, without decoding their images, because the buffer of rows would be too large for a checkpoint.
 """
@@ -117,7 +117,7 @@ class StreamBatches:
 def admit(
     row: Row, *, family: Family, data: Data, apart: Collection[str], contents: Collection[int] = ()
 ) -> Row | None:
-    """Give the row as it is learned, or None to leave it out. `fit` decides the same for rows that are all known.
+    """Return the row as it is learned, or None to leave it out. `fit` does the same for a file of known rows.
 
     Args:
         data: gives the length limit, the policy for longer rows, and `max_turns`. If rows are pieces of a conversation,

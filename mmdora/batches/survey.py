@@ -20,7 +20,7 @@ from mmdora.errors import MmdoraError
 from mmdora.families import Family
 from mmdora.records.reader import Records
 
-BINS, BAR, NAMED = 12, 40, 5  # Lines of the histogram, characters of its longest bar, ids of long rows that are named.
+BINS, BAR, NAMED = 12, 40, 5  # Lines of the histogram; characters of its longest bar; most ids of long rows.
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class TaskRows(Dataset[Row]):
         return len(self.tasks)
 
     def __getitem__(self, index: int) -> Row:
-        """Give a row. The index ~i (negative) gives row i with all its labels masked, as in `Rows`."""
+        """Return a row. The index ~i (negative) gives row i with all its labels masked, as in `Rows`."""
         place = index if index >= 0 else ~index
         number = int(self.tasks[place])
         name, rows, own = self.names[number], self.parts[number], int(place - self.starts[number])
@@ -62,7 +62,7 @@ def soft_scores(answers: Sequence[str]) -> dict[str, float]:
 
 
 def soft_answer(answers: Sequence[str], rng: random.Random) -> tuple[str, float]:
-    """Draw one of the answers, in proportion to its score; gives the answer and its score."""
+    """Draw one of the answers with a probability in proportion to its score; returns the answer and its score."""
     scores = soft_scores(answers)
     (answer,) = rng.choices(list(scores), list(scores.values()))
     return answer, scores[answer]

@@ -1,4 +1,4 @@
-"""Turns records into prompts: worded for their task, in batches of like length, with pictures opened ahead."""
+"""Turns records into prompts worded for their task, in batches of similar length; pictures are opened ahead."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mmdora.records.row import Row
 from mmdora.records.turns import Messages, prompt_messages
 
 WINDOW = 16
-"""Batches whose rows are sorted by length together: enough for little padding. An image they share is opened once."""
+"""Batches whose rows are sorted by length together: enough that little is padded. A batch opens a shared image once."""
 ALIKE = 32
-"""Characters (about 8 tokens) by which lengths may differ and count as equal. Padding of more than that costs more time
-than asking the questions of one picture together saves."""
+"""Lengths are rounded down to a multiple of so many characters (about 8 tokens), so that questions about one picture
+can be asked together. With a larger value, padding would cost more time than that saves."""
 IMAGE_LENGTH = 10_000
-"""Characters that an image counts as: more than any question has, so that rows with as many images come together."""
+"""Characters that an image counts as. No question is that long, so rows with equally many images come together."""
 
 
 def plan(lengths: Sequence[int], pictures: Sequence[Hashable], batch_size: int) -> list[list[int]]:
@@ -102,7 +102,7 @@ class Asking:
 class Questions:
     """Facts about the questions from one pass over the records, before the first batch."""
 
-    lengths: list[int]  # length of each record in characters, in which an image counts as `IMAGE`
+    lengths: list[int]  # length of each record in characters, in which an image counts as `IMAGE_LENGTH`
     pictures: list[int]  # a number for each record, which is equal for records with the same images
     digest: str  # hash of ids, conversations, and images by name and content
     answered: bool  # whether the records hold answers

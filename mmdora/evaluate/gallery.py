@@ -1,6 +1,7 @@
-"""Writes a page of wrong answers, with picture, question, reference and answers of one or more models. Without torch.
+"""Writes a page of wrong answers, with picture, question, reference and answers of one or more models.
 
-The page is a single file that loads nothing else. All texts are escaped, and pictures are small copies.
+The page is a single file that loads nothing else. All texts are escaped, and pictures are small copies. This module
+imports no torch.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from mmdora.records.reader import Records
 from mmdora.records.row import Row
 
 TEMPLATE = "gallery.html.j2"
-SHOWN = 60  # Most questions on the page, so that its file stays at a few MB.
-SIDE = 256  # Pixels of the longer side to which a picture is made smaller.
-SMALL = 128  # Pixels of the longer side up to which a picture is kept as PNG, without loss.
+SHOWN = 60  # The most questions on the page, so that its file stays at a few MB.
+SIDE = 256  # The longer side, in pixels, of the small copies of pictures.
+SMALL = 128  # A picture whose longer side has at most this many pixels is kept as PNG, without loss.
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def write_gallery(
 
 
 def _wrong(scores: Sequence[Sequence[float]]) -> list[int]:
-    """Numbers of the rows for which some model got less than the full score, in the order they are shown."""
+    """Numbers of the rows for which some model got less than the full score, in the order in which they are shown."""
     rows = [number for number, own in enumerate(zip(*scores, strict=True)) if min(own) < 1]
     Random(0).shuffle(rows)
 
@@ -117,7 +118,7 @@ def _card(answers: Mapping[str, Sequence[Prediction]], number: int, record: Row)
 
 
 def _references(row: Prediction) -> list[str]:
-    """The reference answers; where several people were asked, with the count of each answer."""
+    """The reference answers; if several people were asked, each answer has the number of people who gave it."""
     meta = row["meta"]
     if meta.get("answers"):
         return [f"{text} ×{count}" for text, count in Counter(meta["answers"]).most_common()]

@@ -1,4 +1,4 @@
-"""`mmdora eval --list`. This module imports no torch."""
+"""Prints what `mmdora eval --list` shows. This module imports no torch."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ MANIFEST = ModelManifest("mmdora", chat_class_path=f"{__name__}.MmdoraModel")
 
 
 class MmdoraModel(lmms):
-    """Gives greedy answers, in batches of like length. Images may stand in any turn.
+    """Gives greedy answers, in batches of similar length. Images may stand in any turn.
 
     Args:
         pretrained: bundled name, hub id, checkpoint, adapter or run folder.
@@ -48,7 +48,7 @@ class MmdoraModel(lmms):
         self.model, self.processor = load(pretrained, dtype=dtype, device=self.device)
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The answer of each request, in their order.
+        """The answer to each request, in the order of the requests.
 
         Raises:
             MmdoraError: if a request asks for sampling or beams, or holds a video or sound.

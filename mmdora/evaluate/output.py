@@ -1,4 +1,4 @@
-"""Writes the results of an evaluation to its folder. Without torch."""
+"""Writes the results of an evaluation to its folder. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mmdora.records.turns import answer_text
 
 GALLERY = "errors.html"
 WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")
-"""The keys of a row that are written; its "meta" is in the records already."""
+"""The keys of a row that are written; "meta" is left out, because the records hold it."""
 
 
 def prediction_rows(records: Iterable[Row], texts: Sequence[str]) -> list[Prediction]:

@@ -1,4 +1,4 @@
-"""Keeps answers on disk while an evaluation runs, so that a killed one can go on where it stopped. Without torch.
+"""Keeps answers on disk while an evaluation runs, so that an evaluation that was killed can go on where it stopped.
 
 When a batch is answered, a line is appended. The numbers of batches depend only on the records and the batch size, so
 the run that goes on has the same batches, on any number of processes. Every line, there and in `predictions.jsonl`,
@@ -27,13 +27,13 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 class Journal:
-    """The answers of one process, in a file of its own below `out`; without `out` nothing is kept."""
+    """Keeps the answers of one process in a file of its own below `out`; without `out` nothing is kept."""
 
     def __init__(self, out: Path | None, key: str, process: int):
         self.out, self.key, self.process, self._file = out, key, process, None
 
     def kept(self) -> dict[int, list[str]]:
-        """Number of a batch -> its answers, from earlier runs with the same key, whichever process wrote them.
+        """Number of a batch -> its answers, from all processes of earlier runs with the same key.
 
         Lines that were cut short by a kill, and files with another key, are ignored. Lines that are not what was
         written are ignored too, and named on stderr.

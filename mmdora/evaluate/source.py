@@ -58,7 +58,7 @@ def find(data: Path, task: str | None = None, *, split: str | None = None, image
 
 
 def first(records: Records | Sequence[Row], limit: int | None) -> Records | Sequence[Row]:
-    """The first records; all of them without a limit."""
+    """The first `limit` records; all of them if `limit` is None."""
     return records if limit is None or limit >= len(records) else list(islice(iter(records), limit))
 
 

@@ -1,8 +1,8 @@
-"""The suites: the columns of the paper's tables, in its order, and their average as in the paper. Without torch.
+"""The suites: the columns of the DoRA paper's tables in their order, and their average. This module imports no torch.
 
-DoRA (arXiv 2402.09353): table 5 (LLaVA-1.5-7B), table 2 (VL-BART, image-text), table 3 (VL-BART,
-video-text); the columns' splits are those of LLaVA's docs/Evaluation.md and of VL-Adapter (arXiv 2112.06825).
-The average is the plain mean of the columns, in percent, CIDEr times 100.
+The tables are 5 (LLaVA-1.5-7B), 2 (VL-BART, image-text) and 3 (VL-BART, video-text) of arXiv 2402.09353. The splits of
+the columns are those of LLaVA's docs/Evaluation.md and of VL-Adapter (arXiv 2112.06825). The average is the plain mean
+of the columns in percent, where CIDEr is multiplied by 100.
 """
 
 from __future__ import annotations
@@ -103,10 +103,10 @@ SUITES: Mapping[str, Suite] = {suite.name: suite for suite in _SUITES}
 
 
 def suite_of(name: str) -> Suite:
-    """The suite of a name.
+    """The suite with this name.
 
     Raises:
-        MmdoraError: if there is none.
+        MmdoraError: if there is no such suite.
     """
     if name not in SUITES:
         raise MmdoraError(f"no suite {name!r}; there are {', '.join(SUITES)}")

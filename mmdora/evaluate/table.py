@@ -1,4 +1,4 @@
-"""Makes tables of the scores of several models for a terminal. Without torch."""
+"""Makes tables of the scores of several models for a terminal. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmdora.evaluate.scoring.significance import Comparison
 if TYPE_CHECKING:
     from rich.table import Table
 
-MOST_KINDS = 6  # A terminal has room for as many columns; metrics.json has all.
+MOST_KINDS = 6  # The most columns of answer types, as a terminal has no room for more.
 
 
 @dataclass(frozen=True)

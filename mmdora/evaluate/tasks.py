@@ -48,7 +48,7 @@ Ask = Callable[[Mapping[str, Any], str], str]
 
 @dataclass(frozen=True)
 class Task:
-    """One task.
+    """One task of `mmdora eval`.
 
     Attributes:
         name: name of the task.
@@ -109,7 +109,7 @@ _TASKS = (
     Task("exact", "exact", "any records with short answers", _plain, 32),
     Task("caption", "caption", "any records with meta.references", _plain, 64),
     Task("choice", "choice", "any records with meta.choices, answered by a letter", _then(LETTER), 1024),
-    # These are the public datasets.
+    # The tasks of public datasets follow.
     Task("vqav2", "vqav2", "VQA v2", _then(SHORT), 128, vqav2.DATASET, splits=("test-dev", "test", "val"),
          prefix="vqa"),
     Task("okvqa", "okvqa", "OK-VQA", _then(SHORT), 128, okvqa.DATASET, splits=("val", "test"), prefix="vqa"),
@@ -137,7 +137,8 @@ _TASKS = (
     Task("winogrande", "choice", "WinoGrande, text only", _then(LETTER), 32, winogrande.DATASET, ("dev", "val",
          "test")),
     Task("folder", "exact", "your own folder", _plain, 32, folder.DATASET, ("test", "val", "dev", "train")),
-    # These are drawn by this package or come with another one; they are asked in the words of their records.
+    # The pictures of the following tasks are drawn by this package or come with another one. Their questions are asked
+    # in the words of the records.
     Task("easy-vqa", "exact", "easy-VQA", _plain, 32, prefix="vqa"),
     Task("scenes", "exact", "drawn scenes, all kinds of short questions", _plain, 32, prefix="vqa"),
     Task("scenes-caption", "caption", "drawn scenes: captions", _plain, 64, prefix="caption"),
@@ -156,7 +157,7 @@ TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}
 
 
 def task_of(name: str) -> Task:
-    """The task of a name.
+    """The task with this name.
 
     Raises:
         MmdoraError: if there is none; the message suggests the nearest name.

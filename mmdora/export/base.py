@@ -1,4 +1,4 @@
-"""Finds the files of the base that is exported, and those of them that are copied unchanged."""
+"""Finds the files of the base of an export, and chooses those that are copied unchanged."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ COPIED = (
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
     *("chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*"),
 )
-"""Files that no run changes: copied from the base byte for byte, since re-serialising breaks other loaders."""
+"""Files that no run changes. They are copied from the base byte for byte, because files that transformers writes anew
+differ, and some loaders cannot read them."""
 WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors")
 
 
 def base_folder(base: str) -> Path:
-    """The files of a base: a folder, a bundled name, or a hub id, which is fetched.
+    """The folder with the files of a base, given as a folder, a bundled name, or a hub id, which is downloaded.
 
     Raises:
-        MmdoraError: it is none of these.
+        MmdoraError: if `base` is none of these.
     """
     folder = Path(resolve(base))
     if folder.is_dir():
@@ -41,10 +42,11 @@ def copied_files(base: Path) -> list[Path]:
     """The files of a base that an export copies.
 
     Raises:
-        MmdoraError: one of them is a link that leads out of the folder.
+        MmdoraError: if one of them is a link that leads out of the folder.
     """
     copied = sorted({path for pattern in COPIED for path in base.glob(pattern) if path.is_file()})
-    # The hub's cache links a snapshot's files to blobs beside it. A link to anywhere else would publish that file.
+    # In the hub's cache the files of a snapshot are links to blobs beside it. A link to any other place is refused,
+    # because copying it would publish a file that lies there.
     home = base.resolve()
     home = home.parents[1] if home.parent.name == "snapshots" else home
     if strangers := [path for path in copied if not path.resolve().is_relative_to(home)]:
@@ -56,7 +58,7 @@ def dtype_of(base: Path) -> DtypeName:
     """The dtype of a base's weights, as its config names it.
 
     Raises:
-        MmdoraError: there is no readable config.
+        MmdoraError: if there is no readable config.
     """
     try:
         config = json.loads((base / "config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""`mmdora.json` of an exported checkpoint: what it is, and what it was made from. Model card and page read it."""
+"""The facts in `mmdora.json` of an exported checkpoint, about its content and origin. Model card and page read them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmdora.errors import MmdoraError
 from mmdora.files import read_json, write_json
 from mmdora.version import __version__
 
-FORMAT = 1
+FORMAT = 1  # Version of `mmdora.json`. Raise it when the meaning of a key changes, so that old files are refused.
 PACKAGES = ("torch", "transformers", "safetensors")
 
 
@@ -32,7 +32,7 @@ class ExportFacts:
         dtype: dtype of the written weights: "fp32", "bf16" or "fp16".
         plan: plan of what was adapted and merged; None for a plain checkpoint.
         run: {"data": files of records, "config": the run's whole config}; None if the run is not known.
-        image_tokens: {"min", "max"} of each image, as far as the run set them.
+        image_tokens: {"min", "max"} tokens of each image, as far as the run set them.
         scores: name -> number or text.
         parity: {"kind": "logits" or "tensors", "how", "text", and the numbers that were measured}.
         versions: versions of mmdora and of the libraries that wrote the files.
@@ -51,12 +51,12 @@ class ExportFacts:
 
     @property
     def methods(self) -> list[str]:
-        """The methods that were merged, in order of the alphabet."""
+        """The methods that were merged, in alphabetical order."""
         return [] if self.plan is None else methods_of(self.plan)
 
     @property
     def shown_scores(self) -> dict[str, str]:
-        """Scores as people read them: a share as percent."""
+        """The scores as text for people, with shares in percent."""
         return {
             key: f"{value:.1%}" if isinstance(value, float) and 0 <= value <= 1 else str(value)
             for key, value in self.scores.items()
@@ -73,7 +73,7 @@ def read_facts(folder: Path) -> ExportFacts | None:
     """The facts that `mmdora export` wrote to `folder`; None without `mmdora.json`, which older exports lack.
 
     Raises:
-        MmdoraError: the file is damaged, or of a newer mmdora.
+        MmdoraError: if the file is damaged, or written by a newer mmdora.
     """
     path = folder / OURS
     if not path.is_file():
@@ -94,12 +94,12 @@ def read_facts(folder: Path) -> ExportFacts | None:
 
 
 def methods_of(plan: Plan) -> list[str]:
-    """The methods of a plan, "full" among them, in order of the alphabet."""
+    """The methods of a plan, including "full", in alphabetical order."""
     return sorted({entry.method for entry in plan.entries} | ({"full"} if plan.full else set()))
 
 
 def shown_base(name: str) -> str:
-    """`base` of `ExportFacts`: of a folder on this machine its last name, so that no one learns where it lies."""
+    """The value of `ExportFacts.base`: only the last name of a local folder, so that the file tells nobody its path."""
     return Path(name).name if Path(name).exists() else name
 
 
@@ -112,7 +112,7 @@ def licence_of(base: Path) -> str | None:
 
 
 def run_facts(config: RunConfig | None) -> dict[str, Any] | None:
-    """`run` of `ExportFacts`: the config is enough to repeat the run; where its results went is left out."""
+    """The value of `ExportFacts.run`: the config is enough to repeat the run; the folder of its results is left out."""
     if config is None:
         return None
     settings = config.to_dict()
@@ -124,7 +124,7 @@ def run_facts(config: RunConfig | None) -> dict[str, Any] | None:
 
 
 def parity_facts(parity: Any) -> dict[str, Any]:
-    """The result of the comparison with what was trained, as plain values; from a `Parity` or a `TensorParity`."""
+    """The result of the comparison with the trained model, a `Parity` or a `TensorParity`, as plain values."""
     return {"kind": parity.kind, "how": parity.how, "text": str(parity)} | asdict(parity)
 
 

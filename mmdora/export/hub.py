@@ -12,7 +12,7 @@ from mmdora.errors import MmdoraError
 from mmdora.files import PARTIAL
 
 LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", f"*{PARTIAL}", ".*")
-"""Files that are never sent: pickles, and whatever is not finished."""
+"""Patterns of files that are never sent: pickles, unfinished files and hidden files."""
 
 
 def check_repo(repo: str) -> None:
@@ -32,7 +32,7 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         The address of the commit.
 
     Raises:
-        MmdoraError: no such folder, no token, no right to write there, or no connection.
+        MmdoraError: if there is no such folder, no token, no right to write there, or no connection.
     """
     check_repo(repo)
     if not any(folder.glob("*.safetensors")):

@@ -1,11 +1,11 @@
-"""Names of tensors in checkpoint files: the layout of the hub, which serving engines read.
+"""Names the tensors in checkpoint files by the layout of the hub, which serving engines read.
 
-transformers 5 names a module by its place in the Python tree and writes a checkpoint in the layout
-it was *loaded* from; a CLIP LLaVA built from its config then lacks the `vision_tower.vision_model.`
-level that vLLM, llama.cpp and mlx-vlm expect. So for the architectures in `HUB` the names are
-written from this table, wherever the base came from; others keep the layout of their base.
-Sources: transformers' `conversion_mapping` (read backwards), vLLM's `hf_to_vllm_mapper`; the
-resulting lists are in tests/export/layouts.
+transformers 5 names a module by its place in the Python tree, and writes a checkpoint in the layout from which it was
+*loaded*. A CLIP LLaVA that was built from its config then lacks the `vision_tower.vision_model.` level that vLLM,
+llama.cpp and mlx-vlm expect. For the architectures in `HUB` the names are therefore written from this table, wherever
+the base came from; other architectures keep the layout of their base. The table follows transformers'
+`conversion_mapping` (read backwards) and vLLM's `hf_to_vllm_mapper`. Lists of the resulting names are in
+tests/export/layouts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmdora.errors import MmdoraError
 
 
 class Rule(NamedTuple):
-    """`module.` prefix in the Python tree -> prefix in the file; `towers`: only these vision model types."""
+    """Prefix of a place in the Python tree -> prefix in the file; with `towers`, only for these vision model types."""
 
     module: str
     file: str
@@ -55,7 +55,7 @@ HUB: dict[str, tuple[Rule, ...]] = {
 
 
 def save_checkpoint(model: PreTrainedModel, folder: Path, *, shard: str = "5GB") -> None:
-    """Write config, generation config and weights (safetensors) in the hub's layout; tied tensors once."""
+    """Write config, generation config and weights (safetensors) in the hub's layout; tied tensors are written once."""
     config_dtype(model.config, model.dtype)
     if hub_naming(model) is None:
         model.save_pretrained(folder, max_shard_size=shard)
@@ -67,8 +67,8 @@ def hub_naming(model: PreTrainedModel) -> Callable[[str], str] | None:
     """A function that gives the hub's name of each tensor of this model: place in the tree -> name in the file.
 
     Returns:
-        A function that raises MmdoraError for a place that the table does not cover (a tensor of an adapter);
-        or None for an architecture without a table, whose checkpoints keep the layout that transformers writes.
+        The function, which raises an MmdoraError for a place that the table does not cover (a tensor of an adapter).
+        None for an architecture without a table, whose checkpoints keep the layout that transformers writes.
     """
     if type(model).__name__ not in HUB:
         return None
@@ -87,7 +87,7 @@ def hub_state(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors of `model` under the hub's names; of tied tensors only the source is included.
 
     Raises:
-        MmdoraError: the architecture has no table, or the table does not cover a tensor (an adapted module).
+        MmdoraError: if the architecture has no table, or the table does not cover a tensor (of an adapted module).
     """
     hub_name = hub_naming(model)
     if hub_name is None:
@@ -107,11 +107,12 @@ class Places(NamedTuple):
     direct: dict[str, str]
     """Name in the files -> place in the tree, of tensors that are taken as they are."""
     converted: set[str]
-    """Places of tensors that are computed from several, or from a part: fused experts, split projections."""
+    """Places of tensors that are computed from several tensors of the files, or from a part of one, such as fused
+    experts and split projections."""
     ignored: list[str]
-    """Names in the files that transformers passes over: relics such as position_ids, heads that it does not build."""
+    """Names in the files that transformers ignores: relics such as position_ids, and heads that it does not build."""
     unknown: list[str]
-    """Names in the files that have no place and that transformers warns of."""
+    """Names in the files that have no place in the model, and about which transformers warns."""
 
 
 def places(model: PreTrainedModel, file_names: Iterable[str]) -> Places:
@@ -123,7 +124,8 @@ def places(model: PreTrainedModel, file_names: Iterable[str]) -> Places:
     targets = {source: rule.target_patterns for rule in converters for source in rule.source_patterns}
     relics = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
     sorted_out = Places({}, set(), [], [])
-    # The steps of convert_and_load_state_dict_in_model, their order included: some renamings remember what they saw.
+    # These are the steps of convert_and_load_state_dict_in_model, in the same order of names, because some renamings
+    # remember the names that they have seen.
     for name in sorted(file_names, key=dot_natural_key):
         place, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, state)
         if place not in state and name in state:

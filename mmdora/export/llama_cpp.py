@@ -50,7 +50,7 @@ def llama_cpp_commands(folder: Path | str) -> str:
     """Shell commands that turn an exported checkpoint into GGUF files for llama.cpp.
 
     Returns:
-        The commands, or one comment line saying that the converter has no path for this architecture.
+        The commands, or one comment line which says that the converter does not know this architecture.
 
     Raises:
         MmdoraError: if `folder` is no checkpoint.

@@ -1,4 +1,4 @@
-"""The logits of a model, how far two models' logits are apart, and how far rounding alone moves them."""
+"""Measures the logits of a model, how far two models' logits differ, and how far rounding alone changes them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmdora.records.turns import prompt_messages
 
 @dataclass(frozen=True)
 class Outputs:
-    """What a model says to some conversations."""
+    """The logits and greedy answers of a model for some conversations."""
 
     logits: list[Tensor]  # per row [text positions, vocabulary], fp32 on the CPU
     ids: list[Tensor]  # per row [positions]
@@ -27,7 +27,7 @@ class Outputs:
 
 @torch.inference_mode()
 def outputs_of(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -> Outputs:
-    """Logits one row at a time (no padding, little memory); greedy answers if `text`."""
+    """Compute logits one row at a time, without padding and with little memory; with `text` also greedy answers."""
     logits, ids = [], []
     family = family_of(processor)
     for prompt in asked:
@@ -64,7 +64,7 @@ def nudged_inputs(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def move_weights(model: Any, dtype: torch.dtype) -> None:
-    """Change every weight at random by at most the rounding of the merge: half a step of `dtype`, one of fp32."""
+    """Change every weight at random by at most the rounding of a merge: half a step of `dtype` and one step of fp32."""
     generator = torch.Generator(model.device).manual_seed(0)
     for weight in model.parameters():
         step = half_step(weight, dtype) + 2 * half_step(weight, torch.float32)
@@ -72,12 +72,12 @@ def move_weights(model: Any, dtype: torch.dtype) -> None:
 
 
 def distance(outputs: Outputs, reference: Outputs) -> float:
-    """max|a - b| / max|b| of the logits, in the worst row."""
+    """max|a - b| / max|b| of the logits, for the row in which it is largest."""
     pairs = zip(outputs.logits, reference.logits, strict=True)
     return float(torch.stack([(a - b).abs().max() / b.abs().max() for a, b in pairs]).max())
 
 
 def decided(logits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Positions [P] of logits [P, V] whose best two tokens are not a tie once rounded to `dtype`."""
+    """[P] bool: whether the best two tokens of each row of logits [P, V] still differ after rounding to `dtype`."""
     best = logits.topk(2, dim=-1).values
     return best[:, 0] - best[:, 1] > torch.finfo(dtype).eps * best[:, 0].abs()

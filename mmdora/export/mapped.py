@@ -72,8 +72,8 @@ class MappedCheckpoint:
         self.model.tie_weights()
 
     def fingerprint(self) -> dict[str, Any]:
-        """As `mmdora.adapt.fingerprint.fingerprint`, but for the values of converted tensors."""
-        # These are the very values of the files, whatever their dtype.
+        """The fingerprint of the model (`mmdora.adapt.fingerprint`), without the values of converted tensors."""
+        # It is exact, because the values are those of the files, without a change of dtype.
         return {**fingerprint(self.model, self.places.converted), "exact": True}
 
     def file_name(self, place: str) -> str | None:

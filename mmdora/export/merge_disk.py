@@ -32,7 +32,7 @@ class TensorRow:
     place: str | None
     """Its name in the model's tree of modules.
 
-    None if the model does not use the tensor any more, or computes other tensors from it.
+    None if the model ignores the tensor, or computes other tensors from it.
     """
     hub_name: str
     """Its name in the written files."""
@@ -197,7 +197,7 @@ def factors(
         base: the untouched base, which may be a mapped one.
         adapter: name in the model -> tensor, as `read_adapter` gives them.
     """
-    if entry.kind in ("linear", "attention"):  # Their factors are used as they lie in the file; a module copies them.
+    if entry.kind in ("linear", "attention"):  # The factors are used as they lie in the file; a module would copy them.
         a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
         low_rank, scaled = entry.method != "magnitude", entry.method != "lora"
         return a if low_rank else None, b if low_rank else None, magnitude if scaled else None

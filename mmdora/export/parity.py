@@ -1,8 +1,8 @@
-"""Whether a written checkpoint is the trained model: by the tensors of both, and by their logits.
+"""Checks that a written checkpoint is the trained model, by the tensors of both and by their logits.
 
-The tensors decide (`tensor_parity`): there rounding and error are told apart exactly. What they cannot show, a file
-that loads into the wrong places or runs in another way, shows in the logits, which differ by far more than they do
-when the model is moved by no more than its own rounding.
+The tensors tell rounding and error apart exactly (`tensor_parity`). They cannot show a checkpoint that loads into the
+wrong places or computes something else. The logits show that: they then differ by far more than they do when every
+weight changes by its own rounding.
 """
 
 from __future__ import annotations
@@ -33,20 +33,21 @@ from mmdora.records.row import Row
 ROWS = 8
 """Rows of data whose logits are compared."""
 WITHIN = 8
-"""How many times the model's own rounding the logits may differ. Correct merges stay below 3 (tests/export)."""
+"""The most that the logits may differ, as a multiple of the difference that rounding alone makes in this model. Correct
+merges stay below 3 (tests/export)."""
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the written checkpoint is from the unmerged model, at the text positions of some rows, and by tensors.
+    """How far the written checkpoint is from the unmerged model, by logits at the text positions and by tensors.
 
-    The files are loaded by stock transformers and run in fp32, so that what is measured is the merge
-    and the one rounding to `dtype`, not the arithmetic of a device. How much of that rounding alone changes the logits
-    depends on the model, and is measured on it: `own`.
+    The files are loaded by stock transformers and run in fp32, so that the merge and its one rounding to `dtype` are
+    measured, and not the arithmetic of a device. How far rounding alone changes the logits depends on the model, so it
+    is measured too: `own`.
     """
 
     max_rel: float  # max|a - b| / max|b| of the logits, in the worst row
-    own: float  # the same between each model and itself after changes as small as rounding, summed over both models
+    own: float  # the same for each model and its copy with changes as small as rounding, summed over both models
     top1: float  # share of positions with the same best token, where `dtype` can tell the best two apart
     rows: int
     dtype: str
@@ -59,9 +60,10 @@ class Parity:
     how += " logits with those of the unmerged model"
 
     def check(self) -> None:
-        """Raise `MmdoraError` if tensors or logits differ by more than rounding (NaN always does).
+        """Raise an MmdoraError if tensors or logits differ by more than rounding, as NaN always does.
 
-        A tie within rounding changes single answers; a model that generates in another way changes most of them.
+        Ties within rounding change single greedy answers, but a model that generates in another way changes most of
+        them, so half of the answers have to be equal.
         """
         self.tensors.check()
         if not self.max_rel <= WITHIN * self.own or (self.same_text is not None and self.same_text < 0.5):
@@ -84,8 +86,9 @@ class LogitCheck:
 
     Args:
         model: unmerged, fp32; it is not kept.
-        asked: conversations, and `origin`, where they come from, for the report.
-        trained: the tensors that were trained, as a merge from disk or the model has them.
+        asked: the conversations.
+        origin: where the conversations come from, in words for the report.
+        trained: the tensors that were trained, from a merge from disk or from the model.
         dtype: dtype of the checkpoint to be written. In fp32 greedy answers are compared too.
     """
 
@@ -107,7 +110,7 @@ class LogitCheck:
         """The parity of the checkpoint in `folder`, as stock transformers loads it.
 
         Raises:
-            MmdoraError: if it does not load whole, or its processor makes other token ids.
+            MmdoraError: if a tensor does not load, or the processor gives other token ids than the base's.
         """
         if isinstance(self._trained, DiskMerge):
             tensors = tensor_parity(self._trained, folder)
@@ -138,7 +141,10 @@ def prompts(config: RunConfig | None, rows: Sequence[Row] | None) -> tuple[list[
 
 
 def _files(config: RunConfig | None) -> Iterator[tuple[Path, Path | None]]:
-    """Records of each task that are there, held out ones rather than trained ones, and the root of their images."""
+    """Yield one file of records of each task, with the root of its images.
+
+    Held-out records are preferred to those that were trained on; files that do not exist are left out.
+    """
     if config is None:
         return
     for source in config.data.sources.values():
@@ -164,7 +170,7 @@ def _drawn(number: int) -> Prompt:
 
 
 def _reload(folder: Path) -> tuple[Any, Any]:
-    """The written checkpoint, by stock transformers.
+    """Load the written checkpoint by stock transformers.
 
     Raises:
         MmdoraError: if a tensor is missing, unexpected or of another shape.

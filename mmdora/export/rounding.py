@@ -1,4 +1,4 @@
-"""Tells rounding from error: a written tensor beside the trained one, in float64."""
+"""Tells rounding from error, by comparing a written tensor with the trained one in float64."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdora.ops.reference import adapted_weight, direction
 
 COMPARED_AT_ONCE = 2**17
-"""Numbers of a tensor that are compared at once. Some ten arrays of float64 are held for them: 10 MB."""
+"""Elements of a tensor that are compared at once: some ten float64 arrays of them take 10 MB."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Pair:
 
 
 def _rows_at_a_time(rows: int, columns: int) -> Iterator[tuple[int, int]]:
-    """First and last row (exclusive) of pieces of about `COMPARED_AT_ONCE` numbers."""
+    """Yield (first row, row after the last) of pieces of about `COMPARED_AT_ONCE` elements."""
     step = max(1, COMPARED_AT_ONCE // max(1, columns))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
@@ -38,12 +38,17 @@ def _ratio(error: float, size: float) -> float:
 
 
 def larger(a: float, b: float) -> float:
-    """The larger of the two; NaN if one is."""
+    """The larger of two numbers; NaN if one of them is NaN."""
     return a if a != a or a >= b else b
 
 
 def copied(pair: Pair, dtype: torch.dtype) -> tuple[float, float]:
-    """The error relative to the largest number, and a number that is 0 if every number is the trained one, rounded."""
+    """Compare a tensor into which no adapter is merged.
+
+    Returns:
+        The largest error relative to the largest trained number; and a number that is 0 if every written number is the
+        trained one rounded to `dtype`, and positive otherwise.
+    """
     written, weight = (torch.atleast_1d(tensor) for tensor in (pair.written, pair.weight))
     wrong, error, largest = 0.0, 0.0, 0.0
     for start, stop in _rows_at_a_time(len(weight), weight[:1].numel()):
@@ -59,7 +64,12 @@ def copied(pair: Pair, dtype: torch.dtype) -> tuple[float, float]:
 
 
 def merged(pair: Pair, dtype: torch.dtype) -> tuple[float, float]:
-    """The error relative to the largest number, and the largest one beyond a rounding, relative to the row's terms."""
+    """Compare a tensor into which an adapter is merged.
+
+    Returns:
+        The largest error relative to the largest trained number; and the largest error after half a step of `dtype` is
+        taken off, relative to the largest terms of its row.
+    """
     assert pair.factors is not None
     lora_A, lora_B, magnitude = pair.factors
     a = None if lora_A is None else lora_A.double()
@@ -82,6 +92,6 @@ def merged(pair: Pair, dtype: torch.dtype) -> tuple[float, float]:
 def half_step(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Half the distance between neighbouring numbers of `dtype` at `values`, which is the largest error of rounding."""
     info = torch.finfo(dtype)
-    # The power of two at or below |value|; frexp gives zero the exponent of a half.
+    # `power` is the largest power of two that is at most |value|. frexp gives zero the exponent of 0.5, hence the mask.
     power = torch.exp2(torch.frexp(values).exponent.to(values.dtype) - 1).masked_fill(values == 0, 0)
     return power.clamp(min=info.smallest_normal).mul(info.eps / 2)

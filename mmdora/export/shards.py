@@ -40,7 +40,7 @@ class Stored(NamedTuple):
     """Its size in bytes."""
 
     def as_dtype(self, dtype: str) -> Stored:
-        """The header of the same tensor in another dtype, with start 0: its place in the new file is not decided."""
+        """The header of the same tensor in another dtype, with start 0, as its place in the new file is not known."""
         return Stored(dtype, self.shape, 0, math.prod(self.shape) * BYTES[dtype])
 
 

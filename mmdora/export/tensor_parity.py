@@ -1,9 +1,9 @@
 """Checks that a written checkpoint holds what was trained: every number is compared with the equations in float64.
 
-Rounding cannot be taken for an error here, nor an error for rounding. A tensor that no adapter is merged into is the
-trained one, rounded to the written dtype: it is equal to the bit, or wrong. A merged number is computed in fp32 and
-rounded once. So it may be off by half a step of the dtype, and by what fp32 does to the sums it is made of, which is
-relative to their terms: c (|W0| + s |B| |A|), and not to a result in which the terms may cancel.
+The check tells rounding and error apart. A tensor into which no adapter is merged has to be the trained one, rounded to
+the written dtype, bit for bit. A merged number is computed in fp32 and rounded once, so it may be off by half a step of
+the dtype, and by the rounding of the fp32 sums. That rounding is relative to the terms of the sums, c (|W0| + s |B|
+|A|), and not to the result, in which the terms may cancel.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mmdora.export.rounding import Pair, copied, larger, merged
 from mmdora.export.shards import UnsureError
 
 BEYOND = 1e-5
-"""Largest error of a merged number beyond its one rounding, relative to the largest terms of its row.
+"""The largest error allowed in a merged number, beyond its one rounding and relative to the largest terms of its row.
 
-The merge in fp32 stays below 1e-6. One tensor off by a thousandth of its norm is above 1e-4 somewhere.
+The merge in fp32 stays below 1e-6. If one tensor is off by a thousandth of its norm, the error exceeds 1e-4 somewhere.
 """
 
 
@@ -51,7 +51,7 @@ class TensorParity:
     how += " with the equations in float64"
 
     def check(self) -> None:
-        """Raise `MmdoraError` if a tensor is not the trained one (NaN never is)."""
+        """Raise an MmdoraError if a tensor is not the trained one, which a tensor with NaN never is."""
         if self.wrong or not self.beyond <= BEYOND:
             raise MmdoraError(f"the merged tensors are not the trained ones; nothing was exported: {self}")
 
@@ -69,7 +69,7 @@ def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
     """Read back what `merge` wrote to `folder`.
 
     Raises:
-        MmdoraError: if transformers would miss a tensor, not know one or find one of another shape.
+        MmdoraError: if transformers would find a tensor missing, unknown or of another shape.
     """
     try:
         written = MappedCheckpoint(folder)

@@ -23,7 +23,7 @@ from mmdora.records.turns import prompt_messages
 
 @dataclass(frozen=True)
 class Side:
-    """The answer of one of the two; token counts are None if the server does not give them."""
+    """The answer of the checkpoint or of the server; token counts are None if the server does not give them."""
 
     text: str
     prompt_tokens: int | None
@@ -40,7 +40,10 @@ class Pair:
 
     @property
     def difference(self) -> str | None:
-        """A description of the first difference, or None. A server may or may not count the end-of-turn token."""
+        """A description of the first difference; None if there is none.
+
+        Token counts may differ by one, because a server may or may not count the end-of-turn token.
+        """
         here, there = self.local, self.served
         if here.prompt_tokens != there.prompt_tokens and there.prompt_tokens is not None:
             counts = f"{here.prompt_tokens} tokens here, {there.prompt_tokens} there"

@@ -229,7 +229,7 @@ class Family:
         return int(batch["attention_mask"].sum())
 
     def shown(self, batch: Mapping[str, Tensor], row: int) -> Iterator[Shown]:
-        """Yield a row of a batch as pieces of text; a picture is shown as its number of tokens."""
+        """Yield a row of a batch as pieces of text for people; a picture is written as its number of tokens."""
         image = getattr(self.processor, "image_token_id", None)
         columns = zip(batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True)
         tokens = [(int(token), int(label) != IGNORE, int(token) == image) for token, label, seen in columns if seen]
@@ -281,11 +281,11 @@ class Family:
         }
 
     def choices(self, answers: Sequence[str]) -> Sequence[str]:
-        """The answers of a task that generation is restricted to; none for models that follow instructions."""
+        """The answers that generation is restricted to in a task; none for models that follow instructions."""
         return ()
 
     def only(self, answers: Sequence[str]) -> dict[str, Any]:
-        """Arguments for `generate` that restrict it to one of the answers; this family cannot be restricted."""
+        """Arguments for `generate` that restrict it to one of the answers; raises, as this family has no such way."""
         raise MmdoraError(f"answers: {type(self.processor).__name__} serves a model that cannot be held to some")
 
     def new_ids(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:

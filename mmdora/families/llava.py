@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 from mmdora.families.family import Family
 
 SHARED_INPUTS = {"input_ids", "attention_mask", "pixel_values"}
-"""The inputs of a LLaVA that resizes all pictures to one size. Pixtral's pictures differ, so it also takes sizes."""
+"""The inputs of a LLaVA that resizes all pictures to one size. A LLaVA with Pixtral's tower also takes their sizes."""
 
 
 class Llava(Family):
@@ -20,8 +20,8 @@ class Llava(Family):
     def shares_prefix(self, model: Any, inputs: Mapping[str, Any]) -> bool:
         """Whether sharing gives the same result as reading each prompt by itself.
 
-        It does if each picture is a row of `pixel_values` and each token attends to all earlier tokens but padding. It
-        does not with a sliding window (Mistral's first versions): padding would take up places in the window.
+        Sharing does so if each picture is one row of `pixel_values`, and each token attends to all earlier tokens but
+        padding. With a sliding window (Mistral's first versions), padding would take up places in the window.
         """
         if not isinstance(model, LlavaForConditionalGeneration) or set(inputs) != SHARED_INPUTS:
             return False

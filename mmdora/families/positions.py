@@ -22,5 +22,5 @@ class RopeIndex:
         self.wanted = set(inspect.signature(type(owner).get_rope_index).parameters) - {"self", "kwargs"}
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """[3, rows, tokens] int64."""
+        """The positions [3, rows, tokens] int64 of a batch's tokens."""
         return self.shell.get_rope_index(**{key: batch[key] for key in self.wanted if key in batch})[0]

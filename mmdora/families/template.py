@@ -19,13 +19,13 @@ from mmdora.families.ending import written_end
 from mmdora.records.turns import Messages
 
 PLACES = ("offset_mapping", "text_replacement_offsets", "video_metadata")
-"""The outputs of a processor that tell where something stood in the text; no model reads them."""
+"""Names of the processor's outputs that only say where something stood in the text; no model takes them."""
 IGNORE = -100
 """The label of a token that is not learned: the default `ignore_index` of `torch.nn.functional.cross_entropy`."""
 
 
 Write = Callable[[list[Messages], bool], list[str]]
-"""Writes conversations as texts; whether each ends with the opening of an answer. See `Family.write`."""
+"""A function (conversations, whether each ends with the opening of an answer) -> texts, such as `Family.write`."""
 
 
 def apply_template(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
@@ -39,7 +39,7 @@ def apply_template(processor: Any, conversations: list[Messages], generation_pro
 
 
 def check_texts(messages: Messages, placeholder: str | None) -> None:
-    """Raise if a text holds the image placeholder, which the processor would take for an image."""
+    """Raise an MmdoraError if a text holds the image placeholder, which the processor would take for an image."""
     for message in messages if placeholder else ():
         for part in message["content"]:
             if placeholder in part.get("text", ""):
@@ -83,7 +83,7 @@ def render_with_answers(
     `{% generation %}` block, and the stock mask of such a template is silently empty.
 
     Args:
-        ends: tokens of which the template may write one behind an answer.
+        ends: end-of-turn tokens; the template may write one of them after an answer.
         next_turn: the token that opens the next turn, where it counts as the end of the answer before it.
 
     Raises:
@@ -138,13 +138,13 @@ def encode(
 
 
 def _as_tensors(processor: Any, encoded: Any) -> Any:
-    """Convert the outputs of a processor as its `return_tensors="pt"` would, except for those that tell places.
+    """Convert the outputs of a processor as its `return_tensors="pt"` would, except for those in `PLACES`.
 
-    Processors make lists of the text (ids, masks) and may make numpy arrays of both text and images, as Llama 3.2
-    Vision's does of `cross_attention_mask`.
+    Processors give the text (ids, masks) as lists, and may give what belongs to both text and images as numpy arrays,
+    such as `cross_attention_mask` of Llama 3.2 Vision.
 
     Raises:
-        MmdoraError: a value has no shape that a tensor could have.
+        MmdoraError: if a value has no shape that a tensor could have.
     """
     places = {name: encoded[name] for name in PLACES if name in encoded}
     values = {name: value for name, value in encoded.items() if name not in places}
@@ -157,7 +157,7 @@ def _as_tensors(processor: Any, encoded: Any) -> Any:
 
 
 def inputs_of(processor: Any, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The outputs of a processor that go to the model's forward: all but those that tell places in the text.
+    """The outputs of a processor that go to the model's forward: all but those in `PLACES`.
 
     Raises:
         MmdoraError: if a value is no tensor. Leaving it out would change what the model learns from.

@@ -128,7 +128,7 @@ class VLBart(Family):
         return encode(self.processor, [text], [prompt.images], left=False)
 
     def generation(self, model: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
-        """As in the general family, with no more new tokens than BART's decoder has positions after the start token."""
+        """Arguments for `generate`; there are at most as many new tokens as BART's decoder has positions for."""
         positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         return super().generation(model, min(max_new_tokens, positions - 1) if positions else max_new_tokens, beams)
 

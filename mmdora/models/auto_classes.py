@@ -1,8 +1,8 @@
 """Registers VL-BART with the Auto classes of `transformers`, without importing `transformers`.
 
-`import mmdora` must stay quick, so an import finder waits for the modules of the Auto classes and registers when they
-have been imported. For models it registers stand-ins, which import the real class when a model is made, because
-`transformers` may still be in the middle of its own imports when a module is registered.
+`import mmdora` must stay quick, so an import finder waits until somebody imports the modules of the Auto classes, and
+registers VL-BART right after that. Models are registered as stand-ins, which import the real class when a model is
+made, because `transformers` may be in the middle of its own imports at that moment.
 """
 
 from __future__ import annotations

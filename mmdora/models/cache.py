@@ -10,7 +10,7 @@ import inspect
 from transformers import GenerationMixin
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""The names in all supported versions, the newest first."""
+"""The names of the cache in all supported versions of `transformers`, the newest first."""
 
 _KNOWN = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"]).parameters
 CACHE = next(name for name in CACHE_NAMES if name in _KNOWN)

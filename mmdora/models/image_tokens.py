@@ -1,6 +1,6 @@
-"""Applies one budget of tokens per image to any processor, in the terms of that processor's settings.
+"""Makes any processor keep within a budget of tokens per image, by changing the processor's own settings.
 
-How many tokens a setting gives is not derived but counted, by the processor's own rule, for pictures of many sizes.
+The number of tokens that a setting gives is counted by the processor's own rule, for pictures of many sizes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ IN_MODEL = "image_grid_pinpoints"
 
 
 def set_image_tokens(processor: Any, budget: ImageTokens) -> ImageSettings:
-    """Change the settings of a processor's images so that every picture of `SIZES` takes min to max tokens.
+    """Change a processor's image settings so that every picture of `SIZES` takes `budget.min` to `budget.max` tokens.
 
-    Processors that keep the resolution (Qwen2-VL to Qwen3-VL, GLM-4V) are given a number of pixels: (patch merge)^2 for
-    each token. Processors that cut tiles (LLaVA-NeXT, LLaVA-OneVision, Idefics3, SmolVLM, InternVL) or scale the
-    longest edge (Pixtral) are given the largest setting that keeps within the maximum, but never more than their own.
+    Processors that keep the resolution (Qwen2-VL to Qwen3-VL, GLM-4V) get a number of pixels: (patch size x merge
+    size)^2 for each token. Processors that cut tiles (LLaVA-NeXT, LLaVA-OneVision, Idefics3, SmolVLM, InternVL) or
+    scale the longest edge (Pixtral) get the largest setting that keeps within the maximum, but never more than their
+    own.
 
     Returns:
         The changed settings by name; none if the number of tokens is fixed and within the budget (LLaVA-1.5).
@@ -135,7 +136,7 @@ def _candidates(images: Any, least: int, most: int | None) -> Iterator[ImageSett
 
 
 def _pixels(images: Any, size: Mapping[str, int], pixels: int, least: int, most: int | None) -> Iterator[ImageSettings]:
-    """Yield settings in pixels. GLM-4V repeats an image to several frames and counts the pixels of all of them."""
+    """Yield settings in pixels. GLM-4V repeats an image as several frames, and its limits count the pixels of all."""
     for frames in (getattr(images, "temporal_patch_size", 1), 1):
         longest = size["longest_edge"] if most is None else most * pixels * frames
         shortest = least * pixels * frames if least else min(size["shortest_edge"], longest)

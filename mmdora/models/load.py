@@ -156,7 +156,7 @@ def _on_meta(name: str, trust_remote_code: bool) -> Any:
 def no_bars() -> Iterator[None]:
     """Hide transformers' own progress bars inside the block.
 
-    They count tensors, and one of 13 GB moves the bar as far as one of 2 kB.
+    The bars count tensors, so they mislead: a tensor of 13 GB moves the bar as far as one of 2 kB.
     """
     shown = is_progress_bar_enabled()
     disable_progress_bar()
@@ -169,7 +169,7 @@ def no_bars() -> Iterator[None]:
 
 @contextmanager
 def _one_line(name: str) -> Iterator[None]:
-    """Turn the errors of transformers about a base into an MmdoraError of one line that says how to mend it."""
+    """Turn the errors of transformers about a base into an MmdoraError of one line that says how to mend them."""
     try:
         check_folder(folder := Path(resolve(name)))
         yield

@@ -12,7 +12,7 @@ from mmdora.errors import MmdoraError
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """Read a `state_dict` that `torch.save` wrote, to the CPU. With `weights_only` its pickle cannot run code.
+    """Read a `state_dict` that `torch.save` wrote, onto the CPU. With `weights_only` its pickle cannot run code.
 
     Raises:
         MmdoraError: if the file cannot be read, or holds anything but names and tensors.

@@ -1,8 +1,8 @@
 """Generates answers of a vision-language model: many prompts in batches (greedy), or one prompt as a stream.
 
-Neither changes the global random state. To sample, Gumbel noise from a separate generator is added to the logits; the
-argmax of the sum is then a sample of the softmax (the Gumbel-max trick). So a seed gives the same answer whatever else
-runs at the same time, and models that are compared get the same noise.
+Neither function changes the global random state. For sampling, Gumbel noise from a separate generator is added to the
+logits; the argmax of the sum is then a sample of the softmax (the Gumbel-max trick). A seed thus gives the same answer
+whatever else runs at the same time, and models that are compared get the same noise.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def generate(
     answers: Sequence[str] = (),
     progress: Callable[[int], object] | None = None,
 ) -> list[str]:
-    """Give the greedy answers, in the order of the prompts. Prompts of similar length are batched together.
+    """Generate the greedy answers, in the order of the prompts. Prompts of similar length are batched together.
 
     Args:
         beams: number of beams; with more than 1, beam search replaces greedy decoding.
@@ -61,7 +61,7 @@ def generate(
 
 
 TIMED = 5
-"""Fewest tokens of an answer for which a rate is given; the rate of a shorter answer would be mostly noise."""
+"""The fewest tokens of an answer for which a rate is given; the rate of a shorter answer is mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def stream(
 
 
 Event = tuple[float, list[int]] | BaseException | None
-"""What a thread that generates reports: the time of new tokens in seconds and their ids, its error, or its end."""
+"""A report of a thread that generates: (time in seconds, ids) of new tokens, an error, or None at its end."""
 
 
 def _beside(

@@ -1,4 +1,4 @@
-"""Runs the model once over the part that prompts about the same picture share: everything up to their last image.
+"""Runs the model only once over what prompts about the same picture share: everything up to their last image.
 
 A picture is most of a prompt (576 tokens in LLaVA-1.5), and benchmarks ask several questions about each. The keys and
 values of the shared part do not depend on what follows, so one pass serves all questions about the picture. In the
@@ -19,7 +19,7 @@ from mmdora.models.cache import CACHE
 
 @torch.no_grad()
 def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence[Image.Image]]) -> Any:
-    """Give the inputs of `generate` with the shared parts in a cache; unchanged inputs if sharing gains nothing.
+    """Return the inputs of `generate` with the shared parts in a cache, or the same inputs if sharing gains nothing.
 
     Args:
         inputs: the result of `Family.encode_prompts`: input_ids and attention_mask [B, L] padded on the left, and
@@ -36,7 +36,7 @@ def read_once(model: Any, family: Family, inputs: Any, images: Sequence[Sequence
     first: dict[tuple[Any, ...], int] = {}  # pictures and ids of a shared part -> the first prompt that has it
     keys = [(*map(id, own), *head) for own, (head, _) in zip(images, parts, strict=True)]
     owners = [first.setdefault(key, row) for row, key in enumerate(keys)]
-    if 2 * len(first) > len(parts):  # With fewer than two prompts per shared part, a second pass saves nothing.
+    if 2 * len(first) > len(parts):  # With fewer than two prompts per shared part, a separate pass saves nothing.
         return inputs
     number = {row: place for place, row in enumerate(first.values())}
     starts = [sum(map(len, images[:row])) for row in range(len(images))]

@@ -30,7 +30,7 @@ from mmdora.data_prep import scenes
 from mmdora.outputs.folder import check_new_folder
 from mmdora.pretrain.tiny_llava_tower import train_tower_of
 
-SIDE, PATCH, VOCABULARY = 64, 8, 2048
+SIDE, PATCH, VOCABULARY = 64, 8, 2048  # Sides of picture and patch in pixels; tokens of the tokenizer.
 IMAGE, PAD, BOS, EOS = "<image>", "<pad>", "<s>", "</s>"
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"

@@ -2,8 +2,8 @@
 
 A stock `CLIPForImageClassification` is trained on drawn scenes. Each picture has several labels: its shapes, its
 colours, and which shape has which colour. Afterwards the head is thrown away and the tower goes into the model.
-(Training the tower through a language model's answers was tried: after 64,000 pictures it told colours apart, but not
-shapes.)
+Training the tower through a language model's answers was tried too: after 64,000 pictures it could tell colours apart,
+but not shapes.
 """
 
 from __future__ import annotations

@@ -34,9 +34,9 @@ TOWER = {
 The width is that of the features of `mmdora prep scenes --kind clip-features`.
 """
 
-VOCABULARY, POSITIONS = 2048, 256
-FRAMES = ORDER = 16  # Frames of a clip, each one visual token. A picture has fewer, so 16 order embeddings suffice.
-LONGEST = 48  # Tokens of an answer: captions of three things have up to 37.
+VOCABULARY, POSITIONS = 2048, 256  # Rows of the token table, VL-BART's own tokens included; positions of BART.
+FRAMES = ORDER = 16  # Frames of a clip, each one visual token. A picture has 9 tokens, so 16 order embeddings suffice.
+LONGEST = 48  # The most tokens of an answer: captions of three things have up to 37.
 ALSO_VQA = {"pairs": "vqa: {}", "places": "vqa: {}"}
 """Tasks with the prompt of `vqa`. They are separate tasks for two reasons: all rows of a batch must have the same
 number of pictures, and each task gets a share of the batches."""
@@ -116,9 +116,10 @@ def _corpus() -> Iterator[str]:
 def louder_order(folder: Path, std: float = 0.8) -> None:
     """Draw the order embeddings of the checkpoint in `folder` anew, with the scale of the visual tokens.
 
-    The order embeddings are added to the visual tokens. They are rows of the token table, which has a tenth of that
-    scale, and with it the first stage learned nothing about places. Large rows would also give their own tokens large
-    logits, so BART's bias of the logits forbids these tokens in answers.
+    The order embeddings are rows of the token table and are added to the visual tokens. The table is initialised with a
+    tenth of the visual tokens' scale, and with such small order embeddings the first stage learned nothing about
+    places. Large rows would also give their own tokens large logits, so BART's bias of the logits forbids these tokens
+    in answers.
     """
     model = VLBartForConditionalGeneration.from_pretrained(folder)
     torch.manual_seed(0)

@@ -23,8 +23,8 @@ from mmdora.models.open_clip.tower import OpenClipVisionModel, image_processor
 from mmdora.pretrain.tiny_llava_tower import arguments_of
 
 SIZES = ("small", "large")
-NONE, UNASKED = 0, -100
-NAMES = {"shape": ("", *SHAPES), "colour": ("", *COLOURS)}  # The empty name, at index NONE, means: nothing is there.
+NONE, UNASKED = 0, -100  # Labels: nothing is in the cell; the loss leaves the cell out (`ignore_index`).
+NAMES = {"shape": ("", *SHAPES), "colour": ("", *COLOURS)}  # The empty name, at index NONE, stands for nothing there.
 READ = {
     "centre shape": len(NAMES["shape"]),
     "centre colour": len(NAMES["colour"]),
@@ -33,9 +33,9 @@ READ = {
     "size": len(SIZES),
     "offset": 2,
 }
-"""Output of the head -> its number of channels. The offset is the centre's place in its cell, from 0 to 1, across and
-down."""
-COVERED = 0.15  # Share of a cell's area that a thing has to cover to count; less is hard to see.
+"""Output of the head -> its number of channels. The offset says where in its cell the centre of a thing lies, across
+and down, from 0 to 1."""
+COVERED = 0.15  # The share of a cell's area that a thing must cover to count, because less is hard to see.
 
 
 class Pictures(Dataset[dict[str, Tensor]]):

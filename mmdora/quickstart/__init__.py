@@ -1,4 +1,4 @@
-"""The whole path on a bundled base: adapt, evaluate, export, compare, report."""
+"""`mmdora quickstart` runs the whole path on a bundled base: adapt, evaluate, export, compare, report."""
 
 from mmdora.quickstart.run import quickstart
 

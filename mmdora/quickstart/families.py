@@ -1,4 +1,4 @@
-"""What the quickstart of each family adapts, and to which tasks."""
+"""Defines the quickstart of each family: the configs of its runs, and the tasks on which they train."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class QuickTask:
     """A task of a quickstart.
 
     Attributes:
-        heading: as people read it.
-        task: how it is asked and scored, a task of `mmdora eval --list`.
-        prepare: writes train.jsonl and test.jsonl below a folder.
+        heading: name of the task as people read it.
+        task: the task of `mmdora eval --list` by which it is asked and scored.
+        prepare: function that writes train.jsonl and test.jsonl below a folder.
     """
 
     heading: str
@@ -31,11 +31,11 @@ class QuickTask:
 
 @dataclass(frozen=True)
 class Family:
-    """One family's quickstart.
+    """The quickstart of one family.
 
     Attributes:
-        configs: method -> file in configs/tiny; they differ in the method only.
-        tasks: name in `data.tasks` -> task; the name is "" where the configs have one task.
+        configs: method -> name of a file in configs/tiny; these files differ in the method only.
+        tasks: name in `data.tasks` -> task; the name is "" if the configs have a single task.
     """
 
     title: str
@@ -58,7 +58,7 @@ FAMILIES: Mapping[str, Family] = {
         configs={"LoRA": "vlbart_lora", "DoRA": "vlbart_dora"},
         tasks={
             "vqa": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare),
-            # Word for word rather than by CIDEr, which needs Java.
+            # Captions are compared word for word, because CIDEr needs Java.
             "caption": QuickTask(
                 "captions of drawn scenes, word for word",
                 "scenes-caption-exact",

@@ -1,4 +1,4 @@
-"""What the quickstart found, in words and pictures: from scores and predictions to a `Report`."""
+"""Turns the scores and predictions of the quickstart into the sentences, tables and pictures of its report."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from mmdora.records.images import FileRef, image_bytes
 from mmdora.records.row import Row
 
 BASELINE = "question only"
-GOAL, GOAL_BY_TYPE = 0.95, 0.90
-PICTURES = 6
+GOAL, GOAL_BY_TYPE = 0.95, 0.90  # Accuracies on easy-VQA that the report calls reached: over all, and for each type.
+PICTURES = 6  # The most questions in each part of the gallery, so that the page stays short.
 
-Predictions = Mapping[str, Sequence[Mapping[str, Any]]]  # model -> rows of predictions.jsonl, same questions
+Predictions = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Name of a model -> its rows of predictions.jsonl; all models answer the same questions."""
 
 
 @dataclass(frozen=True)
 class TaskOutcome:
-    """What the base and both methods answered to the questions of one task.
+    """The answers of the base and of both methods to the questions of one task.
 
     Attributes:
-        scores: model -> `Scores.to_dict()`; on easy-VQA, `BASELINE` is one of the models.
+        scores: name of a model -> `Scores.to_dict()`; on easy-VQA, `BASELINE` is one of the models.
     """
 
     task: QuickTask
@@ -41,7 +42,7 @@ class TaskOutcome:
         return [ScoreRow(model, scores, notes.get(model, "")) for model, scores in self.scores.items()]
 
     def lines(self) -> list[str]:
-        """Which method is better, in sentences."""
+        """Sentences that say which method is better."""
         if self.task.heading == EASY_VQA:
             return verdict(self.scores, self.predictions)
         return [task_verdict(self.task.heading, self.task.task, self.scores, self.predictions)]
@@ -54,10 +55,10 @@ class TaskOutcome:
 
 
 def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -> list[str]:
-    """Which method is better and by how much, as far as this test can tell.
+    """Sentences that say which method is better and by how much, as far as this test set can tell.
 
     Args:
-        scores: model -> `Scores.to_dict()`.
+        scores: name of a model -> `Scores.to_dict()`.
     """
     lora, dora = (predictions[name] for name in ("LoRA", "DoRA"))
     accuracy = {name: score["overall"]["score"] for name, score in scores.items()}
@@ -82,7 +83,7 @@ def verdict(scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -
 
 
 def task_verdict(heading: str, task: str, scores: Mapping[str, Mapping[str, Any]], predictions: Predictions) -> str:
-    """What the two methods gained over the base on a task without a goal of its own, in a line."""
+    """A line that says what the two methods gained over the base, for a task without a goal of its own."""
     scorer, parts = TASKS[task].scorer, []
     for name in ("LoRA", "DoRA"):
         over_base = compare(scorer, predictions["base"], predictions[name])
@@ -111,11 +112,14 @@ def _reaches(score: Mapping[str, Any]) -> bool:
 def galleries(
     predictions: Predictions, pictures: Sequence[Sequence[FileRef]], *, graded: bool = True
 ) -> dict[str, list[GalleryExample]]:
-    """Questions drawn at random, and questions that an adapted model gets wrong (those they differ on first).
+    """Title -> questions with their pictures and answers: some drawn at random, and some that an adapted model got
+    wrong.
+
+    The wrong answers begin with questions on which the two adapted models differ.
 
     Args:
-        pictures: of each question.
-        graded: whether an answer is right or wrong; captions are neither, and then there is no second part.
+        pictures: the pictures of each question.
+        graded: whether answers are right or wrong. Captions are neither, so they have no second part.
     """
     order = list(range(len(pictures)))
     random.Random(0).shuffle(order)

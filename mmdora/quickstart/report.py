@@ -1,6 +1,6 @@
-"""One self-contained HTML page from plain data: scores, curves, pictures with answers.
+"""Makes one HTML page of plain data: scores, loss curves, and pictures with answers.
 
-Nothing here knows torch or a model, and the page asks for nothing outside itself.
+This module imports no torch and knows no model. The page is a single file that loads nothing else.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TEMPLATE = "report.html.j2"
 
 @dataclass(frozen=True)
 class GalleryExample:
-    """Pictures, a question about them, and what each model said: name -> (text, right, wrong or neither)."""
+    """Pictures, a question about them, and the answers: model -> (text, whether it is right; None if not graded)."""
 
-    images: Sequence[bytes]  # PNG
+    images: Sequence[bytes]  # contents of the picture files
     question: str
     answer: str
     answers: Mapping[str, tuple[str, bool | None]]
@@ -32,7 +32,7 @@ class GalleryExample:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything the page shows; empty parts are left out."""
+    """The content of the page; empty parts are left out."""
 
     title: str
     lead: str
@@ -48,7 +48,7 @@ class Report:
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Render to `path`, whole or not at all."""
+    """Write the page to `path`. If writing fails, no half-written file has that name."""
     write_whole(path, report_html(report))
 
 
@@ -68,5 +68,5 @@ def report_html(report: Report) -> str:
 
 
 def _scale(rows: Sequence[ScoreRow]) -> float:
-    """What a full bar stands for: 1, or the best number where that is more (CIDEr has no end)."""
+    """The score that a full bar stands for: 1, or the best score if it is larger, since CIDEr has no upper limit."""
     return max(1.0, *(row.accuracy(kind) or 0.0 for row in rows for kind in [None, *kinds(rows)]))

@@ -1,4 +1,4 @@
-"""`mmdora quickstart`: the whole path on real data, one method per step."""
+"""`mmdora quickstart` runs the whole path on real data; each step is one method of `Quickstart`."""
 
 from __future__ import annotations
 
@@ -46,17 +46,18 @@ def quickstart(
     limit: int | None = None,
     port: int | None = 7860,
 ) -> Path:
-    """Prepare, train, evaluate, export, report, and open the page. What is complete is reused.
+    """Prepare data, train, evaluate, export, write a report, and open the page. Steps that are complete are not
+    repeated.
 
     Args:
-        out: folder for everything that is made; default runs/quickstart, or runs/quickstart-vl-bart.
+        out: folder for all results; by default runs/quickstart, or runs/quickstart-vl-bart.
         family: one of `FAMILIES`.
         overrides: config overrides for both runs, as for `mmdora train`.
-        limit: evaluate on the first questions of each task only.
-        port: of the page; None leaves the page out.
+        limit: the most questions of each task to evaluate on; None takes all.
+        port: port of the page; None leaves the page out.
 
     Returns:
-        The report, `out/report.html`.
+        The path of the report, `out/report.html`.
     """
     begun = time.monotonic()
     if port is not None:
@@ -80,7 +81,7 @@ def quickstart(
 
 
 class Quickstart:
-    """The steps in their order; each needs those before it. Where a family has one task, its name is ""."""
+    """The steps of a quickstart in their order; each needs the ones before it. A family's only task has the name ""."""
 
     def __init__(self, family: Family, out: Path, overrides: list[str], limit: int | None):
         self.family, self.out, self.limit, self.console = family, out, limit, Console()
@@ -95,12 +96,12 @@ class Quickstart:
 
     @cached_property
     def digests(self) -> dict[str, str]:
-        """SHA-256 of the weights of the base and of each run's adapter."""
+        """Name of the base or of a run -> SHA-256 of the weights of the base, or of the run's adapter."""
         return {name: sha256(adapter_file(run)) for name, run in self.runs.items()} | self._base_digest
 
     @cached_property
     def made_from(self) -> dict[str, dict[str, str]]:
-        """Digests of the data, by task."""
+        """Task -> digests of its data."""
         splits = ("train", "test")
         return {task: {split: sha256(root / f"{split}.jsonl") for split in splits} for task, root in self.roots.items()}
 
@@ -222,7 +223,7 @@ class Quickstart:
         return TaskOutcome(task, self.scores[name], predictions, self.questions[name])
 
     def _predictions(self, model: str, task: str) -> list[dict[str, Any]]:
-        """What a model answered, with what the scorers need."""
+        """The answers of a model, with the fields that the scorers need."""
         kept = read_predictions(self.out / "eval" / task / model)
         return [row | {"meta": record["meta"]} for row, record in zip(kept, self.questions[task], strict=True)]
 
@@ -256,7 +257,7 @@ def _check_report(out: Path) -> None:
 
 
 def _check_port(port: int) -> None:
-    """Raise now if the page could not be opened after minutes of training."""
+    """Raise an MmdoraError if the port is taken, before minutes of training and not after them."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

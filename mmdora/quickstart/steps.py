@@ -1,4 +1,4 @@
-"""Steps that are reused when they are complete."""
+"""Runs the steps of the quickstart, and reuses the results of steps that are complete."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmdora.outputs.written import Written
 
 @dataclass
 class Steps:
-    """Runs steps, says how far they are, remembers what is complete.
+    """Runs steps, reports their progress, and remembers which of them are complete.
 
-    Each leaves `folder/TITLE.json` with a hash of what it was made from, what came out and how long
-    it took. It is done again when what it is made from, or a file it left, is another or gone.
+    A complete step writes `folder/TITLE.json` with a hash of its inputs, its result and its duration in seconds. The
+    step is run again if its inputs have changed, or if a file that it wrote is gone.
     """
 
     folder: Path

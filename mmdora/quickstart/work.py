@@ -49,7 +49,7 @@ def run_config(family: Family, name: str, out: Path, overrides: list[str]) -> Ru
 
 
 def trained(config: RunConfig, say: Say) -> dict[str, Any]:
-    """Train, or go on with a stopped run of the same config; gives the numbers in its `complete.json`."""
+    """Train, or go on with a stopped run of the same config; returns the numbers in its `complete.json`."""
     run = config.training.output
     begun = (run / "config.yaml").is_file()
     same = begun and _same_settings(load_config(run / "config.yaml"), config)
@@ -71,7 +71,7 @@ def evaluated(
     """
     model, processor = load(source, device="cuda" if torch.cuda.is_available() else None)
     if adapted:
-        merge(model)  # The export holds the merged model too, and merged it answers faster.
+        merge(model)  # The export is merged too, and a merged model answers faster.
     evaluation = evaluate(model, processor, questions, task=task, out=folder, progress=True)
     del model
     gc.collect()

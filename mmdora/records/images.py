@@ -28,10 +28,10 @@ FORMATS = (
 )
 """The formats that Pillow may open. JPEG includes MPO, a file with several photographs, of which the first is taken."""
 MAX_PIXELS = 160_000_000
-"""Most pixels of a picture. The largest cameras make 151 megapixels, and Pillow itself refuses 179. In RGB this takes
-480 MB of memory, so the page, which strangers can reach, allows fewer pixels."""
+"""The most pixels of a picture: the largest cameras make 151 megapixels, and Pillow itself refuses 179. A picture of
+this size takes 480 MB in RGB, so the demo page, which strangers can reach, sets a lower limit."""
 MAX_BYTES = 512 * 2**20
-"""Most bytes of a picture's file. MAX_PIXELS with 3 bytes each fit, even without compression."""
+"""The most bytes of a picture's file: room for `MAX_PIXELS` at 3 bytes each, even without compression."""
 # Largest ratio of the sides. Without it, a processor that scales the short side to 336 would make an image of
 # 1 x 10,000 pixels 3.4 million pixels long.
 MAX_ASPECT = 200
@@ -68,7 +68,7 @@ def locate(name: str, root: Path) -> Path:
                 f"image {name!r}: leads outside the images root {root}; give a path below it, relative to it"
             )
         found = path.is_file()
-    except (OSError, RuntimeError, UnicodeError) as error:  # The name is too long, a loop of symlinks, or not text.
+    except (OSError, RuntimeError, UnicodeError) as error:  # The name is too long, a loop of links, or not text.
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise MmdoraError(f"image {name[:80]!r}: no such file below {root} ({reason})") from None
     if not found:

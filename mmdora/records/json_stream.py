@@ -16,16 +16,17 @@ from typing import Any, NamedTuple
 from mmdora.errors import MmdoraError
 
 CHUNK = 1 << 20
-"""How many bytes of a file, or characters of a text, are read at a time."""
+"""Bytes of a file, or characters of a text, that are read at a time: few reads, and little memory."""
 MAX_VALUE = 1 << 26
-"""A value of more characters than this is taken for broken JSON whose end is not found."""
+"""The most characters of a value. A longer one is taken for broken JSON whose end is never found."""
 LONGEST_TOKEN = 16
-"""An error this many characters before the end of the buffer, or nearer, may be a word or an escape that was cut."""
+"""Characters of the longest word or escape that the end of the buffer can cut in two, with some room. A parse error
+this near to the end may come from such a cut, so more text is read before it counts as an error."""
 BLANK = " \t\n\r"
 
 
 def text_of(path: Path, passed: Callable[[int], object] = lambda size: None) -> Iterator[str]:
-    """The text of a UTF-8 file in pieces, without its byte order mark; `passed` is told how many bytes each has."""
+    """Yield the text of a UTF-8 file in pieces, without its byte order mark; `passed` gets each one's size in bytes."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()
     try:
         with path.open("rb") as file:
@@ -41,7 +42,7 @@ def parse_line(line: bytes) -> Any:
     """The value of a line of JSON Lines.
 
     Raises:
-        MmdoraError: it says what is wrong with the line, but not where the line stands.
+        MmdoraError: if the line is no JSON; the message does not say where the line stands.
     """
     try:
         value = json.loads(
@@ -71,7 +72,7 @@ def check_text(value: Any) -> None:
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object without repeated keys, because readers differ in which of two equal keys they take."""
+    """Make a dict of an object's pairs. Repeated keys are an error, because readers differ in which one they take."""
     values = dict(pairs)
     if len(values) != len(pairs):
         keys = [key for key, _ in pairs]
@@ -101,7 +102,7 @@ class Scanner:
     """Reads one JSON document from pieces of text.
 
     Args:
-        name: how errors name the document.
+        name: name of the document in errors.
     """
 
     def __init__(self, pieces: Iterator[str], name: str):
@@ -113,7 +114,7 @@ class Scanner:
         ).raw_decode
 
     def elements(self, member: str | None = None, *, optional: bool = False) -> Iterator[Value]:
-        """The elements of the top-level list, or of the list that is `member` of the top-level dict.
+        """Yield the elements of the top-level list, or of the list that is `member` of the top-level dict.
 
         Raises:
             MmdoraError: if the JSON is broken (the message names the line), or if there is no such list and it is not
@@ -139,7 +140,7 @@ class Scanner:
             raise self._error("broken JSON (text after the end)")
 
     def items(self) -> Iterator[Value]:
-        """The entries of the top-level dict."""
+        """Yield the entries of the top-level dict."""
         for key in self._keys():
             self.peek()
             line = self._line_here()
@@ -180,7 +181,7 @@ class Scanner:
             self._take(",")
 
     def _keys(self) -> Iterator[str]:
-        """The keys of the top-level dict; the caller reads each value before the next key."""
+        """Yield the keys of the top-level dict; the caller must read each value before it asks for the next key."""
         if self.peek() != "{":
             raise self._error("expected a JSON object")
         self._take("{")
@@ -227,7 +228,10 @@ class Scanner:
             self._more()
 
     def _more(self) -> None:
-        """Drop the text that was used and read at least as much as is left, so that long values take linear time."""
+        """Drop the text that was used, and read at least as much as is left.
+
+        The buffer of a long value thus doubles each time, and parsing the value again takes linear time in all.
+        """
         self._line_here()
         parts, wanted = [self._text[self._at :]], max(CHUNK, len(self._text) - self._at)
         while wanted > 0:

@@ -15,7 +15,7 @@ ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "assistant": "assistant",
     "system": "system",
 }
-"""The role that each name of a speaker stands for."""
+"""Name of a speaker in LLaVA's layout -> role of the message."""
 KEYS = ("id", "image", "conversations")
 """The keys of a row that are read."""
 PLACEHOLDER = "<image>"
@@ -31,7 +31,7 @@ def to_record(row: dict[str, Any], where: str) -> Record:
 
     Args:
         row: an object of the list.
-        where: how errors name the row; also its id if it has none.
+        where: name of the row in errors; it also becomes the id of a row that has none.
 
     Raises:
         MmdoraError: naming `where`, for a missing field, an unknown speaker, or marks that do not
@@ -82,7 +82,7 @@ def _other_layout(row: dict[str, Any]) -> str:
 
 
 def text_parts(value: str) -> list[Part]:
-    """A text as the parts of a message, an image part for each `PLACEHOLDER`; blank pieces are left out."""
+    """Split a text into the parts of a message, with an image part for each `PLACEHOLDER` and without blank texts."""
     parts: list[Part] = []
     for index, text in enumerate(value.split(PLACEHOLDER)):
         if index:

@@ -1,6 +1,6 @@
-"""Refuses rows with a key that seems to name a picture, video or sound, but is not read.
+"""Refuses rows in which a picture, video or sound stands under a key that is not read.
 
-If a row's picture stood under a wrong key, the row would silently be learned as one without a picture.
+Without this check, a row with its picture under a wrong key would silently be learned as a row without a picture.
 """
 
 from __future__ import annotations

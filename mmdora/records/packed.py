@@ -13,20 +13,20 @@ from mmdora.records.record import Record
 SUFFIX = ".parquet"
 COLUMNS = ("id", "messages", "images", "meta")
 ROWS = 32
-"""How many rows become Python objects at a time; with their images they are some MB."""
+"""Rows that become Python objects at a time: some MB with their images."""
 
 
 def read_packed(path: Path | str, file: IO[bytes] | None = None) -> Iterator[tuple[Record, list[bytes]]]:
-    """Each record, with the contents of its image files in the order of `images`, which holds their names.
+    """Yield each record with the contents of its image files, in the order of the names in its `images`.
 
-    Records are not checked. At most one row group is in memory; `mmdora prep` keeps those near 32 MB.
+    Records are not checked. At most one row group is in memory; `mmdora prep` writes row groups of about 32 MB.
 
     Args:
         path: the file, or its name in errors if it is given as `file`.
         file: the file, opened for reading.
 
     Raises:
-        MmdoraError: `mmdora prep --pack` did not write this file. `mmdora prep messages` reads other Parquet files.
+        MmdoraError: if `mmdora prep --pack` did not write this file. `mmdora prep messages` reads other Parquet files.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -8,7 +8,7 @@ from PIL import Image
 from mmdora.errors import MmdoraError
 
 BACKGROUND = (255, 255, 255)
-"""The colour of transparent pixels: white, because the colours stored in them were never meant to show."""
+"""The RGB colour of transparent pixels: white, because the colours stored in them were never meant to show."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -21,7 +21,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray(eight_bits(np.asarray(image)))
     if image.mode == "LAB":
         raise MmdoraError("its colours are CIELAB; save it as RGB")
-    if image.mode in ("La", "RGBa"):  # The colours are multiplied by the transparency.
+    if image.mode in ("La", "RGBa"):  # In these modes the colours are stored multiplied by the opacity.
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -26,7 +26,7 @@ from mmdora.records.record import content_of
 from mmdora.records.row import Row, row_of
 from mmdora.records.turns import answer_text, split_turns
 
-READ_AHEAD = 64  # Records taken from the table at once when all are read in turn; fewer would make the reading slower.
+READ_AHEAD = 64  # Records taken from the table at once when all are read in turn; reading with fewer is slower.
 
 
 class Records:
@@ -64,7 +64,7 @@ class Records:
         options: dict[str, Any] = {}
         if self._suffix == packed.SUFFIX:
             columns["files"] = datasets.List(datasets.Value("large_binary"))
-            options["writer_batch_size"] = packed.ROWS  # So many rows are in memory before they are written.
+            options["writer_batch_size"] = packed.ROWS  # At most this many rows are in memory before they are written.
         make = partial(datasets.Dataset.from_generator, _rows, features=datasets.Features(columns), gen_kwargs=source)
         datasets.disable_progress_bars()
         try:
@@ -112,9 +112,9 @@ class Records:
 
     @property
     def contents(self) -> Any:
-        """[rows] int64, as a chunked array of Arrow: equal where messages and names of images are.
+        """[rows] int64, as a chunked Arrow array: a hash of each record's messages and names of images.
 
-        The pieces of a conversation that was cut have that of the whole.
+        The pieces of a conversation that was cut into several records have the hash of the whole conversation.
         """
         return self._table.data.column("content")
 

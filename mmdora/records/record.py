@@ -84,17 +84,17 @@ def qa_record(name: str, image: str, pairs: list[tuple[str, str]]) -> Record:
 
 
 def content_of(record: Mapping[str, Any]) -> int:
-    """A number of 63 bits that is equal for records, or rows, of equal messages and names of images."""
+    """A hash of 63 bits of the messages and names of images in a record or row; records of equal content share it."""
     said = [record["messages"], [str(image) for image in record["images"]]]
     return int(sha256(json.dumps(said, sort_keys=True).encode())[:16], 16) >> 1
 
 
 def check_record(row: Any, where: str) -> Record:
-    """Check that `row` is a record; gives it with `id` and `meta` filled in.
+    """Check that `row` is a record, and return it with `id` and `meta` filled in.
 
-    The conversation may begin with one message of the system; after it user and assistant speak in turn, the user
-    first. Pictures may stand in messages of the user only: templates do not agree on their place in other messages, and
-    answers, which the model learns, are text.
+    The conversation may begin with one system message. Then user and assistant speak in turn, the user first. Only user
+    messages may hold pictures: templates do not agree on where pictures stand in other messages, and answers, which the
+    model learns, are text.
 
     Raises:
         MmdoraError: if it is no record; the message says what is wrong and where.
@@ -124,7 +124,7 @@ def check_record(row: Any, where: str) -> Record:
 
 
 def _check_message(message: Any, where: str) -> int:
-    """Check a message; gives the number of its pictures."""
+    """Check a message and return the number of its pictures."""
     if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant"):
         raise MmdoraError(f"{where}: every message needs a role: system, user or assistant")
     role, parts, marks = message["role"], message.get("content"), 0
@@ -166,7 +166,7 @@ def _check_order(roles: list[str], where: str) -> None:
 
 
 def _other_layout(row: Any) -> str:
-    """What a row without messages seems to be, and which command reads it."""
+    """A phrase that says what a row without messages seems to be, and which command reads it."""
     if isinstance(row, list):
         return ", found a JSON list; a file that holds a list in LLaVA's layout has the ending .json"
     if isinstance(row, dict) and "conversations" in row:

@@ -1,4 +1,4 @@
-"""A row: a record as it is learned or asked, whose files are values that know where they are (`FileRef`)."""
+"""A row: a record as it is learned or asked, in which each file is a `FileRef` that knows where the file is."""
 
 from __future__ import annotations
 

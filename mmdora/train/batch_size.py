@@ -28,7 +28,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def estimated(
     config: RunConfig, processor: Any, batch: Mapping[str, Tensor] | None, *, trust_remote_code: bool = False
 ) -> str:
-    """The memory that `mmdora inspect` estimates for the micro-batch in hand, or for a typical one if there is none."""
+    """A phrase with the memory that `mmdora inspect` estimates for `batch`, or for a typical batch if it is None."""
     try:
         model = skeleton(config.base, trust_remote_code=trust_remote_code)
         on_cpu = (
@@ -42,7 +42,7 @@ def estimated(
 
 
 def out_of_memory(step: int, rows: int, training: Training, estimated: str) -> OutOfMemory:
-    """The error with which a lack of memory ends a run: it gives the estimate, and three things to change."""
+    """Make the error that ends a run for lack of memory; it gives the estimate, and three settings to change."""
     halved = f"training.batch_size {rows // 2} with training.accumulation {training.accumulation * 2}"
     changes = [
         "shorter rows (data.max_length, data.image_tokens)" if rows == 1 else f"{halved}, or find_batch_size: true",
@@ -55,16 +55,16 @@ def out_of_memory(step: int, rows: int, training: Training, estimated: str) -> O
 
 
 class Fitting:
-    """Runs a step that does not fit again, with micro-batches of half as many rows (`training.find_batch_size`).
+    """Runs a step; if memory runs out, repeats it with micro-batches of half the rows (`training.find_batch_size`).
 
-    The loader, the order of the rows, the rows of a step and the number of steps do not change: the rows that the
-    loader gives out together are run in pieces. The loss is summed over the labels of the whole step, so the gradient
-    is the same. The processes agree on the size at the end of a step, before gradients are reduced. Until then each
-    process accumulates its own gradients (`no_sync`). DDP reduces only in a backward pass, so one more pass, over a
-    masked row, makes it reduce them.
+    The loader, the order of the rows, the rows of a step and the number of steps do not change: a micro-batch is only
+    run in smaller pieces. The loss is summed over the labels of the whole step, so the gradient is the same. The
+    processes agree on the size of the pieces at the end of a step, before gradients are reduced. Until then each
+    process accumulates its own gradients (`no_sync`). DDP reduces gradients only in a backward pass, so one more pass,
+    over a masked row, makes it reduce them.
 
     Args:
-        feed: gives the micro-batches; it reads one again, in pieces of another size.
+        feed: gives the micro-batches, and can read one again in pieces of another size.
         wrapped: the model as accelerate prepared it.
         say: receives a line each time the size is halved.
     """
@@ -85,7 +85,7 @@ class Fitting:
 
         Args:
             one_pass: runs forward and backward of a piece; its second argument is the number of pieces in this process.
-            undo: drops the gradients and losses of the passes of this step.
+            undo: drops the gradients and losses that this step has accumulated.
 
         Raises:
             OutOfMemory: if one row does not fit.

@@ -1,4 +1,4 @@
-"""The first stage of a run: what was asked for, and whether it can begin or go on."""
+"""The first stage of a run: it checks whether the run that was asked for can begin or go on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmdora.train.resume import check_changes, find_checkpoint
 
 @dataclass(frozen=True)
 class Request:
-    """The arguments of `train`; see there."""
+    """The arguments of `mmdora.train.train`, which explains them."""
 
     config: RunConfig
     resume: bool | Path
@@ -41,7 +41,7 @@ class Begun:
     before: dict[str, Any] | None
 
     def check(self, request: Request, facts: Mapping[str, Any]) -> None:
-        """Raise if `facts` show that the run to resume was a different one; see `check_changes`."""
+        """Raise an MmdoraError if `facts` show that the run to resume was a different one; see `check_changes`."""
         if self.before is not None:
             check_changes(request.config, self.before, facts, request.allow_changes, request.say)
 

@@ -23,7 +23,7 @@ from mmdora.models.load import check_base, load_processor, skeleton
 from mmdora.records.images import FileRef, image_bytes
 from mmdora.records.reader import Records
 
-SHOWN_IDS = 3
+SHOWN_IDS = 3  # The most ids of records that an error names.
 pc: Any = pyarrow.compute  # Its functions are made at import, so pyright does not know them.
 
 
@@ -69,7 +69,7 @@ def check_schedule(config: RunConfig) -> None:
 
 
 def check_warmup(config: RunConfig, steps: int) -> None:
-    """Raise if the learning rate would never reach its peak."""
+    """Raise an MmdoraError if the warmup is so long that the learning rate would never reach its peak."""
     warmup = config.training.warmup
     if warmup >= max(steps, 2):
         raise MmdoraError(
@@ -102,11 +102,11 @@ def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
 
 
 def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:
-    """Raise an MmdoraError if records to evaluate on are also trained on, as their ids or their contents tell.
+    """Raise an MmdoraError if a record to evaluate on is also trained on, which its id or its content can show.
 
-    Contents are the messages and the images (by name, and where the images lie below different folders, by their
-    files). They are compared whatever the ids are, because the same record has another id in every file that another
-    tool wrote.
+    The content is the messages and the names of the images; if the images lie below different folders, their files are
+    compared too. Contents are compared whatever the ids are, because different tools give the same record different
+    ids.
 
     Args:
         pieces: whether `train` was cut into pieces, whose ids end in "#" and a number.
@@ -134,7 +134,7 @@ def _listed(names: list[str], found: int) -> str:
 
 
 def _found(ids: Any, wanted: Any) -> Any:
-    """The ids that are among `wanted`. Arrow makes a hash table of `wanted`, so that should be the shorter list."""
+    """The ids that are among `wanted`. Arrow makes a hash table of `wanted`, so `wanted` should be the shorter list."""
     return pc.unique(ids.filter(pc.is_in(ids, value_set=wanted)))
 
 

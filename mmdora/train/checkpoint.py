@@ -34,7 +34,8 @@ def staged(output: Path, step: int, main: bool = True) -> Iterator[Path]:
     """Give a folder to fill, which `seal` turns into `checkpoint-STEP`.
 
     Args:
-        main: whether this process is the one (of several that fill the folder) that removes leftovers of earlier saves.
+        main: whether this process removes leftovers of earlier saves; exactly one of the processes that fill the folder
+            has to.
 
     Raises:
         MmdoraError: if the folder cannot be written; the message gives path and bytes. Earlier checkpoints are
@@ -104,7 +105,7 @@ def manifest_of(checkpoint: Path, only: Container[str] | None = None) -> dict[st
     """The manifest of a checkpoint, after every file in it was read and compared with its checksum.
 
     Args:
-        only: names of the files that matter; the others are not looked at.
+        only: names of the files to check; None checks all.
 
     Raises:
         MmdoraError: if a file is missing or differs from what was written; the message names the file.
@@ -156,7 +157,10 @@ def newest(output: Path, say: Callable[[str], None]) -> Path | None:
 
 
 def best_of(checkpoint: Path) -> Path | None:
-    """Where the checkpoint lies, or lay, that was the best one when this one was written; None if there was none."""
+    """The folder of the checkpoint that was the best when this one was written; None if there was none.
+
+    That folder may have been deleted since.
+    """
     state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
     if not state["best_model_checkpoint"]:
         return None
@@ -169,7 +173,7 @@ def check_adapter(checkpoint: Path) -> None:
     """Read back the adapter of a checkpoint, before it is loaded or becomes the result of a run.
 
     Raises:
-        MmdoraError: one of its files is missing, or not what was written.
+        MmdoraError: if one of its files is missing, or not what was written.
     """
     if not checkpoint.is_dir():
         raise MmdoraError(f"{checkpoint} is missing")
@@ -177,7 +181,7 @@ def check_adapter(checkpoint: Path) -> None:
 
 
 def best_problem(checkpoint: Path) -> str | None:
-    """What is wrong with the adapter of the best checkpoint, as seen from this one, in words; None if nothing."""
+    """A phrase that says what is wrong with the adapter of the best checkpoint that this one names; None if nothing."""
     best = best_of(checkpoint)
     try:
         if best is not None:

@@ -39,8 +39,8 @@ class Answers:
 class EarlyStopping:
     """Ends a run when `patience` evaluations in a row were no better than the best before them.
 
-    The decision depends only on the log of the run, which checkpoints hold. So a resumed run stops at the same step as
-    a run that was never stopped.
+    The decision depends only on the log of the run, which is part of every checkpoint, so a run that was interrupted
+    and resumed ends at the same step as one that was not.
 
     Args:
         metric: `eval_score`, where more is better, or `eval_loss`, where less is.

@@ -1,10 +1,10 @@
 """A ledger of memory: it runs operations on shapes alone and books the storage that their results would take.
 
-Integers and booleans are computed, because shapes depend on them: how many tokens stand for an image, which positions
-have labels. Floating-point tensors have no values. torch's own tools do not suffice. `FakeTensorMode` has no values at
-all, so LLaVA's forward stops in it, where it compares the number of image tokens with that of image features
-(`DataDependentOutputException`, torch 2.14, tried with `MemTracker` of `torch.distributed._tools`). And `MemTracker` is
-private, and books by module, not by modality and phase.
+Integers and booleans are computed, because shapes depend on them, such as the number of image tokens or the positions
+that have labels. Floating-point tensors have no values. torch's own tools do not suffice. Under `FakeTensorMode` no
+tensor has values, so LLaVA's forward stops where it compares the number of image tokens with that of image features
+(`DataDependentOutputException`, torch 2.14, tried with `MemTracker` of `torch.distributed._tools`). `MemTracker` is
+also private, and it books by module, not by modality and phase.
 
 For LLaVA-1.5-7B's recipe (16 rows of 2,048 tokens, 95,000 operations) this takes 10 CPU seconds.
 """
@@ -49,7 +49,7 @@ class Ledger(TorchDispatchMode):
         self.at_peak: dict[str, int] = {}
         self._known: dict[int, weakref.ref[Any]] = {}
         self._unreal: set[int] = set()
-        """Storages that were never written, so that their values mean nothing."""
+        """Identities of the storages that were never written, and whose values therefore mean nothing."""
         self._shapes: dict[Any, Any] = {}
         """Operation, and shapes and dtypes of its arguments -> its results on the meta device."""
 
@@ -97,7 +97,7 @@ class Ledger(TorchDispatchMode):
         elif not any(map(self._is_unreal, tensors)) if tensors else not makes_floats:
             out = func(*args, **kwargs)
         elif func is aten.nonzero.default:
-            # Forward looks for rare values (cancelled rows, NaN) by comparing numbers. Without values, assume none.
+            # DoRA's forward looks for rare values (rows that cancel to 0, NaN); without values, none are assumed.
             out = torch.empty(0, args[0].ndim, dtype=torch.int64)
         elif func._schema.is_mutable:
             return self._written(func._schema, args, kwargs)
@@ -112,8 +112,8 @@ class Ledger(TorchDispatchMode):
     def _shaped(self, func: Any, facts: _Facts, args: Any, kwargs: Any) -> Any:
         """The results of `func` as memory that is reserved and never touched.
 
-        Its meta kernel runs once per combination of shapes and dtypes: a model of 32 equal layers calls each operation
-        with the same shapes over and over.
+        The meta kernel runs only once for each combination of shapes and dtypes, because a model of 32 equal layers
+        calls each operation with the same shapes over and over.
         """
         key = func, _described(args), _described(kwargs), torch.is_autocast_enabled("cpu")
         if key not in self._shapes:
@@ -130,7 +130,7 @@ class Ledger(TorchDispatchMode):
         return tensor
 
     def _written(self, schema: Any, args: Any, kwargs: Any) -> Any:
-        """The tensors that an operation would have written to; such an operation returns them."""
+        """The tensors that an in-place operation would have written to, which are also its results."""
         named = {a.name: v for a, v in zip(schema.arguments, args, strict=False)} | kwargs
         written = [
             named[a.name]
@@ -204,7 +204,7 @@ def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
 
 
 def _described(value: Any) -> Any:
-    """Arguments as a key of a dict; a tensor is described by all that a meta kernel sees of it."""
+    """Turn arguments into a key of a dict; a tensor is described by everything that a meta kernel can see of it."""
     if isinstance(value, Tensor):
         return tuple(value.shape), value.stride(), value.dtype
     if isinstance(value, (list, tuple)):

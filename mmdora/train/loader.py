@@ -158,7 +158,7 @@ class Feed:
 
     def _fetched(self, batches: Iterator[Any], step: int) -> list[dict[str, Any]]:
         wanted = min(self.accumulation, self.batches.rounds - step * self.accumulation)
-        with self.processes.together():  # A row that cannot be read stops all processes.
+        with self.processes.together():  # If one process cannot read a row, all processes stop.
             try:
                 fetched = list(islice(batches, wanted))
             except MmdoraError as error:  # A loader process wraps the message in its traceback, which is cut off here.

@@ -97,13 +97,13 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
 def _tell_ddp(processes: Processes, model: Any, collate: Any, rows: Any, say: Say) -> None:
     """Tell DDP whether to look for parameters without a gradient (`find_unused_parameters`).
 
-    Unless it looks, DDP waits for the gradient of every trained parameter. Looking costs a walk through the graph and
-    4 bytes per tensor in each step, and DDP warns if it was not needed. The rows of a stream are not known beforehand,
-    so there it looks.
+    With `find_unused_parameters` off, DDP waits for the gradient of every trained parameter. With it on, each step
+    costs a walk through the graph and 4 bytes per tensor, and DDP warns if that was not needed. It is on if some
+    kind of row gives some parameter no gradient, and for a stream, whose rows are not known beforehand.
 
-    Unless it looks, DDP also changes the layout of its buckets after the first step. With three or more processes the
-    last bits of a sum depend on the place in that layout, so a resumed run would differ in them. So with more than two
-    processes it always looks.
+    It is also on with more than two processes. With it off, DDP changes the layout of its buckets after the first step,
+    and with three or more processes the last bits of a sum depend on that layout, so a resumed run would differ in
+    them.
     """
     looks = True
     if not isinstance(rows, Stream):

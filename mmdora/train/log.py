@@ -16,7 +16,7 @@ from mmdora.train.times import PHASES
 
 
 class Report(Protocol):
-    """Something that is told how a run goes on: `RunLog`, or a tracker."""
+    """An object that is told how a run goes on: `RunLog`, or a tracker."""
 
     def begin(self, progress: Progress) -> None: ...
 

@@ -1,8 +1,8 @@
 """The training loop: forward, backward, clipping, the optimizer's step, and then logging, evaluating and saving.
 
 It is a loop of our own on accelerate, and not `transformers.Trainer`, because training needs what the public hooks of
-`Trainer` cannot reach: leaving out a step, micro-batches that shrink when memory runs out, processes that have no row
-left, checkpoints that are complete or absent, and logged means that go on after a resume. With `Trainer` this took
+`Trainer` cannot do: leave out a step, shrink micro-batches when memory runs out, go on with processes that have no row
+left, write checkpoints that are complete or absent, and continue logged means after a resume. With `Trainer` this took
 overriding thirteen private methods and writing three private counters. accelerate provides processes, precision,
 clipping and wrapping; transformers provides the schedules.
 """
@@ -111,7 +111,7 @@ class Loop:
         """Load the adapter of the best checkpoint, which becomes the result.
 
         Raises:
-            MmdoraError: it is damaged or gone; no other one is taken for it.
+            MmdoraError: if it is damaged or gone; no other checkpoint takes its place.
         """
         with self.processes.together():
             try:
@@ -173,8 +173,8 @@ class Loop:
     def _note_best(self, metrics: dict[str, float]) -> None:
         """Note the result if it is the best so far.
 
-        Only the results of regular checkpoints count: a signal also causes a checkpoint, and whether one came must not
-        change the resulting adapter.
+        Only results at regular checkpoints count. A signal causes a checkpoint too, and whether a run was interrupted
+        must not change the resulting adapter.
         """
         training, progress, key = self.config.training, self.progress, metric(self.config)
         step, value, best = progress.global_step, metrics[key], progress.best_metric

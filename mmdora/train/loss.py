@@ -1,8 +1,8 @@
 """Cross-entropy of the labelled positions only; the output head is applied to them in chunks.
 
-Most positions of a row with a picture are image or prompt. Their logits [B, T, V] would be computed and kept for
-nothing, tens of GB at V = 152k. Here the model's own forward runs with a head that passes the hidden states through,
-and the model's loss function applies the real head where there are labels.
+Most positions of a row with a picture belong to the image or the prompt and have no label. A plain forward computes and
+keeps their logits [B, T, V] for nothing, tens of GB at V = 152k. Here the model's own forward runs with a head that
+passes the hidden states through, and the model's loss function applies the real head only where there are labels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 LOGITS = 2**25
-"""Most elements of logits that exist at a time: 128 MiB in fp32."""
+"""The most elements of logits that exist at a time: 128 MiB in fp32, little beside the other tensors of a step."""
 
 
 def chunked_cross_entropy(
@@ -64,10 +64,10 @@ def chunked_cross_entropy(
 
 
 class _InPieces(torch.autograd.Function):
-    """The sum of the losses of several pieces, which computes the gradients already in forward.
+    """The sum of the losses of several pieces; its gradients are computed already in forward.
 
-    The result is a scalar, so backward only multiplies these gradients. Thus the logits of a piece are neither kept nor
-    computed twice.
+    The result is a scalar, so backward only multiplies these gradients by another scalar. The logits of a piece are
+    thus neither kept nor computed twice.
     """
 
     @staticmethod

@@ -1,9 +1,9 @@
 """Estimates the memory of a training step before training, by running a step without its arithmetic.
 
 Every operation of forward and backward is called with its shapes alone (torch's meta kernels), and its results are
-tensors whose memory is reserved and never touched. So the estimate includes, for any architecture, what autograd keeps,
-what gradient checkpointing frees, what the loss in chunks saves and what an adapted layer holds. Integers (ids, masks,
-places of images) are computed, because shapes depend on them.
+tensors whose memory is reserved and never touched. The estimate thus includes, for any architecture, what autograd
+keeps, what gradient checkpointing frees, what the loss in chunks saves and what an adapted layer holds. Integers (ids,
+masks, places of images) are computed, because shapes depend on them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 PHOTO_SIZE = (640, 480)
 """Width and height in pixels of the picture in a typical row: the usual size in COCO."""
 ANSWER_TOKENS = 128
-"""Tokens of the answer in a typical row if the config has no `data.max_length`: a few sentences."""
+"""Tokens of the answer in a typical row if the config has no `data.max_length`, enough for a few sentences."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ def _summed(
     frozen = {m: size * (n - plan.full_sizes.get(m, 0)) for m, n in plan.base_sizes.items()}
     at_peak = dict(ledger.at_peak)
     in_backward = at_peak.pop(BACKWARD, 0)
-    # Gradients are part of what backward made. Those that did not exist at the peak are made after others are freed.
+    # Gradients are part of what backward made. Gradients that did not exist at the peak are made after others are
+    # freed.
     present = min(in_backward, sum(gradients.values()))
     rest = sum(at_peak.values()) + in_backward - present
     # During the optimizer's step all gradients exist and no activation does, and this may be the peak.
@@ -167,7 +168,7 @@ def _thin(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _trained(model: Any, upcast: bool) -> tuple[dict[str, int], dict[str, list[Any]]]:
-    """Give modality -> bytes, and modality -> parameters, of all that trains."""
+    """Modality -> bytes, and modality -> parameters, of all weights that train."""
     bytes_of: Counter[str] = Counter()
     parameters: dict[str, list[Any]] = {}
     for _, parameter, modality, _ in list(trainable_parameters(model)):

@@ -30,7 +30,7 @@ from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch
 
-SHOWN_ROWS = 3
+SHOWN_ROWS = 3  # The most rows of the first batch that are printed.
 
 
 def show_model(

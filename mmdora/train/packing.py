@@ -20,8 +20,9 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 def check_packing(model: Any, collate: PackedCollator, packs: Packs, *, bf16: bool = False) -> None:
     """Pack some of the shortest rows, with and without images, and compare each with the same row alone.
 
-    The loss of each row must be what it is alone, up to rounding. Its gradient with respect to text and images of other
-    rows must be exactly 0, in any precision. Then nothing leaks from row to row, through attention or otherwise.
+    The loss of each packed row must equal its loss alone, up to rounding. Its gradient with respect to text and images
+    of other rows must be exactly 0 in any precision, which shows that nothing leaks from row to row, through attention
+    or otherwise.
 
     Args:
         bf16: whether to compute under autocast, as the run does.

@@ -25,7 +25,7 @@ from mmdora.errors import MmdoraError
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
-"""How long a process waits for another. It is long because the main process may be reading a large data set."""
+"""How long a process waits for another: long, because the main process may be reading a large data set meanwhile."""
 
 
 class Processes:

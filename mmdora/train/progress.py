@@ -51,7 +51,8 @@ class Progress:
         best = best_of(checkpoint)  # The stored path is not used, because the run folder may have been moved.
         self.best_model_checkpoint = str(best) if best else None
         if best is not None and best_problem(checkpoint):
-            # The resume was allowed without it, so a later one may be the best, whatever its result.
+            # The user allowed this resume although the best checkpoint is gone. A later checkpoint then becomes the
+            # best, even if its result is worse.
             self.best_metric = self.best_global_step = self.best_model_checkpoint = None
 
     def save(self, folder: Path) -> None:
@@ -83,7 +84,7 @@ class Losses:
         self.sum.copy_(self._before)
 
     def leave_out(self) -> None:
-        """Leave the current step out: logged means are over the steps that were taken."""
+        """Leave the current step out of the means, which are over the steps that were taken."""
         self.take_back()
         self.skipped += 1
         self.since += 1

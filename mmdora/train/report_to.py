@@ -12,7 +12,8 @@ from mmdora.config import RunConfig
 from mmdora.train.progress import Progress
 
 PROJECT = "mmdora"
-"""The project at wandb and trackio, unless WANDB_PROJECT or TRACKIO_PROJECT names another; the run is its folder."""
+"""Name of the project at wandb and trackio, unless WANDB_PROJECT or TRACKIO_PROJECT is set; a run is named by its
+folder."""
 
 
 class Tracked:
@@ -45,7 +46,7 @@ class Tracked:
         self.tracker.log(named, step=progress.global_step)
 
     def close(self) -> None:
-        if hasattr(self.tracker, "writer") or hasattr(self.tracker, "run"):  # Only after start() it has one.
+        if hasattr(self.tracker, "writer") or hasattr(self.tracker, "run"):  # It has one only after start().
             self.tracker.finish()
 
 

@@ -60,7 +60,7 @@ def find_checkpoint(
 
 
 def _check_newest(checkpoint: Path, output: Path) -> None:
-    """Raise if `output` holds a later checkpoint, which a later --resume would take for this run's newest."""
+    """Raise an MmdoraError if `output` holds a later checkpoint, which the next --resume would take for the newest."""
     later, given = newest(output, lambda line: None), checkpoint.resolve()
     if later is not None and (given.parent != output.resolve() or step_of(later) > step_of(given)):
         raise MmdoraError(
@@ -87,9 +87,9 @@ def check_changes(
     allow: bool,
     say: Callable[[str], None],
 ) -> None:
-    """Raise if config, data or base differ from those of the stopped run; with `allow`, only say what differs.
+    """Raise an MmdoraError if config, data or base differ from those of the stopped run; with `allow`, only report it.
 
-    This is called with the facts that are known before the model is loaded, and again with the base's fingerprint.
+    It is called with the facts that are known before the model is loaded, and again with the base's fingerprint.
     """
     processes = (before.get("processes", 1) if "step" in before else facts["processes"], facts["processes"])
     moved = _Moved(before["config"], config.training.output)
@@ -135,12 +135,16 @@ class _Moved:
         self.now = output.absolute()
 
     def places(self, path: str) -> list[str]:
-        """The path, which versions before 0.2 saved as it was typed; and the one that lies as it did from the run."""
+        """Where a saved path may lie now: beside the run folder as it did then, or at its own place.
+
+        Before 0.2 mmdora saved a path as it was typed, and now as absolute.
+        """
         lasting = lasting_path(Path(path))
         beside = os.path.relpath(str(lasting), self.then)
         return [os.path.normpath(self.now / beside), str(lasting)]
 
     def same_path(self, old: Any, new: Any) -> bool:
+        """Whether a value of the saved config and one of today's are paths of the same file or folder."""
         return isinstance(old, str) and isinstance(new, str) and new in self.places(old)
 
 

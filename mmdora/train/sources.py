@@ -130,7 +130,7 @@ def _stream(source: TaskFiles, shards: Shards, family: Family, config: RunConfig
     contents: frozenset[int] = frozenset()
     if source.held_out is not None:
         apart = frozenset(map(str, source.held_out.ids))
-        # Below different roots, images of the same name may differ, so contents tell nothing there.
+        # Below different roots, images of the same name may differ, so contents can only be compared below the same.
         if source.held_out.root.resolve() == shards.root.resolve():
             contents = frozenset(source.held_out.contents.to_pylist())
     return Stream(

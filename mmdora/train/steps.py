@@ -121,19 +121,24 @@ class Steps:
         self.losses.take_back()
 
     def gradient_norm(self) -> Any:
-        """Clip the gradient to `training.max_grad_norm` (0: no clipping); gives its norm before, over all processes."""
+        """Clip the gradient to `training.max_grad_norm` (0 does not clip).
+
+        Returns:
+            The norm before clipping, over all processes.
+        """
         largest = self.training.max_grad_norm or float("inf")
         return self.processes.accelerator.clip_grad_norm_(self.trained.wrapped.parameters(), largest)
 
     def _finite(self, norm: Any) -> Any:
-        """Give back `norm` if it and the losses are finite. Else the step is left out (None), or the run stops.
+        """Return `norm` if it and the losses are finite; otherwise leave the step out (None) or stop the run.
 
         Raises:
-            MmdoraError: if the run has to stop; the message names the rows and the place where it began.
+            MmdoraError: if the run has to stop; the message names the rows, and the module that first gave such a
+                value.
         """
         batches, self.in_hand = self.in_hand, []
-        # Adding both means waiting for the device only once. The norm is the same in all processes after the reduction,
-        # but the loss is not, so the processes have to agree.
+        # One check of the sum waits for the device only once. The norm is the same in all processes after the
+        # reduction, but the loss is not, so the processes have to agree.
         if not self.processes.any(not bool(torch.isfinite(self.losses.sum + norm))):
             return norm
         training, step, done = self.training, self.progress.global_step + 1, self.losses.skipped

@@ -15,15 +15,15 @@ class StepTimes:
     """Seconds of each phase of a step: means over the steps since the last log.
 
     `data` is the time that the host waits for the loader. On a CPU the other phases are host time. On CUDA they are the
-    device's time between two events in its stream, which are read when a log has waited for the loss anyway. So `data`
-    costs no real time as long as the device has work left. Gradient clipping and the check of the norm count as
+    device's time between two events in its stream, which are read when a log has waited for the loss anyway; `data`
+    then delays the run only if the device has run out of work. Gradient clipping and the check of the norm count as
     `optimizer`; saving and evaluation do not count.
     """
 
     def __init__(self, device: torch.device):
         self.device = device
         self.samples = 0
-        """Rows since the last log, if batches say how many rows they hold (packed ones do)."""
+        """Rows since the last log; only packed batches say how many rows they hold."""
         self._marks: list[tuple[str | None, float, Any]] = []
         self._steps = 0
 
@@ -40,7 +40,10 @@ class StepTimes:
         self._steps += 1
 
     def per_step(self) -> dict[str, float]:
-        """Give `data_s`, `forward_s`, `backward_s`, `optimizer_s` (and, packed, `samples_per_step`), and start anew."""
+        """Give the mean `data_s`, `forward_s`, `backward_s` and `optimizer_s` of a step, and start anew.
+
+        For packed rows it also gives `samples_per_step`.
+        """
         if not self._steps:
             return {}
         spent: dict[str, float] = dict.fromkeys(PHASES, 0.0)

@@ -1,8 +1,8 @@
-"""Intervals by the bootstrap (Efron 1979), for any number that is a function of sums over rows.
+"""Computes intervals by the bootstrap (Efron 1979), for any number that is a function of sums over rows.
 
-Whole groups of rows are drawn with replacement, because questions about one image are not independent. All rows of a
-group are drawn equally often, so that a resample is one matrix product: how often each group was drawn [resamples,
-groups] times the sums of the groups [groups, columns].
+Whole groups of rows are drawn with replacement, because questions about one image are not independent. All resamples
+together are one matrix product: how often each group was drawn [resamples, groups], times the sums of the groups
+[groups, columns].
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import numpy as np
 from mmdora.evaluate.scoring.scores import Score
 
 RESAMPLES = 2000
-"""This many are enough for percentiles 2.5 and 97.5 (Efron and Tibshirani 1993, ch. 13)."""
+"""The number of resamples: enough for the percentiles 2.5 and 97.5 (Efron and Tibshirani 1993, ch. 13)."""
 DRAWS_AT_ONCE = 2**22
-"""How many draws of a group are in memory at a time: 32 MB of them."""
+"""The most draws of groups in memory at a time: 32 MB."""
 
 Array = np.ndarray
 Name = TypeVar("Name", bound=Hashable)
@@ -29,9 +29,9 @@ class Part:
     """A number as a function of sums.
 
     Attributes:
-        columns: float [rows, k]; their sums over the rows are what `estimate` takes.
-        estimate: makes the number [...] from sums [..., k]; nan where a resample does not determine it.
-        n: how many rows the number is over, as it is reported.
+        columns: float [rows, k], whose sums over the rows are given to `estimate`.
+        estimate: function from sums [..., k] to the number [...], which is nan if a resample does not determine it.
+        n: the number of rows to report, over which the number is computed.
     """
 
     columns: Array
@@ -40,13 +40,13 @@ class Part:
 
 
 def ratio(numerator: Array, denominator: Array, undefined: float = np.nan) -> Array:
-    """Elementwise quotient; `undefined` where the denominator is 0."""
+    """The elementwise quotient, which is `undefined` where the denominator is 0."""
     numerator, denominator = np.broadcast_arrays(np.asarray(numerator, float), np.asarray(denominator, float))
     return np.divide(numerator, denominator, out=np.full(denominator.shape, undefined), where=denominator != 0)
 
 
 def resample(columns: Array, groups: Sequence[Hashable], resamples: int = RESAMPLES, seed: int = 0) -> Array:
-    """Sums [resamples, k] of the columns [rows, k] over groups drawn with replacement."""
+    """Sums [resamples, k] of the columns [rows, k], over groups of rows that are drawn with replacement."""
     names: dict[Hashable, int] = {}
     inverse = np.array([names.setdefault(group, len(names)) for group in groups])
     count = len(names)
@@ -60,10 +60,10 @@ def resample(columns: Array, groups: Sequence[Hashable], resamples: int = RESAMP
 
 
 def measure(parts: Mapping[Name, Part], groups: Sequence[Hashable], seed: int = 0) -> dict[Name, Score]:
-    """Every part that the rows determine, with its percentile interval; all parts use the same resamples.
+    """Measure every part that the rows determine, with its percentile interval; all parts use the same resamples.
 
     Args:
-        groups: [rows] names; rows of one name are drawn together.
+        groups: [rows] name of each row's group; the rows of a group are drawn together.
     """
     values = {name: float(part.estimate(part.columns.sum(0))) for name, part in parts.items()}
     known = {name: parts[name] for name, value in values.items() if not np.isnan(value)}

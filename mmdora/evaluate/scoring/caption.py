@@ -1,4 +1,4 @@
-"""CIDEr (Vedantam et al. 2015) of captions, as published scores are made: by pycocoevalcap and its PTB tokeniser."""
+"""Scores captions by CIDEr (Vedantam et al. 2015) with pycocoevalcap and its PTB tokeniser, as published scores are."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmdora.errors import MmdoraError
 
 
 def needs() -> None:
-    """Raise if pycocoevalcap or Java is missing. Another tokeniser would give other scores, so none takes its place."""
+    """Raise an MmdoraError if pycocoevalcap or Java is missing; no other tokeniser would give the published scores."""
     try:
         import pycocoevalcap.cider.cider  # pyright: ignore[reportMissingImports] # noqa: F401
     except ImportError:
@@ -23,16 +23,16 @@ def needs() -> None:
 
 
 def cider(captions: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """CIDEr-D of every caption, [rows] float64, mostly within 0 and 2 (papers print 100 times the mean).
+    """CIDEr-D of every caption, [rows] float64, mostly from 0 to 2 (papers print 100 times the mean).
 
-    A word counts the more, the rarer it is among the references given here. So the score of a row depends on the other
-    rows, and a single image scores 0.
+    A word counts more the rarer it is among all the given references. The score of a row thus depends on the other
+    rows, and a single image alone scores 0.
 
     Args:
         references: the captions that people wrote for each image.
 
     Raises:
-        MmdoraError: as `needs`; or a caption has no reference, or the tokeniser fails.
+        MmdoraError: if a caption has no reference, the tokeniser fails, or something is missing (see `needs`).
     """
     needs()
     from pycocoevalcap.cider.cider import Cider  # pyright: ignore[reportMissingImports]
@@ -50,7 +50,7 @@ def _tokenise(captions: Sequence[Sequence[str]]) -> dict[int, list[str]]:
     given = {i: [{"caption": " ".join(text.split())} for text in texts] for i, texts in enumerate(captions)}
     try:
         tokens = PTBTokenizer().tokenize(given)
-    except OSError as error:  # it writes files beside its jar
+    except OSError as error:  # The tokeniser writes files beside its jar.
         raise MmdoraError(
             f"the PTB tokeniser of pycocoevalcap cannot run ({error}); install it where you may write"
         ) from None

@@ -1,7 +1,7 @@
-"""Multiple choice by generation: which option a text names, if any.
+"""Scores multiple choice by generation: finds the option that a text names, if any.
 
-An answer that names none is wrong, and such answers are counted. No option is drawn at random instead, and no other
-model is asked.
+An answer that names no option is wrong, and the number of such answers is reported. No option is drawn at random
+instead, and no other model is asked.
 """
 
 from __future__ import annotations
@@ -16,20 +16,24 @@ from mmdora.evaluate.scoring.rows import Prediction, need
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FEWEST_LETTERS = 5
-"""LLaVA looks for A to E however few the options are; an answer that names a missing option is wrong."""
+"""The fewest letters to look for. LLaVA looks for A to E even if there are fewer options; an answer that names a
+missing option is wrong."""
 MARKS = [("", mark) for mark in ("", ".", ",", ":", ")", ").")] + [("(", ")"), ("(", ").")]
 MARKS += [(":", mark) for mark in ("", ",", ".", ")", ").")]
-"""What may stand before and after a letter, in the order in which MMBench's scorer tries them."""
+"""(text before, text after) a letter, in the order in which MMBench's scorer tries them."""
 LONGEST_BARE_A = 3
-"""In an answer of more words than this, a bare "A" is taken for the article, not the letter."""
+"""The most words of an answer in which a bare "A" is taken for the letter; in a longer one it is the article."""
 UNPARSABLE = "unparsable"
 
 
 def parse_letter(text: str, options: int) -> str | None:
-    """The letter that an answer to a question with so many options names, as LLaVA's eval_science_qa.py reads it.
+    """The letter that a text names, as LLaVA's eval_science_qa.py reads it; None if it names none.
 
     The text is the letter alone, or begins with `B. `, or says `The answer is B`; a line break counts as `. `. The
-    texts `B.`, `b` and `(B)` name none.
+    texts `B.`, `b` and `(B)` name no letter.
+
+    Args:
+        options: the number of options of the question.
     """
     letters = LETTERS[: max(options, FEWEST_LETTERS)]
     text = text.replace("\n", ". ")
@@ -44,8 +48,8 @@ def match_option(text: str, options: Sequence[str]) -> str | None:
     """The option that a text names by letter or by words, as MMBench's own scorer reads it before it asks ChatGPT.
 
     Either exactly one letter stands among the words, bare or as `B.`, `(B)` and the like (a bare `A` among more than
-    three words does not count), or the text contains the words of exactly one option. A text that MMBench's scorer
-    would pass on to ChatGPT names none here, so that the number is at most the server's.
+    three words does not count), or the text contains the words of exactly one option. The result is None for a text
+    that MMBench's scorer would pass on to ChatGPT, so that the score is at most the server's.
     """
     letters, words = LETTERS[: max(len(options), FEWEST_LETTERS)], text.split()
     for before, after in MARKS:
@@ -70,7 +74,7 @@ def answer(row: Prediction) -> str:
     """The letter of the right option.
 
     Raises:
-        MmdoraError: the row's answer names none of its options.
+        MmdoraError: if the row's answer names none of its options.
     """
     choices = need(row, "choices")
     named = parse_letter(row["answer"], len(choices))

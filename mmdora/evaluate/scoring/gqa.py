@@ -1,7 +1,7 @@
-"""GQA as its eval.py scores it (Hudson and Manning 2019, section 4.4).
+"""Scores GQA as its eval.py does (Hudson and Manning 2019, section 4.4).
 
-All numbers are over the balanced questions; the others serve consistency only. Grounding needs attention maps and is
-not computed.
+All numbers are computed over the balanced questions; other questions only serve the consistency. The grounding score
+is not computed, because it needs attention maps.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmdora.evaluate.scoring.rows import Prediction, need
 from mmdora.evaluate.scoring.scores import Score
 
 COMMON = ("color", "material", "shape")
-"""The answers that eval.py allows to a question about what two things have in common."""
+"""The answers that eval.py counts as valid for a question about what two things have in common."""
 SEMANTIC = {"attr": "attribute", "cat": "category", "global": "scene", "obj": "object", "rel": "relation"}
 
 
@@ -40,11 +40,11 @@ def kinds(row: Prediction) -> Iterable[str]:
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
-    """Accuracy, and those of eval.py's other numbers for which the rows have the fields.
+    """Accuracy, and those other numbers of eval.py for which the rows have the fields.
 
     Validity and plausibility need `meta.types` and `meta.choices`, which is `{valid, plausible}` from the file of
-    choices. Consistency needs `meta.entailed`, and predictions for the questions named there. The distribution score,
-    of which less is better, needs `meta.groups`. Rows without `meta.isBalanced` count as balanced.
+    choices. Consistency needs `meta.entailed`, and predictions for the questions named there. The distribution score
+    needs `meta.groups`; the lower it is, the better. Rows without `meta.isBalanced` count as balanced.
     """
     counted = np.array([bool(row["meta"].get("isBalanced", True)) for row in rows])
     chosen = [row for row, kept in zip(rows, counted, strict=True) if kept]
@@ -64,7 +64,7 @@ def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
 
 
 def distribution(rows: Iterable[Prediction]) -> float:
-    """Chi-square of predicted against true answers in each global group, averaged by group size, over 100."""
+    """Chi-square of predicted against true answers in each global group, averaged by group size and divided by 100."""
     truth: defaultdict[str, Counter[str]] = defaultdict(Counter)
     predicted: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for row in rows:
@@ -86,7 +86,7 @@ def _belongs(row: Prediction, key: str) -> bool:
 
 
 def _add_consistency(parts: PartScores, rows: Sequence[Prediction], each: Array, counted: Array) -> None:
-    """The mean accuracy on the questions that a rightly answered one entails."""
+    """Add the consistency: the mean accuracy on the questions that a correctly answered question entails."""
     scores = {_question(row): score for row, score in zip(rows, each, strict=True)}
     entailed = [_entailed(row) if kept else [] for row, kept in zip(rows, counted, strict=True)]
     missing = {name for names in entailed for name in names} - scores.keys()

@@ -1,4 +1,4 @@
-"""The questions and answers of records (or rows), and the score that knowing the questions alone gives.
+"""The questions and answers of records (or rows), and the score of a model that knows the questions alone.
 
 This module imports no torch.
 """
@@ -24,7 +24,7 @@ def question_text(record: Mapping[str, Any]) -> str:
 
 
 def turns(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every question of a record with its answer."""
+    """Yield every question of a record with its answer."""
     for asked, reply in itertools.pairwise(record["messages"]):
         if (asked["role"], reply["role"]) == ("user", "assistant"):
             yield _text(asked), _text(reply)
@@ -35,20 +35,20 @@ def _text(message: Mapping[str, Any]) -> str:
 
 
 def answer_type(record: Mapping[str, Any]) -> str:
-    """`meta.type` if the data names it; else yes/no or other, after the reference answer."""
+    """The kind of a record's answer: `meta.type` if there is one, else "yes/no" or "other" by the reference answer."""
     named = (record.get("meta") or {}).get("type")
     return named or (YES_NO if normalize(answer_text(record)) in ("yes", "no") else OTHER)
 
 
 def majority_baseline(train: Iterable[Mapping[str, Any]], test: Iterable[Mapping[str, Any]]) -> Scores:
-    """The score of a model that knows the questions alone: each gets its most frequent training answer.
+    """The score of a model that knows the questions alone and gives each its most frequent training answer.
 
-    Every turn of a training record counts; of a test record the last turn is asked. A question that training did not
-    have gets the most frequent answer of all. Of equally frequent answers the one that comes first in the training
-    records is taken. Answers are scored by exact match, as those of the task `exact`.
+    Every turn of a training record counts; of a test record only the last turn is asked. A question that does not occur
+    in training gets the most frequent answer of all. Among equally frequent answers, the first in the training records
+    is taken. Answers are scored by exact match, as in the task `exact`.
 
     Raises:
-        MmdoraError: there are no training records.
+        MmdoraError: if there are no training records.
     """
     by_question: defaultdict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()

@@ -1,7 +1,7 @@
-"""MMBench (Liu et al. 2023): plain accuracy, and CircularEval over the rotations of a question's options.
+"""Scores MMBench (Liu et al. 2023): plain accuracy, and CircularEval over the rotations of a question's options.
 
-In its files a rotated question is a row of its own with rotated options and answer. Its index is that of the question
-plus a multiple of `ROTATION`.
+In the files of MMBench a rotated question is a row of its own, whose options and answer are rotated. Its index is the
+index of the question plus a multiple of `ROTATION`.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from mmdora.evaluate.scoring.choice import UNPARSABLE, answer, match_option
 from mmdora.evaluate.scoring.parts import Kinds, PartScores, mean, means
 from mmdora.evaluate.scoring.rows import Prediction, need
 
-ROTATION = 1_000_000
+ROTATION = 1_000_000  # Step between the indices of a question's rotations in MMBench's files.
 
 
 def option(row: Prediction) -> str | None:
-    """The letter of the option that the prediction names; the text of the prediction itself is not changed."""
+    """The letter of the option that the prediction names; None if it names none."""
     return match_option(row["prediction"], need(row, "choices"))
 
 
@@ -34,7 +34,7 @@ def question(row: Prediction) -> int:
 
 
 def plain(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
-    """Accuracy over the questions as they are; rotations do not count."""
+    """Accuracy over the questions without rotation; rotated rows do not count."""
     main = _unrotated(rows)
     parts = means(rows, each, kinds, main)
     parts.counts[UNPARSABLE] = sum(option(row) is None for row, kept in zip(rows, main, strict=True) if kept)
@@ -45,7 +45,7 @@ def circular(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScore
     """CircularEval: a question counts as right if it is right in every rotation.
 
     Raises:
-        MmdoraError: a question does not have a row for each of its options, or none of them is unrotated.
+        MmdoraError: if a question does not have one row for each of its options, or none of these rows is unrotated.
     """
     rounds: dict[int, list[int]] = {}
     for number, row in enumerate(rows):

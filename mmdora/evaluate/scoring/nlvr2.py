@@ -1,4 +1,4 @@
-"""NLVR2 (Suhr et al. 2019): accuracy, and consistency over the image pairs of a sentence (its metrics.py)."""
+"""Scores NLVR2 (Suhr et al. 2019) as its metrics.py does: accuracy, and consistency over the pairs of a sentence."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def right(row: Prediction) -> bool:
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
-    """Accuracy, and consistency, the share of sentences that are judged right for all of their pairs."""
+    """Accuracy, and consistency: the share of sentences that are judged correctly for all of their image pairs."""
     sentences: dict[Hashable, list[int]] = {}
     for number, row in enumerate(rows):
         split, group, _, sentence = _identifier(row)

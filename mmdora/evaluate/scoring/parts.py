@@ -13,12 +13,12 @@ from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scores import Score
 
 Kinds = Callable[[Prediction], Iterable[str]]
-"""The kinds of questions that a row counts under; a row may have several."""
+"""A function that gives the kinds of questions under which a row is counted; a row may have several."""
 
 
 @dataclass(frozen=True)
 class PartScores:
-    """The numbers of `Scores` before they are measured; `plain` are those that are not functions of sums."""
+    """The numbers of `Scores` before they are measured; `plain` holds those that are not functions of sums."""
 
     overall: Part
     by_type: dict[str, Part] = field(default_factory=dict)
@@ -29,7 +29,7 @@ class PartScores:
 
 
 def mean(scores: Array, chosen: Array | None = None) -> Part:
-    """The mean of the scores [rows] over the chosen rows (bool [rows]; None: all of them)."""
+    """The mean of the scores [rows] over the chosen rows (bool [rows]; None chooses all)."""
     weight = np.ones(len(scores)) if chosen is None else chosen.astype(float)
     columns = np.stack([scores * weight, weight], 1)
     return Part(columns, quotient, int(weight.sum()))
@@ -44,7 +44,7 @@ def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array |
 
     Args:
         each: float [rows], the score of each row.
-        chosen: bool [rows]; None: all of them.
+        chosen: bool [rows], the rows to count; None counts all.
     """
     kept = np.ones(len(rows), bool) if chosen is None else chosen
     of_row = [set(kinds(row)) for row in rows]
@@ -54,10 +54,10 @@ def means(rows: Sequence[Prediction], each: Array, kinds: Kinds, chosen: Array |
 
 
 def meta_kinds(row: Prediction) -> Iterable[str]:
-    """The kinds that `meta.type` names, and with MMBench `meta.l2_category`."""
+    """The kinds that `meta.type` names, and for MMBench `meta.l2_category`."""
     return [row["meta"][name] for name in ("l2_category", "type") if row["meta"].get(name)]
 
 
 def picture(row: Prediction) -> Hashable:
-    """Questions about the same images or clip are resampled together; a row with neither stands alone."""
+    """The unit of resampling: rows about the same images or clip share it; a row without either has its own."""
     return tuple(row["images"]) or row["meta"].get("features") or row["id"]

@@ -1,4 +1,4 @@
-"""POPE (Li et al. 2023): whether a model sees objects that are not there. Yes is the positive class."""
+"""Scores POPE (Li et al. 2023): whether a model sees objects that are not there. Yes is the positive class."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def _label(row: Prediction) -> bool:
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
-    """The mean of the three splits' F1, which papers print as POPE; beside it, all five numbers of each split.
+    """The mean F1 of the three splits, which papers print as POPE, and all five numbers of each split.
 
-    Where the official scorer would divide by 0, the number is 0.
+    A number is 0 where the official scorer would divide by 0.
     """
     columns = confusion((says_yes(row["prediction"]) for row in rows), map(_label, rows))
-    split = np.array([need(row, "type") for row in rows])  # its kind is its split: random, popular or adversarial
+    split = np.array([need(row, "type") for row in rows])  # `type` is the split: random, popular or adversarial.
     splits = {str(name): columns * (split == name)[:, None] for name in np.unique(split)}
 
     def mean_f1(sums: Array) -> Array:

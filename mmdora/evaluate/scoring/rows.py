@@ -1,7 +1,7 @@
 """A row of predictions, which every scorer reads.
 
-It is `{"id", "answer", "prediction", "images", "meta", "type"?}`: a record's id, last answer, image paths and meta
-beside the generated text. `meta` keeps the fields of the official files under their own names.
+It is `{"id", "answer", "prediction", "images", "meta", "type"?}`: id, last answer, image paths and meta of a record,
+and the generated text. `meta` keeps the fields of the official files under their own names.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def need(row: Prediction, name: str) -> Any:
     """`meta[name]` of a row.
 
     Raises:
-        MmdoraError: the row does not have it; test splits do not, because their servers score them.
+        MmdoraError: if the row has no such field, as in test splits, which only their servers can score.
     """
     value = (row.get("meta") or {}).get(name)
     if value is None:

@@ -1,4 +1,4 @@
-"""ScienceQA (Lu et al. 2022): the columns of its evaluate_acc.py. The kind `image` is LLaVA's IMG-Accuracy."""
+"""The kinds of questions of ScienceQA (Lu et al. 2022), as in its evaluate_acc.py; `image` is LLaVA's IMG-Accuracy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""How the predictions of each task are submitted, scored and summed up; `score_rows(task, rows)` does it.
+"""How the predictions of each task are submitted, scored and summed up; `score_rows(task, rows)` does all of it.
 
 Every scorer follows a published one, which its module names. Nothing here imports torch.
 
-| task | the number | what it needs in `meta` |
+| task | its number | fields of `meta` that it needs |
 |---|---|---|
 | exact | exact match after `exact.normalize`; kinds by the row's `type` | |
 | vqav2, okvqa, textvqa | soft accuracy | answers (ten strings) |
@@ -47,13 +47,13 @@ class Scorer:
     """How a task is scored.
 
     Attributes:
-        metric: the name of its number.
-        score: takes rows with submitted predictions, gives the score of each.
-        submit: takes a row, gives the text that is scored and that its server is given.
-        kinds: takes a row, gives the kinds of questions that it counts under.
-        sum_up: takes rows, their scores and `kinds`, gives the numbers.
-        unit: takes a row; rows with the same result are resampled together.
-        ready: raises if the scorer cannot run here.
+        metric: name of the task's number.
+        score: function from rows, whose predictions are as submitted, to the score of each.
+        submit: function from a row to the text that is scored and sent to the task's server.
+        kinds: function from a row to the kinds of questions under which it is counted.
+        sum_up: function from rows, their scores and `kinds` to the numbers of the task.
+        unit: function from a row to its unit; the rows of a unit are resampled together.
+        ready: function that raises if the scorer cannot run here.
     """
 
     metric: str
@@ -108,7 +108,7 @@ def scorer_of(task: str) -> Scorer:
     """The scorer of a task.
 
     Raises:
-        MmdoraError: with the nearest name, if there is none.
+        MmdoraError: if there is no such task; the message suggests the nearest name.
     """
     if task not in SCORERS:
         near = difflib.get_close_matches(task, SCORERS, 1)
@@ -118,12 +118,12 @@ def scorer_of(task: str) -> Scorer:
 
 
 def ready(task: str) -> None:
-    """Raise at once what scoring would raise after hours of generation, such as for a missing program."""
+    """Raise now the errors that scoring would raise after hours of generation, such as a missing program."""
     scorer_of(task).ready()
 
 
 def submitted(task: str, row: Prediction) -> str:
-    """The text of a row's prediction that is scored, and belongs into the file for the task's server."""
+    """The prediction of a row as it is scored, and as it is written to the file for the task's server."""
     return scorer_of(task).submit(EMPTY | dict(row))
 
 
@@ -131,7 +131,7 @@ def sum_up(task: str, rows: Sequence[Prediction]) -> tuple[Array, PartScores, li
     """The score of every row [rows], the task's numbers before measuring, and the unit of every row.
 
     Raises:
-        MmdoraError: for an unknown task, no rows, or a row that lacks what the task is scored by.
+        MmdoraError: if the task is unknown, there are no rows, or a row lacks a field by which the task is scored.
     """
     scorer = scorer_of(task)
     if not rows:
@@ -146,11 +146,11 @@ def score_rows(task: str, rows: Sequence[Prediction], *, seed: int = 0) -> Score
     """Score predictions as the task's published scorer does.
 
     Args:
-        rows: as the module `rows` describes; `prediction` is the text as it was generated.
-        seed: of the bootstrap; the intervals are its percentiles 2.5 and 97.5.
+        rows: rows as the module `rows` describes; `prediction` is the text as it was generated.
+        seed: seed of the bootstrap, whose percentiles 2.5 and 97.5 are the intervals.
 
     Raises:
-        MmdoraError: as `sum_up`.
+        MmdoraError: in the cases of `sum_up`.
     """
     each, parts, units = sum_up(task, rows)
     groups = {"overall": {"": parts.overall}, "by_type": parts.by_type, "details": parts.details}

@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Score:
-    """A number, how many rows it is over, and its 95% interval (None if it has none)."""
+    """A number, the number of rows `n` that it is computed over, and its 95% interval (None if it has none)."""
 
     value: float
     n: int
@@ -37,8 +37,8 @@ class Scores:
         overall: the number that papers print; `metric` names it.
         by_type: the same number over the rows of each kind; kinds may overlap.
         details: other numbers of the official scorer.
-        counts: how many rows there are of a kind, such as those whose answer could not be read.
-        left_out: numbers of the official scorer that these rows do not allow, with the reason.
+        counts: name -> number of rows, such as those whose answer could not be read.
+        left_out: name of each number of the official scorer that these rows do not allow -> the reason.
         each: the score of every row, in their order; `to_dict` does not write it, and `==` does not compare it.
     """
 
@@ -66,7 +66,7 @@ class Scores:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Scores:
-        """The scores that `to_dict` (and so metrics.json) holds."""
+        """Make scores of the result of `to_dict`, which is also the content of metrics.json."""
 
         def read(part: Mapping[str, Any]) -> dict[str, Score]:
             return {name: Score.from_dict(score) for name, score in part.items()}

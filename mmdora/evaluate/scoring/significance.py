@@ -1,4 +1,4 @@
-"""Whether two models differ on one task by more than chance: paired tests on the same rows. No torch is imported."""
+"""Tests whether two models differ on one task by more than chance, on the same rows. This module imports no torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MCNEMAR, BOOTSTRAP = "McNemar, exact", "paired bootstrap"
 
 @dataclass(frozen=True)
 class Comparison:
-    """The second model's number minus the first's, its 95% interval, and the two-sided p of `test`."""
+    """The second model's number minus the first model's, its 95% interval, and the two-sided p-value of `test`."""
 
     difference: float
     interval: tuple[float, float]
@@ -29,13 +29,13 @@ class Comparison:
 def compare(task: str, first: Sequence[Prediction], second: Sequence[Prediction], *, seed: int = 0) -> Comparison:
     """Compare two models' predictions on the same rows.
 
-    The interval resamples units (images), with the rows of both models together. If the number is a mean of zeros and
-    ones, p is that of McNemar's exact test, which assumes that questions are independent. For any other number it is
-    the share of resamples whose difference is as far from the observed one as that is from 0 (Efron and Tibshirani
-    1993, ch. 16).
+    The interval comes from resampling units (images), with the rows of both models together. If the number is a mean of
+    zeros and ones, p is that of McNemar's exact test, which assumes that questions are independent. For any other
+    number p is the share of resamples whose difference is at least as far from the observed difference as that is from
+    0 (Efron and Tibshirani 1993, ch. 16).
 
     Raises:
-        MmdoraError: the rows are not the same, in the same order, by their ids.
+        MmdoraError: if the ids of the two models' rows differ, or their order does.
     """
     if [row["id"] for row in first] != [row["id"] for row in second]:
         raise MmdoraError("two models are compared on the same rows; these differ in their ids or order")
@@ -47,7 +47,7 @@ def compare(task: str, first: Sequence[Prediction], second: Sequence[Prediction]
     differences = two.estimate(drawn[:, width:]) - one.estimate(drawn[:, :width])
     low, high = np.nanpercentile(differences, [2.5, 97.5])
     if one.estimate is quotient and np.isin(columns, (0, 1)).all():
-        # A row that does not count is wrong in both.
+        # A row that does not count is wrong for both models, so McNemar's test ignores it.
         right, right_too = ((part.columns[:, 0] == 1).tolist() for part in (one, two))
         p, test = mcnemar(right, right_too).p, MCNEMAR
     else:
@@ -58,7 +58,7 @@ def compare(task: str, first: Sequence[Prediction], second: Sequence[Prediction]
 
 @dataclass(frozen=True)
 class Paired:
-    """How many of the same questions only one of two models got right, and McNemar's p."""
+    """The numbers of questions that only the first or only the second model got right, and McNemar's p."""
 
     only_first: int
     only_second: int
@@ -66,12 +66,12 @@ class Paired:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Paired:
-    """McNemar's exact two-sided test (McNemar 1947) on right/wrong of two models, question by question."""
+    """McNemar's exact two-sided test (McNemar 1947) on which questions each of two models got right."""
     pairs = list(zip(first, second, strict=True))
     only_first = sum(bool(a and not b) for a, b in pairs)
     only_second = sum(bool(b and not a) for a, b in pairs)
     n = only_first + only_second
-    term, tail = 1, 1  # exact integers: the sum of C(n, i) for i up to the smaller count
+    term, tail = 1, 1  # Both are exact integers; `tail` becomes the sum of C(n, i) for i up to the smaller count.
     for i in range(min(only_first, only_second)):
         term = term * (n - i) // (i + 1)
         tail += term

@@ -1,4 +1,4 @@
-"""VizWiz's numbers beside soft accuracy: how well a model recognises that a question cannot be answered."""
+"""Scores how well a model recognises that a question of VizWiz cannot be answered, beside soft accuracy."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mmdora.evaluate.scoring.parts import Kinds, PartScores, means
 from mmdora.evaluate.scoring.rows import Prediction
 
 UNANSWERABLE = "unanswerable"
-"""LLaVA's prompt asks for this word, and the annotators wrote it."""
+"""The answer for questions that cannot be answered: LLaVA's prompt asks for this word, and the annotators wrote it."""
 
 
 def sum_up(rows: Sequence[Prediction], each: Array, kinds: Kinds) -> PartScores:
-    """Soft accuracy; and average precision, F1 and accuracy of the class "unanswerable".
+    """Soft accuracy, and average precision, F1 and accuracy of the class "unanswerable".
 
-    The first two are those of VizWiz's evaluate_unanswerability. It takes a confidence; a generated text has one of 1
-    if it is "unanswerable", and of 0 otherwise.
+    Average precision and F1 are computed as in VizWiz's evaluate_unanswerability, which takes a confidence. Here the
+    confidence is 1 if the generated text is "unanswerable", and 0 otherwise.
     """
     parts = means(rows, each, kinds)
     if any("answerable" not in row["meta"] for row in rows):

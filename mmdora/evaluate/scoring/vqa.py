@@ -1,4 +1,4 @@
-"""Soft accuracy of VQAv2 and similar datasets: how many people gave the same answer (Antol et al. 2015).
+"""Scores VQAv2 and similar datasets by soft accuracy: how many people gave the same answer (Antol et al. 2015).
 
 The three scorers differ in which texts they clean before they compare them:
 
@@ -8,9 +8,9 @@ The three scorers differ in which texts they clean before they compare them:
 - TextVQA (MMF's EvalAIAnswerProcessor and TextVQAAccuracyEvaluator, which LLaVA uses): all are cleaned, after commas
   and question marks are removed and `'s` is split off.
 
-Each person's answer is left out in turn, and the prediction compared with the other nine. The official code finds "the
-other nine" by comparing annotations, which works because they have an `answer_id`. VizWiz's have none, and its code
-goes by position, as this module does for all three.
+Each person's answer is left out in turn, and the prediction is compared with the other nine. The official code of VQAv2
+finds these nine by comparing annotations, which works because each has an `answer_id`. VizWiz's annotations have none,
+and its code leaves out answers by their position, as this module does for all three.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5"}
 NUMBERS |= {"six": "6", "seven": "7", "eight": "8", "nine": "9", "ten": "10"}
 ARTICLES = ("a", "an", "the")
-# The official table restores these words where exactly one of their apostrophes was left out.
+# The official table restores the apostrophe in these words if exactly one apostrophe is missing.
 CONTRACTED = """ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't
 he'd he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've
 needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll
@@ -36,12 +36,12 @@ would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll yo
 CONTRACTIONS = {
     word[:i] + word[i + 1 :]: word for word in CONTRACTED.split() for i, mark in enumerate(word) if mark == "'"
 }
-CONTRACTIONS["somebody'd"] = "somebodyd"  # this entry is the wrong way round in the official table, too
+CONTRACTIONS["somebody'd"] = "somebodyd"  # This entry is the wrong way round in the official table too.
 MOST_PERIODS = 32
-"""So many periods are removed at most: the official code passes re.UNICODE, which is 32, to `sub` as its count."""
+"""The most periods that are removed: the official code passes re.UNICODE, which is 32, as the count of `sub`."""
 
 
-@lru_cache(2**16)  # people give the same answers again and again
+@lru_cache(2**16)  # People give the same answers again and again.
 def clean(text: str) -> str:
     """The text after the official processPunctuation and then processDigitArticle."""
     digits = re.search(r"\d,\d", text) is not None

@@ -20,9 +20,9 @@ from mmdora.models.llava.templates import IMAGE
 from mmdora.models.llava.tower import Tower
 
 VOCABULARY_STEP = 64
-"""The rows of the embedding become a multiple of 64, which matrix products on GPUs are fastest with."""
+"""The number of rows of the embedding becomes a multiple of 64, because GPUs multiply such matrices fastest."""
 PROBE = 8
-"""Tokens of the text on which the language model is compared with itself inside of LLaVA."""
+"""Tokens of the text on which the language model alone is compared with the same model inside of LLaVA."""
 
 
 def assemble(
@@ -62,10 +62,10 @@ def assemble(
 
 
 def _settle_tie(language: Any) -> bool:
-    """Whether LLaVA can keep head and embedding tied; where it cannot, the head gets a copy of the weight, in place."""
+    """Whether LLaVA can keep head and embedding tied. If it cannot, give the head a copy of the weight, in place."""
     head = language.get_output_embeddings()
     tied = bool(language.config.tie_word_embeddings) and hasattr(language.base_model, "embed_tokens")
-    # The weight is shared although the config does not say so, and LLaVA would find it under one of its names only.
+    # The weight is shared although the config does not say so, and LLaVA would load it under only one of its two names.
     if not tied and head.weight is language.get_input_embeddings().weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
     return tied
@@ -109,7 +109,7 @@ def _probe_logits(model: Any) -> Tensor:
 def _fill_projector(
     model: LlavaForConditionalGeneration, dtype: torch.dtype, tensors: dict[str, Tensor] | None
 ) -> None:
-    """Give the projector these tensors, or new ones if they are None."""
+    """Put these tensors into the projector, or initialise it anew if they are None."""
     projector: Any = model.model.multi_modal_projector
     if tensors is None:
         projector.to_empty(device="cpu").to(dtype).apply(model._init_weights)
@@ -129,12 +129,12 @@ def _generation_config(language: Any, tokenizer: Any) -> GenerationConfig:
 
 
 def _selection(tower: Tower) -> Literal["default", "full"]:
-    """The strategy by which LLaVA leaves out the tower's class token, if it has one."""
+    """LLaVA's `vision_feature_select_strategy`: "default" leaves out the class token, "full" keeps all tokens."""
     return "default" if tower.class_token else "full"
 
 
 def processor_of(tokenizer: Any, tower: Tower, template: str) -> LlavaProcessor:
-    """The processor: Pillow, as in LLaVA, pads pictures to a square with their mean colour and scales it to `side`."""
+    """Make the processor. As in LLaVA, Pillow pads pictures to a square with the mean colour and scales the square."""
     pictures = LlavaImageProcessorPil(
         do_pad=True,
         size={"shortest_edge": tower.side},

@@ -1,4 +1,4 @@
-"""Makes LLaVA-1.5 as it is before instruction tuning: a language model, a CLIP tower, LLaVA's pretrained projector.
+"""Makes LLaVA-1.5 as it is before instruction tuning, from a language model, a CLIP tower and LLaVA's own projector.
 
 `python -m mmdora.models.llava.from_parts OUT --language lmsys/vicuna-7b-v1.5 --tower
 openai/clip-vit-large-patch14-336 --projector mm_projector.bin`
@@ -49,8 +49,8 @@ def compose(
         projector: tensors of linear_1 and linear_2, as `read_projector` gives them.
 
     Raises:
-        MmdoraError: if the projector does not fit the widths of tower and language model, or if the tokenizer sets no
-            start token.
+        MmdoraError: if the projector does not fit the widths of tower and language model, or if the tokenizer puts no
+            start token before a text.
     """
     vision: Any = tower.config
     hidden, seen, side, patch = language.config.hidden_size, vision.hidden_size, vision.image_size, vision.patch_size

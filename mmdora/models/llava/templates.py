@@ -26,5 +26,5 @@ AS_TEXT = (
     "{%- set found.messages = found.messages + [dict(message, content=words)] -%}"
     "{%- endfor -%}{%- set messages = found.messages -%}"
 )
-"""The beginning of a template that ends with a language model's own template. That one expects each message as a text,
-so this joins the parts of each message into a text, images first."""
+"""The beginning of a chat template; the language model's own template follows it. A language model's template expects
+each message as one text, so this beginning joins the parts of each message into one text, images first."""

@@ -14,8 +14,8 @@ from mmdora.models.locate import OPEN_CLIP
 FOLDERS = ("hf-hub:", "local-dir:")  # Names in open_clip that begin so name the place of the weights too.
 KINDS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 LAYER = -2
-"""Index of the hidden states that LLaVA's projector reads: the last but one. Towers that cannot be converted to a
-`CLIPVisionModel` only give their last ones."""
+"""Index of the hidden states that LLaVA's projector reads: those of the last layer but one, as in LLaVA-1.5. Towers
+that cannot be converted to a `CLIPVisionModel` give only those of their last layer."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tower:
         patch: side of the square that becomes a token, in pixels.
         mean, std: mean and standard deviation by which the three channels of pictures are normalised.
         layer: index of the hidden states that the projector reads.
-        class_token: whether the first token is no patch.
+        class_token: whether the first token is a class token instead of a patch.
     """
 
     module: Any

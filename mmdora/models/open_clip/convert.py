@@ -27,7 +27,7 @@ INSIDE = {
     "mlp.c_proj.": "mlp.fc2.",
 }
 FUSED = "attn.in_proj_"
-"""The beginning of the names of tensors that hold the query, key and value projections one below the other."""
+"""Prefix of the names of the tensors that hold query, key and value projection stacked, [3 D, D] or [3 D]."""
 BLOCK = re.compile(r"transformer\.resblocks\.(\d+)\.(.+)")
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 class AttentionPool(AttentionPool2d):
     """open_clip's attention pool, which calls `q_proj`, `k_proj`, `v_proj` and `c_proj` as modules.
 
-    open_clip's own class only reads their weights, so adapters in them would have no effect. The parameters, their
-    names and the result are the same as open_clip's. Only the query of the map's mean is computed, because the output
-    for it is the embedding.
+    open_clip's own class only reads the weights of these modules, so adapters in them would have no effect. The
+    parameters, their names and the result are the same as open_clip's. Attention is computed for one query only, the
+    mean of the map, because its output is the embedding.
     """
 
     def forward(self, x: Tensor) -> Tensor:

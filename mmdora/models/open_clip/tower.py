@@ -25,7 +25,7 @@ from mmdora.models.open_clip.pool import AttentionPool
 from mmdora.models.open_clip.weights import digest, reference
 
 NO_TEXT = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}
-"""Config of a tiny text side: open_clip builds a tower only together with one, and it is thrown away."""
+"""Config of a tiny text model, which is thrown away: open_clip builds an image tower only together with one."""
 
 
 class OpenClipVisionModel(PreTrainedModel):
@@ -38,7 +38,7 @@ class OpenClipVisionModel(PreTrainedModel):
     config_class = OpenClipVisionConfig
     config: OpenClipVisionConfig
     main_input_name = "pixel_values"
-    # open_clip chooses its attention itself, so no choice of transformers is refused.
+    # open_clip chooses its own attention kernel, so every `attn_implementation` of transformers is accepted.
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

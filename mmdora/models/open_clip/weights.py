@@ -1,4 +1,4 @@
-"""The weights of a tower that lie in another place than the checkpoint: read from there, and told apart by a digest."""
+"""Reads the weights of a tower that lie outside of the checkpoint, and identifies them by a digest."""
 
 from __future__ import annotations
 

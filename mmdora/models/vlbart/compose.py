@@ -1,4 +1,4 @@
-"""Composes a VL-BART of a BART and an open_clip tower; the visual embedding between them is new.
+"""Composes a VL-BART from a BART and an open_clip tower; the visual embedding between them is new.
 
 `python -m mmdora.models.vlbart.compose OUT --bart facebook/bart-base --tower RN101 --pretrained openai`
 """

@@ -38,7 +38,7 @@ class VLBartConfig(PreTrainedConfig):
 
     model_type = "vl-bart"
     sub_configs: ClassVar[dict[str, type[PreTrainedConfig]]] = {
-        # It is a BartConfig. That class cannot be named here: its module imports the Auto classes, which import this.
+        # It is a BartConfig, a class that cannot be named here: its module imports the Auto classes, which import this.
         "text_config": PreTrainedConfig,
         "vision_config": OpenClipVisionConfig,
     }

@@ -33,18 +33,18 @@ KEYS = {
     "model.encoder.": "model.language_model.encoder.",
     "model.decoder.": "model.language_model.decoder.",
 }
-"""Prefix in the file -> prefix here; they are tried in this order. Five of the names are the same token table."""
+"""Prefix of a name in the file -> prefix here; the first that fits is taken. Five of the names are one token table."""
 
 DOWN, UP = ".lora_As.", ".lora_Bs."
-"""Parts of names such as `q_proj.lora_As.vqa` [r, in] and `q_proj.lora_Bs.vqa` [out, r]. Each task may have a LoRA of
-its own, or the same LoRA may stand under the names of all tasks."""
+"""The parts of names that mark the two factors of LoRA, as in `q_proj.lora_As.vqa` [r, in] and `q_proj.lora_Bs.vqa`
+[out, r]. Each task may have a LoRA of its own, or the same LoRA may stand under the names of all tasks."""
 
 PROMPTS = {"gqa": "gpa: {}"}
 """Prompts that VL-Adapter spells differently from ours."""
 
 
 def convert(file: Path, model: VLBartForConditionalGeneration, *, lora_alpha: float | None = None) -> None:
-    """Load such a file into a VL-BART of its shape, in place. LoRA is merged into the weights.
+    """Load a checkpoint of VL-Adapter into a VL-BART of the same shape, in place. LoRA is merged into the weights.
 
     Args:
         file: the checkpoint of VL-Adapter.
@@ -77,7 +77,7 @@ def convert(file: Path, model: VLBartForConditionalGeneration, *, lora_alpha: fl
 
 
 def rename(name: str) -> str:
-    """The name in our VL-BART of a tensor in such a file."""
+    """The name in our VL-BART of a tensor in a file of VL-Adapter."""
     for theirs, mine in KEYS.items():
         if name.startswith(theirs):
             name = mine + name.removeprefix(theirs)

@@ -1,11 +1,11 @@
 """Keeps the features that a frozen tower gives for each image on disk, so that it runs once per image, not per step.
 
-This is only for VL-BART, whose forward accepts features instead of pixels. Other models run their tower inside of
-`get_image_features`, together with a projector that trains, and cannot be given features in between; they are refused.
+It is only for VL-BART, whose forward accepts features instead of pixels. Other models are refused, because they run
+their tower inside of `get_image_features`, together with a projector that trains.
 
-Features are computed in the dtype of the tower's weights, without autocast. They are used only as long as nothing
-changes of the image's content, the tower's weights and config, the settings of the image processor, and the versions of
-the libraries that run both.
+Features are computed in the dtype of the tower's weights, without autocast. They are computed anew if the image's
+content, the tower's weights or config, the settings of the image processor, or the versions of the libraries that run
+both have changed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ABOUT = "about.json"
 
 
 class FeatureCache:
-    """A cache of image features, by the content of the image. Loader processes get it without the tower.
+    """A cache of image features, keyed by the content of the image. Loader processes get a copy without the tower.
 
     Args:
         folder: folder of all caches; this cache is a folder in it, named by a hash of all that its features depend on.

@@ -24,9 +24,9 @@ TOWER = "model.vision_tower."
 class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
     """VL-BART with its head, which is tied to the token table.
 
-    The tower's weights are saved with the model or by reference. If they are, bit for bit, the weights that
+    The tower's weights are saved with the model or by reference. As long as they equal, bit for bit, the weights that
     `config.vision_config.pretrained` names, `save_pretrained` leaves them out, and `from_pretrained` reads them from
-    the named place.
+    there.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.shared.weight"}  # noqa: RUF012
@@ -122,7 +122,8 @@ class VLBartForConditionalGeneration(VLBartPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """Load a model as in `PreTrainedModel`; if the config refers to the tower's weights, they are read from there.
+        """Load a model as `PreTrainedModel` does, and read the tower's weights from the place that the config names, if
+        any.
 
         Raises:
             MmdoraError: if the tower's weights are neither in the checkpoint nor in the place that it refers to.

@@ -1,13 +1,13 @@
 """Stores rows of one size by key in a memory-mapped file that several processes can read and grow at once.
 
 `rows.bin` holds the rows. `index.bin` holds an entry for each: key, checksum of the row, checksum of the entry. A row
-is written before its entry, both under a lock. So a process that is killed in between leaves a row without an entry,
+is written before its entry, both under a lock. A process that is killed in between leaves a row without an entry,
 which the next row overwrites. Readers take no lock, but they check what they read.
 
-SQLite with a CRC per row was measured instead (2,000 rows of 36 x 2,048 in fp16, one core). It needs 770 microseconds
-of CPU time to write a row, this module 240; and 220 to read one, this module 140. A damaged page can make a whole
-SQLite file unreadable, while here only one row is computed again. SQLite's write-ahead log does not work on network
-disks. LMDB would be a dependency for this one file, and needs to be told its largest size before rows are written.
+SQLite with a CRC per row was measured as an alternative (2,000 rows of 36 x 2,048 in fp16, one core). In microseconds
+of CPU time, it takes 770 to write a row and 220 to read one; this module takes 240 and 140. A damaged page can make a
+whole SQLite file unreadable, while here only one row is computed again. SQLite's write-ahead log does not work on
+network disks. LMDB would be a dependency for this one file, and its largest size must be known before rows are written.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MappedRows:
         self._seen = 0
         """Number of entries of the index that were read so far."""
         self._broken: set[int] = set()
-        """Places of entries that are damaged, or that another process is still writing."""
+        """Numbers of the entries that are damaged, or that another process is still writing."""
         self._map: mmap.mmap | None = None
         with self._one_line():
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +61,7 @@ class MappedRows:
                     (folder / name).touch()
             self._rows, self._index = (os.open(folder / name, os.O_RDONLY | os.O_CLOEXEC) for name in (ROWS, INDEX))
         for file in (self._rows, self._index):
-            # At the end of the process the system closes the files by itself.
+            # No call is needed at the end of the process, because the system closes the files then.
             weakref.finalize(self, os.close, file).atexit = False
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -113,7 +113,7 @@ class MappedRows:
                     self._seen = max(self._seen, place + 1)
 
     def _slot(self, key: bytes) -> int:
-        """The place to write a row to: its old place, or that of a damaged entry, or the place after the last one."""
+        """The number of the row to write to: the key's old row, or else a damaged one, or else a new one at the end."""
         place = self._places.get(key)
         if place is not None and ((entry := self._entry(place)) is None or entry[0] == key):
             return place
@@ -134,7 +134,7 @@ class MappedRows:
     def _refresh(self) -> None:
         """Read the entries that are new, and once more those that were damaged."""
         count = os.fstat(self._index).st_size // ENTRY.size
-        if count < self._seen:  # Somebody has cut the file off, so start over.
+        if count < self._seen:  # Another program has shortened the file, so all entries are read again.
             self._places, self._seen, self._broken = {}, 0, set()
         new = os.pread(self._index, (count - self._seen) * ENTRY.size, self._seen * ENTRY.size)
         entries = {

@@ -98,7 +98,7 @@ class VLBartModel(VLBartPreTrainedModel):
         """Compute encoder states of text and visual tokens.
 
         Args:
-            input_ids, attention_mask: [B, L], padded on the right, because BART counts positions from the first token.
+            input_ids, attention_mask: [B, L], padded on the right, because BART counts positions from the left end.
             inputs_embeds: [B, L, D] in place of `input_ids`.
             pixel_values: [B, N, 3, S, S] images for the tower.
             image_mask: [B, N], 1 for an image, 0 in place of a missing one; by default all 1.

@@ -25,11 +25,11 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ '' if loop.first else ' ' }}{{ part['text'] }}"
     "{% endfor %}{% endif %}{% endfor %}"
 )
-"""Gives the encoder's text: all messages but the answers. Images are left out, because their tokens follow the text."""
+"""The chat template, which writes all messages but the answers. It writes no images: their tokens follow the text."""
 
 
 def added_tokens(order_tokens: int = 100) -> list[str]:
-    """The tokens that VL-BART adds to BART's. The last row of the table is the order embedding of visual token 0."""
+    """The tokens that VL-BART adds to BART's; the last of them is the order embedding of visual token 0."""
     return [f"<extra_id_{i}>" for i in reversed(range(100))] + [
         f"<vis_extra_id_{i}>" for i in reversed(range(order_tokens))
     ]
@@ -39,11 +39,12 @@ class VLBartProcessor(ProcessorMixin):
     """Turns text with images, a clip or precomputed features into the inputs of `VLBartForConditionalGeneration`.
 
     Args:
-        frames: number of frames that clips of precomputed features are brought to, by zeros at the end or by an
-            adaptive max pool.
+        frames: number of frames of every clip of precomputed features: shorter clips get zeros at the end, and longer
+            ones an adaptive max pool.
         max_images: most images in a sample.
         prompts: task -> prompt; these replace those in `PROMPTS`.
-        default_task: task whose prompt is added to conversations without one, such as people type; None adds none.
+        default_task: task whose prompt is added to conversations that have none, such as questions that people type;
+            None adds none.
         image_tokens: number of tokens that an image adds after the text.
     """
 
