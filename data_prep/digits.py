@@ -60,7 +60,7 @@ def _make(scans: Any, targets: Any, out: Path) -> dict[str, list[Record]]:
 
 
 def _drawn(scan: np.ndarray) -> bytes:
-    """A scan, [8, 8] uint8 of 0 to 16, as a PNG file."""
+    """The content of a PNG file of a scan [8, 8] uint8 with values from 0 to 16."""
     picture = Image.fromarray(np.round(255 - scan * (255 / 16)).astype(np.uint8))
     return pictures.png(picture.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
 

@@ -1,9 +1,9 @@
 """Keeps answers on disk while an evaluation runs, so that an evaluation that was killed can go on where it stopped.
 
-When a batch is answered, a line is appended. The numbers of batches depend only on the records and the batch size, so
-the run that goes on has the same batches, on any number of processes. Every line, there and in `predictions.jsonl`,
-holds a SHA-256 of its answer, of its place and of what decides the answers (`key_of`). An answer that was edited, or
-moved to another question, is not taken up.
+After each batch a line is appended to a file. The batches depend only on the records and the batch size, so the
+evaluation that goes on has the same batches, on any number of processes. Every line, there and in `predictions.jsonl`,
+holds a SHA-256 of its answer, of its place and of everything that decides the answers (`key_of`), so an answer that was
+edited, or moved to another question, is not used. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Journal:
                 file.close()
 
     def remove(self) -> None:
-        """Delete the journals of all processes, whose answers are in the final file by now."""
+        """Delete the journals of all processes, after their answers were written to the final file."""
         for path in self._files():
             path.unlink()
 

@@ -36,7 +36,15 @@ class Steps:
         leaves: Iterable[Path],
         work: Callable[[], Any],
     ) -> Any:
-        """Do `work`, or reuse what it left and returned (plain JSON values) earlier."""
+        """Do `work`, or reuse its earlier result.
+
+        Args:
+            number: number of the step, for the line that is printed.
+            title: name of the step.
+            made_from: the inputs of the step, as plain JSON values.
+            leaves: files that the step writes.
+            work: function that does the step; it returns plain JSON values.
+        """
         marker, written = self.folder / f"{title.replace(' ', '-')}.json", Written(self.folder)
         written.check(marker.name)
         key = sha256(json.dumps(made_from, sort_keys=True).encode())

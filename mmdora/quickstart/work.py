@@ -80,7 +80,7 @@ def evaluated(
 
 
 def exported(run: Path, folder: Path, scores: Mapping[str, float], say: Say) -> str:
-    """Export a run to `folder`; gives what the comparison with the unmerged model has shown."""
+    """Export a run to `folder`; returns the result of the comparison with the unmerged model, as text."""
     if (folder / "config.json").is_file():  # Export writes to an empty folder only.
         say(_aside(folder, "was made of another run"))
     return str(export(run, folder, scores=scores, say=say))

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, CLIPVisionModel, Siglip
 from mmdora.errors import MmdoraError
 from mmdora.models.locate import OPEN_CLIP
 
-FOLDERS = ("hf-hub:", "local-dir:")  # Names in open_clip that begin so name the place of the weights too.
+FOLDERS = ("hf-hub:", "local-dir:")  # A name in open_clip that begins like this also says where the weights are.
 KINDS: dict[str, Any] = {"clip_vision_model": CLIPVisionModel, "siglip_vision_model": SiglipVisionModel}
 LAYER = -2
 """Index of the hidden states that LLaVA's projector reads: those of the last layer but one, as in LLaVA-1.5. Towers
