@@ -55,7 +55,7 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = {key: "" if cell.strip().lower() in ("nan", "none") else cell for key, cell in row.value.items()}
     letters = [letter for letter in LETTERS if value.get(letter)]
     if letters != list(LETTERS[: len(letters)]):
-        raise MmdoraError(f"the options {', '.join(letters)} leave one out")
+        raise MmdoraError(f"the options {', '.join(letters)} have a gap; fill in the missing option")
     options = [value[letter] for letter in letters]
     answer = value.get("answer", "").strip()
     if answer and answer not in LETTERS[: len(options)]:

@@ -105,7 +105,9 @@ class Base:
     def weight(self, name: str) -> Tensor:
         """The parameter `name`, memory-mapped from its file. It must not be written to."""
         if self.mapped.file_name(name) is None:
-            raise MmdoraError(f"base {self.name}: {name} is computed from other tensors of its files; not analyzed yet")
+            raise MmdoraError(
+                f"base {self.name}: {name} is not one tensor in its files, and such weights cannot be analyzed yet"
+            )
         return self.model.get_parameter(name).detach()
 
 

@@ -72,5 +72,5 @@ def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any
                 bar.update()
             rows += shared(weights)
     if not rows:
-        raise problem or MmdoraError(f"{run}: its plan changes nothing")
+        raise problem or MmdoraError(f"{run}: its plan adapts no weights, so there is nothing to analyze")
     return rows

@@ -78,7 +78,7 @@ def hub_naming(model: PreTrainedModel) -> Callable[[str], str] | None:
         for rule in rules:  # The first rule that matches decides.
             if place.startswith(rule.module) and (not rule.towers or tower in rule.towers):
                 return rule.file + place.removeprefix(rule.module)
-        raise MmdoraError(f"{place}: no place for it in the hub's layout; merge the adapters first")
+        raise MmdoraError(f"{place}: has no name in the hub's layout; if it belongs to an adapter, merge that first")
 
     return hub_name
 

@@ -66,7 +66,7 @@ class Family:
     def check_question(self, row: Row) -> None:
         """Raise an MmdoraError if this family cannot be asked the row's question; no file is opened."""
         if row["features"] is not None:
-            raise MmdoraError("a clip as features, which VL-BART reads and this model does not")
+            raise MmdoraError("a clip as features, which only a VL-BART can read; leave such records out")
 
     def check_pictures(self, messages: Messages, images: int) -> None:
         """Raise an MmdoraError if the chat template does not write each picture of a conversation.
@@ -253,7 +253,7 @@ class Family:
             MmdoraError: if a prompt has features of a clip.
         """
         if any(prompt.features is not None for prompt in prompts):
-            raise MmdoraError("a clip as features, which VL-BART reads and this model does not")
+            raise MmdoraError("a clip as features, which only a VL-BART can read; leave such records out")
         texts = [self.render(prompt.messages, generation_prompt=True) for prompt in prompts]
         return encode(self.processor, texts, [prompt.images for prompt in prompts], left=True)
 
@@ -286,7 +286,10 @@ class Family:
 
     def only(self, answers: Sequence[str]) -> dict[str, Any]:
         """Arguments for `generate` that restrict it to one of the answers; raises, as this family has no such way."""
-        raise MmdoraError(f"answers: {type(self.processor).__name__} serves a model that cannot be held to some")
+        raise MmdoraError(
+            f"answers: {type(self.processor).__name__} belongs to a model that "
+            "cannot be restricted to given answers; leave `answers` out"
+        )
 
     def new_ids(self, ids: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
         """The ids [B, T] that `generate` added, without the prompt."""

@@ -97,7 +97,10 @@ def render_with_answers(
     # `after` holds one text more than `before` where a conversation goes on after its last answer.
     for head, tail in zip(before, after, strict=False):
         if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
-            raise MmdoraError("the chat template rewrites earlier turns, so answers cannot be told from prompts")
+            raise MmdoraError(
+                "the chat template rewrites earlier turns when a turn is added, so it is not known "
+                "where the answers are"
+            )
         end = _end_of_turn(ends, text, len(head), len(tail))
         if next_turn is not None and text[end:].lstrip().startswith(next_turn):
             end = text.index(next_turn, end) + len(next_turn)
@@ -202,7 +205,8 @@ def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]
             position += 1
         if position < len(offsets) and offsets[position][0] < start:
             raise MmdoraError(
-                "a token spans the end of the prompt and the start of the answer; the template needs a break"
+                "one token holds the end of the prompt and the start of the answer; the chat template "
+                "needs a space or a line break between them"
             )
         while position < len(offsets) and start <= offsets[position][0] < end:
             labels[position] = ids[position]

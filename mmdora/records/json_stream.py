@@ -60,7 +60,7 @@ def parse_line(line: bytes) -> Any:
     except RecursionError:
         raise MmdoraError("JSON nested too deeply") from None
     except ValueError as error:  # Python refuses to read numbers with thousands of digits.
-        raise MmdoraError(f"JSON that is no data ({error})") from None
+        raise MmdoraError(f"JSON that cannot be read ({error})") from None
 
 
 def check_text(value: Any) -> None:
@@ -68,7 +68,9 @@ def check_text(value: Any) -> None:
     try:
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError:
-        raise MmdoraError("half of a surrogate pair, which is no UTF-8 text") from None
+        raise MmdoraError(
+            "half of a surrogate pair (\\ud800 to \\udfff without its partner), which is no UTF-8 text; remove it"
+        ) from None
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -76,7 +78,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) != len(pairs):
         keys = [key for key, _ in pairs]
-        raise MmdoraError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise MmdoraError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
     return values
 
 
@@ -224,7 +226,7 @@ class Scanner:
                     ending = "; the file seems cut short" if self._ended and cut else ""
                     raise self._error(f"broken JSON ({error.msg}{ending})") from None
             except (ValueError, RecursionError) as error:  # A number is too long for Python, or brackets nest too deep.
-                raise self._error(f"JSON that is no data ({error})") from None
+                raise self._error(f"JSON that cannot be read ({error})") from None
             self._more()
 
     def _more(self) -> None:

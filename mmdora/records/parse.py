@@ -58,7 +58,7 @@ def numbered_lines(file: IO[bytes], name: str) -> Iterator[tuple[bytes, str]]:
     for number, line in enumerate(iter(partial(file.readline, MAX_VALUE + 1), b""), 1):
         where = f"{name}:{number}"
         if len(line) > MAX_VALUE:
-            raise MmdoraError(f"{where}: longer than {MAX_VALUE >> 20} MiB, which no record is")
+            raise MmdoraError(f"{where}: longer than {MAX_VALUE >> 20} MiB, the most that a record may have")
         line = line.removeprefix(BOM_UTF8) if number == 1 else line
         if line.strip():
             yield line, where

@@ -56,7 +56,7 @@ def eight_bits(samples: np.ndarray) -> np.ndarray:
     if white is None:
         kind = "floats" if samples.dtype.kind == "f" else "integers"
         raise MmdoraError(
-            f"its samples are {kind} from {low:g} to {high:g}, of which none is known to be white; save it as 8 bits"
+            f"its samples are {kind} from {low:g} to {high:g}, and nothing says which value is white; save it as 8 bits"
         )
     if samples.dtype.kind == "f":
         return np.round(samples * (255 / white)).astype(np.uint8)

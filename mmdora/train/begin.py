@@ -60,7 +60,9 @@ def begin(request: Request, processes: Processes) -> Begun:
     if not config.data.sources:
         raise MmdoraError("data.train: give the file of records to train on")
     if config.data.stream and processes.sharded:
-        raise MmdoraError("data.stream: not with FSDP or DeepSpeed, where every micro-batch has to have an image")
+        raise MmdoraError(
+            "data.stream cannot be used with FSDP or DeepSpeed, which need an image in every micro-batch; leave one out"
+        )
     if config.model.compose is not None:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 

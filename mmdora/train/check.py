@@ -32,7 +32,7 @@ def check_output(output: Path) -> None:
     place = f"training.output: {str(output)!r}"
     try:
         if output.is_symlink() and not output.exists():
-            raise MmdoraError(f"{place} is a link to nothing")
+            raise MmdoraError(f"{place} is a link whose target does not exist; name another folder")
         os.stat(output)
     except FileNotFoundError:
         pass

@@ -69,7 +69,10 @@ class Feed:
         self.batches = _batches(config, rows, processes)
         self.pieces = Pieces(collate, config.training.batch_size) if config.training.find_batch_size else None
         if self.pieces is not None and processes.sharded:
-            raise MmdoraError("training.find_batch_size: not with FSDP or DeepSpeed, whose processes cannot step apart")
+            raise MmdoraError(
+                "training.find_batch_size cannot be used with FSDP or DeepSpeed, whose processes cannot repeat a step "
+                "alone; leave it out"
+            )
 
     @property
     def steps_per_epoch(self) -> int:

@@ -141,7 +141,7 @@ def test_mmbench_oddities(picture, tmp_path, records_of):
     file = tsv(tmp_path / "mmbench_dev.tsv", rows)
     prepare(mmbench.DATASET, tmp_path / "out", ImageInputs(files=[file], skip_bad=True))
     bad = {row["row"]: (row["line"], row["reason"]) for row in records_of(tmp_path / "out/bad_rows.jsonl")}
-    words = {1: "row 77", 2: "base64", 3: "not an image", 4: "the answer 'D'", 5: "leave one out", 6: "2 cells",
+    words = {1: "row 77", 2: "base64", 3: "not an image", 4: "the answer 'D'", 5: "have a gap", 6: "2 cells",
              7: "comes twice"}  # fmt: skip
     assert bad.keys() == words.keys()
     assert all(word in bad[number][1] for number, word in words.items())

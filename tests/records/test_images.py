@@ -200,7 +200,7 @@ def test_deep_samples_without_a_scale_are_refused_in_a_line(tmp_path: Path, samp
     Image.fromarray(samples).save(tmp_path / "a.tif")
     for look in (open_image, image_size):
         with pytest.raises(
-            MmdoraError, match=r"a\.tif: its samples are .* none is known to be white; save it as 8 bits"
+            MmdoraError, match=r"a\.tif: its samples are .* nothing says which value is white; save it as 8 bits"
         ):
             look(FileRef("a.tif", tmp_path))
 

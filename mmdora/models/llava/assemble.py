@@ -55,8 +55,8 @@ def assemble(
     model.generation_config = _generation_config(language, tokenizer)
     if not torch.equal(_probe_logits(model), alone):
         raise MmdoraError(
-            f"a {type(language).__name__} says other things inside of LLaVA (its head does more than a product); "
-            "use another language model"
+            f"a {type(language).__name__} gives other logits inside of LLaVA (its head does more than a matrix "
+            "product); use another language model"
         )
     return model, processor_of(tokenizer, tower, template)
 

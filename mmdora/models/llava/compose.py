@@ -80,7 +80,7 @@ def compose_into(folder: Path, recipe: Compose, seed: int, say: Callable[[str], 
         before = json.loads((folder / RECIPE).read_text(encoding="utf-8")) if (folder / RECIPE).is_file() else None
         if before != made_from:
             raise MmdoraError(
-                f"{folder}: is there, and was not composed of what model.compose and training.seed say; remove it, or "
+                f"{folder}: is there, and was composed of other parts or with another seed than model.compose and training.seed; remove it, or "
                 "give another training.output"
             )
         return
@@ -104,6 +104,6 @@ def _check_template(processor: Any, where: str) -> None:
     try:
         rendered, _ = family_of(processor).render_with_answers(turns)
         if rendered.count(IMAGE) != 1:
-            raise MmdoraError("the chat template loses what stands in a message")
+            raise MmdoraError("the chat template does not write the text of every message")
     except MmdoraError as error:
         raise MmdoraError(f"{where}: {error}; set model.compose.template: llava_v1") from None

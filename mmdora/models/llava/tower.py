@@ -77,7 +77,10 @@ def _open_clip(name: str) -> Tower:
     rows = isqrt(tokens)
     patch = side // rows
     if rows * rows != tokens or side // patch != rows:
-        raise MmdoraError(f"vision {name!r}: {tokens} tokens of a picture of {side} pixels make no square for LLaVA")
+        raise MmdoraError(
+            f"vision {name!r}: its {tokens} tokens for a picture of {side} pixels do not form a square, "
+            "which LLaVA needs; use another tower"
+        )
     return Tower(tower.eval(), side, patch, **colours, layer=-1, class_token=False)
 
 

@@ -66,7 +66,10 @@ class FeatureCache:
         """
         tower = tower_of(model, family)
         if name := next((name for name, parameter in tower.named_parameters() if parameter.requires_grad), None):
-            raise MmdoraError(f"data.feature_cache: the tower trains ({name}, see adapt.vision); leave one out")
+            raise MmdoraError(
+                f"data.feature_cache: the tower trains ({name}), so its features change; set "
+                "adapt.vision.method to none, or leave data.feature_cache out"
+            )
         return cls(folder, tower, family.processor.image_processor)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -167,7 +167,7 @@ class VLBartProcessor(ProcessorMixin):
         if not shapes:
             return {}
         if len(shapes) > 1:
-            raise MmdoraError(f"features of one batch must be alike, found images of {sorted(shapes)}")
+            raise MmdoraError(f"the features of one batch must have the same shape, not {sorted(shapes)}")
         longest = max(len(row) for row in rows if row is not None)
         if longest > self.max_images:
             raise MmdoraError(f"a sample has {longest} images; this model takes at most {self.max_images}")

@@ -199,7 +199,7 @@ def test_prompts_are_the_language_models_own_or_llavas(parts):
 @pytest.mark.parametrize(
     ("language", "options", "says"),
     [
-        ("gemma2", {}, "Gemma2ForCausalLM says other things inside of LLaVA"),
+        ("gemma2", {}, "Gemma2ForCausalLM gives other logits inside of LLaVA"),
         ("thinking", {}, r"rewrites earlier turns.*set model\.compose\.template: llava_v1"),
         ("llama", {"template": "own"}, "has no chat template of its own"),
         ("nowhere", {}, "nowhere.*cannot be loaded"),
@@ -250,7 +250,7 @@ def test_the_seed_decides_the_projector_and_a_base_is_made_once(parts, tmp_path)
     stamp = (tmp_path / "base/model.safetensors").stat().st_mtime_ns
     compose_into(tmp_path / "base", recipe, 0, said.append)
     assert len(said) == 1 and (tmp_path / "base/model.safetensors").stat().st_mtime_ns == stamp
-    with pytest.raises(MmdoraError, match="was not composed of what"):
+    with pytest.raises(MmdoraError, match="was composed of other parts or with another seed"):
         compose_into(tmp_path / "base", recipe, 1, said.append)
 
 

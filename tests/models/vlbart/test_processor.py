@@ -94,7 +94,7 @@ def test_mistakes(processor):
         "2 texts but 1 images": {"text": ["a", "b"], "images": [image]},
         "2 texts but 1 tasks": {"text": ["a", "b"], "task": ["vqa"]},
         "1 texts but 2 features": {"text": ["a"], "features": [None, None]},
-        "must be alike": {"text": ["a", "b"], "features": [torch.zeros(1, 4, 64), torch.zeros(1, 5, 64)]},
+        "must have the same shape": {"text": ["a", "b"], "features": [torch.zeros(1, 4, 64), torch.zeros(1, 5, 64)]},
     }.items():
         with pytest.raises(MmdoraError, match=problem):
             processor(**inputs)
