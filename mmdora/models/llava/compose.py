@@ -80,8 +80,8 @@ def compose_into(folder: Path, recipe: Compose, seed: int, say: Callable[[str], 
         before = json.loads((folder / RECIPE).read_text(encoding="utf-8")) if (folder / RECIPE).is_file() else None
         if before != made_from:
             raise MmdoraError(
-                f"{folder}: is there, and was composed of other parts or with another seed than model.compose and training.seed; remove it, or "
-                "give another training.output"
+                f"{folder}: is there, and was composed of other parts or with another seed than model.compose "
+                "and training.seed; remove it, or give another training.output"
             )
         return
     say(f"composing {recipe.vision} and {recipe.language} into {folder}")
