@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from mmdora.cli.app import Count, Flag, app, named_models
-from mmdora.cli.named import check_model
+from mmdora.cli.named import check_model, check_results_folder
 from mmdora.errors import MmdoraError
 
 
@@ -73,6 +73,7 @@ def evaluate(
         raise MmdoraError("eval: --suite chooses tasks, splits and images itself; drop --task, --split, --images")
     if scores and not suite:
         raise MmdoraError("eval: --scores enters a server's score into a suite's table; add --suite")
+    check_results_folder(out)
     named = named_models(models)
     for model in named.values():
         check_model(model)
