@@ -6,6 +6,7 @@ changed afterwards, so a checksum lies beside the table.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import tempfile
@@ -20,6 +21,8 @@ from mmdora.errors import MmdoraError
 from mmdora.files import write_whole
 
 CHECKSUM = "checksum.json"
+OF_A_DAMAGED_TABLE = (None, errno.ENOENT)
+"""`errno` of an OSError that a damaged table gives; that of a full disk is another."""
 FILES = "files"
 """The column with the contents of pictures."""
 
@@ -50,16 +53,16 @@ def open_table(
     make = partial(datasets.Dataset.from_generator, rows, features=features, gen_kwargs=dict(source), **options)
     datasets.disable_progress_bars()
     try:
-        table: Any = make()
+        table: Any = _made(make)
         if (reason := _damage(table)) is None:
             return table
     except Exception as error:
-        if (cause := _own_cause(error)) or (isinstance(error, OSError) and error.errno is not None):
-            raise cause or error from None
+        if _is_final(error):
+            raise
         reason = f"{type(error).__name__}: {error}"
     warnings.warn(f"{path}: its kept table is damaged ({reason}); reading the file again", stacklevel=5)
     shutil.rmtree(_folder_of(rows, features, dict(source)), ignore_errors=True)
-    table = make()
+    table = _made(make)
     _damage(table)  # This writes the checksum.
     return table
 
@@ -99,16 +102,25 @@ def _folder_of(rows: Any, features: Any, source: dict[str, Any]) -> Path:
 
     It is asked of a builder with an empty folder, because one with the real folder reads what may be damaged there.
     """
-    import datasets
+    from datasets.config import HF_DATASETS_CACHE
     from datasets.io.generator import GeneratorDatasetInputStream
 
     with tempfile.TemporaryDirectory() as empty:
         stream: Any = GeneratorDatasetInputStream(rows, features=features, cache_dir=empty, gen_kwargs=source)
-        return Path(datasets.config.HF_DATASETS_CACHE, Path(stream.builder.cache_dir).relative_to(empty))
+        return Path(HF_DATASETS_CACHE, Path(stream.builder.cache_dir).relative_to(empty))
 
 
-def _own_cause(error: BaseException | None) -> MmdoraError | None:
-    """The MmdoraError that `datasets` has wrapped in an error of its own; None if there is none."""
-    while error is not None and not isinstance(error, MmdoraError):
-        error = error.__cause__ or error.__context__
-    return error
+def _made(make: Callable[[], Any]) -> Any:
+    """The table; `datasets` wraps what is raised while it reads, and the cause is raised instead."""
+    try:
+        return make()
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not _is_final(cause):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from None
+
+
+def _is_final(error: BaseException) -> bool:
+    """Whether an error would only come again if the file were read again."""
+    return isinstance(error, MmdoraError) or (isinstance(error, OSError) and error.errno not in OF_A_DAMAGED_TABLE)

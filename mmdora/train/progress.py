@@ -14,6 +14,9 @@ from torch import Tensor
 from mmdora.train.checkpoint import STATE, best_of, best_problem
 from mmdora.train.processes import Processes
 
+OURS = "results_after"
+"""The one field of `Progress` that is not in `trainer_state.json`."""
+
 
 @dataclass
 class Progress:
@@ -32,7 +35,7 @@ class Progress:
         best_global_step: step of the checkpoint with the best result; None if no checkpoints are written.
         best_model_checkpoint: folder of that checkpoint, once it is written.
         results_after: the results of evaluations count from the step after this one on. It is 0, unless a resume has
-            changed what is measured.
+            changed what is measured. The manifest has it, because `TrainerState` does not know it.
     """
 
     global_step: int = 0
@@ -49,8 +52,8 @@ class Progress:
         """Take over the state in a checkpoint, except for `max_steps`, which may have been changed."""
         stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         for known in fields(self):
-            if known.name != "max_steps":
-                setattr(self, known.name, stored.get(known.name, getattr(self, known.name)))
+            if known.name not in ("max_steps", OURS):
+                setattr(self, known.name, stored[known.name])
         best = best_of(checkpoint)  # the run folder may have been moved
         self.best_model_checkpoint = str(best) if best else None
         if best is not None and best_problem(checkpoint):
@@ -67,7 +70,8 @@ class Progress:
         return [entry for entry in self.log_history if entry["step"] > self.results_after]
 
     def save(self, folder: Path) -> None:
-        (folder / STATE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        state = {name: value for name, value in asdict(self).items() if name != OURS}
+        (folder / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class Losses:

@@ -25,7 +25,7 @@ from mmdora.train.checkpoint import ADAPTER, MANIFEST
 from mmdora.train.loader import Pieces
 from mmdora.train.optimizer import Trained, check_state, go_on, settings_of
 from mmdora.train.processes import Processes
-from mmdora.train.progress import Losses, Progress
+from mmdora.train.progress import OURS, Losses, Progress
 from mmdora.train.sharded import local, spread_state, whole, whole_state
 
 OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
@@ -76,7 +76,7 @@ class Checkpoints:
             parts.write(lambda: torch.save(self._random_numbers(), folder / self._random_name()))
             if parts.all_written() and main:
                 progress.save(folder)
-                facts = {"step": step, **logged, **self.facts}
+                facts = {"step": step, OURS: progress.results_after, **logged, **self.facts}
                 if self.pieces is not None:
                     facts["micro_batch"] = self.pieces.limit
                 checkpoint.seal(folder, facts)
@@ -111,6 +111,7 @@ class Checkpoints:
         if self.pieces is not None and "micro_batch" in manifest:
             self.pieces.limit = min(manifest["micro_batch"], self.pieces.limit)
         progress.restore(stored)
+        progress.results_after = manifest.get(OURS, 0)
         if manifest.get("measured", self.facts["measured"]) != self.facts["measured"]:
             progress.begin_results_anew()
 
