@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from mmdora.errors import Interrupted, MmdoraError
 from mmdora.train import train
 from mmdora.train.checkpoint import checkpoints, manifest_of, newest
 from mmdora.train.evaluation import Evaluation
+from mmdora.train.optimizer import check_state
 from mmdora.train.resume import find_checkpoint
 from mmdora.train.steps import Steps
 
@@ -169,6 +171,21 @@ def test_changes_that_no_saved_state_fits_are_refused_by_name(stopped, ten_rows,
     assert main(["train", str(config), "--resume", "--allow-changes", *change]) == 2
     told = capsys.readouterr().err
     assert re.search(said, told) and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("moment", "shape", "said"),
+    [
+        ("exp_avg", (2, 3), None),
+        ("exp_avg", (3, 2), "of parameters of other shapes; undo the change of adapt"),
+        ("state1", (2, 3), r"is another; undo the change of training\.optimizer"),  # the moments in 8 bits
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(moment, shape, said):
+    optimizer = torch.optim.AdamW([{"name": "language/low_rank", "params": [torch.nn.Parameter(torch.zeros(2, 3))]}])
+    state = {**optimizer.state_dict(), "state": {0: {moment: torch.zeros(shape)}}}
+    with pytest.raises(MmdoraError, match=f"checkpoint-4: its optimizer {said}") if said else nullcontext():
+        check_state(state, optimizer, Path("checkpoint-4"))
 
 
 def test_results_that_are_measured_in_another_way_are_not_compared(stopped, ten_rows, tmp_path):
