@@ -177,7 +177,7 @@ def test_changes_that_no_saved_state_fits_are_refused_by_name(stopped, ten_rows,
     ("moment", "shape", "said"),
     [
         ("exp_avg", (2, 3), None),
-        ("exp_avg", (3, 2), "of parameters of other shapes; undo the change of adapt"),
+        ("exp_avg", (3, 2), "is of parameters of other shapes; undo the change of adapt"),
         ("state1", (2, 3), r"is another; undo the change of training\.optimizer"),  # the moments in 8 bits
     ],
 )
