@@ -11,6 +11,7 @@ A case is a folder with what a user or an attacker may hand in, laid over `bad_i
             beside the working directory that nobody may read)
     make    steps for what git cannot hold, see `bad_input_maker.Maker`
     warns   true: more lines than one are expected
+    silent  true: mmdora once took this without a word and did something wrong; such cases are counted apart
 """
 
 import contextlib
@@ -37,6 +38,7 @@ from mmdora.cli import main
 
 CASES = Path(__file__).parent / "bad_inputs"
 NAMES = sorted(str(path.parent.relative_to(CASES)) for path in CASES.rglob("case.yaml"))
+KEYS = {"run", "says", "exit", "loads", "needs", "make", "warns", "silent"}
 SECONDS = 30
 
 
@@ -60,6 +62,13 @@ def test_there_is_a_case_for_every_kind() -> None:
     assert kinds >= {"config", "data", "paths", "images", "checkpoint", "model"} and len(NAMES) > 150
 
 
+def test_the_cases_are_counted_and_silent_wrongs_apart() -> None:
+    silent = [name for name in NAMES if _case(name).get("silent", False)]
+    print(f"{len(NAMES)} bad inputs, of which {len(silent)} were silent wrongs")
+    told = f"`tests/bad_inputs`, {len(NAMES)} cases, {len(silent)} of which mmdora once took without a word"
+    assert told in (CASES.parents[1] / "docs" / "checked.md").read_text(encoding="utf-8"), told
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_bad_input(
     name: str,
@@ -70,8 +79,8 @@ def test_bad_input(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    case = yaml.safe_load((CASES / name / "case.yaml").read_text(encoding="utf-8"))
-    assert set(case) <= {"run", "says", "exit", "loads", "needs", "make", "warns"}, "an unknown key says nothing"
+    case = _case(name)
+    assert set(case) <= KEYS, "an unknown key says nothing"
     here, needs = tmp_path / "here", case.get("needs", [])
     _lay_out(CASES / name, here)
     declared = []
@@ -143,7 +152,7 @@ def test_bad_input(
 
 @pytest.mark.parametrize("name", ["config/python_object", "paths/absolute", "config/a_fifo"])
 def test_in_a_process_of_its_own(name: str, tmp_path: Path) -> None:
-    case = yaml.safe_load((CASES / name / "case.yaml").read_text(encoding="utf-8"))
+    case = _case(name)
     _lay_out(CASES / name, tmp_path)
     for verb, *arguments in case.get("make", []):
         getattr(Maker(tmp_path), verb)(*arguments)
@@ -170,6 +179,10 @@ def test_the_watch_sees_what_it_has_to(watch: Watch, tmp_path: Path) -> None:
     assert strangers(watch.opened, tmp_path)
     assert [event.split()[0] for event in watch.events][-1] == "socket.connect" and len(watch.events) >= 2
     assert str(tmp_path / "code.py") in watch.compiled
+
+
+def _case(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CASES / name / "case.yaml").read_text(encoding="utf-8"))
 
 
 def _lay_out(case: Path, here: Path) -> None:

@@ -59,6 +59,32 @@ def test_help_waits_for_no_heavy_import() -> None:
         assert f" {command} " in done.stdout
 
 
+def test_paths_are_checked_before_torch_is_imported(config: Path, tmp_path: Path) -> None:
+    """The import takes seconds, which nobody should wait for a misspelt path."""
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    commands = [
+        ["train", "nowhere.yaml"],
+        ["train", str(config), "--model.base", "./nowhere"],
+        ["train", str(config), "--data.train", "nowhere.jsonl"],
+        ["train", str(config), "--data.images", "nowhere"],
+        ["train", str(config), "--adapt.vison.method", "lora"],
+        ["eval", "./nowhere", "--data", str(tmp_path)],
+        ["eval", "tiny-llava", "--data", "nowhere.jsonl"],
+        ["eval", "tiny-llava", "--data", str(tmp_path), "--out", str(tmp_path / "file" / "results")],
+        ["export", "./nowhere", "out"],
+        ["export", "tiny-llava", str(tmp_path / "file")],
+    ]
+    code = (
+        "import sys; from mmdora.cli import main\n"
+        f"for command in {commands!r}:\n"
+        "    assert main(command) == 2, command\n"
+        "    assert 'torch' not in sys.modules, command"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == len(commands), done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_has_help_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command, "--help"]) == 0

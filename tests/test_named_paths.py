@@ -35,6 +35,9 @@ LLAVA = re.compile(r"docs/(Data|Evaluation|Finetune_Custom_Data)\.md")
 """Documents of LLaVA's repository, which our code cites as sources."""
 
 
+TEST = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
+"""A test, named by its file and its function."""
+
 PLACEHOLDER = "NAME"
 """Stands for a name that the reader chooses, in the steps of CONTRIBUTING; what its line names need not exist."""
 
@@ -66,6 +69,15 @@ def is_there(name: str) -> bool:
     return False
 
 
+def no_tests(text: str) -> list[str]:
+    """The tests that a text names and that are not in their files."""
+    return [
+        f"{file}::{name}"
+        for file, name in TEST.findall(text)
+        if not (ROOT / file).is_file() or not re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.M)
+    ]
+
+
 def dead(document: Path) -> list[str]:
     """What a document names and is not there."""
     text = document.read_text(encoding="utf-8")
@@ -73,6 +85,7 @@ def dead(document: Path) -> list[str]:
     missing = [path for path in PATH.findall(text) if not LLAVA.fullmatch(path) and not exists(path)]
     missing += [name for name in MODULE.findall(text) if name not in NOT_MODULES and not is_there(name)]
     missing += [name for name in RUN_AS_MODULE.findall(text) if not is_there(name)]
+    missing += no_tests(text)
     if document.suffix == ".md":
         missing += [link for link in LINK.findall(text) if not (document.parent / link).exists()]
         missing += [f for f in SOURCE_FILE.findall(text) if f not in NOT_OURS and not any(ROOT.glob(f"**/{f}"))]
@@ -89,9 +102,10 @@ def test_what_is_not_there_is_found(tmp_path):
     (tmp_path / "a.md").write_text(
         "`configs/tiny/{dora,nothing}.yaml`, demo/*.py, demo/*.nothing, [a](b.md), [b](a.md), `compare.py`, "
         "`nowhere.py`, mmdora.load, mmdora.nothing, mmdora.train.run.nothing, mmdora.train.run.train, "
-        "`python -m mmdora`, `python -m mmdora.nowhere`"
+        "`python -m mmdora`, `python -m mmdora.nowhere`, tests/test_html.py::test_nothing, "
+        "tests/test_named_paths.py::test_what_is_not_there_is_found"
     )
     assert dead(tmp_path / "a.md") == [
         *("configs/tiny/{dora,nothing}.yaml", "demo/*.nothing", "mmdora.nothing", "mmdora.train.run.nothing"),
-        *("mmdora.nowhere", "mmdora.nowhere", "b.md", "nowhere.py"),
+        *("mmdora.nowhere", "mmdora.nowhere", "tests/test_html.py::test_nothing", "b.md", "nowhere.py"),
     ]

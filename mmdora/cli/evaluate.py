@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from mmdora.cli.app import Count, Flag, app, named_models
-from mmdora.cli.named import check_model
+from mmdora.cli.named import check_model, check_results_folder
 from mmdora.errors import MmdoraError
 from mmdora.outputs.folder import check_finished
 from mmdora.outputs.stop import stoppable
@@ -98,6 +98,7 @@ def evaluate(
         from mmdora.evaluate.listing import show
 
         return show()
+    check_results_folder(out)
     data, named = questions.checked_data(), named_models(models)
     for model in named.values():
         check_model(model)

@@ -27,6 +27,13 @@ def check_model(name: str) -> None:
         )
 
 
+def check_results_folder(out: Path) -> None:
+    """Raise if no folder can be made at `out`, because it or a folder that leads to it is a file."""
+    for place in (out, *out.parents):
+        if place.exists() and not place.is_dir():
+            raise MmdoraError(f"{out}: {place} is a file; name a folder to write to")
+
+
 def check_config(config: RunConfig) -> None:
     """Raise if a config names a base, a file of records or a root of images that is not there."""
     if config.model.compose is None:

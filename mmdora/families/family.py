@@ -197,7 +197,7 @@ class Family:
             tokens: tokens of each row; None takes the prompt's tokens and `answer` more.
             answer: tokens of the answer, if `tokens` is None.
         """
-        encoded, length = self._example(image)
+        encoded, length = self.example_question(image)
         more = max((tokens or length + answer) - length, 1)
         batch = {}
         for name, value in encoded.items():
@@ -208,7 +208,7 @@ class Family:
         labels[:, :length] = IGNORE
         return batch | {"labels": labels}
 
-    def _example(self, image: Image.Image) -> tuple[dict[str, Tensor], int]:
+    def example_question(self, image: Image.Image) -> tuple[dict[str, Tensor], int]:
         """One question about a picture as tensors, and its number of tokens."""
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
         text = self.render(question, generation_prompt=True)

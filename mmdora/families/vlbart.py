@@ -93,7 +93,7 @@ class VLBart(Family):
         return labels
 
     def example_batch(self, image: Image.Image, rows: int, tokens: int | None, answer: int) -> dict[str, Tensor]:
-        encoded, length = self._example(image)
+        encoded, length = self.example_question(image)
         batch = {name: value.repeat(rows, *[1] * (value.ndim - 1)) for name, value in encoded.items()}
         more = max((tokens or length + answer) - length, 1)
         return batch | {"labels": batch["input_ids"][:, -1:].repeat(1, more)}

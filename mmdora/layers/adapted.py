@@ -76,7 +76,7 @@ class Adapted(nn.Module):
         base.requires_grad_(False)
         # The shell is the base without its parameters and modules. As a submodule it would be part of the names, and
         # DDP and FSDP would see it.
-        self.__dict__["shell"] = _holding(base, dict.fromkeys(base._parameters), {})
+        self.__dict__["_shell"] = _holding(base, dict.fromkeys(base._parameters), {})
         self.scales = Scales(self)
         dtype, device = norm.wide(self.base_weight.dtype), self.base_weight.device
         for name, shape in self.shapes(base, rank).items():
@@ -201,7 +201,7 @@ class Adapted(nn.Module):
 
     @property
     def shell(self) -> Any:
-        return self.__dict__["shell"]
+        return self.__dict__["_shell"]
 
     @property
     def drops(self) -> bool:

@@ -48,7 +48,7 @@ def check_agreement(name: str, processor: Any, model: Any) -> None:
             f"model {name!r}: its tokenizer (tokenizer.json) has {known:,} tokens, but its model (config.json, "
             f"vocab_size) embeds {embedded:,}; restore the file that was changed"
         )
-    inputs = _example(processor)
+    inputs, _ = family_of(processor).example_question(Image.new("RGB", SIZE))
     tokens = int((inputs["input_ids"] == image).sum())
     if not tokens:
         word = processor.tokenizer.convert_ids_to_tokens(image) if 0 <= image < known else "no token"
@@ -65,11 +65,6 @@ def check_agreement(name: str, processor: Any, model: Any) -> None:
             f"makes {reason} of it; processor_config.json / preprocessor_config.json have {_shown(processor)}, and "
             f"config.json has {_shown(model.config)}; restore the one that was changed"
         )
-
-
-def _example(processor: Any) -> Mapping[str, Tensor]:
-    inputs, _ = family_of(processor)._example(Image.new("RGB", SIZE))
-    return inputs
 
 
 def features_made(model: Any, inputs: Mapping[str, Tensor]) -> int | str | None:
@@ -123,10 +118,10 @@ def _plain(value: Any) -> Any:
 def _shown(owner: Any) -> str:
     """The settings of `SETTINGS` that a processor or a config has."""
     parts = [owner, getattr(owner, "image_processor", None), getattr(owner, "vision_config", None)]
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for part in parts:
         for key in SETTINGS:
             value = getattr(part, key, None)
             if value is not None and not callable(value):
-                found.setdefault(key, str(_plain(value)))
-    return ", ".join(f"{key} {value:.80}" for key, value in found.items()) or "none of the usual settings"
+                settings.setdefault(key, str(_plain(value)))
+    return ", ".join(f"{key} {value:.80}" for key, value in settings.items()) or "none of the usual settings"

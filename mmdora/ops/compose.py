@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmdora.ops import backend, operators
-from mmdora.ops.products import mm
+from mmdora.ops.products import add_mm, cast, mm, overwrites
 
 BLOCK_ELEMENTS = 2**17
 """Elements of [T, O] that a CPU takes at a time: 512 KiB in fp32, which stay in a core's cache from one operation to
@@ -35,7 +35,7 @@ def compose(
         factor: c [O] and bias: [O] or None, in z's dtype.
     """
     if hidden is not None and up is not None and hidden.dtype == z.dtype:
-        z.addmm_(hidden, up.T)
+        z = add_mm(z, hidden, up.T)
         hidden = up = None
     if backend.on_triton(z):
         from mmdora.ops import kernels
@@ -43,10 +43,11 @@ def compose(
         y, kept = kernels.compose(z, hidden, up, factor, bias, dtype, keep)
         return y, kept if keep else None
     if hidden is not None and up is not None:
-        z += mm(hidden, up.T, z.dtype)
-    into = None if keep else z
+        low_rank = mm(hidden, up.T, z.dtype)
+        z = z.add_(low_rank) if overwrites() else z + low_rank
+    into = z if overwrites() and not keep else None
     y = torch.mul(z, factor, out=into) if bias is None else torch.addcmul(bias, z, factor, out=into)
-    return y.to(dtype), z.to(dtype) if keep else None
+    return cast(y, dtype), cast(z, dtype) if keep else None
 
 
 def scale_and_reduce(g: Tensor, saved: Tensor, factor: Tensor, shift: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from mmdora.ops import transforms
 from mmdora.ops.linear import Scale, varying
 from mmdora.ops.norm import wide
+from mmdora.ops.products import add_mm, cast, overwrites
 
 
 def adapted_embedding(
@@ -63,7 +64,7 @@ def _gather(
     if lora_A is None or lora_B is None:
         return z, None
     hidden = lora_A.index_select(1, ids).T
-    return z.addmm_(hidden, lora_B.T, alpha=scaling), hidden
+    return add_mm(z, hidden, lora_B.T, alpha=scaling), hidden
 
 
 class _AdaptedEmbedding(torch.autograd.Function):
@@ -84,10 +85,10 @@ class _AdaptedEmbedding(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(weight.device.type, enabled=False):
             z, _ = _gather(ids, weight, lora_A, lora_B, scaling)
-            y = z if factor is None else z.mul_(factor)
+            y = z if factor is None else z.mul_(factor) if overwrites() else z * factor
         ctx.save_for_backward(ids, weight, lora_A, lora_B, magnitude, factor, inverse_norm)
         ctx.scaling, ctx.padding = scaling, padding
-        return y.to(weight.dtype)
+        return cast(y, weight.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

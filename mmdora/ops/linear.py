@@ -27,7 +27,7 @@ from torch import Tensor
 from mmdora.errors import MmdoraError
 from mmdora.ops import dropout, transforms
 from mmdora.ops.compose import compose, scale_and_reduce
-from mmdora.ops.products import mm, project, wide
+from mmdora.ops.products import add_mm, mm, project, wide
 
 SMALL_FACTOR = 1e-2
 """Backward recovers z = (y - bias) / c from y. An error of y grows by 1 / |c| there, so under this |c| forward keeps z
@@ -131,7 +131,7 @@ class _AdaptedLinear(torch.autograd.Function):
                 # z = x W0^T + h (s B)^T [T, O]. If the dtypes allow it, both products are summed here; else `compose`
                 # adds the second one.
                 if hidden is not None and up is not None and x.dtype == acc:
-                    z, rest = (hidden @ up.T).addmm_(x, base.T), (None, None)
+                    z, rest = add_mm(hidden @ up.T, x, base.T), (None, None)
                 else:
                     z, rest = project(x, base, acc), (hidden, up)
                 # y = c z + bias, rounded once to x's dtype.
@@ -141,7 +141,7 @@ class _AdaptedLinear(torch.autograd.Function):
                 # LoRA: y = h (s B)^T + bias + x W0^T. The large product comes second: it is added in the accumulator,
                 # before the one rounding.
                 y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
-                y = y.to(x.dtype).addmm_(x, base.T)
+                y = add_mm(y.to(x.dtype), x, base.T)
         # The gradient of m needs z, which backward reads from y unless z is kept. That of A needs d(x).
         for_magnitude = None if magnitude is None else y
         if keep and magnitude is not None:

@@ -31,3 +31,23 @@ def project(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     x = x.to(dtype)
     parts = [x @ part.to(dtype).T for part in weight.split(UPCAST_ROWS)]
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def add_mm(total: Tensor, a: Tensor, b: Tensor, alpha: float = 1) -> Tensor:
+    """total [M, N] + alpha a @ b, all of one dtype, into the memory of `total`; `overwrites` says when."""
+    return total.addmm_(a, b, alpha=alpha) if overwrites() else torch.addmm(total, a, b, alpha=alpha)
+
+
+def overwrites() -> bool:
+    """Whether a forward may write its result into memory that it already has.
+
+    Under `torch.compile` it may not: the compiler of torch 2.11 gives gradients of 0 if the result of an autograd
+    function's forward is an older tensor, which was written into or which `Tensor.to` passed on. The compiler reuses
+    memory by itself.
+    """
+    return not torch.compiler.is_compiling()
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in `dtype`; unlike `Tensor.to` no operation if it has that dtype, for the reason in `overwrites`."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -165,7 +165,7 @@ def decode(data: bytes, where: str, *, max_pixels: int | None = None) -> Image.I
             a known scale.
     """
     image = read_header(io.BytesIO(data), where, max_pixels=max_pixels)
-    deep = ";16" in str(image.tile)
+    deep = ";16" in str(getattr(image, "tile", ""))  # Only a picture that was opened from a file has tiles.
     try:
         image.load()
         if deep:
@@ -213,10 +213,10 @@ def read_header(file: IO[bytes], where: str, *, max_pixels: int | None = None) -
     except Exception:  # Pillow's own message contains a memory address and differs by format, so it is not shown.
         if lacking := _lacking(start):
             raise MmdoraError(f"image {where}: {lacking}") from None
-        if found := next((form for form, begins in BEGINNINGS.items() if begins(start)), None):
-            such = " (such as 12 bits per sample)" if found == "TIFF" else ""
+        if form := next((form for form, begins in BEGINNINGS.items() if begins(start)), None):
+            such = " (such as 12 bits per sample)" if form == "TIFF" else ""
             raise MmdoraError(
-                f"image {where}: a {found} that cannot be read: damaged or cut short, or of a kind that Pillow does "
+                f"image {where}: a {form} that cannot be read: damaged or cut short, or of a kind that Pillow does "
                 f"not know{such}; save it as PNG or JPEG of 8 bits"
             ) from None
         raise MmdoraError(f"image {where}: not an image of a known format ({', '.join(FORMATS)})") from None
@@ -227,6 +227,8 @@ def read_header(file: IO[bytes], where: str, *, max_pixels: int | None = None) -
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise MmdoraError(f"image {where}: {width}x{height}: one side is over {MAX_ASPECT} times the other; cut it up")
+    if image.mode == "LAB":  # Pillow does not convert it.
+        raise MmdoraError(f"image {where}: its colours are CIELAB; save it as RGB")
     return image
 
 

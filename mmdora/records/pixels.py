@@ -15,12 +15,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert a decoded image of any mode of Pillow to RGB.
 
     Raises:
-        MmdoraError: in the cases of `eight_bits`, or if Pillow cannot convert the colours.
+        MmdoraError: in the cases of `eight_bits`.
     """
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(eight_bits(np.asarray(image)))
-    if image.mode == "LAB":
-        raise MmdoraError("its colours are CIELAB; save it as RGB")
     if image.mode in ("La", "RGBa"):  # In these modes the colours are stored multiplied by the opacity.
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -35,7 +33,7 @@ def check_depth(image: Image.Image) -> None:
 
     Cameras and microscopes store 12 bits so, and the picture would come out black.
     """
-    highest = max(high for band in image.split()[:3] for high in band.getextrema()[1:])
+    highest = int(np.asarray(image)[..., :3].max())
     if 0 < highest < 2**12 // 2**8:
         raise MmdoraError("its colours have 16 bits of which only 12 bits are in use; save it as 8 bits")
 

@@ -8,10 +8,7 @@ name. No list or object per row is kept in memory.
 from __future__ import annotations
 
 import json
-import shutil
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from mmdora.records import packed
 from mmdora.records.parse import parse, suffix_of
 from mmdora.records.record import content_of
 from mmdora.records.row import Row, row_of
+from mmdora.records.table import FILES, open_table
 from mmdora.records.turns import answer_text, split_turns
 
 READ_AHEAD = 64  # Records taken from the table at once when all are read in turn; reading with fewer is slower.
@@ -49,9 +47,7 @@ class Records:
         self._table = self._opened(source)
 
     def _opened(self, source: dict[str, Any]) -> Any:
-        """Open the table: from the cache of `datasets` if it is complete, else by reading the file."""
         import datasets
-        from datasets.io.generator import GeneratorDatasetInputStream
 
         columns: dict[str, Any] = {
             "id": datasets.Value("large_string"),
@@ -61,38 +57,22 @@ class Records:
             "answered": datasets.Value("bool"),
             "content": datasets.Value("int64"),
         }
-        options: dict[str, Any] = {}
-        if self._suffix == packed.SUFFIX:
-            columns["files"] = datasets.List(datasets.Value("large_binary"))
-            options["writer_batch_size"] = packed.ROWS  # At most this many rows are in memory before they are written.
-        make = partial(datasets.Dataset.from_generator, _rows, features=datasets.Features(columns), gen_kwargs=source)
-        datasets.disable_progress_bars()
-        try:
-            table: Any = make(**options)
-            told = table.info.splits["train"].num_examples
-            if len(table) == told:
-                return table
-            reason = f"{len(table)} rows instead of {told}"
-        except Exception as error:
-            if (cause := _own_cause(error)) or (isinstance(error, OSError) and error.errno is not None):
-                raise cause or error from None
-            reason = f"{type(error).__name__}: {error}"
-        warnings.warn(f"{self.path}: its kept table is damaged ({reason}); reading the file again", stacklevel=4)
-        builder: Any = GeneratorDatasetInputStream(_rows, features=make.keywords["features"], gen_kwargs=source).builder
-        shutil.rmtree(builder.cache_dir, ignore_errors=True)
-        return make(**options)
+        if self._suffix != packed.SUFFIX:
+            return open_table(self.path, _rows, source, columns)
+        columns[FILES] = datasets.List(datasets.Value("large_binary"))
+        return open_table(self.path, _rows, source, columns, packed.ROWS)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Row:
         kept = self._table[int(index)]
-        return row_of(json.loads(kept["json"]), self.root, kept.get("files"))
+        return row_of(json.loads(kept["json"]), self.root, kept.get(FILES))
 
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), READ_AHEAD):
             kept = self._table[start : start + READ_AHEAD]
-            for line, files in zip(kept["json"], kept.get("files", repeat(None)), strict=False):
+            for line, files in zip(kept["json"], kept.get(FILES, repeat(None)), strict=False):
                 yield row_of(json.loads(line), self.root, files)
 
     @property
@@ -171,13 +151,6 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
-def _own_cause(error: BaseException | None) -> MmdoraError | None:
-    """The MmdoraError that `datasets` has wrapped in an error of its own; None if there is none."""
-    while error is not None and not isinstance(error, MmdoraError):
-        error = error.__cause__ or error.__context__
-    return error
-
-
 def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, Any]]:
     del stamp
     empty = True
@@ -192,6 +165,6 @@ def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[
                 "answered": bool(answer_text(piece).strip()),
                 "content": content,
             }
-            yield row if files is None else row | {"files": files}
+            yield row if files is None else row | {FILES: files}
     if empty:
         raise MmdoraError(f"{path}: holds no records")

@@ -61,6 +61,21 @@ def metric(config: RunConfig) -> str:
     return LOSS if config.data.eval_generate_rows is None else SCORE
 
 
+def measured(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the results of evaluations are results of; they can be compared if it is equal.
+
+    Args:
+        data: path of a file -> a hash of its content.
+    """
+    rows = {"rows": config.data.eval_rows, "answered": config.data.eval_generate_rows}
+    files = {
+        name: [data.get(str(source.eval)), source.eval_task]
+        for name, source in config.data.sources.items()
+        if source.eval is not None
+    }
+    return {"metric": metric(config), **rows, "files": files}
+
+
 @contextmanager
 def _same_randomness() -> Iterator[None]:
     python, arrays = random.getstate(), np.random.get_state()

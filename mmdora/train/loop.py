@@ -168,7 +168,7 @@ class Loop:
         patience = self.config.training.early_stopping
         if patience is None:
             return False
-        return EarlyStopping(patience, metric(self.config)).exhausted(self.progress.log_history)
+        return EarlyStopping(patience, metric(self.config)).exhausted(self.progress.results())
 
     def _note_best(self, metrics: dict[str, float]) -> None:
         """Note the result if it is the best so far.

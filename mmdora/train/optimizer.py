@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from transformers import get_scheduler
 
 from mmdora.adapter_files.adapters import restore_adapter
 from mmdora.config import RunConfig, Training
+from mmdora.errors import MmdoraError
 from mmdora.train.groups import parameter_groups
 from mmdora.train.processes import Processes
 
@@ -82,3 +83,43 @@ def schedule_of(optimizer: Any, training: Training, steps: int) -> Any:
     warmup = int(training.warmup) if training.warmup >= 1 else math.ceil(steps * training.warmup)
     name = "constant_with_warmup" if training.schedule == "constant" else training.schedule
     return get_scheduler(name, optimizer, num_warmup_steps=warmup, num_training_steps=steps)
+
+
+def settings_of(optimizer: Any) -> list[dict[str, Any]]:
+    """The settings (learning rate, betas, weight decay, …) of each group of parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def go_on(trained: Trained, settings: Sequence[Mapping[str, Any]], step: int) -> None:
+    """Put the settings of the config back after an optimizer's state was loaded, and the schedule at a step.
+
+    The state holds the settings of the run that was stopped, and a resume may have changed them. Where it has not, the
+    learning rates are those that were saved, to the bit.
+    """
+    schedule: Any = trained.schedule
+    schedule.last_epoch, schedule._step_count = step, step + 1
+    rates = [base * factor(step) for base, factor in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+    for group, own, rate in zip(trained.optimizer.param_groups, settings, rates, strict=True):
+        group.update({**own, "lr": rate})
+    schedule._last_lr = rates
+
+
+def check_state(state: Mapping[str, Any], optimizer: Any, stored: Path) -> None:
+    """Raise if an optimizer's saved state is of other groups of parameters, or of another optimizer."""
+    groups = [(group.get("name"), len(group["params"])) for group in optimizer.param_groups]
+    before = [(group.get("name"), len(group["params"])) for group in state["param_groups"]]
+    if groups != before:
+        differing = ", ".join(sorted({str(name) for name, _ in set(groups) ^ set(before)}))
+        raise MmdoraError(
+            f"{stored}: its optimizer has other groups of parameters ({differing}); undo the change of adapt, or start "
+            "anew in another folder"
+        )
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    indices = [index for group in state["param_groups"] for index in group["params"]]
+    eight_bits = not isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.AdamW)
+    for index, parameter in zip(indices, parameters, strict=True):
+        kept = state["state"].get(index, {})
+        if kept and ("exp_avg" in kept) == eight_bits:
+            raise MmdoraError(f"{stored}: its optimizer is another; undo the change of training.optimizer")
+        if "exp_avg" in kept and kept["exp_avg"].shape != parameter.shape:
+            raise MmdoraError(f"{stored}: its optimizer is of parameters of other shapes; undo the change of adapt")

@@ -14,6 +14,9 @@ from torch import Tensor
 from mmdora.train.checkpoint import STATE, best_of, best_problem
 from mmdora.train.processes import Processes
 
+OURS = "results_after"
+"""The one field of `Progress` that is not in `trainer_state.json`."""
+
 
 @dataclass
 class Progress:
@@ -31,6 +34,8 @@ class Progress:
         best_metric: best result among those that count for the choice of the checkpoint.
         best_global_step: step of the checkpoint with the best result; None if no checkpoints are written.
         best_model_checkpoint: folder of that checkpoint, once it is written.
+        results_after: the results of evaluations count from the step after this one on. It is 0, unless a resume has
+            changed what is measured. The manifest has it, because `TrainerState` does not know it.
     """
 
     global_step: int = 0
@@ -41,12 +46,13 @@ class Progress:
     best_metric: float | None = None
     best_global_step: int | None = None
     best_model_checkpoint: str | None = None
+    results_after: int = 0
 
     def restore(self, checkpoint: Path) -> None:
         """Take over the state in a checkpoint, except for `max_steps`, which may have been changed."""
         stored = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         for known in fields(self):
-            if known.name != "max_steps":
+            if known.name not in ("max_steps", OURS):
                 setattr(self, known.name, stored[known.name])
         best = best_of(checkpoint)  # The stored path is not used, because the run folder may have been moved.
         self.best_model_checkpoint = str(best) if best else None
@@ -55,8 +61,18 @@ class Progress:
             # best, even if its result is worse.
             self.best_metric = self.best_global_step = self.best_model_checkpoint = None
 
+    def begin_results_anew(self) -> None:
+        """Forget the best result so far, because later ones are measured in another way."""
+        self.results_after = self.global_step
+        self.best_metric = self.best_global_step = self.best_model_checkpoint = None
+
+    def results(self) -> list[dict[str, Any]]:
+        """The logged entries whose results count."""
+        return [entry for entry in self.log_history if entry["step"] > self.results_after]
+
     def save(self, folder: Path) -> None:
-        (folder / STATE).write_text(json.dumps(asdict(self), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        state = {name: value for name, value in asdict(self).items() if name != OURS}
+        (folder / STATE).write_text(json.dumps(state, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 class Losses:

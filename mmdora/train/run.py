@@ -27,7 +27,7 @@ from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.begin import Begun, Request, begin, hold, silent
 from mmdora.train.check import check_packages, check_schedule, check_warmup
 from mmdora.train.checkpoint import writing_to
-from mmdora.train.early_stopping import metric
+from mmdora.train.early_stopping import measured, metric
 from mmdora.train.evaluation import Evaluation
 from mmdora.train.folder import LOG, RESULT, close_folder, open_folder
 from mmdora.train.guards import StopRequest
@@ -95,7 +95,7 @@ def _facts(request: Request, processes: Processes, sources: Sources, begun: Begu
     """The facts that checkpoints hold about the run: processes and fingerprints of the data. The main process only."""
     facts = {"processes": processes.count, **facts_of(request.config, sources, processes)}
     begun.check(request, facts)
-    return facts
+    return facts | {"measured": measured(request.config, facts["data"])}
 
 
 def _open(request: Request, begun: Begun, loaded: Loaded, facts: Mapping[str, Any]) -> None:

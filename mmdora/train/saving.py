@@ -23,9 +23,9 @@ from mmdora.models.locate import lasting_name
 from mmdora.train import checkpoint
 from mmdora.train.checkpoint import ADAPTER, MANIFEST
 from mmdora.train.loader import Pieces
-from mmdora.train.optimizer import Trained
+from mmdora.train.optimizer import Trained, check_state, go_on, settings_of
 from mmdora.train.processes import Processes
-from mmdora.train.progress import Losses, Progress
+from mmdora.train.progress import OURS, Losses, Progress
 from mmdora.train.sharded import local, spread_state, whole, whole_state
 
 OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
@@ -76,7 +76,7 @@ class Checkpoints:
             parts.write(lambda: torch.save(self._random_numbers(), folder / self._random_name()))
             if parts.all_written() and main:
                 progress.save(folder)
-                facts = {"step": step, **logged, **self.facts}
+                facts = {"step": step, OURS: progress.results_after, **logged, **self.facts}
                 if self.pieces is not None:
                     facts["micro_batch"] = self.pieces.limit
                 checkpoint.seal(folder, facts)
@@ -89,23 +89,31 @@ class Checkpoints:
     def restore(self, stored: Path, progress: Progress, losses: Losses) -> None:
         """Restore everything but the adapter, which `prepare` has loaded, and the random states.
 
+        Learning rates, weight decay and the other settings are those of the config, which a resume may have changed.
+
         Raises:
-            MmdoraError: if a file holds anything but plain data.
+            MmdoraError: if a file holds anything but plain data, or the state of another optimizer.
         """
         manifest = json.loads((stored / MANIFEST).read_text(encoding="utf-8"))
         optimizer, state = self.trained.optimizer, None
+        settings = settings_of(optimizer)
         with self.processes.together(), _plain_data_of(stored):
             if not self.processes.deepspeed:
                 state = torch.load(stored / OPTIMIZER, map_location="cpu", weights_only=True)
-            self.trained.schedule.load_state_dict(torch.load(stored / SCHEDULE, weights_only=True))
+                check_state(state, optimizer, stored)
+            schedule = torch.load(stored / SCHEDULE, weights_only=True)
         if state is None:
             self.trained.wrapped.load_checkpoint(str(stored))
         else:
             optimizer.load_state_dict(spread_state(state, optimizer) if self.processes.fsdp else state)
+        go_on(self.trained, settings, schedule["last_epoch"])
         losses.restore(manifest)
         if self.pieces is not None and "micro_batch" in manifest:
             self.pieces.limit = min(manifest["micro_batch"], self.pieces.limit)
         progress.restore(stored)
+        progress.results_after = manifest.get(OURS, 0)
+        if manifest.get("measured", self.facts["measured"]) != self.facts["measured"]:
+            progress.begin_results_anew()
 
     def restore_random_numbers(self, stored: Path, step: int, say: Callable[[str], None]) -> None:
         """Restore the random states of the stopped run; if the number of processes has changed, set new ones."""

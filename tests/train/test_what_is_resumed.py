@@ -6,11 +6,15 @@ import os
 import re
 import shutil
 import signal
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file, save_file
-from tiny_run import EVERY_TWO, config_for, config_of, contents, same_run, silent, tree_for
+from tiny_run import EVERY_TWO, config_for, config_of, contents, curve, same_run, silent, tree_for
 from transformers.trainer_callback import TrainerState
 
 from mmdora.cli import main
@@ -18,6 +22,7 @@ from mmdora.errors import Interrupted, MmdoraError
 from mmdora.train import train
 from mmdora.train.checkpoint import checkpoints, manifest_of, newest
 from mmdora.train.evaluation import Evaluation
+from mmdora.train.optimizer import check_state
 from mmdora.train.resume import check_changes, find_checkpoint
 from mmdora.train.steps import Steps
 
@@ -122,12 +127,76 @@ def test_other_data_or_another_base_in_the_same_place(ten_rows, tmp_path, tiny_l
         train(config, resume=True, say=silent)
 
 
-def test_changes_that_are_allowed(stopped, ten_rows, tmp_path, capsys):
+def settings_in(checkpoint: Path) -> list[dict[str, Any]]:
+    """The settings of each group of parameters in a checkpoint's optimizer."""
+    groups = torch.load(checkpoint / "optimizer.pt", weights_only=True)["param_groups"]
+    return [{name: value for name, value in group.items() if name != "params"} for group in groups]
+
+
+def test_changes_that_are_allowed_are_what_the_steps_then_do(stopped, ten_rows, tmp_path, capsys):
+    """Learning rates, their schedule and AdamW's settings are those of a run that had them from its beginning."""
+    changes = {"lr": 1e-3, "steps": 8, "schedule": "linear", "weight_decay": 0.1, "adam_beta2": 0.9, "adam_eps": 1e-6}
+    trees = [tree_for(ten_rows, run, **EVERY_TWO | changes) for run in (stopped, tmp_path / "fresh")]
+    for tree in trees:
+        tree["adapt"]["projector"]["lr"], tree["adapt"]["language"]["magnitude_lr"] = 7e-4, 5e-3
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(trees[0]))
+    before = settings_in(stopped / "checkpoint-4")
+    assert main(["train", str(config), "--resume", "--allow-changes"]) == 0
+    assert "warning: resuming although this changed: " in (told := capsys.readouterr().out)
+    assert "training.lr: 0.0005 -> 0.001" in told
+    assert json.loads((stopped / "complete.json").read_text())["steps"] == 8
+    fresh = train(config_of(trees[1]), say=silent)
+    for step in (6, 8):
+        settings = settings_in(stopped / f"checkpoint-{step}")
+        assert settings == settings_in(fresh / f"checkpoint-{step}") != before
+    rates = [
+        {entry["step"]: entry["learning_rate"] for entry in curve(run) if "learning_rate" in entry}
+        for run in (stopped, fresh)
+    ]
+    assert rates[0][6] == rates[1][6] and rates[0][8] == rates[1][8] and rates[0][4] != rates[1][4]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--adapt.language.lora_plus_ratio", "4"], r"other groups of parameters \(language/low_rank, language/low_"),
+        (["--adapt.language.rank", "8"], "do not fit"),
+        (["--adapt.language.targets", "[mlp]"], "do not fit"),
+    ],
+)
+def test_changes_that_no_saved_state_fits_are_refused_by_name(stopped, ten_rows, tmp_path, capsys, change, said):
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump(tree_for(ten_rows, stopped, **EVERY_TWO)))
-    assert main(["train", str(config), "--resume", "--allow-changes", "--training.lr", "1e-3"]) == 0
-    assert "warning: resuming although this changed: training.lr: 0.0005 -> 0.001" in capsys.readouterr().out
-    assert json.loads((stopped / "complete.json").read_text())["steps"] == 6
+    assert main(["train", str(config), "--resume", "--allow-changes", *change]) == 2
+    told = capsys.readouterr().err
+    assert re.search(said, told) and "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    ("moment", "shape", "said"),
+    [
+        ("exp_avg", (2, 3), None),
+        ("exp_avg", (3, 2), "is of parameters of other shapes; undo the change of adapt"),
+        ("state1", (2, 3), r"is another; undo the change of training\.optimizer"),  # the moments in 8 bits
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(moment, shape, said):
+    optimizer = torch.optim.AdamW([{"name": "language/low_rank", "params": [torch.nn.Parameter(torch.zeros(2, 3))]}])
+    state = {**optimizer.state_dict(), "state": {0: {moment: torch.zeros(shape)}}}
+    with pytest.raises(MmdoraError, match=f"checkpoint-4: its optimizer {said}") if said else nullcontext():
+        check_state(state, optimizer, Path("checkpoint-4"))
+
+
+def test_results_that_are_measured_in_another_way_are_not_compared(stopped, ten_rows, tmp_path):
+    """The best of before was the best on other rows, so the best of the later ones is taken."""
+    state = json.loads((stopped / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["best_metric"] is not None and manifest_of(stopped / "checkpoint-4")["results_after"] == 0
+    tree = tree_for(ten_rows, stopped, **EVERY_TWO)
+    tree["data"]["eval_rows"] = 1
+    train(config_of(tree), resume=True, allow_changes=True, say=silent)
+    state = json.loads((stopped / "checkpoint-6" / "trainer_state.json").read_text())
+    assert (manifest_of(stopped / "checkpoint-6")["results_after"], state["best_global_step"]) == (4, 6)
 
 
 def test_a_checkpoint_of_before_is_resumed(stopped, ten_rows, six_steps):
