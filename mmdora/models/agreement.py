@@ -53,6 +53,11 @@ def check_agreement(name: str, processor: Any, model: Any) -> None:
     if not tokens:
         word = processor.tokenizer.convert_ids_to_tokens(image) if 0 <= image < known else "no token"
         own = getattr(processor, "image_token", None)
+        if own == word:
+            raise MmdoraError(
+                f"model {name!r}: its chat template (chat_template.jinja) writes no {own!r} for the picture of a "
+                "question; put back the template of this base"
+            )
         raise MmdoraError(
             f"model {name!r}: config.json has {key} {image} ({word!r}), which its processor never writes: a picture is "
             f"{own!r}, in tokenizer.json {processor.tokenizer.convert_tokens_to_ids(own)}; set {key} to that"

@@ -43,9 +43,11 @@ def test_without_images_it_is_bart_bit_for_bit():
     assert torch.equal(found.sequences_scores, expected.sequences_scores)
 
 
-def test_training_draws_barts_dropout():
+def test_training_draws_barts_dropout(monkeypatch):
     bart, ours, processor = stock()
     batch = processor(text=TEXTS)
+    # For its layerdrop, the BART of older transformers draws one number more per layer. It drops no layer here.
+    monkeypatch.setattr(torch, "rand", torch.ones)
     losses = []
     for model in (bart.train(), ours.train()):
         torch.manual_seed(5)
