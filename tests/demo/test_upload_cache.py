@@ -9,6 +9,12 @@ from mmdora.demo import upload_cache
 from mmdora.demo.upload_cache import STALE, UploadCache
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """Nobody waits long for room in these tests."""
+    monkeypatch.setattr(upload_cache, "WAIT", 0.2)
+
+
 def aged(path, seconds):
     os.utime(path, (time.time() - seconds, time.time() - seconds))
 
@@ -133,3 +139,19 @@ def test_no_upload_is_lost_to_a_sweep(tmp_path, sweeps):
 
     asyncio.run(run())
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) <= 2_000
+
+
+def test_a_request_waits_for_room(tmp_path, monkeypatch):
+    monkeypatch.setattr(upload_cache, "WAIT", 5.0)
+
+    async def requests():
+        cache = UploadCache(tmp_path, files=100, size=1000)
+        first, second = object(), object()
+        assert await cache.reserve(first, 900)
+        waiting = asyncio.create_task(cache.reserve(second, 900))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        await cache.release(first)
+        return await asyncio.wait_for(waiting, 2)
+
+    assert asyncio.run(requests())
