@@ -91,6 +91,7 @@ clean:  ## Remove the environments and build leftovers (runs/ stays)
 
 # A stamp per set of extras: installation is repeated only when pyproject.toml or the lock changes. pip and setuptools
 # are the lock's too, and an isolated build would fetch a setuptools of its own.
+COMMA := ,
 define install
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
 	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e $(1)
@@ -105,7 +106,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@ $(VENV)/.installed
 
 $(VENV)/.installed-browser: $(VENV)/.installed-dev
-	$(call install,".[dev,browser]")
+	$(call install,".[dev$(COMMA)browser]")
 	@touch $@
 
 $(FLOOR)/.installed: pyproject.toml tests/versions.py | $(FLOOR)/bin/python
