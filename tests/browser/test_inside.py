@@ -6,6 +6,8 @@ from evaluation_files import evaluation, graded
 from playwright.sync_api import expect
 
 from mmdora.demo import app, server
+from mmdora.demo.access import Access
+from mmdora.demo.hosts import Allowed
 from mmdora.demo.inside import Inside
 from mmdora.demo.turns import ModelColumn
 from mmdora.demo.votes import Votes
@@ -22,7 +24,7 @@ def address(tmp_path, free_port):
     columns = [ModelColumn(name, "kind", "cpu", lambda *_: iter([Partial("yes", 1, 0.1, None)])) for name in NAMES]
     with server.upload_folder():
         page = app.Page(columns, [], Votes(NAMES), Inside(dict.fromkeys(NAMES, "tiny-llava"), tmp_path))
-        server.launch(page, "127.0.0.1", free_port)
+        server.launch(page, Access(port=free_port), Allowed(), None)
         yield page.blocks.local_url
         page.blocks.close(verbose=False)
 

@@ -5,6 +5,8 @@ from playwright.sync_api import expect
 
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import app, server
+from mmdora.demo.access import Access
+from mmdora.demo.hosts import Allowed
 from mmdora.demo.inside import Inside
 from mmdora.demo.turns import ModelColumn
 from mmdora.demo.votes import Votes
@@ -144,7 +146,7 @@ def test_markup_in_an_answer_stays_text(visit, free_port):
                zip(names, (nasty, nasty + " <b>more</b>"), strict=True)]  # fmt: skip
     with server.upload_folder():
         page = app.Page(columns, [], Votes(names), Inside({"<u>x</u>": "tiny-llava"}))
-        server.launch(page, "127.0.0.1", free_port)
+        server.launch(page, Access(port=free_port), Allowed(), None)
         try:
             tab = visit(page.blocks.local_url)
             tab.ask(PICTURE, nasty)
