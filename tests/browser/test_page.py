@@ -53,10 +53,11 @@ def test_stop_ends_every_column_and_the_next_question_works(visit, url):
     expect(tab.cards("running")).to_have_count(1)
     tab.page.get_by_role("button", name="Stop", exact=True).click()
     _stopped(tab)
+    before = tab.cards("done").count()  # On a busy machine a column can end by itself before the button is reached.
     settings(tab, "Max tokens", "5")
     expect(tab.page.get_by_role("button", name="Ask", exact=True)).to_be_enabled()
     tab.ask(None, QUESTION)
-    expect(tab.cards("done")).to_have_count(3)
+    expect(tab.cards("done")).to_have_count(before + 3)
 
 
 def test_another_question_meanwhile_is_told_and_changes_nothing(visit, url):
