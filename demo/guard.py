@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from python_multipart.multipart import parse_options_header
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.responses import PlainTextResponse
@@ -51,7 +52,9 @@ class Guard:
             return await busy(scope, receive, send)
         try:
             read = _limited(receive, MAX_REQUEST, _break_off)
-            await self.app(scope, _few_parts(read, parse_options_header(kind)[1].get(b"boundary", b"")), send)
+            if boundary := parse_options_header(kind)[1].get(b"boundary"):
+                read = _checked_parts(read, boundary)
+            await self.app(scope, read, send)
         finally:
             await self.cache.release(scope)
 
@@ -80,18 +83,58 @@ def _limited(receive: Any, most: int, refuse: Callable[[int, str], Exception]) -
     return read
 
 
-def _few_parts(receive: Any, boundary: bytes) -> Any:
-    """Wrap `receive` so that a body of more than `PARTS` parts is refused."""
-    mark, count, rest = b"--" + boundary, 0, b""
+def _checked_parts(receive: Any, boundary: bytes) -> Any:
+    """Wrap `receive` so that a body of more than `PARTS` parts, or with a part that Gradio would forget, is refused.
+
+    Gradio writes every part that has a file name to the disk, but takes only those named `files` into its cache; what
+    it forgets would stay there, and no request would account for it.
+    """
+    parts, field, value, disposition = 0, b"", b"", b""
+
+    def begin() -> None:
+        nonlocal parts, disposition
+        parts, disposition = parts + 1, b""
+        if parts > PARTS:
+            raise _break_off(413, f"The request has more parts than the maximum allowed size of {PARTS}.")
+
+    def add_field(data: bytes, start: int, end: int) -> None:
+        nonlocal field
+        field += data[start:end]
+
+    def add_value(data: bytes, start: int, end: int) -> None:
+        nonlocal value
+        value += data[start:end]
+
+    def end_header() -> None:
+        nonlocal field, value, disposition
+        if field.lower() == b"content-disposition":
+            disposition = value
+        field, value = b"", b""
+
+    def end_headers() -> None:
+        if parse_options_header(disposition)[1].get(b"name") != b"files":
+            raise _break_off(400, 'An upload has parts that are named "files", and no others.')
+
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": begin,
+                "on_header_field": add_field,
+                "on_header_value": add_value,
+                "on_header_end": end_header,
+                "on_headers_finished": end_headers,
+            },
+        )
+    except FormParserError as error:
+        raise _refuse(400, str(error)) from None
 
     async def read() -> Any:
-        nonlocal count, rest
         message = await receive()
-        seen = rest + message.get("body", b"")
-        count += seen.count(mark)
-        rest = seen[max(len(seen) - len(mark) + 1, 0) :]
-        if boundary and count > PARTS + 1:  # The last boundary ends the body.
-            raise _break_off(413, f"The request has more parts than the maximum allowed size of {PARTS}.")
+        try:
+            parser.write(message.get("body", b""))
+        except FormParserError as error:
+            raise _break_off(400, f"Could not parse the request: {error}") from None
         return message
 
     return read

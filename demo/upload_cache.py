@@ -17,7 +17,7 @@ STALE = 300.0  # Seconds after which a file that an upload left half written, or
 
 @dataclass(frozen=True)
 class Upload:
-    """A file of the cache; `whole` tells whether Gradio has moved it to its place."""
+    """A file of the cache; `whole` tells whether it is in its place, or an upload still writes it."""
 
     path: Path
     time: float
@@ -27,6 +27,10 @@ class Upload:
 
 class UploadCache:
     """The folder of uploads. Each request reserves its size before Gradio writes anything of it.
+
+    A byte is counted once: by its request's reservation until the first look at the folder that began after the
+    request's end, by its file from then on. Otherwise a sweep would find the cache fuller than it is, and remove
+    uploads that have just been answered.
 
     All methods are called from the server's event loop. Gradio too makes a folder and moves an upload into it in one
     step of that loop, so that nothing is removed between the two.
@@ -41,6 +45,7 @@ class UploadCache:
         self.folder, self.files, self.size = folder, files, size
         self.kept = {upload.path for upload in _scan(folder)}
         self._arriving: dict[int, int] = {}
+        self._ended_requests: list[object] = []
         self._bytes, self._count = 0, 0
         self._lock, self._ended = asyncio.Lock(), asyncio.Event()
 
@@ -64,22 +69,28 @@ class UploadCache:
 
     async def release(self, request: object) -> None:
         """End a request; what it left in the folder is counted from now on."""
+        self._ended_requests.append(request)
         await self.sweep()
-        del self._arriving[id(request)]
         self._ended.set()
         self._ended = asyncio.Event()
 
     async def sweep(self) -> None:
         """Remove the oldest files until the caps hold, files that uploads left half written, and empty folders."""
         async with self._lock:
+            ended = list(self._ended_requests)
             uploads, empty = await asyncio.to_thread(lambda: (_scan(self.folder), _empty_folders(self.folder)))
-            uploads = [upload for upload in uploads if upload.path not in self.kept]
-            total, count = sum(upload.size for upload in uploads), len(uploads)
-            stale = time.time() - STALE
-            for upload in sorted(uploads, key=lambda upload: upload.time):
-                surplus = upload.whole and self._over(total, count)
-                if (surplus or (not upload.whole and upload.time < stale)) and _removed(upload):
+            for request in ended:
+                del self._arriving[id(request)]
+                self._ended_requests.remove(request)
+            whole = [upload for upload in uploads if upload.whole and upload.path not in self.kept]
+            total, count = sum(upload.size for upload in whole), len(whole)
+            for upload in sorted(whole, key=lambda upload: upload.time):
+                if self._over(total, count) and _removed(upload):
                     total, count = total - upload.size, count - 1
+            stale = time.time() - STALE
+            for upload in uploads:
+                if not upload.whole and upload.time < stale:
+                    _removed(upload)
             for folder in empty:
                 _remove_folder(folder, stale)
             self._bytes, self._count = total, count
@@ -111,15 +122,16 @@ def _remove_folder(folder: Path, stale: float) -> None:
 
 
 def _scan(folder: Path) -> list[Upload]:
-    uploads = []
+    uploads = {}
     for parent, _, names in os.walk(folder):
         for path in (Path(parent, name) for name in names):
             try:
                 stat = path.stat()
             except FileNotFoundError:  # Gradio has moved the file to its place meanwhile.
                 continue
-            uploads.append(Upload(path, stat.st_mtime, stat.st_size, whole=path.parent != folder))
-    return uploads
+            # A file that is moved during the walk is met in both places; the later one stands.
+            uploads[stat.st_ino] = Upload(path, stat.st_mtime, stat.st_size, whole=path.parent != folder)
+    return list(uploads.values())
 
 
 def _empty_folders(folder: Path) -> list[Path]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import socket
 import time
 from collections.abc import Iterator, Sequence
@@ -11,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from PIL import Image
 
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo import server
@@ -51,8 +54,36 @@ class Served:
         files = [("files", (f"{number}.png", content)) for number, content in enumerate(contents)]
         return self.post("gradio_api/upload", files=files, **given)
 
+    def stored(self) -> tuple[int, int]:
+        """Bytes and number of the files in the folder of uploads, which changes meanwhile."""
+        sizes = []
+        for parent, _, names in os.walk(self.folder):
+            for name in names:
+                try:
+                    sizes.append(os.stat(os.path.join(parent, name)).st_size)
+                except FileNotFoundError:
+                    continue
+        return sum(sizes), len(sizes)
+
+    def connect(self) -> socket.socket:
+        host, port = self.netloc.split(":")
+        return socket.create_connection((host, int(port)), 20)
+
+    def raw(self, text: bytes) -> str:
+        """Send bytes as they stand; gives the first line of the answer."""
+        with self.connect() as connection:
+            connection.sendall(text)
+            return connection.recv(4096).partition(b"\r\n")[0].decode()
+
     def login(self, name: str, password: str, **given: Any) -> int:
         return self.post("login", data={"username": name, "password": password}, **given).status_code
+
+
+def png(number: int = 0, size: int = 32) -> bytes:
+    """A picture of one colour, another for each number."""
+    data = io.BytesIO()
+    Image.new("RGB", (size, size), (number % 256, number // 256, 0)).save(data, "PNG")
+    return data.getvalue()
 
 
 def speak(prompt: Any, settings: Any, stop: Any) -> Iterator[Partial]:

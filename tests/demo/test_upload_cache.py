@@ -67,17 +67,52 @@ def test_what_arrives_counts_before_it_is_there(tmp_path):
     asyncio.run(run())
 
 
-def test_what_an_upload_left_half_written_counts_and_goes(tmp_path):
+def test_what_an_upload_left_half_written_goes(tmp_path):
     async def run():
         cache = UploadCache(tmp_path, size=1_000)
         half = tmp_path / "tmpabc"
         half.write_bytes(b"x" * 900)
         await cache.sweep()
-        assert half.exists() and not await cache.reserve(object(), 200), "it may still be arriving"
+        assert half.exists(), "it may still be arriving"
         aged(half, STALE + 1)
-        assert await cache.reserve(object(), 200) and not half.exists()
+        await cache.sweep()
+        assert not half.exists()
 
     asyncio.run(run())
+
+
+def test_a_byte_is_counted_once(tmp_path):
+    """As a reservation, as a half-written file, or as a whole one; never as two of them."""
+
+    async def run():
+        cache = UploadCache(tmp_path, size=1_000)
+        newest = put(tmp_path, 1, size=400, age=10)
+        request = object()
+        assert await cache.reserve(request, 600)
+        (tmp_path / "tmpabc").write_bytes(b"x" * 600)
+        await cache.sweep()
+        assert newest.exists()
+        (tmp_path / "tmpabc").rename(put(tmp_path, 2, size=0))
+        await cache.release(request)
+        assert newest.exists() and (tmp_path / "002" / "upload.png").exists()
+        assert await cache.reserve(object(), 600) and not newest.exists()
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_moved_during_a_scan_is_met_once(tmp_path, monkeypatch):
+    walk = os.walk
+
+    def walk_then_move(folder):
+        steps = walk(folder)
+        yield next(steps)
+        (tmp_path / "tmpabc").rename(tmp_path / "001" / "upload.png")
+        yield from steps
+
+    (tmp_path / "001").mkdir()
+    (tmp_path / "tmpabc").write_bytes(b"x")
+    monkeypatch.setattr(os, "walk", walk_then_move)
+    assert [upload.path.name for upload in upload_cache._scan(tmp_path)] == ["upload.png"]
 
 
 def test_a_folder_that_has_just_become_empty_stays(tmp_path):
