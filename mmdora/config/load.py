@@ -8,8 +8,8 @@ from typing import Any
 
 from mmdora.config.run import RunConfig
 from mmdora.config.validate import validate
+from mmdora.config.yaml_files import parse_yaml, read_yaml
 from mmdora.errors import MmdoraError
-from mmdora.files import parse_yaml, read_yaml
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:
