@@ -21,6 +21,7 @@ def main(tokens: Iterable[str] | None = None) -> int:
         result = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         if isinstance(result, dict):  # the number of records per split that `mmdora prep NAME` wrote
             print(", ".join(f"{split}: {count:,} records" for split, count in result.items()))
+        sys.stdout.flush()  # What is still buffered meets a closed pipe here, where that is handled, not at the exit.
     except Interrupted as stopped:
         if not stopped.told:
             print(stopped, file=sys.stderr)
