@@ -5,12 +5,13 @@ FLOOR := .venv-floor
 NEWEST := .venv-newest
 BIN := $(VENV)/bin
 ARGS ?=
-# Two workers with one thread each: the whole suite is sized for two cores.
-PYTEST_ARGS ?= -n 2 --dist loadfile
+# Two workers with one thread each: the whole suite is sized for two cores. They take the files in the order that
+# tests/conftest.py gives them.
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-floor test-newest newest lock lint format browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
+.PHONY: help quickstart test test-slow test-floor test-newest newest lock lint format browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +21,9 @@ quickstart: $(VENV)/.installed  ## Adapt, evaluate, export and compare a real VL
 
 test: lint  ## Lint, type check, layer contract and the whole test suite
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
+
+test-slow: $(VENV)/.installed-dev  ## The long forms of tests of which `make test` runs a sample
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST) -m slow
 
 test-floor: $(FLOOR)/.installed  ## The suite on the lowest versions that pyproject.toml allows (7 GB in .venv-floor)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(FLOOR)/bin/python $(PYTEST)

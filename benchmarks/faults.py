@@ -171,7 +171,7 @@ def measure(context: Any, kills: int, seed: int, folder: Path) -> tuple[list[dic
     chance, rows, equal = random.Random(seed), [], 0
     undisturbed: dict[str, dict[str, Any]] = {}
     operations: list[str] = []
-    for family in FAMILIES:
+    for family in list(FAMILIES)[: math.ceil(kills / PER_RUN)]:  # Runs take the families in turn.
         run = Run(context, folder / f"{family}-undisturbed", family, *files)
         run.finish(0)
         undisturbed[family] = run.results()

@@ -268,15 +268,16 @@ def test_resumed_in_as_many_processes(records, tmp_path):
     assert not torch.equal(*states)
 
 
-def test_resumed_in_three_processes(records, tmp_path):
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_resumed_where_every_row_has_an_image(records, tmp_path, count):
     """Rows with images alone, so that DDP has no need to look for what gets no gradient; see `_tell_ddp`."""
     rows = [line for line in records.read_text().splitlines() if json.loads(line)["images"]]
     (pictured := records.with_name("pictured.jsonl")).write_text("\n".join(rows[:12]) + "\n")
     options: dict[str, Any] = {"batch_size": 1, "steps": 6, "dropout": 0.1}
-    two(pictured, tmp_path / "whole", codes=(0, 0, 0), **options)
+    two(pictured, tmp_path / "whole", codes=(0,) * count, **options)
     stop = partial(asked_to_stop, step=3)
-    two(pictured, tmp_path / "run", codes=(143, 143, 143), before=stop, **options)
-    two(pictured, tmp_path / "run", "--resume", codes=(0, 0, 0), **options)
+    two(pictured, tmp_path / "run", codes=(143,) * count, before=stop, **options)
+    two(pictured, tmp_path / "run", "--resume", codes=(0,) * count, **options)
     assert same_run(tmp_path / "run", tmp_path / "whole")
 
 

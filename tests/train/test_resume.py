@@ -97,16 +97,17 @@ def test_resumed_is_bit_equal(whole, records, tmp_path, monkeypatch, schedule, s
         assert all(torch.equal(moments[k], states[1]["state"][key][k]) for k in ("exp_avg", "exp_avg_sq"))
 
 
-def test_runs_that_are_killed(tmp_path):
+@pytest.mark.parametrize(("kills", "inside"), [(2, 1), pytest.param(10, 6, marks=pytest.mark.slow)])
+def test_runs_that_are_killed(tmp_path, kills, inside):
     """The short form of the benchmark: real processes, SIGKILL, inside saves and between them."""
     faults = Path(mmdora.__file__).parents[1] / "benchmarks" / "faults.py"
     environment = {**os.environ, "PYTHONPATH": str(faults.parents[1]), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
-        [sys.executable, str(faults), "--kills", "4"], env=environment, capture_output=True, text=True
+        [sys.executable, str(faults), "--kills", str(kills)], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "kills=4 equal=4"
-    assert len(re.findall(r"save at step \d+", done.stdout)) == 2
+    assert done.stdout.splitlines()[-1] == f"kills={kills} equal={kills}"
+    assert len(re.findall(r"save at step \d+", done.stdout)) == inside
 
 
 def test_another_config_is_not_resumed(whole, records):
