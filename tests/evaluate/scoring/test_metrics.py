@@ -5,12 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mmdora.data_prep import easy_vqa
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.exact import exact_match, normalize
 from mmdora.evaluate.scoring.metrics import answer_type, majority_baseline, question_text
 from mmdora.evaluate.scoring.significance import mcnemar
-from mmdora.records.reader import read_records
 
 
 def record(question: str, answer: str, **meta: str) -> Any:
@@ -62,16 +60,6 @@ def test_majority_counts_every_training_turn_and_asks_only_the_last_test_turn():
     both = record("a", "red")
     both["messages"] += record("b", "blue")["messages"]
     assert majority_baseline([both], [both, record("a", "red")]).overall.value == 1
-
-
-def test_majority_on_easy_vqa(tmp_path):
-    easy_vqa.prepare(tmp_path)
-    train, test = read_records(tmp_path / "train.jsonl"), read_records(tmp_path / "test.jsonl")
-    scores = majority_baseline(train, test)
-    assert scores.n == 9673
-    assert f"{scores.overall.value:.3f}" == "0.670"
-    assert f"{scores.by_type['yes/no'].value:.3f}" == "0.825"
-    assert f"{scores.by_type['other'].value:.3f}" == "0.233"
 
 
 def test_mcnemar_exact():
