@@ -7,33 +7,42 @@ import subprocess
 import sys
 
 import pytest
+import torch  # noqa: F401 (some tests act as if it were not imported yet)
 
 from mmdora import env
 
-SHOW = "import {first}sys; from mmdora.cli import main; sys.exit(main(['env']))"
-
-
-def shown(variables: dict[str, str], first: str = "") -> dict[str, str]:
-    """The rows that the command prints in a process of its own."""
-    kept = {name: value for name, value in os.environ.items() if name not in env.WAITING}
-    command = [sys.executable, "-c", SHOW.format(first=first)]
-    done = subprocess.run(command, capture_output=True, text=True, env=kept | variables, timeout=300, check=True)
-    return {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()}
-
 
 def test_the_command_line_lets_waiting_threads_sleep_and_says_so():
-    assert shown({})["OMP_WAIT_POLICY"].startswith("PASSIVE (set by mmdora: ")
+    """In a process of its own, where torch is not imported yet."""
+    kept = {name: value for name, value in os.environ.items() if name not in env.WAITING}
+    command = [sys.executable, "-m", "mmdora", "env"]
+    done = subprocess.run(command, capture_output=True, text=True, env=kept, timeout=300, check=True)
+    rows = {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines()}
+    assert rows["OMP_WAIT_POLICY"].startswith("PASSIVE (set by mmdora: ")
+
+
+def collected(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], *, torch_came_first: bool) -> dict[str, str]:
+    """The facts of a process that starts with these variables."""
+    kept = {name: value for name, value in os.environ.items() if name not in env.WAITING}
+    monkeypatch.setattr(os, "environ", kept | variables)
+    monkeypatch.setattr(env, "_passive_is_ours", False)
+    with monkeypatch.context() as patched:
+        if not torch_came_first:
+            patched.delitem(sys.modules, "torch")
+        env.wait_passively()
+    return env.collect()
 
 
 @pytest.mark.parametrize("name", env.WAITING)
-def test_a_users_own_way_of_waiting_wins(name):
-    rows = shown({name: "ACTIVE" if name == "OMP_WAIT_POLICY" else "7"})
+def test_a_users_own_way_of_waiting_wins(monkeypatch, name):
+    rows = collected(monkeypatch, {name: "ACTIVE" if name == "OMP_WAIT_POLICY" else "7"}, torch_came_first=False)
     assert rows.keys() & {*env.WAITING} == {name}
     assert "mmdora" not in rows[name]
 
 
-def test_nothing_is_said_to_be_set_where_torch_is_imported_before():
-    assert not shown({}, first="torch, ").keys() & {*env.WAITING}
+def test_nothing_is_said_to_be_set_where_torch_is_imported_before(monkeypatch):
+    assert not collected(monkeypatch, {}, torch_came_first=True).keys() & {*env.WAITING}
+    assert collected(monkeypatch, {}, torch_came_first=False).keys() & {*env.WAITING} == {"OMP_WAIT_POLICY"}
 
 
 @pytest.fixture

@@ -1,7 +1,10 @@
 """The page's API and its rules, without a browser; `tests/browser` has the rest."""
 
 import asyncio
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +17,7 @@ from demo_page import free_port, serving
 from gradio_client import Client, handle_file
 from PIL import Image
 
+from mmdora.cli import main
 from mmdora.demo import app, cards, server
 from mmdora.demo.access import Access
 from mmdora.demo.columns import local
@@ -289,21 +293,40 @@ def test_a_busy_port_is_told(url, columns):
         server.launch(page, Access(port=port), Allowed(), None)
 
 
-@pytest.mark.parametrize("option", ["--auth-file", "--insecure"])
-def test_the_command_serves_other_machines_and_sigterm_ends_it_cleanly(option, tmp_path):
+def test_the_command_serves_other_machines_after_a_login_and_sigterm_ends_it_cleanly(tmp_path):
     logins = tmp_path / "logins.txt"
     logins.write_text("anna:secret\n")
     logins.chmod(0o600)
-    given = [option, str(logins)] if option == "--auth-file" else [option]
     port = free_port()
     command = [sys.executable, "-m", "mmdora", "demo", "base=tiny-llava", "--host", "0.0.0.0", "--port", str(port)]
-    run = subprocess.Popen([*command, *given], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command += ["--auth-file", str(logins)]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert run.stdout is not None
     assert f":{port}/" in next(line for line in run.stdout if line.startswith("mmdora:"))
     url = f"http://127.0.0.1:{port}/"
-    assert httpx.get(url + "config").status_code == (401 if option == "--auth-file" else 200)
-    if option == "--auth-file":
-        assert Client(url, auth=("anna", "secret"), verbose=False, analytics_enabled=False)
+    assert httpx.get(url + "config").status_code == 401
+    assert Client(url, auth=("anna", "secret"), verbose=False, analytics_enabled=False)
     run.terminate()
     out, err = run.communicate(timeout=120)
     assert run.returncode == 0 and "Traceback" not in out + err
+
+
+def test_the_command_serves_other_machines_without_a_login_where_that_is_asked_for(capsys):
+    """In this process, because a new one takes seconds to import Gradio."""
+    handler, port, codes = signal.getsignal(signal.SIGTERM), free_port(), list[int]()
+
+    def visit() -> None:
+        while signal.getsignal(signal.SIGTERM) is handler:
+            time.sleep(0.01)
+        while not codes:
+            with contextlib.suppress(httpx.ConnectError):
+                codes.append(httpx.get(f"http://127.0.0.1:{port}/config", timeout=60).status_code)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    visitor = threading.Thread(target=visit, daemon=True)
+    visitor.start()
+    assert main(["demo", "base=tiny-llava", "--host", "0.0.0.0", "--port", str(port), "--insecure"]) == 0
+    visitor.join()
+    told = capsys.readouterr()
+    assert codes == [200] and signal.getsignal(signal.SIGTERM) is handler
+    assert f":{port}/" in told.out and "Traceback" not in told.out + told.err

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -63,20 +62,9 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub() -> Iterator[tuple[str, list[tuple[str, str, Any]]]]:
-    handler = type("Handler", (Hub,), {"asked": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}", handler.asked
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    made = tmp_path / "exported"
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("push") / "exported"
     made.mkdir()
     save_file({"weight": torch.ones(2)}, made / "model.safetensors")
     (made / "README.md").write_text("# a card\n")
@@ -85,40 +73,60 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def pushed(folder: Path, endpoint: str, token: str | None = "hf_test") -> subprocess.CompletedProcess[str]:
-    """`push` in a process of its own: the hub's client reads its settings when it is imported."""
-    code = "import sys; from pathlib import Path; from mmdora.export.hub import push; "
-    code += "print(push(Path(sys.argv[1]), 'someone/model'))"
+PUSHES = """
+import os, sys
+from pathlib import Path
+from mmdora.errors import MmdoraError
+from mmdora.export.hub import push
+for token in ("hf_test", "hf_wrong"):
+    os.environ["HF_TOKEN"] = token
+    try:
+        print("pushed", push(Path(sys.argv[1]), "someone/model"))
+    except MmdoraError as error:
+        print("refused", error)
+"""
+
+
+@pytest.fixture(scope="module")
+def pushes(folder: Path) -> tuple[list[str], list[tuple[str, str, Any]]]:
+    """What two pushes print, of which the second has a wrong token, and what the server was asked.
+
+    They run in a process of their own, because the hub's client reads its settings when it is imported.
+    """
+    handler = type("Handler", (Hub,), {"asked": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
     settings = {
-        "HF_ENDPOINT": endpoint,
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HUB_OFFLINE": "0",
         "HF_HOME": str(folder.parent / "home"),
         "HF_HUB_DISABLE_XET": "1",
     }
-    env = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "http_proxy", "https_proxy")} | settings
-    env |= {"HF_TOKEN": token} if token else {}
-    return subprocess.run(
-        [sys.executable, "-c", code, str(folder)], env=env, capture_output=True, text=True, timeout=120
-    )
-
-
-def test_a_folder_is_one_commit_without_pickles(folder: Path, hub: tuple[str, list[Any]]) -> None:
-    done = pushed(folder, hub[0])
+    env = {k: v for k, v in os.environ.items() if k not in ("http_proxy", "https_proxy")} | settings
+    command = [sys.executable, "-c", PUSHES, str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    server.shutdown()
+    server.server_close()
     assert done.returncode == 0, done.stderr
-    assert "/someone/model/commit/abc" in done.stdout
-    created = next(body for method, path, body in hub[1] if path == "/api/repos/create")
+    return done.stdout.splitlines(), handler.asked
+
+
+def test_a_folder_is_one_commit_without_pickles(folder: Path, pushes: tuple[list[str], list[Any]]) -> None:
+    (printed, *_), asked = pushes
+    assert printed.startswith("pushed ") and "/someone/model/commit/abc" in printed
+    created = next(body for method, path, body in asked if path == "/api/repos/create")
     assert created[0].get("visibility") == "private" or created[0].get("private") is True, created
-    commit = next(body for method, path, body in hub[1] if "/commit/" in path)
+    (commit,) = (body for method, path, body in asked if "/commit/" in path)
     files = {
         line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
     }
     assert files == {name: (folder / name).read_bytes() for name in ("model.safetensors", "README.md")}
 
 
-def test_a_wrong_token_is_one_line(folder: Path, hub: tuple[str, list[Any]]) -> None:
-    done = pushed(folder, hub[0], token="hf_wrong")
-    assert done.returncode and "MmdoraError" in done.stderr.splitlines()[-1]
-    assert "401" in done.stderr and "hf auth login" in done.stderr and "hf_wrong" not in done.stderr
+def test_a_wrong_token_is_one_line(pushes: tuple[list[str], list[Any]]) -> None:
+    (_, refused), _ = pushes
+    assert refused.startswith("refused ")
+    assert "401" in refused and "hf auth login" in refused and "hf_wrong" not in refused
 
 
 def test_what_is_refused_before_anything_is_sent(folder: Path, tmp_path: Path) -> None:
