@@ -14,12 +14,21 @@ if "HF_DATASETS_CACHE" not in os.environ:
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from scene_rows import draw_scenes
 
 from mmdora.records.reader import write_records
+
+LONG = [Path(__file__).with_name(name) for name in ("train", "quickstart", "test_bad_inputs.py")]
+"""Folders and files that take longest."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first. A worker runs whole files, and the other one would idle beside a long file at the end."""
+    items.sort(key=lambda item: not any(item.path.is_relative_to(path) for path in LONG))
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +43,19 @@ def tiny_llava() -> str:
     from mmdora.models.locate import resolve
 
     return resolve("tiny-llava")
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llava: str) -> tuple[Any, Any]:
+    """The base with weights drawn so large that every token before an answer shows in it, and its processor."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model = AutoModelForImageTextToText.from_pretrained(tiny_llava).eval()
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model, AutoProcessor.from_pretrained(tiny_llava)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -126,3 +127,11 @@ def forked(command: list[str], stderr: Path, before: Callable[[], None] | None =
 def exit_code(child: int) -> int:
     """Wait for a process; gives its exit code, or the negative number of the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def until(there: Callable[[], object], told: Path) -> None:
+    """Wait until a forked process has come as far as `there` says; what it wrote to `told` explains a failure."""
+    deadline = time.monotonic() + 120
+    while not there():
+        assert time.monotonic() < deadline, told.read_text()
+        time.sleep(0.002)

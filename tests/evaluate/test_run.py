@@ -11,12 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate import PartialState
-from tiny_run import contents, exit_code, forked
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from few_easy_vqa import prepare_few
+from tiny_run import contents, exit_code, forked, until
 
-from mmdora.data_prep import easy_vqa
 from mmdora.errors import MmdoraError
 from mmdora.evaluate import asking, run
 from mmdora.evaluate.resume import JOURNAL, Journal, read_predictions
@@ -28,20 +26,9 @@ from mmdora.records.row import changed
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_llava):
-    """The base with random weights large enough that its answers differ from question to question."""
-    model = AutoModelForImageTextToText.from_pretrained(tiny_llava).eval()
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model, AutoProcessor.from_pretrained(tiny_llava)
-
-
-@pytest.fixture(scope="module")
 def easy(tmp_path_factory):
     folder = tmp_path_factory.mktemp("easy")
-    easy_vqa.prepare(folder)
+    prepare_few(folder)
     return folder
 
 
@@ -293,10 +280,7 @@ def test_a_second_evaluation_in_one_folder_is_refused(loaded: tuple[Any, Any], e
     """The first one is another process, in the middle of its answers."""
     child = forked(command(easy, tmp_path), tmp_path / "errors", lambda: setattr(run, "generate", asleep))
     folder = tmp_path / TASK / "m"
-    deadline = time.monotonic() + 60
-    while not (folder / JOURNAL.format(0)).exists():
-        assert time.monotonic() < deadline, (tmp_path / "errors").read_text()
-        time.sleep(0.02)
+    until((folder / JOURNAL.format(0)).exists, tmp_path / "errors")
     with pytest.raises(MmdoraError, match=rf"m: another run is writing there \(process {child} on "):
         run.evaluate(*loaded, records, out=folder)
     os.kill(child, signal.SIGTERM)
@@ -339,10 +323,7 @@ def test_a_killed_evaluation_goes_on_and_ends_like_an_undisturbed_one(easy, undi
     out, told = tmp_path / "out", tmp_path / "errors"
     child = forked(command(easy, out), told)
     journal = out / TASK / "m" / JOURNAL.format(0)
-    deadline = time.monotonic() + 60
-    while not journal.exists() or journal.read_bytes().count(b"\n") < 6:
-        assert time.monotonic() < deadline, told.read_text()
-        time.sleep(0.002)
+    until(lambda: journal.exists() and journal.read_bytes().count(b"\n") >= 6, told)
     os.kill(child, signal.SIGKILL)
     assert exit_code(child) == -signal.SIGKILL
     assert not (out / TASK / "m" / "metrics.json").exists(), "it was killed too late to test anything"

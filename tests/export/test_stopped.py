@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-from tiny_run import exit_code, forked
+from tiny_run import exit_code, forked, until
 
 from mmdora.errors import MmdoraError
 from mmdora.export import run
@@ -23,10 +23,7 @@ def exporting(tiny_llava, tmp_path):
     told = tmp_path / "told"
     command = ["export", str(tiny_llava), str(tmp_path / "out"), "--parity", "tensors"]
     child = forked(command, told, lambda: setattr(run, "_complete", asleep))
-    deadline = time.monotonic() + 60
-    while not (tmp_path / ".out.partial/model.safetensors").exists():
-        assert time.monotonic() < deadline, told.read_text()
-        time.sleep(0.01)
+    until((tmp_path / ".out.partial/model.safetensors").exists, told)
     return child, command, told
 
 

@@ -7,7 +7,7 @@ import torch
 from asked_prompts import encode_prompts
 from PIL import Image
 from shrunken import shrunken
-from transformers import AutoModelForImageTextToText, AutoProcessor, MistralConfig
+from transformers import MistralConfig
 
 from mmdora.families import Prompt, ask, family_of
 from mmdora.models.cache import CACHE
@@ -16,17 +16,6 @@ from mmdora.predict.prefix import read_once
 
 RED, NOISE, BLUE = (Image.effect_noise((64, 64), 90).convert("RGB") for _ in range(3))
 QUESTIONS = ["a", "What shape is in the middle of the picture?", "Is it there, or is it not there?", "How many?"]
-
-
-@pytest.fixture(scope="module")
-def loaded(tiny_llava) -> tuple[Any, Any]:
-    """The base with random weights large enough that every token before it tells in an answer."""
-    model = AutoModelForImageTextToText.from_pretrained(tiny_llava).eval()
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.1)
-    return model, AutoProcessor.from_pretrained(tiny_llava)
 
 
 def pair(first: Image.Image, second: Image.Image, text: str, system: str = "") -> Prompt:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import contents, exit_code, forked
+from tiny_run import contents, exit_code, forked, until
 
 from mmdora.data_prep import digits, folder
 from mmdora.errors import MmdoraError
@@ -97,10 +97,7 @@ def running(tmp_path):
     file, out, told, took = table(tmp_path / "train.jsonl", 600), tmp_path / "out", tmp_path / "told", tmp_path / "took"
     command = ["prep", "folder", "--in", str(file), "--out", str(out), "--workers", "1"]
     child = forked(command, told, lambda: slowly(took))
-    deadline = time.monotonic() + 60
-    while not took.exists():
-        assert time.monotonic() < deadline, told.read_text()
-        time.sleep(0.01)
+    until(took.exists, told)
     return child, command, told
 
 

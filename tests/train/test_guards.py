@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from tiny_run import config_for, curve, exit_code, first_turns, forked, same_run, same_tensors, silent, tree_for
+from tiny_run import config_for, curve, exit_code, first_turns, forked, same_run, same_tensors, silent, tree_for, until
 
 from mmdora.adapt.inject import inject
 from mmdora.cli import main
@@ -249,10 +249,7 @@ def test_a_process_that_is_asked_to_stop(records, whole, tmp_path, sent, send, c
     child = forked(["train", str(path), "--data.workers", "2"], tmp_path / "stderr",
                    lambda: setattr(Family, "batch", slow))  # fmt: skip
     try:
-        deadline = time.monotonic() + 120
-        while not (run / "log.jsonl").is_file() or not (run / "log.jsonl").read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
+        until(lambda: (run / "log.jsonl").is_file() and (run / "log.jsonl").read_text(), tmp_path / "stderr")
     finally:
         send(child, sent)
         ended = exit_code(child)

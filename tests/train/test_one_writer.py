@@ -6,7 +6,7 @@ import time
 
 import pytest
 import yaml
-from tiny_run import contents, exit_code, first_turns, forked, tree_for
+from tiny_run import contents, exit_code, first_turns, forked, tree_for, until
 
 from mmdora.outputs.lock import LOCK
 from mmdora.train import run
@@ -30,10 +30,7 @@ def test_a_second_run_is_refused_before_anything_is_written(config, tmp_path):
         run.load_all = asleep
 
     first = forked(["train", config], tmp_path / "first", waits)
-    deadline = time.monotonic() + 60
-    while not reached.exists():
-        assert time.monotonic() < deadline, (tmp_path / "first").read_text()
-        time.sleep(0.01)
+    until(reached.exists, tmp_path / "first")
     before = contents(tmp_path / "run")
     assert exit_code(forked(["train", config, "--training.seed", "7"], told)) == 2
     assert f"run: another run is writing there (process {first} on " in told.read_text()
