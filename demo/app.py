@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import gradio as gr
@@ -16,9 +18,9 @@ from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab
 from mmdora.demo.line import Line
 from mmdora.demo.session import Session, Sessions, ask
-from mmdora.demo.turns import AnswerSettings, ModelColumn
+from mmdora.demo.turns import ALL_BAD, TIE, AnswerSettings, ModelColumn
 from mmdora.demo.uploads import Examples, upload_paths, within_reach
-from mmdora.demo.votes import ALL_BAD, TIE, Votes
+from mmdora.demo.votes import Votes
 from mmdora.demo.widgets import Compare
 from mmdora.errors import MmdoraError
 from mmdora.files import sha256
@@ -42,6 +44,9 @@ class Page:
     ):
         self.columns, self.votes = columns, votes
         self.kinds = {column.name: column.kind for column in columns}
+        # The base is usually named first and the adapters after it, so their pair comes first here.
+        names = list(self.kinds)[::-1]
+        self.pairs = {f"{b} and {a}": (b, a) for a, b in combinations(names, 2)}
         self.examples = within_reach(examples)
         self.digests = {sha256(path): number for number, (path, _) in enumerate(self.examples)}
         self.sessions, self.line = Sessions(), Line(queue)
@@ -55,9 +60,9 @@ class Page:
         self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)
 
     def _compare_tab(self) -> None:
-        w = Compare(self.kinds, self.examples, tally=self._tally(), note=self._recorded())
+        w = Compare(self.kinds, list(self.pairs), self.examples, tally=self._tally(), note=self._recorded())
         pictures, settings = [w.image, w.second], w.settings
-        controls = [w.send, w.stop, w.retry, w.edit, w.vote_row, w.take_row]
+        controls = [w.send, w.stop, w.retry, w.edit, w.vote_row, w.undo_row, w.take_row]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         at_once: dict[str, Any] = {"queue": False, **quiet}
         # preprocess=False gives raw values: Pillow must not touch an upload before its size is checked.
@@ -73,6 +78,8 @@ class Page:
         w.clear.click(self._clear, None, [*pictures, *shown], **at_once)
         for button, place in zip(w.ballots, [*range(len(self.columns)), TIE, ALL_BAD], strict=True):
             button.click(self._vote(place), None, [w.tally, *shown], concurrency_limit=None, **quiet)
+        w.undo.click(self._undo, None, [w.tally, *shown], concurrency_limit=None, **quiet)
+        w.pair.change(self._choose_pair, w.pair, [w.answers, w.earlier], **at_once)
         w.link.click(self._link, [w.question, *given], w.text, **slow).success(
             None, w.text, None, js="(text) => mmdora.copy(text)"
         )
@@ -140,20 +147,20 @@ class Page:
                     if tab.closed:
                         break
                     if not rest:
-                        rest = [self._earlier(tab), "" if keep is None else gr.skip(), *[gr.skip()] * 6]
+                        rest = [self._earlier(tab), "" if keep is None else gr.skip(), *[gr.skip()] * 7]
                     yield [self._newest(tab), *rest]
-                    rest = [gr.skip()] * 8
+                    rest = [gr.skip()] * 9
         except MmdoraError as error:
             problem = gr.Error(str(error), print_exception=False)
             if keep is not None:
                 tab.turns = keep
         if tab.closed:  # A state that was on its way may arrive after Clear's reply.
-            yield [*self._html(self.sessions.now(str(request.session_hash))), *[gr.skip()] * 7]
+            yield [*self._html(self.sessions.now(str(request.session_hash))), *[gr.skip()] * 8]
         else:
             yield [*self._html(tab), gr.skip(), *self._controls(tab)]
         if problem:
             raise problem
-        yield [gr.skip()] * 9  # Gradio sends the last state once more, and this may come after Clear's reply.
+        yield [gr.skip()] * 10  # Gradio sends the last state once more, and this may come after Clear's reply.
 
     def _stop(self, request: gr.Request) -> None:
         self._of(request).stop.set()
@@ -175,13 +182,29 @@ class Page:
             tab = self._of(request)
             try:
                 voted = tab.voted(place)
-                self.votes.add(voted, tab.digests)
+                tab.vote = self.votes.add(voted, tab.digests)
                 tab.turns[-1] = voted
             except MmdoraError as error:
                 raise gr.Error(str(error), print_exception=False) from None
             return [self._tally(), *self._html(tab), gr.skip(), *self._controls(tab)]
 
         return vote
+
+    def _undo(self, request: gr.Request) -> list[Any]:
+        """Take the last vote back. The names stay shown: a second vote on this turn would not be blind."""
+        tab = self._of(request)
+        if tab.undoable and tab.vote is not None:
+            try:
+                self.votes.take_back(tab.turns[-1], tab.vote)
+            except MmdoraError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+            tab.turns[-1], tab.vote = replace(tab.turns[-1], vote=None, blind=False), None
+        return [self._tally(), *self._html(tab), gr.skip(), *self._controls(tab)]
+
+    def _choose_pair(self, request: gr.Request, pair: Any) -> tuple[str, str]:
+        tab = self._of(request)
+        tab.pair = self.pairs.get(pair, tab.pair)
+        return self._html(tab)
 
     def _link(self, request: gr.Request, question: Any, *given: Any) -> str:
         tab, (*values, blind) = self._of(request), given
@@ -228,17 +251,21 @@ class Page:
         return self._newest(tab), self._earlier(tab)
 
     def _newest(self, tab: Session) -> str:
-        return conversation_html(tab.turns[-1:], self.kinds, len(tab.turns))
+        return conversation_html(tab.turns[-1:], self.kinds, self._pair(tab), len(tab.turns))
 
     def _earlier(self, tab: Session) -> str:
-        return conversation_html(tab.turns[:-1], self.kinds)
+        return conversation_html(tab.turns[:-1], self.kinds, self._pair(tab))
+
+    def _pair(self, tab: Session) -> tuple[str, str] | None:
+        return tab.pair or next(iter(self.pairs.values()), None)
 
     def _controls(self, tab: Session, *, busy: bool = False) -> list[Any]:
-        """Updates for the buttons ask, stop, retry and edit, and for the rows with votes and results."""
+        """Updates for the buttons ask, stop, retry and edit, and for the rows with votes, their undoing and results."""
         busy = busy or tab.busy  # An error of another question must not take away the button that stops this one.
         free = not busy and bool(tab.turns)
         states = [gr.update(interactive=on) for on in (not busy, busy, free, free)]
-        return [*states, gr.update(visible=not busy and tab.votable), gr.update(visible=free)]
+        rows = (not busy and tab.votable, not busy and tab.undoable, free)
+        return [*states, *(gr.update(visible=shown) for shown in rows)]
 
     def _tally(self) -> str:
         return tally_html(self.votes.tally() or {}, self.votes.counts)

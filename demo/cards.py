@@ -18,7 +18,7 @@ TITLE = """<div class="title"><h1>mmdora</h1>
 <p>One picture, one conversation, the same settings: compare what each model answers.</p></div>"""
 NOTE = """<p class="note">First token: time from the model's turn to its first token, the picture's preprocessing
 included. Tokens/s: after the first token, of answers of five tokens and more. Models on one device answer one after the
-other, in an order drawn anew for each question; waiting is not counted. <mark>Marked</mark> words differ between the
+other, in an order drawn anew for each question; waiting is not counted. <mark>Marked</mark> words differ between two
 answers.</p>"""
 STATUS = {
     "idle": "ready",
@@ -49,11 +49,14 @@ def idle_html(kinds: Mapping[str, str]) -> str:
     return f'<div class="answers">{cards}</div>'
 
 
-def conversation_html(turns: Sequence[Turn], kinds: Mapping[str, str], last: int | None = None) -> str:
+def conversation_html(
+    turns: Sequence[Turn], kinds: Mapping[str, str], pair: tuple[str, str] | None, last: int | None = None
+) -> str:
     """The HTML of turns, the newest first. The answers stand in equal columns, or on a narrow screen one below another.
 
     Args:
         kinds: name of each model -> a line that describes the model.
+        pair: names of the two models between whose answers words are marked; None if there is only one model.
         last: number of the last of these turns, or 0 for a conversation that has not begun; by default the turns are
             the whole conversation.
     """
@@ -61,7 +64,7 @@ def conversation_html(turns: Sequence[Turn], kinds: Mapping[str, str], last: int
         return idle_html(kinds)
     first = 1 if last is None else last - len(turns) + 1
     numbered = list(enumerate(turns, first))
-    return "".join(_turn(turn, number, kinds) for number, turn in reversed(numbered))
+    return "".join(_turn(turn, number, kinds, pair) for number, turn in reversed(numbered))
 
 
 def tally_html(tally: Mapping[str, Score], counts: Mapping[str, int]) -> str:
@@ -88,25 +91,47 @@ def _bar(name: str, score: Score, votes: int) -> str:
     )
 
 
-def _turn(turn: Turn, number: int, kinds: Mapping[str, str]) -> str:
+def _turn(turn: Turn, number: int, kinds: Mapping[str, str], pair: tuple[str, str] | None) -> str:
     answers = shown(turn)
-    texts = [answer.text for answer in answers] if turn.over else [""] * len(answers)
+    places = _places(turn, pair)
+    pieces: list[list[Piece] | None] = [None] * len(answers)
+    same = ""
+    if places and turn.over:
+        texts = [answers[place].text for place in places]
+        for place, own in zip(places, _marked(texts[0], texts[1]), strict=True):
+            pieces[place] = own
+        if texts[0] and texts[0] == texts[1]:
+            same = (
+                f'<p class="same">{" and ".join(escape(answers[place].name) for place in places)}: the same answer</p>'
+            )
     cards = "".join(
-        _card(answer, "" if turn.hidden else kinds[answer.name], pieces if turn.over else None, hidden=turn.hidden)
-        for answer, pieces in zip(answers, _marked(tuple(texts)), strict=True)
+        _card(answer, "" if turn.hidden else kinds[answer.name], own, hidden=turn.hidden)
+        for answer, own in zip(answers, pieces, strict=True)
     )
     busy = "false" if turn.over else "true"
     vote = f'<p class="vote">Your vote: <strong>{escape(turn.vote)}</strong></p>' if turn.vote else ""
     return (
         f'<section class="turn" aria-label="Question {number}"><header><span class="number">{number}</span>'
         f'<div><p class="asked">{escape(turn.question)}</p>{_settings(turn.settings)}</div></header>'
-        f'<div class="answers" aria-live="polite" aria-busy="{busy}">{cards}</div>{vote}</section>'
+        f'<div class="answers" aria-live="polite" aria-busy="{busy}">{cards}</div>{same}{vote}</section>'
     )
 
 
+def _places(turn: Turn, pair: tuple[str, str] | None) -> tuple[int, int] | None:
+    """The places, from the left, of the two answers that are compared.
+
+    None in a hidden turn of more than two models: marks would tell which of its answers are the pair's.
+    """
+    if pair is None or (turn.hidden and len(turn.answers) > 2):
+        return None
+    names = [turn.answers[index].name for index in turn.order]
+    first, second = sorted(names.index(name) for name in pair)
+    return first, second
+
+
 @lru_cache(maxsize=128)  # Every question draws the earlier turns again.
-def _marked(texts: tuple[str, ...]) -> list[list[Piece]]:
-    return marked(texts)
+def _marked(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
+    return marked(first, second)
 
 
 def _settings(settings: AnswerSettings) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mmdora.adapt.inject import plan_of
 from mmdora.demo.shared_base import SharedBase
-from mmdora.demo.turns import MAX_COLUMNS, AnswerSettings, ModelColumn
+from mmdora.demo.turns import ALL_BAD, MAX_COLUMNS, TIE, UNDONE, AnswerSettings, ModelColumn
 from mmdora.errors import MmdoraError
 from mmdora.export.facts import methods_of, read_facts
 from mmdora.families import Prompt, ask, family_of
@@ -22,7 +22,7 @@ from mmdora.predict.answers import Partial, stream
 from mmdora.predict.endpoint import Endpoint
 
 SERVED = "openai:"
-RESERVED = ("tie", "all bad")
+RESERVED = (TIE, ALL_BAD, UNDONE)
 METHODS = {"lora": "LoRA", "dora": "DoRA", "magnitude": "magnitude", "full": "full fine-tuning"}
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from mmdora.demo import compare
 from mmdora.demo.line import Line
 from mmdora.demo.pictures import check_upload, read_image
-from mmdora.demo.turns import MAX_TURNS, Answer, AnswerSettings, ModelColumn, Turn, check_question, new_turn
+from mmdora.demo.turns import MAX_TURNS, TIE, Answer, AnswerSettings, ModelColumn, Turn, check_question, new_turn
 from mmdora.errors import MmdoraError
 from mmdora.files import sha256
 
@@ -27,6 +27,8 @@ class Session:
         turns: questions and answers so far.
         pictures: files that the conversation is about.
         digests: SHA-256 of each picture.
+        vote: name of the vote on the last turn, by which it can be taken back.
+        pair: names of the two models between whose answers words are marked, once the reader has chosen them.
         stop: ends the current answer when it is set.
         busy: whether a question is waiting or being answered.
         closed: whether the tab was closed or forgotten.
@@ -35,6 +37,8 @@ class Session:
     turns: list[Turn] = field(default_factory=list)
     pictures: tuple[Path, ...] = ()
     digests: tuple[str, ...] = ()
+    vote: str | None = None
+    pair: tuple[str, str] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     busy: bool = False
     closed: bool = False
@@ -47,7 +51,8 @@ class Session:
         """The last turn with a vote added.
 
         Args:
-            place: place of the best answer, counted from the left from 0; or "tie" or "all bad".
+            place: place of the best answer, counted from the left from 0; or "tie" or "all bad". The place of an
+                answer that another model gave as well counts as "tie".
 
         Raises:
             MmdoraError: if there is nothing to vote on.
@@ -55,8 +60,16 @@ class Session:
         if not self.votable:
             raise MmdoraError("There is no blind comparison that waits for a vote.")
         turn = self.turns[-1]
-        vote = place if isinstance(place, str) else turn.answers[turn.order[place]].name
-        return replace(turn, vote=vote)
+        if isinstance(place, str):
+            return replace(turn, vote=place)
+        best = turn.answers[turn.order[place]]
+        # A vote for an answer that another model gave too, word for word, says nothing about the two models.
+        given = sum(answer.text == best.text for answer in turn.answers)
+        return replace(turn, vote=TIE if given > 1 else best.name)
+
+    @property
+    def undoable(self) -> bool:
+        return self.vote is not None and not self.busy and bool(self.turns) and self.turns[-1].vote is not None
 
     def close(self) -> None:
         self.closed = True

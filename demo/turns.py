@@ -18,6 +18,8 @@ MAX_COLUMNS = 4
 MAX_TURNS = 20
 MAX_QUESTION = 8_000  # Characters of question and system prompt together: far longer than a question about a picture.
 MAX_TOKENS = 1_024
+TIE, ALL_BAD, UNDONE = "tie", "all bad", "undone"
+"""The votes that choose no model, and the word in a file of votes that takes an earlier vote back."""
 
 
 @dataclass(frozen=True)

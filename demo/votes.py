@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import secrets
 import sys
 import threading
 import weakref
@@ -16,13 +17,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from mmdora.demo.turns import Turn
+from mmdora.demo.turns import UNDONE, Turn
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.scores import Score
 from mmdora.files import full_disk
 from mmdora.outputs.lock import locked_file
 
-TIE, ALL_BAD = "tie", "all bad"
 BEGINS = b'{"time": "'
 """How every line begins."""
 Z = 1.959964  # The 97.5% quantile of the normal distribution, for a 95% interval.
@@ -33,8 +33,9 @@ class Votes:
 
     Args:
         names: names of the columns.
-        file: JSON Lines file that each vote is appended to, with time, models from left to right, vote, question,
-            settings, answers and the pictures' SHA-256, but nothing about who voted. None keeps votes in memory only.
+        file: JSON Lines file that each vote is appended to, with time, models from left to right, vote, a random id,
+            question, settings, answers and the pictures' SHA-256, but nothing about who voted; and a line for each vote
+            that is taken back. None keeps votes in memory only.
 
     Raises:
         MmdoraError: if the file cannot be written, holds anything but votes, or another page writes to it.
@@ -52,10 +53,12 @@ class Votes:
             except OSError as error:
                 raise MmdoraError(f"--votes {file}: cannot be written ({error.strerror})") from None
             self._held.enter_context(locked_file(file))
-            self.counts.update(row["vote"] for row in _earlier(file) if set(row["models"]) == set(names))
+            rows = [row for row in _earlier(file) if set(row["models"]) == set(names)]
+            undone = {row["undoes"] for row in rows if row["vote"] == UNDONE}
+            self.counts.update(row["vote"] for row in rows if row["vote"] != UNDONE and row.get("id") not in undone)
 
-    def add(self, turn: Turn, pictures: Sequence[str]) -> None:
-        """Count the vote of a turn.
+    def add(self, turn: Turn, pictures: Sequence[str]) -> str:
+        """Count the vote of a turn, and give it a name, by which `take_back` knows it.
 
         Args:
             turn: the turn with its vote.
@@ -65,22 +68,33 @@ class Votes:
             MmdoraError: if the vote cannot be written; it then does not count.
         """
         assert turn.vote is not None
-        models = [turn.answers[index].name for index in turn.order]
         answers = {answer.name: answer.text for answer in turn.answers}
-        row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "models": models, "vote": turn.vote}
-        row |= {
-            "question": turn.question,
-            "settings": asdict(turn.settings),
-            "answers": answers,
-            "pictures": list(pictures),
-        }
+        name = secrets.token_hex(8)
+        row = {"vote": turn.vote, "id": name, "question": turn.question, "settings": asdict(turn.settings)}
         with self._lock:
-            if self.file is not None:
-                try:
-                    _append(self.file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
-                except OSError as error:
-                    raise MmdoraError(f"The vote was not counted: it cannot be written ({error.strerror}).") from None
+            self._write(turn, row | {"answers": answers, "pictures": list(pictures)}, "The vote was not counted")
             self.counts[turn.vote] += 1
+        return name
+
+    def take_back(self, turn: Turn, name: str) -> None:
+        """Count the vote of a turn no more. The file keeps it, and gets a line that says so.
+
+        Raises:
+            MmdoraError: if that line cannot be written; the vote then still counts.
+        """
+        assert turn.vote is not None
+        with self._lock:
+            self._write(turn, {"vote": UNDONE, "undoes": name}, "The vote still counts")
+            self.counts[turn.vote] -= 1
+
+    def _write(self, turn: Turn, row: dict[str, Any], otherwise: str) -> None:
+        models = [turn.answers[index].name for index in turn.order]
+        row = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "models": models, **row}
+        if self.file is not None:
+            try:
+                _append(self.file, (json.dumps(row, ensure_ascii=False) + "\n").encode())
+            except OSError as error:
+                raise MmdoraError(f"{otherwise}: it cannot be written ({error.strerror}).") from None
 
     def tally(self) -> dict[str, Score]:
         """Each model's share of the votes that chose a model (no ties); empty before the first one."""
@@ -99,8 +113,11 @@ def _earlier(file: Path) -> list[dict[str, Any]]:
     torn = content[len(whole) :]
     try:
         rows = [json.loads(line) for line in whole.splitlines()]
-        if not all(isinstance(row["vote"], str) and isinstance(row["models"], list) for row in rows):
-            raise TypeError
+        for row in rows:
+            if not (isinstance(row["vote"], str) and isinstance(row["models"], list)):
+                raise TypeError
+            if row["vote"] == UNDONE and not isinstance(row["undoes"], str):
+                raise TypeError
         if torn and not (torn.startswith(BEGINS) or (whole and BEGINS.startswith(torn))):
             raise ValueError
     except (ValueError, KeyError, TypeError):

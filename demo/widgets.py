@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gradio as gr
@@ -19,12 +19,13 @@ class Compare:
 
     Args:
         kinds: name of each model -> a line that describes the model.
+        pairs: names of the pairs of models between which words can be marked, the default first.
         examples: pictures with a question each.
         tally: HTML with the votes so far, shown below the answers.
         note: HTML shown at the end.
     """
 
-    def __init__(self, kinds: Mapping[str, str], examples: Examples, *, tally: str, note: str):
+    def __init__(self, kinds: Mapping[str, str], pairs: Sequence[str], examples: Examples, *, tally: str, note: str):
         with gr.Row():
             with gr.Column(scale=2, min_width=280):
                 self.image = _picture("Picture", 405, "The picture that the questions are about")
@@ -36,11 +37,20 @@ class Compare:
         with gr.Row(visible=False, elem_classes="buttons") as self.vote_row:
             self.ballots = [gr.Button(f"{'ABCD'[i]} is best", **SMALL) for i in range(len(kinds))]
             self.ballots += [gr.Button("Tie", **SMALL), gr.Button("All bad", **SMALL)]
+        with gr.Row(visible=False, elem_classes="buttons") as self.undo_row:
+            self.undo = gr.Button("Take the vote back", size="sm", **SMALL)
         self.earlier = _html()
         with gr.Row(visible=False, elem_classes="buttons") as self.take_row:
             self.link = gr.Button("Copy link", size="sm", elem_id="link", **SMALL)
             self.markdown = gr.Button("Markdown", size="sm", **SMALL)
             self.json = gr.Button("JSON", size="sm", **SMALL)
+        self.pair = gr.Dropdown(
+            list(pairs),
+            value=next(iter(pairs), None),
+            label="Mark words that differ between",
+            visible=len(pairs) > 1,
+            elem_classes="pair",
+        )
         self.tally = _html(tally)
         _html(NOTE + note)
         self.text = gr.Textbox(visible=False)

@@ -1,4 +1,4 @@
-"""Finds the words that differ between several answers."""
+"""Finds the words that differ between two answers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,20 @@ Piece = tuple[str, bool]
 """A piece of text, and whether another answer lacks it at this place."""
 
 
-def marked(texts: Sequence[str]) -> list[list[Piece]]:
-    """Cut each text into pieces, and mark those that differ from another text.
+def marked(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
+    """Cut two texts into pieces, and mark the words in which they differ.
 
-    Joined together, the pieces are the text again. Words are compared without case and punctuation. Empty texts are
-    left out of the comparison.
+    Joined together, the pieces are the text again. Words are compared without case and punctuation. If a text is empty,
+    nothing is marked.
     """
-    pieces = [re.findall(r"\s+|\S+", text) for text in texts]
-    words = [[_key(piece) for piece in own if not piece.isspace()] for own in pieces]
-    differ = [[False] * len(own) for own in words]
-    for i, own in enumerate(words):
-        for j, other in enumerate(words[:i]):
-            if own and other:
-                for verb, a, b, c, d in SequenceMatcher(None, own, other, autojunk=False).get_opcodes():
-                    if verb != "equal":
-                        differ[i][a:b] = [True] * (b - a)
-                        differ[j][c:d] = [True] * (d - c)
-    return [_joined(own, flags) for own, flags in zip(pieces, differ, strict=True)]
+    ours, theirs = (re.findall(r"\s+|\S+", text) for text in (first, second))
+    words, others = ([_key(piece) for piece in pieces if not piece.isspace()] for pieces in (ours, theirs))
+    differ, differ_there = [False] * len(words), [False] * len(others)
+    if words and others:
+        for verb, a, b, c, d in SequenceMatcher(None, words, others, autojunk=False).get_opcodes():
+            if verb != "equal":
+                differ[a:b], differ_there[c:d] = [True] * (b - a), [True] * (d - c)
+    return _joined(ours, differ), _joined(theirs, differ_there)
 
 
 def _joined(pieces: Sequence[str], flags: Sequence[bool]) -> list[Piece]:

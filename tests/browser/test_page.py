@@ -218,6 +218,11 @@ def test_a_blind_vote_reveals_the_names(visit, url):
     assert tab.page.locator(".turn .vote strong").inner_text() == heads.nth(1).inner_text()
     expect(tab.page.get_by_role("button", name="Tie", exact=True)).to_be_hidden()
     assert tab.page.locator(".tally th").all_inner_texts() == list(NAMES)
+    tab.page.get_by_role("button", name="Take the vote back", exact=True).click()
+    expect(tab.page.locator(".turn .vote")).to_have_count(0)
+    assert sorted(heads.all_inner_texts()) == sorted(NAMES), "what was seen stays seen"
+    expect(tab.page.locator(".tally th")).to_have_count(0)
+    expect(tab.page.get_by_role("button", name="Take the vote back", exact=True)).to_be_hidden()
 
 
 def test_a_link_repeats_a_comparison(visit, url):

@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import gradio as gr
 import httpx
@@ -234,9 +236,48 @@ def test_what_models_and_users_write_is_text():
     nasty = '<script>alert(1)</script><img src=x onerror="alert(2)">${1+1}{{value}}'
     answers = (Answer(nasty, "failed", nasty, error=nasty), Answer("b", "done", "other <b>words</b>"))
     turn = Turn(nasty, AnswerSettings(system_prompt=nasty), answers, (0, 1), True, nasty)
-    page = cards.conversation_html([turn], {nasty: nasty, "b": nasty})
+    page = cards.conversation_html([turn], {nasty: nasty, "b": nasty}, (nasty, "b"))
     page += cards.idle_html({nasty: nasty}) + cards.tally_html({nasty: share(1, 2)}, {nasty: 1})
     assert "<script" not in page and "<img" not in page and "<b>w" not in page and page.count("&lt;script&gt;") > 10
+
+
+def marks(turn, pair):
+    return re.findall("<mark>(.*?)</mark>", cards.conversation_html([turn], dict.fromkeys("abc", ""), pair))
+
+
+def test_words_are_marked_between_the_two_that_the_reader_chose():
+    answers = tuple(
+        Answer(name, "done", text) for name, text in zip("abc", ("a red box", "a red hat", "it"), strict=True)
+    )
+    turn = Turn("what?", AnswerSettings(), answers, (2, 0, 1))
+    assert marks(turn, ("a", "b")) == ["box", "hat"] and marks(turn, ("b", "c")) == ["it", "a red hat"]
+    assert marks(turn, None) == []
+    assert marks(replace(turn, blind=True), ("a", "b")) == [], "marks would tell which two are the pair"
+    assert marks(replace(turn, blind=True, vote="tie"), ("a", "b")) == ["box", "hat"]
+    two = Turn("what?", AnswerSettings(), answers[:2], (1, 0), blind=True)
+    assert marks(two, ("a", "b")) == ["hat", "box"]
+
+
+def test_equal_answers_say_so():
+    answers = tuple(Answer(name, "done", "red") for name in "ab")
+    turn = Turn("what?", AnswerSettings(), answers, (1, 0))
+    assert "b and a: the same answer" in cards.conversation_html([turn], dict.fromkeys("ab", ""), ("a", "b"))
+    other = replace(turn, answers=(answers[0], replace(answers[1], text="Red")))
+    assert "the same answer" not in cards.conversation_html([other], dict.fromkeys("ab", ""), ("a", "b"))
+
+
+def test_a_vote_is_taken_back_once_and_the_names_stay(columns):
+    page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
+    request = gr.Request(session_hash="a tab")
+    tab = page._of(request)
+    answers = (Answer("base", "done", "red"), Answer("dora", "done", "blue"))
+    tab.turns = [Turn("what?", AnswerSettings(), answers, (1, 0), True)]
+    page._vote(0)(request)
+    assert page.votes.counts["dora"] == 1 and tab.undoable
+    for _ in range(2):
+        told, newest, *_ = page._undo(request)
+        assert page.votes.counts["dora"] == 0 and told == "" and "Model A" not in newest and "dora" in newest
+    assert not tab.undoable and not tab.votable
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "::", "example.org"])
@@ -281,8 +322,8 @@ def test_what_comes_after_clear_shows_the_cleared_page(columns, picture, monkeyp
     before, cleared, [*_, shown, last] = asyncio.run(ask_and_clear())
     skip = gr.skip()
     assert QUESTION in before[0] and QUESTION not in cleared[0]
-    assert shown[:2] == cleared[:2] and shown[2:] == [skip] * 7
-    assert last == [skip] * 9, "Gradio sends the last state twice"
+    assert shown[:2] == cleared[:2] and shown[2:] == [skip] * 8
+    assert last == [skip] * 10, "Gradio sends the last state twice"
     assert not page.line
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from scipy.stats import binomtest
 
+from mmdora.demo.session import Session
 from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
@@ -49,7 +50,7 @@ def test_a_line_tells_what_was_voted_on_but_not_who(tmp_path):
     file = tmp_path / "new" / "votes.jsonl"
     Votes(NAMES, file).add(TURN, ["f00"])
     (row,) = map(json.loads, file.read_text().splitlines())
-    assert row.pop("time").endswith("+00:00")
+    assert row.pop("time").endswith("+00:00") and len(row.pop("id")) == 16
     assert row == {
         "models": ["dora", "base"],
         "vote": "dora",
@@ -105,7 +106,53 @@ def test_two_pages_do_not_write_to_one_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["votes.jsonl"]
 
 
-@pytest.mark.parametrize("content", ["{", "[1]\n", '{"vote": 1}\n'])
+def test_a_vote_can_be_taken_back(tmp_path):
+    file = tmp_path / "votes.jsonl"
+    votes = Votes(NAMES, file)
+    first, second = votes.add(TURN, ["f00"]), votes.add(replace(TURN, vote="base"), ["f00"])
+    votes.add(TURN, ["f00"])
+    votes.take_back(TURN, first)
+    assert votes.counts == {"base": 1, "dora": 1}
+    assert [json.loads(line)["vote"] for line in file.read_text().splitlines()] == ["dora", "base", "dora", "undone"]
+    votes.close()
+    assert Votes(NAMES, file).counts == {"base": 1, "dora": 1}
+    assert second != first
+
+
+def test_a_vote_counts_if_its_taking_back_cannot_be_written(tmp_path):
+    file = tmp_path / "votes.jsonl"
+    votes = Votes(NAMES, file)
+    name = votes.add(TURN, ["f00"])
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(MmdoraError, match=r"The vote still counts: it cannot be written \(Is a directory\)"):
+        votes.take_back(TURN, name)
+    assert votes.counts == {"dora": 1}
+
+
+def test_a_file_of_before_votes_had_names_is_read(tmp_path):
+    file = tmp_path / "votes.jsonl"
+    file.write_text('{"time": "", "models": ["dora", "base"], "vote": "dora"}\n')
+    assert Votes(NAMES, file).counts == {"dora": 1}
+
+
+@pytest.mark.parametrize(
+    ("texts", "place", "vote"),
+    [
+        (("red", "blue"), 0, "dora"), (("red", "red"), 0, "tie"), (("red", "red"), "all bad", "all bad"),
+        (("red", "red", "blue"), 1, "tie"), (("red", "red", "blue"), 2, "base"),
+    ],
+)  # fmt: skip
+def test_a_vote_for_an_answer_that_another_gave_is_a_tie(texts, place, vote):
+    names = ("base", "dora", "lora")[: len(texts)]
+    order = {2: (1, 0), 3: (2, 1, 0)}[len(texts)]
+    shown = {index: text for index, text in zip(order, texts, strict=True)}
+    answers = tuple(Answer(name, "done", shown[index]) for index, name in enumerate(names))
+    tab = Session([Turn("what?", AnswerSettings(), answers, order, True)])
+    assert tab.voted(place).vote == vote
+
+
+@pytest.mark.parametrize("content", ["{", "[1]\n", '{"vote": 1}\n', '{"vote": "undone", "models": []}\n'])
 def test_a_file_of_something_else_is_left_alone(tmp_path, content):
     file = tmp_path / "votes.jsonl"
     file.write_text(content)

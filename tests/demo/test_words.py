@@ -4,7 +4,7 @@ from mmdora.demo.words import marked
 
 
 def shown(texts):
-    return ["".join(f"[{text}]" if differs else text for text, differs in own) for own in marked(texts)]
+    return ["".join(f"[{text}]" if differs else text for text, differs in own) for own in marked(*texts)]
 
 
 @pytest.mark.parametrize(
@@ -15,9 +15,7 @@ def shown(texts):
         (["Yes.", "yes"], ["Yes.", "yes"]),
         (["a b c", "x y z"], ["[a b c]", "[x y z]"]),
         (["one  two\nthree", "one two four"], ["one  two\n[three]", "one two [four]"]),
-        (["a red circle", "a red circle", "a red box"], ["a red [circle]", "a red [circle]", "a red [box]"]),
-        (["a", "", "a"], ["a", "", "a"]),
-        (["alone"], ["alone"]),
+        (["a", ""], ["a", ""]),
         ([" ", "x"], [" ", "x"]),
         (["- a", "a"], ["[-] a", "a"]),
     ],
@@ -27,5 +25,5 @@ def test_words_that_differ_are_marked(texts, expected):
 
 
 def test_the_pieces_are_the_text():
-    texts = ["  <b>one</b>\ttwo ", "two\n\n one  ", "one & two"]
-    assert ["".join(text for text, _ in own) for own in marked(texts)] == texts
+    texts = ["  <b>one</b>\ttwo ", "two\n\n one  "]
+    assert ["".join(text for text, _ in own) for own in marked(*texts)] == texts
