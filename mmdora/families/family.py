@@ -236,7 +236,7 @@ class Family:
         batch = {}
         for name, value in encoded.items():
             if value.shape[:2] == (1, length):
-                value = torch.cat([value, value[:, -1:].expand(1, more)], 1)
+                value = torch.cat([value, value[:, -1:].expand(-1, more, *value.shape[2:])], 1)
             batch[name] = value.repeat(rows, *[1] * (value.ndim - 1))
         labels = batch["input_ids"].clone()
         labels[:, :length] = IGNORE

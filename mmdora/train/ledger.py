@@ -30,6 +30,8 @@ from mmdora.ops.dropout import draw_zeros
 
 aten = torch.ops.aten
 BACKWARD, OTHER = "backward", "other"
+HALF_ONLY = (aten._grouped_mm.default,)
+"""Operations that run in fp32 too, but whose meta kernels refuse it (torch 2.14): the experts of mixtures."""
 
 
 class Ledger(TorchDispatchMode):
@@ -139,7 +141,7 @@ class Ledger(TorchDispatchMode):
             on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), (args, dict(kwargs)))
             if facts.takes_device:
                 on_meta[1]["device"] = torch.device("meta")
-            self._shapes[key] = func(*on_meta[0], **on_meta[1])
+            self._shapes[key] = func(*on_meta[0], **on_meta[1]) if func not in HALF_ONLY else _as_half(func, *on_meta)
         return self._shapes[key]
 
     def _unreal_like(self, meta: Tensor) -> Tensor:
@@ -167,6 +169,8 @@ class Ledger(TorchDispatchMode):
         return [0 if self._is_unreal(mask) else int(mask.sum()), *value.shape[mask.ndim :]]
 
     def _is_unreal(self, tensor: Tensor) -> bool:
+        if tensor.is_meta or tensor.is_complex():  # Llama 4 keeps its rotations apart from its parameters.
+            return True
         key = tensor.untyped_storage()._cdata
         return key in self._unreal or (tensor.is_floating_point() and key not in self._real)
 
@@ -188,6 +192,12 @@ class Ledger(TorchDispatchMode):
         self.labels[label] += size
         if self.live > self.peak:
             self.peak, self.at_peak = self.live, dict(self.labels)
+
+
+def _as_half(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operation whose meta kernel takes bf16 alone, in the dtype of its first argument."""
+    half = tree_map_only(Tensor, lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, (args, kwargs))
+    return func(*half[0], **half[1]).to(args[0].dtype)
 
 
 class _Facts(NamedTuple):

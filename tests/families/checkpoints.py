@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from . import gemma, qwen, tiled
+from . import gemma, others, qwen, tiled
 from .recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {**qwen.RECIPES, **tiled.RECIPES, **gemma.RECIPES}
+RECIPES: dict[str, Recipe] = {**qwen.RECIPES, **tiled.RECIPES, **gemma.RECIPES, **others.RECIPES}
 """Name of a family -> how its checkpoint is made."""
 
 
@@ -60,6 +60,9 @@ def stand_in(package: str) -> None:
         module.__spec__ = ModuleSpec(package, None)
         setattr(module, package, _refuse)
         sys.modules[package] = module
+        for importer in [m for name, m in sys.modules.items() if name.startswith("transformers.")]:
+            if vars(importer).get(package, module) is None:  # It was imported before, and found no such package.
+                setattr(importer, package, _refuse)
 
 
 def _refuse(*_: object) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from .recipe import Recipe, ids, text
+from .recipe import CLIP, Recipe, ids, text
 from .tiled import SIGLIP, SQUARE
 from .words import tokenizer
 
@@ -49,11 +49,37 @@ def paligemma2_config(processor: Any) -> dict[str, Any]:
     return paligemma_config(processor) | {"text_config": words}
 
 
+def gemma4() -> Any:
+    named = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>"}
+    named |= {"boa_token": "<|audio>", "eoa_token": "<audio|>"}
+    words = tokenizer(named=named, words=("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"), **GEMMA)
+    small = {"patch_size": 4, "max_soft_tokens": 70, "pooling_kernel_size": 2}
+    return transformers.Gemma4Processor(
+        transformers.Gemma4AudioFeatureExtractor(),
+        transformers.Gemma4ImageProcessor(**small),
+        words,
+        transformers.Gemma4VideoProcessor(**small),
+        image_seq_length=70,
+    )
+
+
+def gemma4_config(processor: Any) -> dict[str, Any]:
+    layers = ["sliding_attention", "full_attention"]
+    words = text(processor, layer_types=layers, hidden_size_per_layer_input=8, global_head_dim=16)
+    words["vocab_size_per_layer_input"] = words["vocab_size"]
+    vision = {**CLIP, "num_key_value_heads": 2, "head_dim": 8, "patch_size": 4, "pooling_kernel_size": 2}
+    vision |= {"use_clipped_linears": True, "position_embedding_size": 512}
+    named = {"boi_token_id": "<|image>", "eoi_token_id": "<image|>", "boa_token_id": "<|audio>"}
+    named |= {"eoa_token_index": "<audio|>", "audio_token_id": "<|audio|>", "video_token_id": "<|video|>"}
+    return {"vision_config": vision, "text_config": words} | ids(processor, image_token_id="<|image|>", **named)
+
+
 NOT_PROJECTOR = ("vision", "language")
 RECIPES = {
     "gemma3": Recipe(
         gemma3, gemma3_config, ("<eos>", "<end_of_turn>"), "gemma3", parts=NOT_PROJECTOR, full=("projector",)
     ),
+    "gemma4": Recipe(gemma4, gemma4_config, ("<eos>", "<turn|>"), "gemma4"),
     "paligemma": Recipe(paligemma, paligemma_config, ("<eos>",), without=False, turns=False),
     "paligemma2": Recipe(paligemma, paligemma2_config, ("<eos>",), model="paligemma", without=False, turns=False),
 }
