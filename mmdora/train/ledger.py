@@ -1,11 +1,11 @@
 """A ledger of memory: it runs operations on shapes alone and books the storage that their results would take.
 
 Integers and booleans are computed, because shapes depend on them, such as the number of image tokens or the positions
-that have labels. Floating-point tensors have no values, but for the model's inputs and what is computed from them
-alone: Idefics3 and SmolVLM look into the pixels for tiles that are padding. torch's own tools do not suffice. Under
-`FakeTensorMode` no tensor has values, so LLaVA's forward stops where it compares the number of image tokens with that
-of image features (`DataDependentOutputException`, torch 2.14, tried with `MemTracker` of
-`torch.distributed._tools`). `MemTracker` is also private, and it books by module, not by modality and phase.
+that have labels. Floating-point tensors have no values, but for the model's inputs and what is computed from them or
+from integers alone: Idefics3 looks into the pixels for tiles that are padding, and Gemma 4 into weights of places.
+torch's own tools do not suffice. Under `FakeTensorMode` no tensor has values, so LLaVA's forward stops where it
+compares the number of image tokens with that of image features (`DataDependentOutputException`, torch 2.14, tried with
+`MemTracker` of `torch.distributed._tools`). `MemTracker` is also private, and it books by module, not by modality.
 
 For LLaVA-1.5-7B's recipe (16 rows of 2,048 tokens, 95,000 operations) this takes 10 CPU seconds.
 """
@@ -30,6 +30,8 @@ from mmdora.ops.dropout import draw_zeros
 
 aten = torch.ops.aten
 BACKWARD, OTHER = "backward", "other"
+COMPUTED = 2**25
+"""Elements up to which a floating-point tensor that was computed from integers alone keeps its values."""
 HALF_ONLY = (aten._grouped_mm.default,)
 """Operations that run in fp32 too, but whose meta kernels refuse it (torch 2.14): the experts of mixtures."""
 
@@ -105,8 +107,10 @@ class Ledger(TorchDispatchMode):
             out = torch.empty(int(count * p), dtype=torch.int64)
         elif not any(map(self._is_unreal, tensors)) if tensors else not self._makes_floats(func, facts, args, kwargs):
             out = func(*args, **kwargs)
-            if any(tensor.is_floating_point() for tensor in tensors):
-                self._real |= {t.untyped_storage()._cdata for t in _tensors((out,)) if t.is_floating_point()}
+            floats = [t for t in _tensors((out,)) if t.is_floating_point()]
+            # Masks of attention are floats from integers too, and arithmetic with them would take long.
+            if any(t.is_floating_point() for t in tensors) or all(t.numel() <= COMPUTED for t in floats):
+                self._real |= {t.untyped_storage()._cdata for t in floats if tensors}
         elif func is aten.nonzero.default:
             # DoRA's forward looks for rare values (rows that cancel to 0, NaN); without values, none are assumed.
             out = torch.empty(0, args[0].ndim, dtype=torch.int64)

@@ -33,8 +33,9 @@ from . import checkpoints, records
 
 CLOSE = 2e-5
 """max|a - b| / max|b| of logits that rounding in fp32 explains."""
-FAILED, NOT_REACHED, REFUSED = "FAILED: ", "not reached", "refused"
-"""What a result begins with if its step failed, if its ground was missing, or if mmdora declined it with a reason."""
+FAILED, NOT_REACHED, REFUSED, BROKEN = "FAILED: ", "not reached", "refused", "transformers: "
+"""What a result begins with if its step failed, if its ground was missing, if mmdora declined it with a reason, or if
+the family cannot compute in this transformers."""
 NO_PACKING = ("cannot train on packed rows", "cannot be packed", "packing")
 """What a refusal to pack says; it is a result, not a fault, because the run tells it before training."""
 
@@ -69,6 +70,9 @@ class Walk:
             if any(not self.good(need) for need in needs):
                 self.results[title] = NOT_REACHED
                 continue
+            if title in COMPUTING and (broken := checkpoints.RECIPES[self.name].broken):
+                self.results[title] = f"{BROKEN}{broken}"
+                continue
             begun = time.monotonic()
             try:
                 self.results[title] = step(self) or "ok"
@@ -83,7 +87,7 @@ class Walk:
         return self.results
 
     def good(self, step: str) -> bool:
-        return not self.results[step].startswith((FAILED, NOT_REACHED))
+        return not self.results[step].startswith((FAILED, NOT_REACHED, BROKEN))
 
     def command(self, *words: str | Path) -> str:
         """What a command prints.
@@ -267,3 +271,5 @@ STEPS: tuple[Step, ...] = (
     ("page", Walk.page, ("train",)),
 )
 """Title, step, and the steps that must have succeeded before it."""
+COMPUTING = ("memory", "train", "max_length", "packed", "resume", "eval", "export", "stock", "PEFT", "page")
+"""The steps that run the model's forward, or stand on one that does."""

@@ -33,6 +33,7 @@ class Recipe:
         several: whether a conversation may have two pictures.
         without: whether it may have none.
         turns: whether it may have two turns.
+        broken: why the family cannot compute in a released transformers, which ends its way before training.
     """
 
     processor: Callable[[], Any]
@@ -46,6 +47,7 @@ class Recipe:
     several: bool = True
     without: bool = True
     turns: bool = True
+    broken: str | None = None
 
     def make_processor(self) -> Any:
         """The processor with its chat template."""

@@ -14,12 +14,12 @@ from pathlib import Path
 from transformers.utils import logging
 
 from .checkpoints import RECIPES
-from .path import FAILED, NOT_REACHED, REFUSED, STEPS, Walk
+from .path import BROKEN, FAILED, NOT_REACHED, REFUSED, STEPS, Walk
 
 DOCS = Path(__file__).parents[2] / "docs" / "models.md"
 BEGIN, END = "<!-- written by make families -->", "<!-- end of what make families wrote -->"
 TITLES = [title for title, _, _ in STEPS]
-SIGNS = {FAILED: "✗", NOT_REACHED: "", REFUSED: "refused"}
+SIGNS = {FAILED: "✗", NOT_REACHED: "", REFUSED: "refused", BROKEN: "✗"}
 
 
 def table(results: dict[str, dict[str, str]]) -> str:
@@ -29,10 +29,10 @@ def table(results: dict[str, dict[str, str]]) -> str:
         cells = [sign(steps[title]) for title in TITLES]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     failed = [
-        f"- {name}, {title}: {said.removeprefix(FAILED)}"
+        f"- {name}, {title}: {said.removeprefix(FAILED).removeprefix(BROKEN)}"
         for name, steps in results.items()
         for title, said in steps.items()
-        if said.startswith(FAILED)
+        if said.startswith((FAILED, BROKEN))
     ]
     return "\n".join([*lines, *(["", "What failed:", "", *failed] if failed else [])])
 
