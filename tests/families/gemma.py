@@ -11,7 +11,7 @@ from .tiled import SIGLIP, SQUARE
 from .words import tokenizer
 
 TURNS = ("<start_of_turn>", "<end_of_turn>", "<unk>", "<mask>")
-GEMMA = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "adds_bos": True}
+GEMMA: dict[str, Any] = {"bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "adds_bos": True}
 
 
 def gemma3() -> Any:
@@ -53,7 +53,7 @@ def gemma4() -> Any:
     named = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>", "audio_token": "<|audio|>"}
     named |= {"boa_token": "<|audio>", "eoa_token": "<audio|>"}
     words = tokenizer(named=named, words=("<|turn>", "<turn|>", "<|channel>", "<channel|>", "<|think|>"), **GEMMA)
-    small = {"patch_size": 4, "max_soft_tokens": 70, "pooling_kernel_size": 2}
+    small: dict[str, Any] = {"patch_size": 4, "max_soft_tokens": 70, "pooling_kernel_size": 2}
     return transformers.Gemma4Processor(
         transformers.Gemma4AudioFeatureExtractor(),
         transformers.Gemma4ImageProcessor(**small),

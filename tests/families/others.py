@@ -29,9 +29,15 @@ def ovis2_config(processor: Any) -> dict[str, Any]:
 def lfm2_vl() -> Any:
     marks = ("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
     tags = tuple(f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5))
-    start = {"bos": "<|startoftext|>", "eos": "<|im_end|>", "pad": "<|pad|>"}
+    start: dict[str, Any] = {"bos": "<|startoftext|>", "eos": "<|im_end|>", "pad": "<|pad|>"}
     words = tokenizer(**start, words=("<|im_start|>", *marks, *tags), adds_bos=True)
-    small = {"encoder_patch_size": 4, "tile_size": 16, "min_image_tokens": 4, "max_image_tokens": 8, "max_tiles": 4}
+    small: dict[str, Any] = {
+        "encoder_patch_size": 4,
+        "tile_size": 16,
+        "min_image_tokens": 4,
+        "max_image_tokens": 8,
+        "max_tiles": 4,
+    }
     return transformers.Lfm2VlProcessor(transformers.Lfm2VlImageProcessor(**small), words)
 
 

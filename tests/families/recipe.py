@@ -12,9 +12,16 @@ OWN = "the processor's own"
 """In place of a template's name: the processor brings its template along."""
 SPARE = 8
 """Rows of the embedding behind the last token, as most checkpoints of the hub have some."""
-CLIP = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-QWEN = {"depth": 2, "num_heads": 2, "patch_size": 4, "in_channels": 3, "hidden_size": 16, "intermediate_size": 32}
-QWEN_IMAGES = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+CLIP: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+QWEN: dict[str, Any] = {
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 4,
+    "in_channels": 3,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+}
+QWEN_IMAGES: dict[str, Any] = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ def smolvlm() -> Any:
     named = {"fake_image_token": "<fake_token_around_image>", "image_token": "<image>"}
     named |= {"end_of_utterance_token": "<end_of_utterance>", "global_image_token": "<global-img>"}
     words = tokenizer(bos="<|im_start|>", eos="<end_of_utterance>", pad="<|im_end|>", named=named, words=ROWS)
-    small = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longest_edge": TILE}}
-    video = {"size": {"longest_edge": TILE}, "max_image_size": {"longest_edge": TILE}}
+    small: dict[str, Any] = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longest_edge": TILE}}
+    video: dict[str, Any] = {"size": {"longest_edge": TILE}, "max_image_size": {"longest_edge": TILE}}
     return transformers.SmolVLMProcessor(
         transformers.SmolVLMImageProcessor(**small),
         words,
@@ -35,7 +35,7 @@ def idefics3() -> Any:
     words = tokenizer(
         bos="<|begin_of_text|>", eos="<|end_of_text|>", pad="<|reserved_special_token_0|>", words=IDEFICS, adds_bos=True
     )
-    small = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longest_edge": TILE}}
+    small: dict[str, Any] = {"size": {"longest_edge": 2 * TILE}, "max_image_size": {"longest_edge": TILE}}
     return transformers.Idefics3Processor(transformers.Idefics3ImageProcessor(**small), words, image_seq_len=4)
 
 
