@@ -10,20 +10,22 @@ from .recipe import CLIP, Recipe, ids, text
 from .tiled import SQUARE
 from .words import tokenizer
 
+OVIS2 = ("<IMG_START>", "<IMG_GRID>", "<IMG_COL>", "<IMG_ROW>", "<IMG_END>")
+"""What stands around the tiles. `<image>`, which the template writes, is no token of its own."""
+
 
 def ovis2() -> Any:
-    marks = ("<IMG>", "<GRID>", "<ROW>", "<COL>", "</IMG>")
-    words = tokenizer(eos="<|im_end|>", pad="<|endoftext|>", words=("<|im_start|>", "<image>", *marks))
+    words = tokenizer(eos="<|im_end|>", pad="<|endoftext|>", words=("<|im_start|>", "<IMG_ATOM>", *OVIS2))
     pictures = transformers.Ovis2ImageProcessor(size=SQUARE, crop_to_patches=True, max_patches=4)
     return transformers.Ovis2Processor(pictures, words, image_seq_length=4)
 
 
 def ovis2_config(processor: Any) -> dict[str, Any]:
     vision = {**CLIP, "image_size": 16, "patch_size": 4, "hidden_stride": 2, "vocab_size": 32}
-    marks = processor.tokenizer.convert_tokens_to_ids(["<IMG>", "<GRID>", "<ROW>", "<COL>", "</IMG>"])
+    marks = processor.tokenizer.convert_tokens_to_ids(list(OVIS2))
     words = text(processor, model_type="qwen2")
     sizes = {"vision_config": vision, "text_config": words, "visual_indicator_token_ids": marks}
-    return sizes | {"vocab_size": words["vocab_size"], "hidden_size": 32} | ids(processor, image_token_id="<image>")
+    return sizes | {"vocab_size": words["vocab_size"], "hidden_size": 32} | ids(processor, image_token_id="<IMG_ATOM>")
 
 
 def lfm2_vl() -> Any:
