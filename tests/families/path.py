@@ -36,7 +36,7 @@ CLOSE = 2e-5
 FAILED, NOT_REACHED, REFUSED, BROKEN = "FAILED: ", "not reached", "refused", "transformers: "
 """What a result begins with if its step failed, if its ground was missing, if mmdora declined it with a reason, or if
 the family cannot compute in this transformers."""
-NO_PACKING = ("cannot train on packed rows", "cannot be packed", "packing")
+NO_PACKING = "data.packing: this model cannot train on packed rows"
 """What a refusal to pack says; it is a result, not a fault, because the run tells it before training."""
 
 
@@ -176,9 +176,9 @@ class Walk:
         try:
             self.train("packed", "--data.max_length", "2000", "--data.packing", "true", "--training.steps", "1")
         except StepError as error:
-            if any(words in str(error) for words in NO_PACKING) and "Error at" not in str(error):
-                return REFUSED
-            raise
+            if NO_PACKING not in str(error):
+                raise
+            return REFUSED
         return None
 
     def resume(self) -> None:
