@@ -32,7 +32,7 @@ def paligemma() -> Any:
     pictures: Any = transformers.SiglipImageProcessor(size=SQUARE)
     pictures.image_seq_length = 16
     # The processor writes the start token itself and switches that of the tokenizer off.
-    words = tokenizer(named={"image_token": "<image>"}, words=TURNS, **GEMMA | {"adds_bos": False})
+    words = tokenizer(named={"image_token": "<image>"}, words=TURNS, **{**GEMMA, "adds_bos": False})
     return transformers.PaliGemmaProcessor(pictures, words)
 
 
