@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-floor test-newest newest lock lint format browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
+.PHONY: help quickstart test test-slow test-floor test-newest newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ lint: $(VENV)/.installed-dev  ## ruff, pyright, import-linter
 format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+families: $(VENV)/.installed-dev  ## Every family down the whole path, on tiny checkpoints; writes docs/models.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.table
 
 browser: $(VENV)/.installed-browser  ## Get Chromium, if there is none
 	$(BIN)/python tests/browser/chromium.py

@@ -2,7 +2,8 @@
 
 They are found by the identity of configs, not by names: a root is the outermost module whose `.config` *is* one of the
 model's sub-configs. The projector is everything outside of the roots that is neither an embedding nor the head. The
-last children of a tower whose output has the text width belong to it too (Qwen's `visual.merger`).
+last children of a tower whose output has the text width belong to it too (Qwen's `visual.merger`). A model without a
+config of vision (Chameleon, Emu3, Fuyu) has no tower, so its vision part is empty. `odd_models` has the exceptions.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from mmdora.adapt.odd_models import ACTION_EXPERTS, INNER_PROJECTORS, NO_TOWER, PARTS
 from mmdora.config import MODALITIES
 from mmdora.errors import MmdoraError
 from mmdora.layers import AdaptedConv
@@ -67,11 +69,17 @@ def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None 
     """
     if prefixes is not None:
         return _given(model, prefixes)
+    if (listed := PARTS.get(type(model).__name__)) is not None:
+        known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
+        return ModelParts(**{kind: tuple(name for name in names if name in known) for kind, names in listed.items()})
     roots = _roots(model)
+    sees = (
+        "vision" in dict(_subconfigs(getattr(model, "config", None))).values() and type(model).__name__ not in NO_TOWER
+    )
     for kind, native in (("vision", _native_encoder), ("language", _native_decoder)):
-        if kind not in roots.values() and (name := native(model)):
+        if (sees or kind != "vision") and kind not in roots.values() and (name := native(model)):
             roots[name] = kind
-    missing = [kind for kind in ("vision", "language") if kind not in roots.values()]
+    missing = [kind for kind in ("vision", "language") if (sees or kind != "vision") and kind not in roots.values()]
     if missing:
         raise MmdoraError(
             f"{type(model).__name__}: cannot tell which module is the {' or the '.join(missing)} part; name the "
@@ -84,10 +92,13 @@ def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None 
         prefixes_of[kind].append(name)
     width = _text_width(modules[prefixes_of["language"][0]])
     for name in prefixes_of["vision"]:
-        prefixes_of["projector"] += _inner_projectors(name, modules[name], width)
+        own = INNER_PROJECTORS.get(type(modules[name]).__name__)
+        inner = _inner_projectors(name, modules[name], width) if own is None else [f"{name}.{leaf}" for leaf in own]
+        prefixes_of["projector"] += inner
     heads = _embeddings(model)
     prefixes_of["language"] += [name for name in heads if not _within(name, roots)]
-    prefixes_of["projector"] += _outside(model, "", {*roots, *heads}, prefixes_of["other"])
+    prefixes_of["other"] += ACTION_EXPERTS.get(type(model).__name__, ())
+    prefixes_of["projector"] += _outside(model, "", {*roots, *heads, *prefixes_of["other"]}, prefixes_of["other"])
     prefixes_of["other"] += [
         name
         for root in prefixes_of["language"]

@@ -28,7 +28,7 @@ from mmdora.records.reader import Records
 from mmdora.records.row import Row, changed
 
 CHUNK = 256  # Records per call of a measure: a batch for the tokenizer, and one message from a worker process.
-FORMAT = 1  # Version of the kept files. Raise it when counting changes, so that old counts are not used.
+FORMAT = 2  # Version of the kept files. Raise it when counting changes, so that old counts are not used.
 
 Measure = Callable[[list[Row]], np.ndarray]
 

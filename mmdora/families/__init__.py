@@ -12,15 +12,19 @@ from typing import Any
 from mmdora.families.family import IGNORE, Family
 from mmdora.families.glm import Glm4v
 from mmdora.families.llava import Llava
+from mmdora.families.paligemma import PaliGemma
 from mmdora.families.prompt import Prompt, ask
+from mmdora.families.smolvlm import SmolVLM
 from mmdora.families.vlbart import VLBart
 
-__all__ = ["IGNORE", "Family", "Glm4v", "Llava", "Prompt", "VLBart", "ask", "family_of"]
+__all__ = ["IGNORE", "Family", "Glm4v", "Llava", "PaliGemma", "Prompt", "SmolVLM", "VLBart", "ask", "family_of"]
 
 OWN: dict[str, type[Family]] = {
     "Glm46VProcessor": Glm4v,
     "Glm4vProcessor": Glm4v,
     "LlavaProcessor": Llava,
+    "PaliGemmaProcessor": PaliGemma,
+    "SmolVLMProcessor": SmolVLM,
     "VLBartProcessor": VLBart,
 }
 """Class name of a processor -> the family that differs from the general one."""

@@ -32,8 +32,8 @@ class Ending:
         tokenizer: the tokenizer of the family's processor.
         written: the token that the chat template writes after an answer. None if it writes none; then the tokenizer's
             own end token is added after each answer, as `</s>` was in the training of LLaVA-1.5.
-        next_turn: the token that opens the next turn, in families whose answers end with it. It is added after the last
-            answer only, because the template itself writes it after the others.
+        next_turn: the token between an answer and the next turn, in families whose answers end with it. It is added
+            after the last answer only, because the template itself writes it after the others.
     """
 
     def __init__(self, tokenizer: Any, written: str | None, next_turn: str | None = None):

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
+from mmdora.families.chat import Chat, said
 from mmdora.families.ending import Ending, end_tokens, written_end
+from mmdora.families.expansion import Expansions, Size
 from mmdora.families.positions import RopeIndex
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import (
     IGNORE,
-    apply_template,
     check_places,
     check_texts,
     encode,
@@ -92,7 +93,12 @@ class Family:
 
         This is the one place where a conversation becomes text: training, generation and counting go through it.
         """
-        return apply_template(self.processor, conversations, generation_prompt)
+        return self.chat.write(conversations, generation_prompt)
+
+    @cached_property
+    def chat(self) -> Chat:
+        """The processor's chat template."""
+        return Chat(self.processor, end_tokens(self.tokenizer))
 
     def render_with_answers(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
         """The conversation as the model reads it, and the character spans [start, end) of its answers, ends included.
@@ -115,35 +121,55 @@ class Family:
     @cached_property
     def ending(self) -> Ending:
         """The end of an answer, which is found by rendering a short conversation."""
-        asked = {"role": "user", "content": [{"type": "text", "text": "a"}]}
-        answered = {"role": "assistant", "content": [{"type": "text", "text": "b"}]}
-        (text,) = self.write([[asked, answered]], False)
-        return Ending(self.tokenizer, written_end(text, end_tokens(self.tokenizer)))
+        answered = [said("user", "a"), said("assistant", "b")]
+        text, longer = self.write([answered, [*answered, said("user", "c")]], False)
+        written, end = written_end(text, end_tokens(self.tokenizer)), self.tokenizer.eos_token
+        # DeepSeek-VL's template writes the end between turns alone, so the last answer lacks it.
+        between = written is None and end is not None and longer[len(text.rstrip()) :].lstrip().startswith(end)
+        return Ending(self.tokenizer, written, end if between else None)
+
+    def notes(self, generation_config: Any) -> list[str]:
+        """Sentences for the user before training, about how answers begin and end.
+
+        Args:
+            generation_config: the base's; None if it has none.
+        """
+        return [*self.chat.notes(), *self.ending.notes(generation_config)]
 
     # --- lengths in tokens
 
-    def image_tokens(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """The number of tokens of each picture, from its size (height, width) in pixels.
+    @cached_property
+    def expansions(self) -> Expansions:
+        """What the processor writes in place of pictures."""
+        return Expansions(self.processor, self.placeholder)
+
+    def image_tokens(self, sizes: Sequence[Size]) -> list[int]:
+        """The number of tokens of pictures that stand alone in their conversations, from their (height, width).
 
         Raises:
-            MmdoraError: if the processor cannot tell.
+            MmdoraError: if the processor cannot read pictures of these sizes.
         """
-        try:
-            return list(self.processor._get_num_multimodal_tokens(image_sizes=sizes).num_image_tokens)
-        except AttributeError:
-            raise MmdoraError(f"{type(self.processor).__name__} does not say how many tokens an image takes") from None
+        if self.expansions.has_rule:
+            return self.expansions.tokens(sizes)
+        return [self.expansions.tokens([size])[0] for size in sizes]
 
     def count_image_tokens(self, rows: Sequence[Row]) -> np.ndarray:
         """[rows] int32: image tokens of each row; only the headers of the image files are read."""
-        sizes: dict[FileRef, tuple[int, int]] = {}
+        sizes = self._sizes(rows)
+        if self.expansions.has_rule:
+            every = self.expansions.tokens([size for own in sizes for size in own]) if any(sizes) else []
+            counts, owners = np.zeros(len(rows), dtype=np.int32), np.repeat(np.arange(len(rows)), list(map(len, sizes)))
+            np.add.at(counts, owners, np.array(every, dtype=np.int32))
+            return counts
+        return np.array([sum(self.expansions.tokens(own)) for own in sizes], dtype=np.int32)
+
+    def _sizes(self, rows: Sequence[Row]) -> list[list[Size]]:
+        """The (height, width) in pixels of the pictures of each row."""
+        known: dict[FileRef, Size] = {}
         for row in rows:
             with naming(row):
-                sizes |= {image: image_size(image) for image in row["images"] if image not in sizes}
-        counts = np.zeros(len(rows), dtype=np.int32)
-        if seen := [sizes[image] for row in rows for image in row["images"]]:
-            owners = np.repeat(np.arange(len(rows)), [len(row["images"]) for row in rows])
-            np.add.at(counts, owners, np.array(self.image_tokens(seen), dtype=np.int32))
-        return counts
+                known |= {image: image_size(image) for image in row["images"] if image not in known}
+        return [[known[image] for image in row["images"]] for row in rows]
 
     def count_tokens(self, rows: Sequence[Row]) -> np.ndarray:
         """[rows] int32: tokens of each rendered conversation, with its pictures expanded to their image tokens."""
@@ -151,13 +177,21 @@ class Family:
         for row in rows:
             with naming(row):
                 texts.append(self.render(row["messages"]))
+        if self.placeholder is None or self.expansions.has_rule:
+            more = self.count_image_tokens(rows)
+            # The text is counted with one placeholder per picture, which the image tokens replace.
+            more -= np.array([len(row["images"]) * (self.placeholder is not None) for row in rows], dtype=np.int32)
+        else:
+            written = [self._expanded(*each) for each in zip(rows, texts, self._sizes(rows), strict=True)]
+            texts, more = [text for text, _ in written], np.array([count for _, count in written], dtype=np.int32)
         special = needs_start_token(self.processor, texts)
         ids = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
-        counts = np.array([len(each) for each in ids["input_ids"]], dtype=np.int32) + self.count_image_tokens(rows)
-        if self.placeholder is None:
-            return counts
-        # The text was counted with one placeholder per picture, which the image tokens replace.
-        return counts - np.array([len(row["images"]) for row in rows], dtype=np.int32)
+        return np.array([len(each) for each in ids["input_ids"]], dtype=np.int32) + more
+
+    def _expanded(self, row: Row, text: str, sizes: Sequence[Size]) -> tuple[str, int]:
+        with naming(row):
+            check_places(text, self.placeholder, len(sizes))
+            return self.expansions.into(text, sizes)
 
     # --- batches to learn from
 
@@ -202,7 +236,7 @@ class Family:
         batch = {}
         for name, value in encoded.items():
             if value.shape[:2] == (1, length):
-                value = torch.cat([value, value[:, -1:].expand(1, more)], 1)
+                value = torch.cat([value, value[:, -1:].expand(-1, more, *value.shape[2:])], 1)
             batch[name] = value.repeat(rows, *[1] * (value.ndim - 1))
         labels = batch["input_ids"].clone()
         labels[:, :length] = IGNORE

@@ -30,7 +30,11 @@ Write = Callable[[list[Messages], bool], list[str]]
 
 def apply_template(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
     """Conversations as the chat template writes them; each image is still a placeholder."""
-    check_texts(conversations[-1], getattr(processor, "image_token", None))
+    if getattr(processor, "chat_template", None) is None:
+        raise MmdoraError(
+            f"{type(processor).__name__}: this base has no chat template; put one that writes its conversations into "
+            "its folder, as chat_template.jinja"
+        )
     try:
         return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
     except Exception as error:  # A template is a program of the checkpoint; jinja2 runs it in its sandbox.
@@ -96,16 +100,29 @@ def render_with_answers(
     text, spans = after[-1], []
     # `after` holds one text more than `before` where a conversation goes on after its last answer.
     for head, tail in zip(before, after, strict=False):
-        if not (text.startswith(head) and text.startswith(tail) and len(head) < len(tail)):
-            raise MmdoraError(
-                "the chat template rewrites earlier turns when a turn is added, so it is not known "
-                "where the answers are"
-            )
+        for part in (head, tail):
+            if not text.startswith(part) or len(head) >= len(tail):
+                raise MmdoraError(
+                    "the chat template rewrites earlier turns when a turn is added, so it is not known where the "
+                    f"answers are: {_parting(part, text)}; give the base a chat_template.jinja that only adds turns"
+                )
         end = _end_of_turn(ends, text, len(head), len(tail))
         if next_turn is not None and text[end:].lstrip().startswith(next_turn):
             end = text.index(next_turn, end) + len(next_turn)
         spans.append((len(head), end))
     return text, spans
+
+
+SEEN = 30
+"""Characters around the place where two texts part that an error shows."""
+
+
+def _parting(part: str, whole: str) -> str:
+    """Where a text parts from the longer one that should begin with it, in words."""
+    pairs = zip(part, whole, strict=False)
+    place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(part), len(whole)))
+    one, other = (text[max(place - SEEN, 0) : place + SEEN] for text in (part, whole))
+    return f"it writes {one!r} first, and later {other!r}"
 
 
 def _end_of_turn(tokens: Sequence[str], text: str, start: int, end: int) -> int:

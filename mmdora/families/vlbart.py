@@ -37,6 +37,9 @@ class VLBart(Family):
         """The tokenizer appends its end token to each target; the template writes questions only."""
         return Ending(self.tokenizer, self.tokenizer.eos_token)
 
+    def notes(self, generation_config: Any) -> list[str]:
+        return self.ending.notes(generation_config)
+
     def check_row(self, row: Row) -> None:
         if sum(message["role"] == "assistant" for message in row["messages"]) > 1:
             raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")

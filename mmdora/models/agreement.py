@@ -110,6 +110,8 @@ def features_made(model: Any, inputs: Mapping[str, Tensor]) -> int | str | None:
         return None if unknown else f"nothing ({reason[:200]})"
     except (TypeError, AttributeError):  # The model's own code, of a form that is not known here.
         return None
+    if made is None:  # Llama 4 gives the states of its tower alone.
+        return None
     return sum(prod(each.shape[:-1]) for each in ([made] if isinstance(made, Tensor) else made))
 
 

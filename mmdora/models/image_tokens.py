@@ -16,7 +16,7 @@ from transformers import AutoProcessor
 
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
-from mmdora.families import family_of
+from mmdora.families import Family, family_of
 
 SIDES = (32, 56, 96, 150, 224, 336, 448, 640, 1000, 1500, 2240, 4000)
 SIZES = [(height, width) for height, width in product(SIDES, SIDES) if max(height, width) <= 4 * min(height, width)]
@@ -44,12 +44,13 @@ def set_image_tokens(processor: Any, budget: ImageTokens) -> ImageSettings:
     if budget.min is None and budget.max is None:
         return {}
     least, most = budget.min or 0, budget.max or 2**31
-    images, before = processor.image_processor, _counts(processor)
+    images, family = processor.image_processor, family_of(processor)
+    before = _counts(family)
     closest: tuple[int, int] | None = None
     for settings in _candidates(images, least, budget.max):
         own = {name: getattr(images, name) for name in settings}
         _set(images, settings)
-        lowest, highest = _counts(processor)
+        lowest, highest = _counts(family)
         if least <= lowest and highest <= most:
             return settings
         if highest <= most and closest is None:
@@ -104,10 +105,12 @@ def _for_file(part: dict[str, Any], settings: ImageSettings, model: bool) -> Ima
     return values | {old: values["size"][new] for old, new in pixels.items() if old in part and "size" in values}
 
 
-def _counts(processor: Any) -> tuple[int, int]:
-    """The fewest and the most tokens that the processor gives for a picture of `SIZES`."""
+def _counts(family: Family) -> tuple[int, int]:
+    """The fewest and the most tokens that a family gives for a picture of `SIZES`, by its settings as they are now."""
+    # A family keeps what its processor answered, and whether its rule is right; only the second outlasts a setting.
+    asked = family if family.expansions.has_rule else family_of(family.processor)
     try:
-        counts = family_of(processor).image_tokens(SIZES)
+        counts = asked.image_tokens(SIZES)
     except MmdoraError as error:
         raise MmdoraError(f"data.image_tokens: {error}") from None
     return int(min(counts)), int(max(counts))

@@ -1,10 +1,11 @@
 """A ledger of memory: it runs operations on shapes alone and books the storage that their results would take.
 
 Integers and booleans are computed, because shapes depend on them, such as the number of image tokens or the positions
-that have labels. Floating-point tensors have no values. torch's own tools do not suffice. Under `FakeTensorMode` no
-tensor has values, so LLaVA's forward stops where it compares the number of image tokens with that of image features
-(`DataDependentOutputException`, torch 2.14, tried with `MemTracker` of `torch.distributed._tools`). `MemTracker` is
-also private, and it books by module, not by modality and phase.
+that have labels. Floating-point tensors have no values, but for the model's inputs and what is computed from them or
+from integers alone: Idefics3 looks into the pixels for tiles that are padding, and Gemma 4 into weights of places.
+torch's own tools do not suffice. Under `FakeTensorMode` no tensor has values, so LLaVA's forward stops where it
+compares the number of image tokens with that of image features (`DataDependentOutputException`, torch 2.14, tried with
+`MemTracker` of `torch.distributed._tools`). `MemTracker` is also private, and it books by module, not by modality.
 
 For LLaVA-1.5-7B's recipe (16 rows of 2,048 tokens, 95,000 operations) this takes 10 CPU seconds.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, NamedTuple
@@ -29,6 +30,10 @@ from mmdora.ops.dropout import draw_zeros
 
 aten = torch.ops.aten
 BACKWARD, OTHER = "backward", "other"
+COMPUTED = 2**25
+"""Elements up to which a floating-point tensor that was computed from integers alone keeps its values."""
+HALF_ONLY = (aten._grouped_mm.default,)
+"""Operations that run in fp32 too, but whose meta kernels refuse it (torch 2.14): the experts of mixtures."""
 
 
 class Ledger(TorchDispatchMode):
@@ -50,6 +55,8 @@ class Ledger(TorchDispatchMode):
         self._known: dict[int, weakref.ref[Any]] = {}
         self._unreal: set[int] = set()
         """Identities of the storages that were never written, and whose values therefore mean nothing."""
+        self._real: set[int] = set()
+        """Identities of the storages of floating-point tensors that have values."""
         self._shapes: dict[Any, Any] = {}
         """Operation, and shapes and dtypes of its arguments -> its results on the meta device."""
 
@@ -58,6 +65,11 @@ class Ledger(TorchDispatchMode):
         self.live -= kept
         self.labels = Counter({OTHER: self.live})
         self.peak, self.at_peak = self.live, dict(self.labels)
+
+    def given(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The model's inputs, of which those with floats are copied, booked, and known to have values."""
+        self._real |= {value.untyped_storage()._cdata for value in inputs.values() if value.is_floating_point()}
+        return {name: value.clone() if value.is_floating_point() else value for name, value in inputs.items()}
 
     @contextmanager
     def by_modality(self, model: Any, plan: Plan) -> Iterator[None]:
@@ -89,13 +101,16 @@ class Ledger(TorchDispatchMode):
         facts = _facts(func)
         if facts.is_view:
             return func(*args, **kwargs)
-        makes_floats = facts.takes_device and (kwargs.get("dtype") or torch.float32).is_floating_point
         if func is draw_zeros:
             # The number of zeros that dropout draws is random, so its expectation is booked.
             count, p = args
             out = torch.empty(int(count * p), dtype=torch.int64)
-        elif not any(map(self._is_unreal, tensors)) if tensors else not makes_floats:
+        elif not any(map(self._is_unreal, tensors)) if tensors else not self._makes_floats(func, facts, args, kwargs):
             out = func(*args, **kwargs)
+            floats = [t for t in _tensors((out,)) if t.is_floating_point()]
+            # Masks of attention are floats from integers too, and arithmetic with them would take long.
+            if any(t.is_floating_point() for t in tensors) or all(t.numel() <= COMPUTED for t in floats):
+                self._real |= {t.untyped_storage()._cdata for t in floats if tensors}
         elif func is aten.nonzero.default:
             # DoRA's forward looks for rare values (rows that cancel to 0, NaN); without values, none are assumed.
             out = torch.empty(0, args[0].ndim, dtype=torch.int64)
@@ -109,8 +124,18 @@ class Ledger(TorchDispatchMode):
             self._book(tensor)
         return out
 
+    def _makes_floats(self, func: Any, facts: _Facts, args: Any, kwargs: Any) -> bool:
+        """Whether an operation without tensors makes floats. `arange` may have no dtype and goes by its numbers."""
+        return facts.takes_device and any(
+            t.is_floating_point() for t in _tensors((self._made(func, facts, args, kwargs),))
+        )
+
     def _shaped(self, func: Any, facts: _Facts, args: Any, kwargs: Any) -> Any:
-        """The results of `func` as memory that is reserved and never touched.
+        """The results of `func` as memory that is reserved and never touched."""
+        return _mapped(self._made(func, facts, args, kwargs), self._unreal_like)
+
+    def _made(self, func: Any, facts: _Facts, args: Any, kwargs: Any) -> Any:
+        """The results of `func` on the meta device.
 
         The meta kernel runs only once for each combination of shapes and dtypes, because a model of 32 equal layers
         calls each operation with the same shapes over and over.
@@ -120,8 +145,8 @@ class Ledger(TorchDispatchMode):
             on_meta = tree_map_only(Tensor, lambda t: t.to("meta"), (args, dict(kwargs)))
             if facts.takes_device:
                 on_meta[1]["device"] = torch.device("meta")
-            self._shapes[key] = func(*on_meta[0], **on_meta[1])
-        return _mapped(self._shapes[key], self._unreal_like)
+            self._shapes[key] = func(*on_meta[0], **on_meta[1]) if func not in HALF_ONLY else _as_half(func, *on_meta)
+        return self._shapes[key]
 
     def _unreal_like(self, meta: Tensor) -> Tensor:
         """A tensor of the same shape and dtype, whose values mean nothing."""
@@ -137,6 +162,7 @@ class Ledger(TorchDispatchMode):
             for a in schema.arguments
             if a.alias_info is not None and a.alias_info.is_write and a.name in named
         ]
+        self._real -= {tensor.untyped_storage()._cdata for tensor in _tensors(written)}
         return None if not schema.returns else written[0] if len(schema.returns) == 1 else tuple(written)
 
     def _masked(self, args: Any) -> list[int] | None:
@@ -147,7 +173,10 @@ class Ledger(TorchDispatchMode):
         return [0 if self._is_unreal(mask) else int(mask.sum()), *value.shape[mask.ndim :]]
 
     def _is_unreal(self, tensor: Tensor) -> bool:
-        return tensor.is_floating_point() or tensor.untyped_storage()._cdata in self._unreal
+        if tensor.is_meta or tensor.is_complex():  # Llama 4 keeps its rotations apart from its parameters.
+            return True
+        key = tensor.untyped_storage()._cdata
+        return key in self._unreal or (tensor.is_floating_point() and key not in self._real)
 
     def _book(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -160,12 +189,19 @@ class Ledger(TorchDispatchMode):
             self.labels[label] -= size
             self._known.pop(key, None)
             self._unreal.discard(key)
+            self._real.discard(key)
 
         self._known[key] = weakref.ref(storage, gone)
         self.live += size
         self.labels[label] += size
         if self.live > self.peak:
             self.peak, self.at_peak = self.live, dict(self.labels)
+
+
+def _as_half(func: Any, args: Any, kwargs: Any) -> Any:
+    """The result of an operation whose meta kernel takes bf16 alone, in the dtype of its first argument."""
+    half = tree_map_only(Tensor, lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t, (args, kwargs))
+    return func(*half[0], **half[1]).to(args[0].dtype)
 
 
 class _Facts(NamedTuple):

@@ -86,7 +86,7 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
             enable = getattr(twin, "activation_checkpointing_enable", None) or twin.gradient_checkpointing_enable
             enable({"use_reentrant": False})
         twin.train()
-        inputs = {name: value.clone() if value.is_floating_point() else value for name, value in batch.items()}
+        inputs = ledger.given(batch)
         kept = ledger.live - sum(value.nbytes for value in inputs.values() if value.is_floating_point())
         ledger.start(kept)
         # With accumulation, gradients exist during forward from the second micro-batch on, so two are run.

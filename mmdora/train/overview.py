@@ -174,7 +174,7 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
     processor = load_processor(config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
     family = family_of(processor)
     console.print(f"{plan}\n", markup=False, highlight=False)
-    for note in family.ending.notes(load_generation_config(config.base)):
+    for note in family.notes(load_generation_config(config.base)):
         console.print(f"note: {note}", highlight=False, markup=False)
     for task, source in data.sources.items():
         if data.stream:

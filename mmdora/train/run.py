@@ -104,7 +104,7 @@ def _open(request: Request, begun: Begun, loaded: Loaded, facts: Mapping[str, An
     data = describe(loaded.rows, loaded.packs, request.config)
     request.say(str(loaded.plan))
     request.say(data)
-    for note in loaded.family.ending.notes(loaded.model.generation_config):
+    for note in loaded.family.notes(loaded.model.generation_config):
         request.say(f"note: {note}")
     open_folder(request.config, str(loaded.plan), data)
 

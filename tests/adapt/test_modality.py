@@ -1,10 +1,14 @@
 """The parts of each architecture, exactly."""
 
 import copy
+from typing import Any
 
 import pytest
+import torch
 from shrunken import CONFIGS, shrunken
 from torch import nn
+from transformers import AutoModelForImageTextToText
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmdora.adapt.inject import inject
 from mmdora.adapt.modality import ModelParts, find_parts
@@ -69,3 +73,35 @@ def test_no_parts_is_an_error_with_the_tree_and_the_way_out():
     assert given == ModelParts(vision=("eye",))
     with pytest.raises(MmdoraError, match=r"adapt\.parts\.vision.*'nose'"):
         find_parts(Odd(), {"vision": ("nose",)})
+
+
+def built(name: str, **sizes: Any) -> Any:
+    """An architecture without memory, with its own sizes."""
+    with torch.device("meta"):
+        return AutoModelForImageTextToText.from_config(CONFIG_MAPPING[name](**sizes))
+
+
+ODD = {
+    "fuyu": ModelParts((), ("model.vision_embed_tokens",), TEXT),
+    "git": ModelParts(("git.image_encoder",), ("git.visual_projection",), ("git", "output")),
+    "llama4": ModelParts(
+        ("vision_model",), ("vision_model.vision_adapter", "multi_modal_projector"), ("language_model",)
+    ),
+    "vision-encoder-decoder": ModelParts(("encoder",), (), ("decoder",)),
+    "deepseek_vl_hybrid": ModelParts(
+        ("model.high_res_vision_model", "model.vision_model"),
+        (
+            "model.high_res_vision_neck",
+            "model.high_res_vision_proj",
+            "model.aligner",
+            "model.high_res_vision_alpha",
+        ),
+        TEXT,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_parts_of_models_that_the_rule_does_not_fit(name):
+    sizes = {"text_config": {"model_type": "llama4_text", "num_hidden_layers": 2}} if name == "llama4" else {}
+    assert find_parts(built(name, **sizes)) == ODD[name]

@@ -60,7 +60,7 @@ def test_counts_are_made_once(records, processor, counted):
 
 def test_what_a_count_depends_on_makes_it_anew(records, processor, counted, tiny_llava, tmp_path):
     before = token_counts(records, family_of(processor))
-    processor.image_processor.crop_size = {"height": 32, "width": 32}
+    processor.image_processor.size = processor.image_processor.crop_size = {"height": 32, "width": 32}
     fewer = token_counts(records, family_of(processor))
     with_image = records.images > 0
     assert np.array_equal(before - fewer, np.where(with_image, 64 - 16, 0)) and with_image.any()
