@@ -15,14 +15,17 @@ A version cannot be read inside a compiled graph. There the scale comes from an 
 it for a function of the parameters, and at run time it does the same look-up. So nothing has to be refreshed from
 outside, no graph breaks, and one compiled block serves all layers of its shape.
 
-FSDP gathers parameters into buffers whose version and address say nothing about writes, and a CUDA graph replays what
-it captured. In both cases the scale is computed in each forward.
+FSDP and DeepSpeed's ZeRO-3 gather parameters into buffers whose version and address say nothing about writes, and a
+CUDA graph replays what it captured. In these cases the scale is computed in each forward.
+
+To decide whether backward can recover z, somebody has to look at c, and that waits for the device. So the first forward
+after an optimizer step computes the scales of all modules that learn on its device, and looks at all of them at once.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import Any, Protocol
 
@@ -43,6 +46,7 @@ class Scaled(Protocol):
     """The attributes of a module that a scale is computed from; `Adapted` has them."""
 
     scaling: float
+    training: bool
 
     @property
     def base_weight(self) -> Tensor: ...
@@ -90,21 +94,48 @@ class Scales:
     def forget(self) -> None:
         self._base: tuple[Stamp, Tensor] | None = None
         self._scale: tuple[Stamp, linear.Scale] | None = None
+        self._factors: tuple[Stamp, Tensor, Tensor] | None = None
 
     def of(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor) -> linear.Scale:
         """The scale of the module's parameters; the kept one if nothing was written to them since."""
-        own = [weight, magnitude] if lora_A is None or lora_B is None else [weight, magnitude, lora_A, lora_B]
+        own = _present(weight, lora_A, lora_B, magnitude)
         if not self._sees(own):
             return self.computed(weight, lora_A, lora_B, magnitude)
-        if self._scale is None:
-            self._scale = Stamp(own, _steps), self.computed(weight, lora_A, lora_B, magnitude)
-        elif not self._scale[0].fits(own, _steps):
-            stamp = self._scale[0].renewed(own, _steps)
-            self._scale = stamp, self.computed(weight, lora_A, lora_B, magnitude)
+        if self._scale is None or not self._scale[0].fits(own, _steps):
+            renewed = [self._renewed(weight, lora_A, lora_B, magnitude)]
+            renewed += [scales._renewed(*parts) for scales, parts in self._stale_beside(weight)]
+            keeps = linear.small([scaled.factor for _, _, scaled in renewed])
+            for (scales, stamp, scaled), keep in zip(renewed, keeps, strict=True):
+                scales._scale = stamp, scaled._replace(keep=keep)
+            assert self._scale is not None
         return self._scale[1]
 
+    def _renewed(
+        self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor
+    ) -> tuple[Scales, Stamp, linear.Scale]:
+        own = _present(weight, lora_A, lora_B, magnitude)
+        stamp = Stamp(own, _steps) if self._scale is None else self._scale[0].renewed(own, _steps)
+        self._scale = None  # Should memory run out below, the renewed stamp must not vouch for the old scale.
+        return self, stamp, self.computed(weight, lora_A, lora_B, magnitude)
+
+    def _stale_beside(self, weight: Tensor) -> Iterator[tuple[Scales, Any]]:
+        """Yield the other modules that learn on this device and whose scale no longer fits, with their parameters."""
+        if not _waits(weight.device) or not self.module.training or transforms.active():
+            return
+        for scales in list(_known.values()):
+            module = scales._module()
+            if scales is self or module is None or not module.training:
+                continue
+            parts = module.base_weight, module.lora_A, module.lora_B, module.magnitude
+            learns = parts[3] is not None and parts[3].requires_grad and parts[3].dtype.itemsize >= 4
+            own = _present(*parts)
+            if not learns or any(tensor.device != weight.device for tensor in own) or not scales._sees(own):
+                continue
+            if scales._scale is None or not scales._scale[0].fits(own, _steps):
+                yield scales, parts
+
     def computed(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor) -> linear.Scale:
-        """The scale of any parameters of these shapes, computed anew.
+        """The scale of any parameters of these shapes, computed anew. It keeps z, so that nobody has to look at c.
 
         Raises:
             MmdoraError: a magnitude in half precision.
@@ -116,10 +147,7 @@ class Scales:
             )
         # A later backward could not use what was computed in inference mode.
         with torch.inference_mode(False), torch.no_grad():
-            n = self.row_norm(weight, lora_A, lora_B)
-            # Whether z must be kept takes a look at c, which waits for the device. A scale that is computed in each
-            # forward does without that look and keeps z.
-            return linear.scale(magnitude, n, keep=None if self._sees([weight]) else True)
+            return linear.scale(magnitude, self.row_norm(weight, lora_A, lora_B), keep=True)
 
     def row_norm(self, weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None) -> Tensor:
         """||W0 + s B A|| [O], fp32 or better, outside autograd."""
@@ -156,11 +184,30 @@ class Scales:
         assert module is not None
         return module
 
+    def factors(self, lora_A: Tensor, lora_B: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """A and B in another dtype; the kept copies if nothing was written to them since."""
+        own = [lora_A, lora_B]
+        if not self._sees(own):
+            return lora_A, lora_B
+        if self._factors is None or self._factors[1].dtype != dtype or not self._factors[0].fits(own, _steps):
+            with torch.inference_mode(False), torch.no_grad():
+                self._factors = Stamp(own, _steps), lora_A.to(dtype), lora_B.to(dtype)
+        return self._factors[1:]
+
     def _sees(self, tensors: Sequence[Tensor]) -> bool:
         """Whether a write to one of these tensors can be seen at all."""
-        if "_is_fsdp_managed_module" in self.module.__dict__ or _captured(tensors[0]):
+        if "_is_fsdp_managed_module" in self.module.__dict__ or "ds_id" in tensors[0].__dict__:
             return False
-        return not any(tensor.is_inference() for tensor in tensors)
+        return not _captured(tensors[0]) and not any(tensor.is_inference() for tensor in tensors)
+
+
+def _present(weight: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, magnitude: Tensor | None) -> list[Tensor]:
+    return [part for part in (weight, magnitude, lora_A, lora_B) if part is not None]
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether reading a value waits for work that was given to the device before."""
+    return device.type != "cpu"
 
 
 def _captured(tensor: Tensor) -> bool:
@@ -203,3 +250,17 @@ def current(module: Scaled) -> linear.Scale | None:
     if transforms.wrapped((*parts, magnitude)):
         return module.scales.under_transform(*parts, magnitude)
     return module.scales.of(*parts, magnitude)
+
+
+def factors(module: Scaled, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:
+    """The module's A and B for a forward whose low-rank products are in `dtype`.
+
+    An answer is made token by token, and each token would cast them anew. So in eval, where no gradient is asked for,
+    they are in that dtype already, and kept. Otherwise they are the parameters.
+    """
+    lora_A, lora_B = module.lora_A, module.lora_B
+    if lora_A is None or lora_B is None or lora_A.dtype == dtype or module.training or torch.is_grad_enabled():
+        return lora_A, lora_B
+    if torch.compiler.is_compiling() or transforms.active():
+        return lora_A, lora_B
+    return module.scales.factors(lora_A, lora_B, dtype)

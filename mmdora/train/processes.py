@@ -22,6 +22,7 @@ from accelerate.utils import (
 
 from mmdora.config import Training
 from mmdora.errors import MmdoraError
+from mmdora.train import fsdp
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
@@ -61,15 +62,7 @@ class Processes:
         )
         self.device = self.accelerator.device
         self.count, self.index = self.accelerator.num_processes, self.accelerator.process_index
-        if self.fsdp:
-            fsdp: Any = self.accelerator.state.fsdp_plugin
-            if not self.accelerator.is_fsdp2:
-                raise MmdoraError("FSDP of version 1 is not supported; set fsdp_version: 2 in the accelerate config")
-            if training.gradient_checkpointing and fsdp.activation_checkpointing:
-                raise MmdoraError(
-                    "training.gradient_checkpointing: the accelerate config asks for it too; "
-                    "leave out fsdp_activation_checkpointing there"
-                )
+        fsdp.set_up(self.accelerator, training)
         if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
             assert deepspeed.deepspeed_config is not None
             # accelerate would fill these in from a loader and an accumulation of its own, which it is not given.
@@ -165,11 +158,6 @@ def _check_start() -> None:
         raise MmdoraError(
             f"{gpus} GPUs are visible to one process: start one for each (torchrun --nproc-per-node "
             f"{gpus} -m mmdora train CONFIG, or accelerate launch), or choose: CUDA_VISIBLE_DEVICES=0"
-        )
-    if not torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-        raise MmdoraError(
-            "FSDP was asked for, but there is no GPU, and accelerate runs DDP on CPUs instead, without a word; "
-            "leave it out (--use_fsdp, or distributed_type: FSDP in its config), or start where there are GPUs"
         )
 
 
