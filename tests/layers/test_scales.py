@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mmdora.adapter_files.tensors import to_file
 from mmdora.errors import MmdoraError
-from mmdora.layers import scales, stamp
+from mmdora.layers import kept, scales, stamp
 from mmdora.layers.stamp import Stamp
 from mmdora.ops import linear, norm
 
@@ -317,7 +317,7 @@ def looks(monkeypatch) -> list[int]:
     gc.collect()  # the layers of other tests would be among those that learn
     counts, original = [], linear.small
     monkeypatch.setattr(linear, "small", lambda factors: counts.append(len(factors)) or original(factors))
-    monkeypatch.setattr(scales, "_waits", lambda device: True)
+    monkeypatch.setattr(kept, "_waits", lambda device: True)
     return counts
 
 
@@ -381,7 +381,7 @@ FACTOR_WRITES = {
 @pytest.fixture
 def casts(monkeypatch) -> list[int]:
     """One element for each time that A and B are cast to be kept."""
-    made, original = [], scales.Scales.factors
+    made, original = [], kept.Scales.factors
 
     def watched(self, *args):
         before = self._factors
@@ -390,7 +390,7 @@ def casts(monkeypatch) -> list[int]:
             made.append(1)
         return found
 
-    monkeypatch.setattr(scales.Scales, "factors", watched)
+    monkeypatch.setattr(kept.Scales, "factors", watched)
     return made
 
 
