@@ -19,7 +19,7 @@ from mmdora.errors import MmdoraError
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 """torch brings Triton on Linux, and not on macOS and Windows. `kernels` imports it, at the first use on CUDA."""
 SWITCH = "MMDORA_TRITON"
-_problems: dict[int | None, str | None] = {}
+_problems: dict[int, str | None] = {}
 """Index of a device -> why its kernels cannot be launched; None if they can."""
 
 
@@ -29,7 +29,7 @@ def on_triton(tensor: Tensor) -> bool:
 
 
 @torch.compiler.assume_constant_result
-def _works(index: int | None) -> bool:
+def _works(index: int) -> bool:
     """Whether the kernels can be launched on this device. Where nobody asked before, a warning says why not."""
     if index not in _problems and (line := problem(torch.device("cuda", index))) is not None:
         warnings.warn(line, stacklevel=2)
@@ -46,9 +46,10 @@ def problem(device: torch.device) -> str | None:
     """
     if device.type != "cuda" or not HAS_TRITON:
         return None
-    if device.index not in _problems:
-        _problems[device.index] = _tried(device)
-    return _problems[device.index]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index not in _problems:
+        _problems[index] = _tried(device)
+    return _problems[index]
 
 
 def emulates_bf16(device: torch.device) -> bool:

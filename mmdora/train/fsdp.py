@@ -11,7 +11,6 @@ from accelerate.utils import (
     DistributedType,
     FullyShardedDataParallelPlugin,
     convert_outputs_to_fp32,
-    get_mixed_precision_context_manager,
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy, register_fsdp_forward_method
 
@@ -67,5 +66,5 @@ def complete(wrapped: Any, accelerator: Accelerator) -> None:
     """Let `generate` gather the parameters too, and put autocast around forward, as accelerate does without FSDP2."""
     register_fsdp_forward_method(wrapped, "generate")
     if accelerator.native_amp:
-        autocast = get_mixed_precision_context_manager(True, accelerator.autocast_handler)
+        autocast = torch.autocast(accelerator.device.type, torch.bfloat16)
         wrapped.forward = convert_outputs_to_fp32(autocast(wrapped.forward))
