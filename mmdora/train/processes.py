@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
@@ -159,6 +160,14 @@ def _check_start() -> None:
             f"{gpus} GPUs are visible to one process: start one for each (torchrun --nproc-per-node "
             f"{gpus} -m mmdora train CONFIG, or accelerate launch), or choose: CUDA_VISIBLE_DEVICES=0"
         )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        if not torch.accelerator.is_available():
+            raise MmdoraError(
+                "DeepSpeed was asked for, but there is no GPU, and accelerate would run DDP on CPUs instead, without a "
+                "word; leave it out (distributed_type: DEEPSPEED in its config), or use FSDP2, which runs on CPUs too"
+            )
+        if find_spec("deepspeed") is None:
+            raise MmdoraError("DeepSpeed was asked for and is not installed; pip install deepspeed, or use FSDP2")
 
 
 def _line(error: Exception) -> str:
