@@ -100,8 +100,8 @@ def test_a_compiled_graph_takes_the_answer_as_a_constant(launches):
         def forward(self, x):
             return x + 1 if backend._works(0) else x - 1
 
-    with pytest.warns(UserWarning, match="Triton cannot launch"):
-        y = torch.compile(Layer(), backend="eager", fullgraph=True)(torch.zeros(1))
+    assert backend.problem(GPU) is not None  # A run asks before; torch swallows warnings while it compiles.
+    y = torch.compile(Layer(), backend="eager", fullgraph=True)(torch.zeros(1))
     assert y == -1 and launches == [GPU]
 
 
