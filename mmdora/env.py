@@ -29,7 +29,7 @@ OPTIONAL = (
     "pycocoevalcap",
 )
 SETTINGS = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "PYTORCH_ALLOC_CONF",
-            "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM", "TRITON_INTERPRET", "WORLD_SIZE")  # fmt: skip
+            "HF_HUB_OFFLINE", "MMDORA_TRITON", "TOKENIZERS_PARALLELISM", "TRITON_INTERPRET", "WORLD_SIZE")  # fmt: skip
 """Variables that change what is computed or where; none of them holds a secret or a path."""
 
 

@@ -1,6 +1,7 @@
 """Every committed config loads, names itself in a runnable header, and plans what its file says."""
 
 import shlex
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,26 @@ def test_llava_1_5_7b_has_the_papers_parameter_counts(method, magnitudes, share,
     assert plan.trainable == sum(counts.values())
     # of the adapted model, tower included; the paper's table cuts 4.616 to 4.61 instead of rounding it
     assert int(10_000 * plan.trainable / plan.total) == share
+
+
+def test_the_launchers_take_the_lines_of_the_docs():
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import config_from_args, get_args_parser
+
+    page = (ROOT / "docs/processes.md").read_text().replace("\\\n", " ").replace('"$SLURM_NNODES"', "2")
+    lines = [line[line.index(name) :] for line in page.splitlines() for name in ("torchrun ", "accelerate launch ")
+             if " -m mmdora train CONFIG" in line and name in line]  # fmt: skip
+    assert len(lines) == 6
+    for line in lines:
+        launcher, *words = shlex.split(line)
+        if launcher == "torchrun":
+            config, command, arguments = config_from_args(get_args_parser().parse_args(words))
+            assert config.max_nodes == (2 if "--nnodes" in line else 1) and config.nproc_per_node in (2, 8)
+            assert command == sys.executable and arguments[:4] == ["-u", "-m", "mmdora", "train"]
+        else:
+            args = launch_command_parser().parse_args(words[1:])
+            assert args.module and args.training_script == "mmdora" and (ROOT / args.config_file).is_file()
+            assert args.num_processes == (8 * args.num_machines if args.num_machines else None)
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)

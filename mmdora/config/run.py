@@ -47,6 +47,15 @@ class RunConfig:
             raise ValueError("training.find_batch_size reads rows again, which data.stream cannot; leave one out")
         return self
 
+    @model_validator(mode="after")
+    def _autocast_knows_the_base(self) -> RunConfig:
+        if self.model.dtype == "fp16" and self.training.precision == "bf16":
+            raise ValueError(
+                "training.precision bf16 cannot compute with a base in model.dtype fp16, because torch's autocast does "
+                "not mix the two; set model.dtype: bf16, or training.precision: fp32"
+            )
+        return self
+
     @property
     def base(self) -> str:
         """The name of the base: a composed one lies in the run folder."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
-from mmdora.layers.scales import Scales
+from mmdora.layers.kept import Scales
 from mmdora.ops import norm
 from mmdora.ops.merge import merged_rows
 

@@ -60,12 +60,13 @@ def product(module: Adapted, x: Tensor, scaled: linear.Scale | None, rows: slice
     """
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    weight, bias, lora_B, magnitude = module.base_weight, module.base_bias, module.lora_B, module.magnitude
+    weight, bias, magnitude = module.base_weight, module.base_bias, module.magnitude
+    lora_A, lora_B = scales.factors(module, linear.low_rank_dtype(x))
     if rows is not None:
         weight = weight[rows]
         bias, lora_B, magnitude = (None if tensor is None else tensor[rows] for tensor in (bias, lora_B, magnitude))
         scaled = scaled and linear.Scale(scaled.factor[rows], scaled.inverse_norm[rows], scaled.keep)
-    adapter = module.lora_A, lora_B, module.scaling, magnitude, scaled
+    adapter = lora_A, lora_B, module.scaling, magnitude, scaled
     as_peft = module.dropout_mode == "reference"
     if not module.drops or scaled is None or not as_peft:
         p = module.dropout if module.drops else 0.0

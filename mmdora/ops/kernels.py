@@ -7,12 +7,28 @@ so multiplying it inside a kernel saves writing z once and reading it twice.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmdora.ops import backend
 from mmdora.ops.products import UPCAST_ROWS, mm
+
+
+class Blocks(NamedTuple):
+    """The most rows of T and O in a tile of `compose`, and columns of W0 that `row_norm` takes at a time."""
+
+    t: int
+    o: int
+    i: int
+
+
+SINCE_8, BEFORE_8 = Blocks(t=64, o=128, i=64), Blocks(t=32, o=64, i=32)
+"""By compute capability. Before 8.0 there are no tensor cores for bf16, and the larger tiles do not fit into the
+registers: `compose` would spill 4,456 bytes a thread at 7.5, and `row_norm` 24."""
 
 
 @triton.jit
@@ -121,7 +137,8 @@ def compose(
     y = z.new_empty(size_t, size_o, dtype=dtype)
     kept = z.new_empty((size_t, size_o) if keep else 0, dtype=dtype)
     size_r = 0 if hidden is None else hidden.shape[1]
-    BT, BO = _up_to(64 if size_r else 32, size_t), 128
+    blocks = _blocks(z.device)
+    BT, BO = _up_to(blocks.t if size_r else 32, size_t), blocks.o
     with torch.cuda.device_of(z):
         _launch(
             compose_kernel, triton.cdiv(size_t, BT) * triton.cdiv(size_o, BO),
@@ -174,13 +191,13 @@ def row_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, bas
         projected = torch.cat([part.to(torch.float32) @ lora_A.T for part in weight.split(UPCAST_ROWS)])
         mixed = lora_B @ (lora_A @ lora_A.T)
     norm = base.new_empty(size_o)
-    BO = 16
+    BO, BI = 16, _blocks(weight.device).i
     with torch.cuda.device_of(weight):
         _launch(
             row_norm_kernel, triton.cdiv(size_o, BO),
             weight, lora_A, lora_B, base.contiguous(), projected, mixed, norm,
             scaling, cancelled, size_o, size_i, size_r, *weight.stride(), *lora_A.stride(), *lora_B.stride(),
-            PIECES=projected.shape[1] // size_r, BO=BO, BI=64, BR=_up_to(32, size_r), num_warps=4,
+            PIECES=projected.shape[1] // size_r, BO=BO, BI=BI, BR=_up_to(32, size_r), num_warps=4,
         )  # fmt: skip
     return norm
 
@@ -188,6 +205,17 @@ def row_norm(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, bas
 @row_norm.register_fake
 def _(weight, lora_A, lora_B, scaling, base, cancelled):
     return base.new_empty(base.shape)
+
+
+def try_launch(device: torch.device) -> None:
+    """Launch a small `compose` and wait for it; raises whatever Triton, its compilers or the driver raise."""
+    ones = torch.ones(16, 16, device=device)
+    y, _ = compose(ones, ones.half(), ones.half(), ones[0], None, torch.float32, False)
+    y.sum().item()
+
+
+def _blocks(device: torch.device) -> Blocks:
+    return BEFORE_8 if backend.emulates_bf16(device) else SINCE_8
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ the low-rank branch: h = d(x) A^T. `compose`, `products` and `dropout` know the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -58,7 +59,13 @@ def scale(magnitude: Tensor, norm: Tensor, *, keep: bool | None = None) -> Scale
         divisor = norm.masked_fill(zero, 1)
         inverse = torch.where(zero, 0, 1 / divisor)
         factor = torch.where(zero, 1, magnitude / divisor)
-        return Scale(factor, inverse, bool((factor.abs() < SMALL_FACTOR).any()) if keep is None else keep)
+        return Scale(factor, inverse, small([factor])[0] if keep is None else keep)
+
+
+def small(factors: Sequence[Tensor]) -> list[bool]:
+    """Whether some |c| is too small to divide by, for each of these c [O]. However many there are, it waits once."""
+    flags = torch.stack([(factor.abs() < SMALL_FACTOR).any() for factor in factors]).cpu()
+    return [bool(flag) for flag in flags]
 
 
 def adapted_linear(
@@ -79,7 +86,8 @@ def adapted_linear(
         x: [..., I].
         weight: frozen W0 [O, I]; gets no gradient.
         bias: [O] or None.
-        lora_A: [R, I] and lora_B: [O, R], fp32 or better; both None for a magnitude alone.
+        lora_A: [R, I] and lora_B: [O, R], fp32 or better, or in the dtype of the low-rank products (`low_rank_dtype`)
+            where no gradient is asked for; both None for a magnitude alone.
         scaling: s.
         magnitude: m [O], fp32 or better, with `scaled`, its `Scale`; both None for LoRA.
         p: the probability in [0, 1) with which dropout d sets an element to zero; 0 without low-rank factors.
@@ -90,8 +98,13 @@ def adapted_linear(
         return _plain(x, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm, scaling=scaling, p=p)
     rows = x.reshape(-1, x.shape[-1])
     adapter = lora_A, lora_B, magnitude, factor, inverse_norm
-    y = _AdaptedLinear.apply(rows, weight, bias, *adapter, scaling, p, as_torch, keep)
+    y = _AdaptedLinear.apply(rows, weight, bias, *adapter, scaling, p, as_torch, keep, torch.is_grad_enabled())
     return y.view(*x.shape[:-1], weight.shape[0])
+
+
+def low_rank_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of h [T, R]: x's under autocast; with a half-precision base alone the low-rank products are in fp32."""
+    return x.dtype if torch.is_autocast_enabled(x.device.type) else wide(x.dtype)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -112,10 +125,9 @@ class _AdaptedLinear(torch.autograd.Function):
         p: float,
         as_torch: bool,
         keep: bool,
+        learns: bool,
     ) -> Tensor:
-        device, acc = x.device.type, wide(x.dtype)
-        # Under autocast the low-rank products run in its dtype too; a half-precision base alone keeps them in fp32.
-        low = x.dtype if torch.is_autocast_enabled(device) else acc
+        device, acc, low = x.device.type, wide(x.dtype), low_rank_dtype(x)
         branch, mask, hidden, up, z_kept = x, None, None, None, None
         with torch.autocast(device, enabled=False):
             base = weight.to(x.dtype)
@@ -124,8 +136,10 @@ class _AdaptedLinear(torch.autograd.Function):
                 if p:
                     branch, mask, share = dropout.drop(x, p, as_torch=as_torch)
                     scaling = scaling / share
-                # h = d(x) A^T [T, R] and s B [O, R].
-                hidden, up = mm(branch, lora_A.to(low).T, low), (lora_B * scaling).to(low)
+                # h = d(x) A^T [T, R] and s B [O, R]. Where nothing is learned, s goes into h instead: an answer is made
+                # token by token, and then h is much smaller than B.
+                hidden = mm(branch, lora_A.to(low).T, low)
+                hidden, up = (hidden, (lora_B * scaling).to(low)) if learns else (hidden * scaling, lora_B.to(low))
             if factor is not None:
                 shift = None if bias is None else bias.to(acc)
                 # z = x W0^T + h (s B)^T [T, O]. If the dtypes allow it, both products are summed here; else `compose`
@@ -181,7 +195,7 @@ class _AdaptedLinear(torch.autograd.Function):
             if wants_x:
                 base = weight.to(g.dtype)
                 dx = g @ base if d_branch is None else d_branch.addmm_(g, base)
-        return dx, None, db, dA, dB, dm, None, None, None, None, None, None
+        return dx, None, db, dA, dB, dm, None, None, None, None, None, None, None
 
 
 def _plain(
@@ -227,7 +241,14 @@ def _differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     if branch is not None:
         inputs = branch, weight, bias, lora_A, lora_B, magnitude, factor, inverse_norm
         needs = (wants_x, False, wants_bias, *wanted, False, False)
-        return *transforms.gradients(partial(_plain, scaling=ctx.scaling), inputs, g, needs), None, None, None, None
+        return (
+            *transforms.gradients(partial(_plain, scaling=ctx.scaling), inputs, g, needs),
+            None,
+            None,
+            None,
+            None,
+            None,
+        )
     if ctx.keep:
         raise MmdoraError(
             "a second backward through magnitudes near 0 without low-rank factors, for which forward does not keep "
@@ -239,4 +260,4 @@ def _differentiable(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         dx = ((g * c) @ weight.to(acc)).to(g.dtype) if wants_x else None
         db = g.to(acc).sum(0).to(bias.dtype) if wants_bias and bias is not None else None
         dm = (g * (saved - shift) / c).sum(0) * inverse_norm if wanted[-1] else None
-    return dx, None, db, None, None, dm, None, None, None, None, None, None
+    return dx, None, db, None, None, dm, None, None, None, None, None, None, None

@@ -20,6 +20,7 @@ from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
 from mmdora.files import sha256
 from mmdora.models.load import check_base, load_processor, skeleton
+from mmdora.ops import backend
 from mmdora.records.images import FileRef, image_bytes
 from mmdora.records.reader import Records
 
@@ -88,6 +89,17 @@ def check_packages(config: RunConfig) -> None:
             raise MmdoraError("training.optimizer: adamw_8bit needs a CUDA device; use adamw here")
         if find_spec("bitsandbytes") is None:
             raise MmdoraError("training.optimizer: adamw_8bit needs bitsandbytes; pip install 'mmdora[8bit]'")
+
+
+def device_notes(config: RunConfig, device: torch.device) -> list[str]:
+    """Lines about what this device does in another way than a newer or better equipped one would."""
+    notes = [backend.problem(device)]
+    if "bf16" in (config.model.dtype, config.training.precision) and backend.emulates_bf16(device):
+        notes.append(
+            f"{torch.cuda.get_device_name(device)} has no units for bf16 and emulates it, which is slow; "
+            "model.dtype: fp32 with training.precision: fp32 may take less time"
+        )
+    return [note for note in notes if note is not None]
 
 
 def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:

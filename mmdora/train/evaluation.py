@@ -65,7 +65,9 @@ class Evaluation:
         begun = time.time()
         metrics = {f"{prefix}_loss": self._loss(model, objective, rows)}
         if prefix in self.answers:
-            metrics[f"{prefix}_score"] = self.answers[prefix].score(model)
+            # Generation calls parts of the model by themselves, past the forward that has the run's autocast around it.
+            with self.processes.accelerator.autocast():
+                metrics[f"{prefix}_score"] = self.answers[prefix].score(model)
         steps = -(-len(rows) // (self.rows * self.processes.count))
         return metrics | speed_metrics(prefix, begun, num_samples=len(rows), num_steps=steps)
 

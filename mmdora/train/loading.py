@@ -71,13 +71,15 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
                 parameter.data = parameter.data.float()
         evaluated = list(held_out.values()) if isinstance(held_out, dict) else [held_out] if held_out else []
         features = features_of(config, model, family, [rows, *evaluated], processes)
-    with processes.together():  # By now every process has filled in its share of the features.
+    # By now every process has filled in its share of the features. The model is tried below, and `prepare` has not yet
+    # put the run's autocast around its forward.
+    with processes.together(), processes.accelerator.autocast():
         collate: Any = partial(family.batch, features=features) if features else family.batch
         packs = None
         if config.data.packing:
             assert config.data.max_length is not None and isinstance(rows, Rows)
             packs, collate = Packs(rows, config.data.max_length, training.seed), PackedCollator(family, model)
-            check_packing(model.to(processes.device), collate, packs, bf16=training.precision == "bf16")
+            check_packing(model.to(processes.device), collate, packs)
         if processes.count > 1 and not processes.sharded:
             _tell_ddp(processes, model, collate, packs or rows, say)
         answers = answers_of(sources, processor, config)

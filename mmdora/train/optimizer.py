@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import get_scheduler
 
 from mmdora.adapter_files.adapters import restore_adapter
 from mmdora.config import RunConfig, Training
 from mmdora.errors import MmdoraError
+from mmdora.train import fsdp
 from mmdora.train.groups import parameter_groups
 from mmdora.train.processes import Processes
 
@@ -57,9 +57,11 @@ def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, che
         if checkpoint is not None and not processes.deepspeed:
             restore_adapter(model, checkpoint)
         plain = optimizer_of(parameter_groups(model, config.adapt, training), model, training)
+    if processes.fsdp:
+        fsdp.choose_blocks(model, processes.accelerator)
     wrapped, optimizer = processes.accelerator.prepare(model, plain)
     if processes.fsdp:
-        register_fsdp_forward_method(wrapped, "generate")  # Without this, generate() would not gather the parameters.
+        fsdp.complete(wrapped, processes.accelerator)
     return Trained(model, wrapped, optimizer, schedule_of(optimizer, training, steps))
 
 

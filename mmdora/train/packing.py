@@ -17,22 +17,19 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 5e-3}
 """Relative difference between a row's loss when packed and when alone that rounding can cause."""
 
 
-def check_packing(model: Any, collate: PackedCollator, packs: Packs, *, bf16: bool = False) -> None:
+def check_packing(model: Any, collate: PackedCollator, packs: Packs) -> None:
     """Pack some of the shortest rows, with and without images, and compare each with the same row alone.
 
     The loss of each packed row must equal its loss alone, up to rounding. Its gradient with respect to text and images
     of other rows must be exactly 0 in any precision, which shows that nothing leaks from row to row, through attention
     or otherwise.
 
-    Args:
-        bf16: whether to compute under autocast, as the run does.
+    It is called under the autocast of the run.
 
     Raises:
         MmdoraError: if a row is affected by another.
     """
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        problem = leak(model, collate, _chosen(packs))
-    if problem is not None:
+    if problem := leak(model, collate, _chosen(packs)):
         raise MmdoraError(f"data.packing: this model cannot train on packed rows: {problem}; leave out data.packing")
 
 

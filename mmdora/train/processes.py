@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from importlib.util import find_spec
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from accelerate.utils import (
 
 from mmdora.config import Training
 from mmdora.errors import MmdoraError
+from mmdora.train import fsdp
 
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=30)
@@ -61,15 +63,7 @@ class Processes:
         )
         self.device = self.accelerator.device
         self.count, self.index = self.accelerator.num_processes, self.accelerator.process_index
-        if self.fsdp:
-            fsdp: Any = self.accelerator.state.fsdp_plugin
-            if not self.accelerator.is_fsdp2:
-                raise MmdoraError("FSDP of version 1 is not supported; set fsdp_version: 2 in the accelerate config")
-            if training.gradient_checkpointing and fsdp.activation_checkpointing:
-                raise MmdoraError(
-                    "training.gradient_checkpointing: the accelerate config asks for it too; "
-                    "leave out fsdp_activation_checkpointing there"
-                )
+        fsdp.set_up(self.accelerator, training)
         if (deepspeed := self.accelerator.state.deepspeed_plugin) is not None:
             assert deepspeed.deepspeed_config is not None
             # accelerate would fill these in from a loader and an accumulation of its own, which it is not given.
@@ -166,11 +160,14 @@ def _check_start() -> None:
             f"{gpus} GPUs are visible to one process: start one for each (torchrun --nproc-per-node "
             f"{gpus} -m mmdora train CONFIG, or accelerate launch), or choose: CUDA_VISIBLE_DEVICES=0"
         )
-    if not torch.accelerator.is_available() and os.environ.get("ACCELERATE_USE_FSDP", "").lower() in ("1", "true"):
-        raise MmdoraError(
-            "FSDP was asked for, but there is no GPU, and accelerate runs DDP on CPUs instead, without a word; "
-            "leave it out (--use_fsdp, or distributed_type: FSDP in its config), or start where there are GPUs"
-        )
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        if not torch.accelerator.is_available():
+            raise MmdoraError(
+                "DeepSpeed was asked for, but there is no GPU, and accelerate would run DDP on CPUs instead, without a "
+                "word; leave it out (distributed_type: DEEPSPEED in its config), or use FSDP2, which runs on CPUs too"
+            )
+        if find_spec("deepspeed") is None:
+            raise MmdoraError("DeepSpeed was asked for and is not installed; pip install deepspeed, or use FSDP2")
 
 
 def _line(error: Exception) -> str:

@@ -22,7 +22,7 @@ def unreached(
     The kinds are "image" and "text" of each task, as far as there are such rows. A row of text gives projector and
     tower no gradient. A row with an image gives none to the layers of the tower after the one whose output is used
     (LLaVA's `vision_feature_layer`). To find out, the shortest row of each kind is run once; the random states are
-    unchanged afterwards.
+    unchanged afterwards. It is called under the autocast of the run.
     """
     unreached = {}
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}

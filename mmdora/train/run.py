@@ -25,7 +25,7 @@ from mmdora.errors import Interrupted, OutOfMemory
 from mmdora.models.locate import with_lasting_paths
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.begin import Begun, Request, begin, hold, silent
-from mmdora.train.check import check_packages, check_schedule, check_warmup
+from mmdora.train.check import check_packages, check_schedule, check_warmup, device_notes
 from mmdora.train.checkpoint import writing_to
 from mmdora.train.early_stopping import measured, metric
 from mmdora.train.evaluation import Evaluation
@@ -77,6 +77,9 @@ def train(
         processes = Processes(config.training)
         processes.main_makes(partial(hold, config.training.output, held))
         request = Request(config, resume, allow_changes, trust_remote_code, say if processes.main else silent)
+        with processes.together():
+            for note in device_notes(config, processes.device):
+                request.say(f"note: {note}")
         begun = processes.main_makes(partial(begin, request, processes))
         sources = processes.main_first(partial(read_sources, config))
         facts = processes.main_makes(partial(_facts, request, processes, sources, begun))

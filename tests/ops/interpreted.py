@@ -77,6 +77,25 @@ def test_compose(dtype, bias, keep, rank):
         rounded_once(kept, exact, dtype)
 
 
+def test_the_trial_launch():
+    assert backend._tried(torch.device("cpu")) is None
+
+
+def test_smaller_tiles_before_compute_capability_8(monkeypatch):
+    """The same values; the sums of `compose` go over the rank, which is not cut otherwise."""
+    z, hidden, up, c = torch.randn(70, 150), torch.randn(70, 40).half(), torch.randn(150, 40).half(), torch.randn(150)
+    weight, lora_A, lora_B = torch.randn(70, 90), torch.randn(37, 90), torch.randn(70, 37)
+    lora_B[33], lora_A[3] = 0, weight[33]
+    lora_B[33, 3] = -0.495
+    found = []
+    for capability in ((8, 0), (7, 5)):
+        monkeypatch.setattr(backend, "emulates_bf16", lambda device, major=capability[0]: major < 8)
+        n = norm.row_norm(weight, lora_A, lora_B, 2.0, norm.squared_norm(weight))
+        found.append((compose(z, hidden, up, c, None, torch.float16, keep=False)[0], n))
+    assert kernels._blocks(z.device) == kernels.BEFORE_8
+    assert torch.equal(found[0][0], found[1][0]) and max_rel(found[0][1], found[1][1]) < 1e-6
+
+
 @DTYPE
 @pytest.mark.parametrize("shift", [True, False], ids=["shift", "no-shift"])
 @pytest.mark.parametrize("shape", [(1, 1), (64, 128), (65, 129), (200, 40)], ids=str)

@@ -39,9 +39,12 @@ def compiled(name: str, capability: int):
     from mmdora.ops import kernels
 
     kernel = getattr(kernels, name)
-    blocks = (
-        {"BO": 16, "BI": 64, "BR": 32, "PIECES": 2} if name == "row_norm_kernel" else {"BT": 64, "BO": 128, "BR": 32}
-    )
+    sides = kernels.BEFORE_8 if capability < 80 else kernels.SINCE_8
+    blocks = {"BT": sides.t, "BO": sides.o, "BR": 32}
+    if name == "row_norm_kernel":
+        blocks = {"BO": 16, "BI": sides.i, "BR": 32, "PIECES": 2}
+    if name == "scale_and_reduce_kernel":
+        blocks = {"BT": 64, "BO": 128}
     constants = {argument: 1 for argument in ONE} | blocks
     signature, values, aligned = {}, {}, {}
     for place, argument in enumerate(kernel.arg_names):
@@ -67,6 +70,17 @@ def test_compiles_for_a_gpu(name):
     """The interpreter takes what the compiler refuses. 99 KB of shared memory is what every GPU since 8.0 has."""
     built = compiled(name, 80)
     assert built.asm["cubin"] and built.metadata.shared <= 99 * 1024
+
+
+@pytest.mark.parametrize("name", ["compose_kernel", "scale_and_reduce_kernel", "row_norm_kernel"])
+def test_nothing_is_spilled_before_8(name, tmp_path):
+    """A thread has 255 registers, and what does not fit goes to its stack, in memory."""
+    from triton.backends import nvidia
+
+    (built := tmp_path / "kernel.cubin").write_bytes(compiled(name, 75).asm["cubin"])
+    tool = Path(str(nvidia.__file__)).parent / "bin" / "cuobjdump"
+    used = subprocess.run([tool, "-res-usage", built], capture_output=True, text=True, check=True).stdout
+    assert "STACK:0 " in used
 
 
 def test_the_low_rank_product_is_on_tensor_cores():

@@ -162,16 +162,17 @@ def test_a_micro_batch_without_an_image_gets_one_beside_it():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "fsdp", "says"),
+    ("gpus", "asked", "says"),
     [
-        (3, "false", r"3 GPUs are visible to one process: .*--nproc-per-node 3 .* CUDA_VISIBLE_DEVICES=0"),
-        (0, "true", r"FSDP was asked for, but there is no GPU, .*without a word; leave it out"),
+        (3, "", r"3 GPUs are visible to one process: .*--nproc-per-node 3 .* CUDA_VISIBLE_DEVICES=0"),
+        (0, "FSDP", r"FSDP was asked for, but this is one process without a GPU, .*without a word; start several"),
+        (0, "DEEPSPEED", r"DeepSpeed was asked for, but there is no GPU, .*without a word; leave it out"),
     ],
-    ids=["several GPUs", "FSDP on a CPU"],
+    ids=["several GPUs", "FSDP on a CPU", "DeepSpeed on a CPU"],
 )
-def test_what_would_silently_be_something_else(records, tmp_path, monkeypatch, capsys, gpus, fsdp, says):
-    """GPUs that idle, and DDP on CPUs: said before anything is read or written."""
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", fsdp)
+def test_what_would_silently_be_something_else(records, tmp_path, monkeypatch, capsys, gpus, asked, says):
+    """GPUs that idle, and one process that cannot be sharded: said before anything is read or written."""
+    monkeypatch.setenv(f"ACCELERATE_USE_{asked or 'FSDP'}", "true" if asked else "false")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(tree(records, tmp_path / "run")))
