@@ -25,9 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdora.errors import MmdoraError
-from mmdora.ops import dropout, transforms
-from mmdora.ops.compose import compose, scale_and_reduce
-from mmdora.ops.products import add_mm, mm, project, wide
+from mmdora.ops import passes, transforms
+from mmdora.ops.products import wide
 
 SMALL_FACTOR = 1e-2
 """Backward recovers z = (y - bias) / c from y. An error of y grows by 1 / |c| there, so under this |c| forward keeps z
@@ -113,43 +112,14 @@ class _AdaptedLinear(torch.autograd.Function):
         as_torch: bool,
         keep: bool,
     ) -> Tensor:
-        device, acc = x.device.type, wide(x.dtype)
-        # Under autocast the low-rank products run in its dtype too; a half-precision base alone keeps them in fp32.
-        low = x.dtype if torch.is_autocast_enabled(device) else acc
-        branch, mask, hidden, up, z_kept = x, None, None, None, None
-        with torch.autocast(device, enabled=False):
-            base = weight.to(x.dtype)
-            if lora_A is not None and lora_B is not None:
-                # d(x): the factor 1 / (1 - p) that its elements still lack goes into s.
-                if p:
-                    branch, mask, share = dropout.drop(x, p, as_torch=as_torch)
-                    scaling = scaling / share
-                # h = d(x) A^T [T, R] and s B [O, R].
-                hidden, up = mm(branch, lora_A.to(low).T, low), (lora_B * scaling).to(low)
-            if factor is not None:
-                shift = None if bias is None else bias.to(acc)
-                # z = x W0^T + h (s B)^T [T, O]. If the dtypes allow it, both products are summed here; else `compose`
-                # adds the second one.
-                if hidden is not None and up is not None and x.dtype == acc:
-                    z, rest = add_mm(hidden @ up.T, x, base.T), (None, None)
-                else:
-                    z, rest = project(x, base, acc), (hidden, up)
-                # y = c z + bias, rounded once to x's dtype.
-                y, z_kept = compose(z, *rest, factor, shift, x.dtype, keep=keep)
-            else:
-                assert hidden is not None and up is not None
-                # LoRA: y = h (s B)^T + bias + x W0^T. The large product comes second: it is added in the accumulator,
-                # before the one rounding.
-                y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
-                y = add_mm(y.to(x.dtype), x, base.T)
+        low_rank = lora_A, lora_B
+        y, kept = passes.forward(x, weight, bias, *low_rank, factor, scaling, p, as_torch=as_torch, keep=keep)
         # The gradient of m needs z, which backward reads from y unless z is kept. That of A needs d(x).
-        for_magnitude = None if magnitude is None else y
-        if keep and magnitude is not None:
-            for_magnitude = z_kept
-        for_lora_A = None if lora_A is None else branch
-        adapter = lora_A, lora_B, magnitude, factor, inverse_norm
-        ctx.save_for_backward(for_lora_A, mask, weight, bias, *adapter, hidden, for_magnitude)
-        ctx.scaling, ctx.p, ctx.keep = scaling, p, keep
+        for_magnitude = None if magnitude is None else kept.z if keep else y
+        for_lora_A = None if lora_A is None else kept.branch
+        adapter = *low_rank, magnitude, factor, inverse_norm
+        ctx.save_for_backward(for_lora_A, kept.mask, weight, bias, *adapter, kept.hidden, for_magnitude)
+        ctx.scaling, ctx.p, ctx.keep = kept.scaling, p, keep
         return y
 
     @staticmethod
@@ -159,28 +129,10 @@ class _AdaptedLinear(torch.autograd.Function):
         branch, mask, weight, bias, lora_A, lora_B, _, factor, inverse_norm, hidden, saved = ctx.saved_tensors
         wants_x, _, wants_bias, wants_A, wants_B, *_ = ctx.needs_input_grad
         (g,) = grads
-        acc = wide(g.dtype)
-        dx = d_branch = dA = dB = dm = None
-        db = g.sum(0, dtype=acc).to(bias.dtype) if wants_bias else None
-        with torch.autocast(weight.device.type, enabled=False):
-            if factor is not None:
-                # From here on g stands for g * c. With y saved instead of z, (y - bias) / c is z.
-                shift = None if bias is None or ctx.keep else bias.to(acc)
-                g, dm = scale_and_reduce(g, saved, factor, shift)
-                dm *= inverse_norm if ctx.keep else inverse_norm / factor
-            if lora_A is not None and lora_B is not None:
-                low = hidden.dtype
-                d_hidden = mm(g, (lora_B * ctx.scaling).to(low), low)
-                # This is g^T h; the product h^T g, transposed, takes less time.
-                dB = mm(hidden.T, g, acc).T.mul_(ctx.scaling) if wants_B else None
-                dA = mm(d_hidden.T, branch, acc) if wants_A else None
-                if wants_x:
-                    d_branch = mm(d_hidden, lora_A.to(low), low).to(g.dtype)
-                    if mask is not None:
-                        d_branch = dropout.gradient(d_branch, mask, ctx.p)
-            if wants_x:
-                base = weight.to(g.dtype)
-                dx = g @ base if d_branch is None else d_branch.addmm_(g, base)
+        db = g.sum(0, dtype=wide(g.dtype)).to(bias.dtype) if wants_bias else None
+        kept = passes.Kept(branch, mask, hidden, saved, ctx.scaling)
+        matrix, wants = (weight, bias, lora_A, lora_B, factor, inverse_norm), (wants_x, wants_A, wants_B)
+        dx, dA, dB, dm = passes.backward(g, *matrix, kept, ctx.p, wants, of_y=not ctx.keep)
         return dx, None, db, dA, dB, dm, None, None, None, None, None, None
 
 
