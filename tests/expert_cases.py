@@ -88,7 +88,7 @@ class Dense(nn.Module):
 
     def __init__(self, whole: AdaptedExperts):
         super().__init__()
-        self.adapters = {own.leaf: own for own in copy.deepcopy(whole).adapters()}
+        self.adapters: Any = {own.leaf: own for own in copy.deepcopy(whole).adapters()}
         self.own = {
             (leaf, name): getattr(own, name).detach().double().requires_grad_()
             for leaf, own in self.adapters.items()
@@ -109,8 +109,8 @@ class Dense(nn.Module):
         factors = [self.own.get((leaf, name)) for name in ("lora_A", "lora_B", "magnitude")]
         stored = own.base_weight.detach().double()
         dense = [
-            reference.adapted_weight(w.T if own.transposed else w, *(f if f is None else f[e] for f in factors), 2.0)
-            for e, w in enumerate(stored)
+            reference.adapted_weight(w, *(f if f is None else f[e] for f in factors), scaling=2.0)
+            for e, w in enumerate(stored.mT if own.transposed else stored)
         ]
         return torch.stack([w.T for w in dense] if own.transposed else dense)
 

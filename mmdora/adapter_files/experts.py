@@ -136,12 +136,10 @@ def _todays_layout(tensors: dict[str, Tensor], weights: Mapping[str, ExpertWeigh
 def _fits(tensors: Mapping[str, Tensor], name: str, weight: ExpertWeight) -> bool | None:
     """Whether the shapes are those of PEFT 0.18; None if they fit both layouts, and False if they fit none."""
     a, b = (tensors.get(f"{name}.{key}") for key in KEYS[:2])
-    if a is None or b is None or a.dim() != 2 or b.dim() != 2:
+    if a is None or b is None or a.dim() != 2 or b.dim() != 2 or a.shape[0] % weight.experts or b.shape[1] != len(a):
         return False
     _, first, second = weight.weight.shape
-    if first == second:
-        return None
-    return (a.shape[1], b.shape[0]) == (first, second) and a.shape[0] % weight.experts == 0 == b.shape[1] % len(a)
+    return None if first == second else (a.shape[1], b.shape[0]) == (first, second)
 
 
 def _by_expert(lora_A: Tensor, lora_B: Tensor, experts: int) -> tuple[Tensor, Tensor]:

@@ -82,8 +82,10 @@ def _ranks(adapter: PeftAdapter, modules: Mapping[str, nn.Module]) -> dict[str, 
     ranks = {}
     for key, tensor in adapter.tensors.items():
         if factor := re.fullmatch(r"(.+)\.(lora_A\.weight|lora_embedding_A)", key):
-            # The factors of all experts of a parameter lie in one tensor.
-            ranks[factor[1]] = tensor.shape[0] // getattr(modules.get(factor[1]), "experts", 1)
+            # The factors of all experts of a parameter lie in one tensor. A wrong size is found with the other shapes.
+            place = modules.get(factor[1])
+            experts = place.experts if isinstance(place, ExpertWeight) else 1
+            ranks[factor[1]] = math.ceil(tensor.shape[0] / experts)
     if not ranks:
         raise MmdoraError(f"{adapter.folder}: no lora_A in the adapter's tensors")
     return ranks

@@ -81,7 +81,7 @@ def from_file(module: Adapted, tensors: Mapping[str, Tensor], prefix: str = "") 
     keys, apart = keys_of(type(module)), {}
     if isinstance(module, AdaptedExpertWeight) and module.lora_A is not None:
         factors = (tensors[prefix + keys[name]] for name in ("lora_A", "lora_B"))
-        apart = dict(zip(("lora_A", "lora_B"), experts.apart(*factors, module), strict=True))
+        apart = dict(zip(("lora_A", "lora_B"), experts.apart(*factors, base=module), strict=True))
     with torch.no_grad():
         for name, key in keys.items():
             own = getattr(module, name)

@@ -151,7 +151,7 @@ class MappedAdapter:
         changed = (
             rows
             for expert, weight in enumerate(matrices)
-            for rows in changed_rows(weight, *(t if t is None else t[expert] for t in parts), entry.scaling)
+            for rows in changed_rows(weight, *(t if t is None else t[expert] for t in parts), scaling=entry.scaling)
         )
         about = (entry.name, entry.modality, entry.kind, entry.method, entry.rank)
         weight = matrices.flatten(0, 1)

@@ -230,8 +230,11 @@ def factors(base: nn.Module, adapter: Mapping[str, Tensor], entry: Entry) -> Fac
     plain = place_of(base, entry.name)
     if isinstance(plain, ExpertWeight):
         a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
-        own = (None, None) if entry.method == "magnitude" or a is None or b is None else apart(a, b, plain)
-        return *own, None if entry.method == "lora" else magnitude
+        if entry.method == "magnitude" or a is None or b is None:
+            a = b = None
+        else:
+            a, b = apart(a, b, plain)
+        return a, b, None if entry.method == "lora" else magnitude
     module = wrapper(plain, entry.rank)(plain, entry.method, rank=entry.rank, scaling=entry.scaling)
     from_file(module, adapter, f"{entry.name}.")
     if module.lora_A is None or module.lora_B is None:

@@ -22,6 +22,12 @@ class ExpertWeight(nn.Module):
         leaf: the name of the parameter in it, [E, O, I], or [E, I, O] if `transposed`.
     """
 
+    owner: nn.Module
+    leaf: str
+    weight: nn.Parameter
+    transposed: bool | None
+    experts: int
+
     def __init__(self, owner: nn.Module, leaf: str):
         super().__init__()
         self.__dict__["owner"] = owner

@@ -29,6 +29,9 @@ class AdaptedExpertWeight(Adapted):
 
     kind = "experts"
     plain = (ExpertWeight,)
+    owner: AdaptedExperts
+    leaf: str
+    transposed: bool
 
     def __init__(self, base: Any, *args: Any, **kwargs: Any):
         if reason := self.problem(base):
@@ -42,7 +45,9 @@ class AdaptedExpertWeight(Adapted):
 
     @property
     def base_weight(self) -> nn.Parameter:
-        return self.owner._parameters[self.leaf]
+        own = self.owner._parameters[self.leaf]
+        assert own is not None
+        return own
 
     @property
     def experts(self) -> int:
@@ -131,7 +136,7 @@ class AdaptedExpertWeight(Adapted):
         for e, (weight, merged) in enumerate(pairs):
             own = (None if tensor is None else tensor[e] for tensor in (self.lora_A, self.lora_B, self.magnitude))
             start = 0
-            for rows in merged_rows(weight, *own, self.scaling):
+            for rows in merged_rows(weight, *own, scaling=self.scaling):
                 merged[start : start + len(rows)] = rows
                 start += len(rows)
 

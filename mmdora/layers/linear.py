@@ -80,7 +80,7 @@ def with_dropout(module: Adapted, x: Tensor, weight: Tensor, bias: Tensor | None
     as_peft = module.dropout_mode == "reference"
     if not module.drops or adapter[-1] is None or not as_peft:
         p = module.dropout if module.drops else 0.0
-        return linear.adapted_linear(x, weight, bias, *adapter, p, as_peft)
+        return linear.adapted_linear(x, weight, bias, *adapter, p=p, as_torch=as_peft)
     # PEFT's three terms in two, with the mask that PEFT draws: W0 (x - d(x)) + c (W0 d(x) + s B A d(x)) + bias.
     dropped = F.dropout(x, module.dropout)
     rest = F.linear(x - dropped, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

@@ -122,8 +122,9 @@ class _AdaptedExperts(torch.autograd.Function):
                 z if y is None else y[rows],
                 ctx.scalings[index],
             )
-            own = _of(expert, lora_A, lora_B, factor, inverse_norm)
-            d_rows, *found = passes.backward(g[rows], weight[expert], None, *own, kept, ctx.p, wants, of_y=not ctx.keep)
+            a, b, c, n = _of(expert, lora_A, lora_B, factor, inverse_norm)
+            matrix = weight[expert], None, a, b, c, n
+            d_rows, *found = passes.backward(g[rows], *matrix, kept, ctx.p, wants, of_y=not ctx.keep)
             if dx is not None and d_rows is not None:
                 dx[rows] = d_rows
             for total, gradient in zip(sums, found, strict=True):

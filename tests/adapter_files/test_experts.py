@@ -140,6 +140,18 @@ def test_tensors_that_target_parameters_does_not_name_are_refused(tmp_path):
         load_adapter(mixture("aria"), tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*carries no fingerprint")
+@pytest.mark.parametrize("width", [8, 12])
+def test_tensors_of_a_wrong_size_are_listed(width, tmp_path):
+    pefts("qwen3_vl_moe", width, tmp_path, "experts.gate_up_proj")
+    found = load_file(tmp_path / "adapter_model.safetensors")
+    key = PREFIX + "0.mlp.experts.lora_A.weight"
+    for rows in (3, 13):
+        save_file(found | {key: found[key][:1].repeat(rows, 1)}, tmp_path / "adapter_model.safetensors")
+        with pytest.raises(MmdoraError, match=r"experts\.gate_up\.lora_A\.weight is \(\d+, 24\), not"):
+            load_adapter(mixture("qwen3_vl_moe", width), tmp_path)
+
+
 def test_dora_says_that_peft_has_none(tmp_path):
     model = mixture("aria")
     inject(model, {"language": {"method": "dora", "targets": ["experts"]}})

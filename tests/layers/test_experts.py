@@ -42,8 +42,9 @@ def test_starts_as_the_base_bit_by_bit(name, way, method):
 def test_outputs_and_gradients_are_the_dense_equations(name, way, method, width):
     module = shake(adapt(experts(name, width, way), method))
     exact = Dense(module)
-    x, *routing = inputs(name)
-    x, x64 = x.requires_grad_(), x.detach().double().requires_grad_()
+    given, *routing = inputs(name)
+    x: Any = given.requires_grad_()
+    x64: Any = given.detach().double().requires_grad_()
     y, expected = module(x, *routing), exact(x64, *routing)
     assert max_rel(y, expected) <= 1e-5
     gradient = torch.randn_like(y)
@@ -181,8 +182,7 @@ def test_other_uses_of_an_adapted_parameter_are_refused():
 
     assert expert_weights("mlp", Odd()) == {} and not expert_weights("odd", nn.Linear(2, 2))
     (weight,) = expert_weights("experts", Odd()).values()
-    kind: Any = kind_of(weight)
-    assert "does not show which axis of down_proj is its output" in kind.problem(weight)
+    assert "does not show which axis of down_proj is its output" in problem(weight)
     module = adapt(Experts())
     assert module(torch.randn(2, 8), 2).shape == (2, 8)
     with pytest.raises(MmdoraError, match=r"the other way round|reads its mean"):
@@ -192,9 +192,14 @@ def test_other_uses_of_an_adapted_parameter_are_refused():
 def test_quantised_and_hooked_experts_are_refused():
     base = experts("aria")
     base.forward = base.forward
-    assert all("was replaced" in str(kind_of(w).problem(w)) for w in weights(base))
+    assert all("was replaced" in problem(weight) for weight in weights(base))
     quantised = experts("aria").to(torch.float8_e4m3fn)
-    assert all("quantised" in str(kind_of(w).problem(w)) for w in weights(quantised))
+    assert all("quantised" in problem(weight) for weight in weights(quantised))
+
+
+def problem(weight: Any) -> str:
+    kind: Any = kind_of(weight)
+    return str(kind.problem(weight))
 
 
 def weights(base: nn.Module) -> list[Any]:
