@@ -13,7 +13,7 @@ from mmdora.adapt.plan import Entry
 from mmdora.adapt.targets import ROLES, Refusals, candidates_of, resolve, unused_in_tower
 from mmdora.config import Modality
 from mmdora.errors import MmdoraError
-from mmdora.layers import AdaptedEmbedding, Method, kind_of
+from mmdora.layers import AdaptedEmbedding, AdaptedExpertWeight, ExpertWeight, Method, kind_of, place_of, places
 
 
 def entries_of(
@@ -30,7 +30,7 @@ def entries_of(
     scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
     entries = []
     for name, because in resolve(candidates, settings.targets, modality).items():
-        module = model.get_submodule(name)
+        module = place_of(model, name)
         entry = entry_of(
             module,
             name=name,
@@ -47,17 +47,36 @@ def entries_of(
     notes = []
     if method == "dora" and settings.dropout and settings.dropout_mode == "reference":
         notes.append(f"{modality}: dropout_mode is reference, which takes a second base product in training")
+    notes += _on_experts(model, parts, modality, entries)
     if candidates.experts:
-        notes.append(f"{modality}: experts are 3-D parameters and are not adapted: {_some(candidates.experts)}")
+        notes.append(
+            f"{modality}: experts whose parameters no adapter fits are not adapted: {_some(candidates.experts)}"
+        )
     if candidates.bare and set(settings.targets) & {"attention", "all"}:
         notes.append(f"{modality}: projections that are no linears are not adapted: {_some(candidates.bare)}")
     if set(settings.targets) & set(ROLES):
         left_out = {**candidates.unused, **candidates.refused}
-        roled = (nn.Linear, nn.MultiheadAttention)
-        meant = {name: why for name, why in left_out.items() if isinstance(model.get_submodule(name), roled)}
+        roled = (nn.Linear, nn.MultiheadAttention, ExpertWeight)
+        meant = {name: why for name, why in left_out.items() if isinstance(place_of(model, name), roled)}
         for reason, names in _by_reason(meant).items():
             notes.append(f"{modality}: left out {_some(names)}: {reason}")
     return entries, notes
+
+
+def _on_experts(model: nn.Module, parts: ModelParts, modality: str, entries: list[Entry]) -> list[str]:
+    """Say what share of a modality its experts are, and what share of them the adapters on them are."""
+    held = [m for n, m in places(model).items() if isinstance(m, ExpertWeight) and parts.of(n) == modality]
+    if not held:
+        return []
+    count = sum(weight.weight.numel() for weight in held)
+    whole = sum(p.numel() for name, p in model.named_parameters() if parts.of(name) == modality)
+    own = [entry.parameters for entry in entries if entry.kind == AdaptedExpertWeight.kind]
+    said = (
+        f"{modality}: experts hold {count:,} parameters, {count / whole:.1%} of it, in {len(held)} tensors, of which "
+    )
+    if not own:
+        return [said + "none is adapted; the target experts means them"]
+    return [said + f"{len(own)} are adapted by {sum(own):,} parameters, {sum(own) / count:.2%} of the experts'"]
 
 
 def entry_of(module: nn.Module, *, name: str, method: Method, rank: int, dropout: float, **others: Any) -> Entry:

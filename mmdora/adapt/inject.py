@@ -15,7 +15,7 @@ from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapt.targets import unused_in_tower
 from mmdora.config import Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
-from mmdora.layers import BIASES, Adapted, kind_of
+from mmdora.layers import BIASES, Adapted, kind_of, place_of
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
@@ -99,7 +99,7 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
     """Carry out a plan that was made for this model."""
     model.requires_grad_(False)
     for entry in plan.entries:
-        base = model.get_submodule(entry.name)
+        base = place_of(model, entry.name)
         kind: Any = kind_of(base)
         adapted = kind(
             base,
@@ -109,7 +109,7 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
             dropout=entry.dropout,
             dropout_mode=entry.dropout_mode,
         )
-        model.set_submodule(entry.name, adapted)
+        model.set_submodule(adapted.place(entry.name), adapted.installed)
     for name in plan.full:
         model.get_parameter(name).requires_grad_(True)
     model.mmdora_plan = plan  # type: ignore[assignment] (nn.Module types attributes as tensors)
@@ -150,7 +150,7 @@ def merge(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     _plan(model)
     with torch.no_grad():
         for name, module in adapted_modules(model).items():
-            model.set_submodule(name, module.merge(dtype))
+            model.set_submodule(module.place(name), module.merge(dtype))
         for parameter in model.parameters():
             if dtype is not None and parameter.is_floating_point():
                 parameter.data = parameter.data.to(dtype)
@@ -166,7 +166,7 @@ def unload(model: nn.Module) -> nn.Module:
     if _plan(model).full:
         raise MmdoraError("unload: parts of this model were trained in full; load the base again instead")
     for name, module in adapted_modules(model).items():
-        model.set_submodule(name, module.unload())
+        model.set_submodule(module.place(name), module.unload())
     return _plain(model)
 
 

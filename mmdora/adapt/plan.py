@@ -29,7 +29,7 @@ class Entry:
     dropout: float
     parameters: int
     kind: str = "linear"
-    """The kind of layer: linear, conv, embedding or attention."""
+    """The kind of layer: linear, conv, embedding, attention or experts."""
     dropout_mode: DropoutMode = "branch"
     because: str = ""
     """Why it was chosen, as in "role attention, of targets: all". Adapters of mmdora before 0.2 do not say."""
@@ -37,7 +37,7 @@ class Entry:
     @property
     def weight(self) -> str:
         """Name of the parameter that is adapted."""
-        return f"{self.name}.{BY_NAME[self.kind].weight_name}"
+        return BY_NAME[self.kind].parameter_name(self.name)
 
 
 @dataclass(frozen=True)

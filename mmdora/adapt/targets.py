@@ -19,9 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmdora.adapt.modality import ModelParts
 from mmdora.errors import MmdoraError
-from mmdora.layers import WEIGHTS, AdaptedLinear, kind_of
+from mmdora.layers import WEIGHTS, AdaptedExpertWeight, AdaptedLinear, ExpertWeight, is_experts, kind_of, places
 
-ROLES = ("attention", "mlp", "all")
+ROLES = ("attention", "mlp", "experts", "all")
 
 ATTENTION = re.compile(r"attn|attention", re.I)
 MLP = re.compile(r"mlp|feed_?forward|ffn|intermediate|relu_?dense|gated_?dense", re.I)
@@ -31,7 +31,8 @@ MLP_NAMES = re.compile(r"fc\d|lin\d|w[123]|wi(_\d)?|wo|linear_fc\d|(gate|up|down
 """Names of the linears of a feed-forward that has no module of its own inside its block (OPT, BART, T5)."""
 
 ROUTERS = ("gate", "router", "shared_expert_gate")
-"""Names of the linears that choose experts. They lie in the feed-forward, but only the role `all` means them."""
+"""Names of the linears that choose experts. They lie in the feed-forward, but no role means them: other experts for
+a token are another model, so whoever wants to train that choice names them."""
 
 
 @dataclass
@@ -39,11 +40,12 @@ class Candidates:
     """The modules of a modality that targets can mean, and those that are left out.
 
     Attributes:
-        roles: module name -> role. A linear's role is attention, mlp, head, or linear where it is none of these. The
-            role of another module is its kind: attention, conv or embedding.
+        roles: module name -> role. A linear's role is attention, mlp, head, router, or linear where it is none of
+            these. The role of another module is its kind: attention, conv, embedding or experts.
         refused: module name -> why it cannot be adapted.
         unused: module name -> why it never runs.
-        experts: modules that hold the weights of experts as 3-D parameters, for which there is no adapter.
+        experts: modules that hold 3-D parameters of experts, for which there is no adapter.
+        parameters: name of what is adapted in experts -> the parameter's own name, by which targets can mean it too.
         bare: projections that an attention keeps as parameters of its own, as open_clip's `Attention` does.
     """
 
@@ -51,6 +53,7 @@ class Candidates:
     refused: dict[str, str] = field(default_factory=dict)
     unused: dict[str, str] = field(default_factory=dict)
     experts: list[str] = field(default_factory=list)
+    parameters: dict[str, str] = field(default_factory=dict)
     bare: list[str] = field(default_factory=list)
 
 
@@ -58,11 +61,11 @@ class Refusals:
     """Why modules of a model cannot be adapted. Injecting and reading adapter files ask this same class.
 
     Attributes:
-        modules: name -> module of the untouched model, or of its skeleton.
+        modules: name -> module of the untouched model, or of its skeleton, and the parameters of its experts.
     """
 
     def __init__(self, model: nn.Module):
-        self.modules = dict(model.named_modules())
+        self.modules = places(model)
         self._tied = _tied(model)
 
     def why(self, name: str) -> str | None:
@@ -91,17 +94,18 @@ def candidates_of(model: nn.Module, parts: ModelParts, modality: str) -> Candida
     head = get_head()
     unused = unused_in_tower(model, parts) if modality == "vision" else {}
     candidates = Candidates()
+    weights = [module for module in modules.values() if isinstance(module, ExpertWeight)]
     for name, module in modules.items():
         if parts.of(name) != modality:
             continue
-        if "expert" in (name + type(module).__name__).lower() and any(
-            p.ndim == 3 for p in module.parameters(recurse=False)
-        ):
+        if is_experts(name, module) and not any(isinstance(m, ExpertWeight) and m.owner is module for m in weights):
             candidates.experts.append(name)
         if (kind := kind_of(module)) is None:
             own = [f"{name}.{leaf}" for leaf, _ in module.named_parameters(recurse=False)]
             candidates.bare += [parameter for parameter in own if parameter.endswith("proj_weight")]
             continue
+        if kind is AdaptedExpertWeight:
+            candidates.parameters[name] = kind.parameter_name(name)
         reason = refusals.why(name)
         skipped = next((why for prefix, why in unused.items() if name.startswith(prefix + ".")), None)
         if skipped:
@@ -127,8 +131,9 @@ def resolve(candidates: Candidates, targets: Iterable[str], modality: str) -> di
             matched = {name: f"role {role}" for name, role in candidates.roles.items() if role in meant}
         else:
             pattern = any(sign in target for sign in "*?[")
-            matched = {name: "pattern" if pattern else "name" for name in candidates.roles if _matches(name, target)}
-            barred = [name for name in candidates.refused if _matches(name, target)]
+            named = (name for name in candidates.roles if _means(target, name, candidates))
+            matched = {name: "pattern" if pattern else "name" for name in named}
+            barred = [name for name in candidates.refused if _means(target, name, candidates)]
             if barred and not (pattern and matched):
                 raise MmdoraError(f"adapt.{modality}.targets: {barred[0]}: {candidates.refused[barred[0]]}")
         if not matched:
@@ -141,16 +146,21 @@ def _matches(name: str, target: str) -> bool:
     return fnmatchcase(name, target) or fnmatchcase(name, "*." + target)
 
 
+def _means(target: str, name: str, candidates: Candidates) -> bool:
+    return _matches(name, target) or _matches(candidates.parameters.get(name, name), target)
+
+
 def _offer(candidates: Candidates) -> str:
     if not candidates.roles:
         return "this part has no module that can be adapted (method full trains it whole)"
     roles = sorted({role for role in candidates.roles.values() if role in ROLES})
+    kinds = {"conv": "convolutions, by name only", "embedding": "embeddings, by name only", "experts": "of experts"}
     said = []
-    if linears := _leaves(name for name, role in candidates.roles.items() if role not in ("conv", "embedding")):
+    if linears := _leaves(name for name, role in candidates.roles.items() if role not in kinds):
         said.append(f"roles there: {', '.join([*roles, 'all'])}; linears there: {linears}")
-    for kind, plural in (("conv", "convolutions"), ("embedding", "embeddings")):
+    for kind, what in kinds.items():
         if leaves := _leaves(name for name, role in candidates.roles.items() if role == kind):
-            said.append(f"{plural}, by name only: {leaves}")
+            said.append(f"{what}: {leaves}")
     return "; ".join(said)
 
 
@@ -200,7 +210,7 @@ def _role(name: str, modules: dict[str, nn.Module], parts: ModelParts) -> str:
         if ATTENTION.search(label) and not isinstance(modules[path], GradientCheckpointingLayer):
             return "attention"
         if MLP.search(label):
-            return "linear" if leaf in ROUTERS else "mlp"
+            return "router" if leaf in ROUTERS else "mlp"
         path = path.rpartition(".")[0]
     return "mlp" if MLP_NAMES.fullmatch(leaf) or parent == "output" else "linear"
 

@@ -22,6 +22,7 @@ from mmdora.adapt.inject import adapted_modules, apply, check_usable, plan_of
 from mmdora.adapt.modality import find_parts
 from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.check import check_scaling, check_tensors, expected_shapes
+from mmdora.adapter_files.experts import KEYS, nested_names, peft_key, with_own_names
 from mmdora.adapter_files.files import (
     CONFIG,
     FREE,
@@ -75,14 +76,15 @@ def save_adapter(
     attentions = {entry.name for entry in plan.entries if entry.kind == "attention"}
     # PEFT adapts the out_proj of an attention together with the attention.
     adapted = {entry.name for entry in plan.entries} | {f"{name}.out_proj" for name in attentions}
+    filed = {f"{own}.{key}": f"{file}.{key}" for own, file in nested_names(plan.entries).items() for key in KEYS}
     tensors = {
-        PREFIX + pefts_name(key, adapted): tensor.detach().cpu().contiguous().clone()
+        PREFIX + pefts_name(filed.get(key, key), adapted): tensor.detach().cpu().contiguous().clone()
         for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
     }
     write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if plan.entries:
         ranks = {
-            entry.name: file_rank(model.get_submodule(entry.name), entry.rank)
+            peft_key(entry): file_rank(model.get_submodule(entry.name), entry.rank)
             for entry in plan.entries
             if entry.name.rpartition(".")[0] not in attentions
         }
@@ -139,6 +141,7 @@ def read_adapter(
     tensors = read_tensors(folder)
     if (folder / OURS).exists():
         plan = own_plan(folder)
+        tensors = with_own_names(tensors, nested_names(plan.entries))
         if difference := same_base(plan.fingerprint, base(model)):
             raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}; load its own base")
         if parts is not None and find_parts(model, parts) != plan.parts:
@@ -173,7 +176,7 @@ def restore_adapter(model: nn.Module, folder: Path | str) -> None:
     if difference := same_base(saved.fingerprint, plan.fingerprint):
         raise MmdoraError(f"{folder}: this adapter was trained on another base: {difference}")
     own = {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, covering_modules(model, plan))}
-    tensors = read_tensors(folder)
+    tensors = with_own_names(read_tensors(folder), nested_names(plan.entries))
     check_tensors(model, tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, folder / WEIGHTS)
     _fill(model, plan, tensors)
 

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from mmdora.adapt.entries import check_adaptable
 from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.experts import peft_key
 from mmdora.adapter_files.files import CONFIG, OURS, changed_files, dtype_name
 from mmdora.adapter_files.tensors import file_shapes
 from mmdora.errors import MmdoraError
+from mmdora.layers import places
 
 
 def expected_shapes(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tuple[int, ...]]:
@@ -28,7 +30,7 @@ def expected_shapes(model: nn.Module, plan: Plan, folder: Path) -> dict[str, tup
     Raises:
         MmdoraError: the base lacks a module or parameter of the plan, or a module cannot be adapted.
     """
-    modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
+    modules, parameters = places(model), dict(model.named_parameters(remove_duplicate=False))
     for entry in plan.entries:
         if entry.name not in modules:
             raise MmdoraError(
@@ -111,7 +113,7 @@ def check_scaling(config: Mapping[str, Any], plan: Plan, folder: Path) -> None:
     attentions = {entry.name for entry in plan.entries if entry.kind == "attention"}
     for entry in plan.entries:
         if entry.rank and entry.name.rpartition(".")[0] not in attentions:
-            stated = scaling_in(config, entry.name, entry.rank)
+            stated = scaling_in(config, peft_key(entry), entry.rank)
             if not math.isclose(stated, entry.scaling, rel_tol=1e-6):
                 raise MmdoraError(
                     f"{folder / CONFIG}: its lora_alpha and alpha_pattern make the scaling of {entry.name} {stated:g}, "

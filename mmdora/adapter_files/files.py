@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ FREE = ("base",)
 """Keys of `mmdora.json` that a user may edit. A base may be moved; the fingerprint tells whether it is the same."""
 BASE = "base_layer"
 """The name under which PEFT puts what an adapted module held before: its bias, or the `out_proj` of an attention."""
+KEPT = re.compile(rf"\.{BASE}\.(weight$|lora_)")
+"""Matches the names of tensors that keep this level when they are read."""
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -63,8 +66,9 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def _own_name(name: str) -> str:
     name = name.removeprefix(PREFIX).replace(".lora_magnitude_vector.weight", ".lora_magnitude_vector")
-    # The weight of an embedding is a copy that PEFT adds; `peft_plan` looks for it under this name.
-    return name if name.endswith(f".{BASE}.weight") else name.replace(f".{BASE}.", ".")
+    # The weight of an embedding is a copy that PEFT adds; `peft_plan` looks for it under this name. Of experts with
+    # several adapted parameters, this level tells which one a tensor belongs to.
+    return name if KEPT.search(name) else name.replace(f".{BASE}.", ".")
 
 
 def pefts_name(name: str, adapted: set[str]) -> str:

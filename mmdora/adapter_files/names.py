@@ -19,7 +19,9 @@ NAMED = re.compile(
 )
 """Matches the place in a name where the state dict of a live PEFT model has the name of the adapter, as in
 `lora_A.default.weight`."""
-LOW_RANK = re.compile(r"(.+)\.((?:lora_A|lora_B)\.weight|lora_embedding_[AB]|lora_magnitude_vector|base_layer\.weight)")
+LOW_RANK = re.compile(
+    r"(.+?)(?:\.base_layer)*\.((?:lora_A|lora_B)\.weight|lora_embedding_[AB]|lora_magnitude_vector|base_layer\.weight)"
+)
 
 
 def without_adapter_name(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:

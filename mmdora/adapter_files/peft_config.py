@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.adapt.plan import Plan
+from mmdora.adapter_files.experts import LAYOUT, peft_key
 from mmdora.errors import MmdoraError
-from mmdora.layers import BIASES
+from mmdora.layers import BIASES, AdaptedExpertWeight
 
 UNSUPPORTED = (
     "alora_invocation_tokens",
@@ -21,7 +22,6 @@ UNSUPPORTED = (
     "layer_replication",
     "lora_bias",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_qalora",
@@ -47,11 +47,15 @@ def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *,
 
     Args:
         plan: with at least one entry.
-        ranks: module name -> rank of its tensors in the file, for every module that PEFT shall adapt.
+        ranks: name of a module or of a parameter of experts (`peft_key`) -> rank of its tensors in the file, for all
+            that PEFT shall adapt.
         whole: modules trained in full.
         base: name or folder of the base.
     """
-    alphas = {e.name: _whole(e.scaling * ranks[e.name]) for e in plan.entries if e.name in ranks}
+    alphas = {peft_key(e): _whole(e.scaling * ranks[peft_key(e)]) for e in plan.entries if peft_key(e) in ranks}
+    of_experts = [entry.weight for entry in plan.entries if entry.kind == AdaptedExpertWeight.kind]
+    # PEFT refuses dropout beside parameters of experts; without it, it computes the same in evaluation.
+    by_experts = {"target_parameters": of_experts, "peft_version": LAYOUT, "lora_dropout": 0.0} if of_experts else {}
     biases = [name for name in plan.full if name.rpartition(".")[2] in BIASES and not _within(name, whole)]
     rank, alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
     dropouts = {entry.dropout for entry in plan.entries if entry.rank and entry.kind != "embedding"}
@@ -68,10 +72,11 @@ def write_peft_config(plan: Plan, ranks: Mapping[str, int], whole: list[str], *,
         "init_lora_weights": True,
         "use_dora": plan.has_magnitudes,
         "use_rslora": False,
-        "target_modules": list(ranks),
+        "target_modules": [name for name in ranks if name not in of_experts],
         "modules_to_save": whole or None,
         "rank_pattern": {_exactly(name): value for name, value in ranks.items() if value != rank},
         "alpha_pattern": {_exactly(name): value for name, value in alphas.items() if value != alpha},
+        **by_experts,
     }
 
 
@@ -97,8 +102,10 @@ def check_config(config: Mapping[str, Any], where: Path) -> None:
         value = config.get(key, 0)
         if value is not None and not (isinstance(value, (int, float)) and math.isfinite(value)):
             raise MmdoraError(f"{where}: {key}: expected a number, found {value!r:.80}")
-    if not isinstance(config.get("modules_to_save") or [], list):
-        raise MmdoraError(f"{where}: modules_to_save: expected a list of names")
+    for key in ("modules_to_save", "target_parameters"):
+        names = config.get(key) or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise MmdoraError(f"{where}: {key}: expected a list of names")
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         raise MmdoraError(f"{where}: alpha_pattern: expected an object, found {type(patterns).__name__}")

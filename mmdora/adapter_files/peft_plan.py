@@ -17,11 +17,12 @@ from mmdora.adapt.inject import build_plan
 from mmdora.adapt.modality import ModelParts
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapter_files.check import scaling_in, shared_parameters
+from mmdora.adapter_files.experts import from_target_parameters
 from mmdora.adapter_files.files import CONFIG
 from mmdora.adapter_files.peft_config import check_config, check_supported
 from mmdora.adapter_files.tensors import TWICE, unlike_peft
 from mmdora.errors import MmdoraError
-from mmdora.layers import kind_of
+from mmdora.layers import AdaptedExpertWeight, ExpertWeight, kind_of, places
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,10 @@ def plan_from_peft(model: nn.Module, adapter: PeftAdapter, parts: ModelParts) ->
     """
     check_supported(adapter.config, adapter.folder)
     check_config(adapter.config, adapter.folder / CONFIG)
-    modules = dict(model.named_modules())
+    modules = places(model)
+    from_target_parameters(adapter.tensors, modules, adapter.config, adapter.before, adapter.folder)
     _take_out_embeddings(adapter, modules)
-    ranks = _ranks(adapter)
+    ranks = _ranks(adapter, modules)
     if absent := [name for name in ranks if name not in modules]:
         raise MmdoraError(
             f"{adapter.folder}: {type(model).__name__} has no module {absent[0]}; load the adapter's own base"
@@ -75,12 +77,15 @@ def plan_from_peft(model: nn.Module, adapter: PeftAdapter, parts: ModelParts) ->
     return build_plan(model, parts, entries, _in_full(model, adapter))
 
 
-def _ranks(adapter: PeftAdapter) -> dict[str, int]:
+def _ranks(adapter: PeftAdapter, modules: Mapping[str, nn.Module]) -> dict[str, int]:
     """Name of each adapted module -> its rank, by the A that the file holds for it."""
     ranks = {}
     for key, tensor in adapter.tensors.items():
         if factor := re.fullmatch(r"(.+)\.(lora_A\.weight|lora_embedding_A)", key):
-            ranks[factor[1]] = tensor.shape[0]
+            # The factors of all experts of a parameter lie in one tensor. A wrong size is found with the other shapes.
+            place = modules.get(factor[1])
+            experts = place.experts if isinstance(place, ExpertWeight) else 1
+            ranks[factor[1]] = math.ceil(tensor.shape[0] / experts)
     if not ranks:
         raise MmdoraError(f"{adapter.folder}: no lora_A in the adapter's tensors")
     return ranks
@@ -112,8 +117,12 @@ def _attention_of(adapter: PeftAdapter, modules: Mapping[str, nn.Module], name: 
 def _entry(adapter: PeftAdapter, modules: Mapping[str, nn.Module], name: str, rank: int, parts: ModelParts) -> Entry:
     """The entry of one adapted module, with the scaling that PEFT's config gives it."""
     config = adapter.config
-    target = _attention_of(adapter, modules, name) or name
-    scaling = scaling_in(config, adapter.before.get(target, target), rank)
+    module, target = modules[name], _attention_of(adapter, modules, name) or name
+    called = adapter.before.get(target, target)
+    if isinstance(module, ExpertWeight):
+        owner = AdaptedExpertWeight.place(name)
+        called = f"{adapter.before.get(owner, owner)}.{module.leaf}"
+    scaling = scaling_in(config, called, rank)
     return entry_of(
         modules[name],
         name=name,

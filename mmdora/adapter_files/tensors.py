@@ -7,6 +7,7 @@ is written with magnitude ||W0 + s B A||, which changes nothing, and a magnitude
     conv        lora_A.weight [R, C, K]     lora_B.weight [O, R/G, 1...]     lora_magnitude_vector [1, O, 1...]
     embedding   lora_embedding_A [R, V]     lora_embedding_B [D, R]          lora_magnitude_vector [D]
     attention   lora_A.weight [R, E]        lora_B.weight [3E, R]            lora_magnitude_vector [3E]
+    experts     see `mmdora.adapter_files.experts`
 
 The tensors of an attention are those of its fused in-projection; its `out_proj` is a linear. PEFT has LoRA for both
 together, and no DoRA. Only the A of a grouped convolution differs from ours in a file: see `AdaptedConv`.
@@ -20,7 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdora.layers import Adapted, AdaptedAttention, AdaptedConv, AdaptedEmbedding, kind_of
+from mmdora.adapter_files import experts
+from mmdora.layers import Adapted, AdaptedAttention, AdaptedConv, AdaptedEmbedding, AdaptedExpertWeight, kind_of
 
 KEYS = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
 EMBEDDING_KEYS = {**KEYS, "lora_A": "lora_embedding_A", "lora_B": "lora_embedding_B"}
@@ -46,6 +48,8 @@ def file_shapes(base: nn.Module, rank: int, *, magnitude: bool) -> dict[str, tup
         filters, _, *kernel = shapes["lora_A"]
         shapes["lora_A"] = (filters, base.in_channels, *kernel)
         shapes["magnitude"] = (1, *shapes["magnitude"], *(1 for _ in kernel))
+    if kind is AdaptedExpertWeight:
+        shapes = experts.file_shapes(shapes, base)
     if not magnitude:
         del shapes["magnitude"]
     return {keys_of(kind)[name]: shape for name, shape in shapes.items()}
@@ -55,10 +59,13 @@ def to_file(module: Adapted, *, magnitude: bool) -> dict[str, Tensor]:
     """Key in a file -> tensor of an adapted module, which may be the very parameter of the module."""
     shapes = file_shapes(module, module.rank, magnitude=magnitude)
     tensors = {}
+    flat: dict[str, Tensor] = {}
+    if isinstance(module, AdaptedExpertWeight) and module.lora_A is not None and module.lora_B is not None:
+        flat = dict(zip(("lora_A", "lora_B"), experts.flat(module.lora_A, module.lora_B, module), strict=True))
     for name, key in keys_of(type(module)).items():
         if key not in shapes:
             continue
-        own = getattr(module, name)
+        own = flat.get(name, getattr(module, name))
         if name == "magnitude":
             own = (module.row_norm() if own is None else own).view(shapes[key])
         elif own is None:
@@ -71,15 +78,19 @@ def to_file(module: Adapted, *, magnitude: bool) -> dict[str, Tensor]:
 
 def from_file(module: Adapted, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
     """Fill an adapted module from tensors by `prefix` and key, of the shapes that `file_shapes` gives."""
+    keys, apart = keys_of(type(module)), {}
+    if isinstance(module, AdaptedExpertWeight) and module.lora_A is not None:
+        factors = (tensors[prefix + keys[name]] for name in ("lora_A", "lora_B"))
+        apart = dict(zip(("lora_A", "lora_B"), experts.apart(*factors, base=module), strict=True))
     with torch.no_grad():
-        for name, key in keys_of(type(module)).items():
+        for name, key in keys.items():
             own = getattr(module, name)
             if own is None:
                 continue
-            tensor = tensors[prefix + key]
+            tensor = apart[name] if name in apart else tensors[prefix + key]
             if name == "lora_A" and isinstance(module, AdaptedConv):
                 tensor = _gather(tensor, module.groups)
-            own.copy_(tensor.view(own.shape))
+            own.copy_(tensor.reshape(own.shape))
 
 
 def unlike_peft(module: nn.Module, lora_A: Tensor | None = None, *, magnitude: bool) -> str | None:
@@ -109,6 +120,8 @@ def unlike_peft(module: nn.Module, lora_A: Tensor | None = None, *, magnitude: b
 
 def wrong_in_peft(module: nn.Module, *, magnitude: bool) -> str | None:
     """Say why PEFT refuses a file of this adapted module or reads it wrongly; None if it does neither."""
+    if isinstance(module, AdaptedExpertWeight):
+        return "PEFT has no DoRA for the parameters of experts" if magnitude else None
     if not isinstance(module, AdaptedAttention):
         return None
     if magnitude:

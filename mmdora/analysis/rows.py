@@ -29,7 +29,7 @@ from mmdora.export.base import base_folder
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import factors
 from mmdora.export.shards import UnsureError
-from mmdora.layers import AdaptedEmbedding
+from mmdora.layers import AdaptedEmbedding, AdaptedExpertWeight, place_of
 from mmdora.layers import kind_of as layer_of
 from mmdora.ops.merge import pieces
 
@@ -43,7 +43,8 @@ class WeightRow:
     """The change of one weight in one checkpoint, which is one line of the CSV.
 
     Biases, norms and other parameters that cannot be adapted (kind "other", trained in full) cannot be decomposed. For
-    them the columns from `delta_m` to `stable_rank` are None.
+    them the columns from `delta_m` to `stable_rank` are None. A parameter of experts counts as one matrix, with the
+    rows of all its experts; its ranks are None, because each expert has a rank of its own.
     """
 
     run: str
@@ -55,7 +56,7 @@ class WeightRow:
     layer: int | None
     """The number of the block: the first number in the name; None for a name without one."""
     kind: str
-    """The kind of the layer: linear, conv, embedding, attention or other."""
+    """The kind of the layer: linear, conv, embedding, attention, experts or other."""
     method: str
     """How the weight was trained: lora, dora, magnitude or full."""
     rank: int
@@ -133,6 +134,8 @@ class MappedAdapter:
             yield self._full(name)
 
     def _adapted(self, entry: Entry) -> WeightRow:
+        if entry.kind == AdaptedExpertWeight.kind:
+            return self._experts(entry)
         weight = as_matrix(entry.kind, self.base.weight(entry.weight))
         a, b, magnitude = factors(self.base.model, self._tensors, entry)
         changed = changed_rows(weight, a, b, magnitude, entry.scaling)
@@ -140,6 +143,19 @@ class MappedAdapter:
         if a is None or b is None or magnitude is not None:
             return self._decomposed(about, weight, changed)
         return self._row(about, weight, decompose(weight, changed), singular_values_of_product(b, a))
+
+    def _experts(self, entry: Entry) -> WeightRow:
+        stored, place = self.base.weight(entry.weight), place_of(self.base.model, entry.name)
+        matrices = stored.mT if getattr(place, "transposed", False) else stored
+        parts = factors(self.base.model, self._tensors, entry)
+        changed = (
+            rows
+            for expert, weight in enumerate(matrices)
+            for rows in changed_rows(weight, *(t if t is None else t[expert] for t in parts), scaling=entry.scaling)
+        )
+        about = (entry.name, entry.modality, entry.kind, entry.method, entry.rank)
+        weight = matrices.flatten(0, 1)
+        return self._row(about, weight, decompose(weight, changed), None)
 
     def _full(self, name: str) -> WeightRow:
         owner, _, leaf = name.rpartition(".")
@@ -160,7 +176,7 @@ class MappedAdapter:
     def _row(self, about: About, weight: Tensor, change: Change, values: Tensor | None) -> WeightRow:
         name, modality, kind, method, rank = about
         number = re.search(r"\.(\d+)(\.|$)", name)
-        matrix = values is not None
+        matrix = kind != OTHER
         return WeightRow(
             run=self.run,
             step=self.step,
@@ -174,8 +190,8 @@ class MappedAdapter:
             columns=weight.shape[1],
             delta_m=change.delta_m if matrix else None,
             delta_d=change.delta_d if matrix and not math.isnan(change.delta_d) else None,
-            effective_rank=effective_rank(values) if matrix else None,
-            stable_rank=stable_rank(values) if matrix else None,
+            effective_rank=None if values is None else effective_rank(values),
+            stable_rank=None if values is None else stable_rank(values),
             base_norm=change.base_norm,
             delta_norm=change.delta_norm,
             relative=change.delta_norm / change.base_norm if change.base_norm else None,

@@ -41,7 +41,7 @@ class Modality:
     rslora: Annotated[StrictBool, Field(description="scaling alpha / sqrt(rank)")] = False
     targets: Annotated[
         tuple[str, ...],
-        Field(description="roles of linears (attention, mlp, all), or names or glob patterns of any modules"),
+        Field(description="roles (attention, mlp, experts, all), or names or glob patterns of any modules"),
     ] = ("all",)
     bias: Annotated[StrictBool, Field(description="its biases train too, those of norms among them")] = False
     norms: Annotated[StrictBool, Field(description="the weights of its norms train too")] = False

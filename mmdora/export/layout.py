@@ -101,12 +101,21 @@ def hub_state(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
+class Conversion(NamedTuple):
+    """How transformers computes a tensor from tensors of the files."""
+
+    operations: list[Any]
+    """In their order, of `transformers.core_model_loading`."""
+    sources: list[list[str]]
+    """For each pattern of its rule, in the rule's order, the names in the files, in the order they are taken in."""
+
+
 class Places(NamedTuple):
     """The places in a model's tree to which transformers puts the tensors of files."""
 
     direct: dict[str, str]
     """Name in the files -> place in the tree, of tensors that are taken as they are."""
-    converted: set[str]
+    converted: dict[str, Conversion]
     """Places of tensors that are computed from several tensors of the files, or from a part of one, such as fused
     experts and split projections."""
     ignored: list[str]
@@ -121,9 +130,9 @@ def places(model: PreTrainedModel, file_names: Iterable[str]) -> Places:
     rules = get_model_conversion_mapping(model)
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
-    targets = {source: rule.target_patterns for rule in converters for source in rule.source_patterns}
+    by_pattern = {source: rule for rule in converters for source in rule.source_patterns}
     relics = [*(model._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq", r"(^|\.)position_ids$"]
-    sorted_out = Places({}, set(), [], [])
+    sorted_out = Places({}, {}, [], [])
     # These are the steps of convert_and_load_state_dict_in_model, in the same order of names, because some renamings
     # remember the names that they have seen.
     for name in sorted(file_names, key=dot_natural_key):
@@ -134,7 +143,11 @@ def places(model: PreTrainedModel, file_names: Iterable[str]) -> Places:
             is_relic = any(re.search(relic, place) for relic in relics)
             (sorted_out.ignored if is_relic else sorted_out.unknown).append(name)
         elif pattern is not None:
-            sorted_out.converted.update(place.replace(targets[pattern][0], target) for target in targets[pattern])
+            rule = by_pattern[pattern]
+            for target in rule.target_patterns:
+                empty = Conversion(rule.operations, [[] for _ in rule.source_patterns])
+                made = sorted_out.converted.setdefault(place.replace(rule.target_patterns[0], target), empty)
+                made.sources[rule.source_patterns.index(pattern)].append(name)
         else:
             sorted_out.direct[name] = place
     return sorted_out

@@ -57,7 +57,7 @@ class MappedCheckpoint:
         tied: dict[str, str] = self.model.all_tied_weights_keys
         if both := [place for place in tied if place in self.file_names]:
             raise UnsureError(f"{both[0]} is tied to {tied[both[0]]} and is stored under its own name")
-        if absent := sorted(shapes.keys() - self.file_names.keys() - self.places.converted - tied.keys()):
+        if absent := sorted(shapes.keys() - self.file_names.keys() - self.places.converted.keys() - tied.keys()):
             raise UnsureError(f"no file holds {_some(absent)}")
         if other := [name for name, place in self.places.direct.items() if stored[name].shape != shapes[place]]:
             wanted = shapes[self.places.direct[other[0]]]

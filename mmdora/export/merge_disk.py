@@ -14,12 +14,14 @@ from tqdm import tqdm
 
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapter_files.adapters import read_adapter
+from mmdora.adapter_files.experts import apart
 from mmdora.adapter_files.tensors import KEYS, from_file
 from mmdora.dtypes import DTYPES, FLOATS, STORED
+from mmdora.export.fused import Factors, Part, parts
 from mmdora.export.layout import config_dtype, hub_naming
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.shards import Rewrite, Stored, UnsureError, write_index, write_shard
-from mmdora.layers import wrapper
+from mmdora.layers import AdaptedExpertWeight, ExpertWeight, place_of, wrapper
 from mmdora.ops.merge import merged_rows, pieces
 
 
@@ -40,8 +42,15 @@ class TensorRow:
     """Its dtype in the base's file, as safetensors names it."""
     dtype_out: str
     """Its dtype in the written file."""
-    change: Entry | Tensor | None
-    """The entry of the plan that is merged into the tensor, or the tensor that replaces it, or None."""
+    change: Entry | Part | Tensor | None
+    """The entry of the plan that is merged into the tensor, or the part of one on experts, or the tensor that replaces
+    it, or None."""
+
+    @property
+    def entry(self) -> Entry | None:
+        """The entry of the plan that is merged into the tensor; None if none is."""
+        change = self.change.entry if isinstance(self.change, Part) else self.change
+        return change if isinstance(change, Entry) else None
 
     @property
     def is_copied(self) -> bool:
@@ -88,7 +97,7 @@ class DiskMerge:
     @property
     def merged(self) -> dict[str, Entry]:
         """File name of a tensor -> the entry of the plan that is merged into it."""
-        return {name: row.change for name, row in self.rows.items() if isinstance(row.change, Entry)}
+        return {name: row.entry for name, row in self.rows.items() if row.entry is not None}
 
     @property
     def size(self) -> int:
@@ -130,14 +139,29 @@ class DiskMerge:
         """Yield the new values of a tensor in pieces of whole rows, computed in fp32 and rounded once."""
         dtype = DTYPES[self.dtype]
         tensor = row.change if isinstance(row.change, Tensor) else self.base.tensors[row.file_name]
+        if isinstance(row.change, Part):
+            for weight, own in self.matrices(row):
+                merged = merged_rows(weight, *own, row.change.entry.scaling)
+                # A matrix that lies the other way round is put together first: one expert's, in fp32.
+                for piece in [torch.cat(list(merged)).T.contiguous()] if row.change.input_first else merged:
+                    yield piece.to(dtype)
+            return
         if isinstance(row.change, Entry):
-            parts = factors(self.base.model, self.adapter, row.change)
-            for piece in merged_rows(tensor.flatten(1), *parts, row.change.scaling):
+            own = factors(self.base.model, self.adapter, row.change)
+            for piece in merged_rows(tensor.flatten(1), *own, row.change.scaling):
                 yield piece.to(dtype)
             return
         matrix = tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, tensor.numel())
         for start, stop in pieces(*matrix.shape):
             yield matrix[start:stop].float().to(dtype)
+
+    def matrices(self, row: TensorRow) -> Iterator[tuple[Tensor, Factors]]:
+        """Each matrix [O, I] of experts that a tensor of the base holds, with its A, B and m."""
+        part = row.change
+        assert isinstance(part, Part)
+        whole = factors(self.base.model, self.adapter, part.entry)
+        for expert, weight in part.matrices(self.base.tensors[row.file_name]):
+            yield weight, part.of(expert, len(weight), whole)
 
     def _table(self) -> dict[str, TensorRow]:
         changes, rename = self._changes(), _renaming(self.base)
@@ -155,15 +179,19 @@ class DiskMerge:
                 )
         return rows
 
-    def _changes(self) -> dict[str, Entry | Tensor]:
+    def _changes(self) -> dict[str, Entry | Part | Tensor]:
         """The change that the adapter makes to each tensor, by the name of the tensor in the files of the base."""
-        changes: dict[str, Entry | Tensor] = {}
+        changes: dict[str, Entry | Part | Tensor] = {}
         if self.plan is None:
             return changes
         for entry in self.plan.entries:
             if entry.kind == "embedding":
                 raise UnsureError(f"{entry.name} is an adapted embedding, whose norms run over all its rows")
-            changes[self._file_name(entry.weight)] = entry
+            if entry.kind == AdaptedExpertWeight.kind:
+                place, direct = place_of(self.base.model, entry.name), self.base.file_name(entry.weight)
+                changes |= parts(entry, place, self.base.places.converted.get(entry.weight), direct, self.base.tensors)
+            else:
+                changes[self._file_name(entry.weight)] = entry
         buffers = [place for place, _ in self.base.model.named_buffers() if place in self.adapter]
         for place in [*self.plan.full, *buffers]:
             changes[self._file_name(place)] = self.adapter[place]
@@ -186,10 +214,8 @@ class DiskMerge:
         }
 
 
-def factors(
-    base: nn.Module, adapter: Mapping[str, Tensor], entry: Entry
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """A [R, I], B [O, R] and m [O] of an entry of the plan.
+def factors(base: nn.Module, adapter: Mapping[str, Tensor], entry: Entry) -> Factors:
+    """A [R, I], B [O, R] and m [O] of an entry of the plan; for experts, of each of E, as one tensor [E, ...].
 
     A factor is None if the entry's method does not use it, even if PEFT's file holds one.
 
@@ -201,7 +227,14 @@ def factors(
         a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
         low_rank, scaled = entry.method != "magnitude", entry.method != "lora"
         return a if low_rank else None, b if low_rank else None, magnitude if scaled else None
-    plain = base.get_submodule(entry.name)
+    plain = place_of(base, entry.name)
+    if isinstance(plain, ExpertWeight):
+        a, b, magnitude = (adapter.get(f"{entry.name}.{key}") for key in KEYS.values())
+        if entry.method == "magnitude" or a is None or b is None:
+            a = b = None
+        else:
+            a, b = apart(a, b, plain)
+        return a, b, None if entry.method == "lora" else magnitude
     module = wrapper(plain, entry.rank)(plain, entry.method, rank=entry.rank, scaling=entry.scaling)
     from_file(module, adapter, f"{entry.name}.")
     if module.lora_A is None or module.lora_B is None:

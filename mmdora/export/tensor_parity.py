@@ -16,16 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmdora.adapt.inject import adapted_modules
+from mmdora.adapt.inject import adapted_modules, plan_of
 from mmdora.adapt.plan import Entry
+from mmdora.adapter_files.experts import nested_names, with_own_names
 from mmdora.adapter_files.files import read_tensors
 from mmdora.adapter_files.tensors import keys_of, to_file
 from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
+from mmdora.export.fused import Part
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.merge_disk import DiskMerge, factors
 from mmdora.export.rounding import Pair, copied, larger, merged
 from mmdora.export.shards import UnsureError
+from mmdora.layers import AdaptedExpertWeight
 
 BEYOND = 1e-5
 """The largest error allowed in a merged number, beyond its one rounding and relative to the largest terms of its row.
@@ -81,7 +84,10 @@ def tensor_parity(merge: DiskMerge, folder: Path) -> TensorParity:
 def _disk_pairs(merge: DiskMerge, written: MappedCheckpoint) -> Iterator[Pair]:
     for name, row in merge.rows.items():
         tensor, weight = written.tensors[row.hub_name], merge.base.tensors[name]
-        if isinstance(row.change, Entry):
+        if isinstance(row.change, Part):
+            for (_, new), (old, own) in zip(row.change.matrices(tensor), merge.matrices(row), strict=True):
+                yield Pair(name, new, old, own, row.change.entry.scaling)
+        elif isinstance(row.change, Entry):
             parts = factors(merge.base.model, merge.adapter, row.change)
             yield Pair(name, tensor.flatten(1), weight.flatten(1), parts, row.change.scaling)
         elif row.change is None:
@@ -107,14 +113,16 @@ class TrainedModel:
     """
 
     def __init__(self, model: nn.Module, adapter: Path | None):
-        saved = {} if adapter is None else read_tensors(adapter)
+        plan = plan_of(model)
+        nested = nested_names(plan.entries) if plan else {}
+        saved = {} if adapter is None else with_own_names(read_tensors(adapter), nested)
         modules = adapted_modules(model)
         self._adapted: dict[str, tuple[Any, list[Tensor | None]]] = {}
         own: set[str] = set()
         for name, module in modules.items():
             parts = (module.lora_A, module.lora_B, module.magnitude)
             kept = [None if part is None else part.detach().clone() for part in parts]
-            self._adapted[f"{name}.{module.weight_name}"] = module, kept
+            self._adapted[module.parameter_name(name)] = module, kept
             own |= {f"{name}.{leaf}" for leaf in ("lora_A", "lora_B", "magnitude")}
             _check_loaded(name, module, saved)
         kept_by_storage: dict[int, Tensor] = {}  # Tied tensors are kept only once.
@@ -140,8 +148,14 @@ class TrainedModel:
             module, (a, b, magnitude) = self._adapted[name]
             if a is not None and b is not None:
                 a, b = module.factors(a, b)
-            matrices = [module.matrix(tensor).flatten(1) for tensor in (written[name], weight)]
-            yield Pair(name, matrices[0], matrices[1], (a, b, magnitude), module.scaling)
+            matrices = [module.matrix(tensor) for tensor in (written[name], weight)]
+            if isinstance(module, AdaptedExpertWeight):
+                for e, (new, old) in enumerate(zip(*matrices, strict=True)):
+                    own = tuple(None if part is None else part[e] for part in (a, b, magnitude))
+                    yield Pair(name, new, old, own, module.scaling)  # pyright: ignore
+                continue
+            new, old = (matrix.flatten(1) for matrix in matrices)
+            yield Pair(name, new, old, (a, b, magnitude), module.scaling)
 
 
 def _check_loaded(name: str, module: Any, saved: dict[str, Tensor]) -> None:
@@ -167,10 +181,13 @@ def _compact(tensor: Tensor) -> Tensor:
 def compare(pairs: Iterator[Pair], dtype: str) -> TensorParity:
     """Compare every number of every pair, some rows at a time."""
     parity = TensorParity(0.0, 0.0, 0, 0, dtype)
+    before = None
     for pair in pairs:
+        # The matrices of experts come one after the other, and are one tensor.
+        new, before = pair.name != before, pair.name
         exact = pair.factors is None
         error, beyond = (copied if exact else merged)(pair, DTYPES[dtype])
-        parity = replace(parity, tensors=parity.tensors + 1, merged=parity.merged + (not exact))
+        parity = replace(parity, tensors=parity.tensors + new, merged=parity.merged + (new and not exact))
         parity = replace(parity, max_rel=larger(parity.max_rel, error))
         if exact and beyond != 0:
             parity = replace(parity, wrong=(*parity.wrong, pair.name))

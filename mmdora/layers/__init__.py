@@ -9,6 +9,8 @@ from mmdora.layers.adapted import Adapted, DropoutMode, Method
 from mmdora.layers.attention import AdaptedAttention
 from mmdora.layers.conv import AdaptedConv
 from mmdora.layers.embedding import AdaptedEmbedding
+from mmdora.layers.expert_weight import SUFFIX, ExpertWeight, expert_weights, is_experts
+from mmdora.layers.experts import AdaptedExperts, AdaptedExpertWeight
 from mmdora.layers.linear import AdaptedLinear
 
 __all__ = [
@@ -20,14 +22,27 @@ __all__ = [
     "AdaptedAttention",
     "AdaptedConv",
     "AdaptedEmbedding",
+    "AdaptedExpertWeight",
+    "AdaptedExperts",
     "AdaptedLinear",
     "DropoutMode",
+    "ExpertWeight",
     "Method",
+    "expert_weights",
+    "is_experts",
     "kind_of",
+    "place_of",
+    "places",
     "wrapper",
 ]
 
-KINDS: tuple[type[Adapted], ...] = (AdaptedLinear, AdaptedConv, AdaptedEmbedding, AdaptedAttention)
+KINDS: tuple[type[Adapted], ...] = (
+    AdaptedLinear,
+    AdaptedConv,
+    AdaptedEmbedding,
+    AdaptedAttention,
+    AdaptedExpertWeight,
+)
 BY_NAME = {kind.kind: kind for kind in KINDS}
 WEIGHTS = {kind.weight_name for kind in KINDS}
 """Names of the parameters of plain modules that are adapted."""
@@ -41,6 +56,29 @@ def kind_of(module: nn.Module) -> type[Adapted] | None:
     Whether this very module can be adapted is another question, which `problem` answers.
     """
     return next((kind for kind in KINDS if isinstance(module, (*kind.plain, kind))), None)
+
+
+def places(model: nn.Module) -> dict[str, nn.Module]:
+    """Name -> what an adapter of this name is made for: the modules of a plain model, and the parameters of experts."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        found[name] = module
+        found |= expert_weights(name, module)
+    return found
+
+
+def place_of(model: nn.Module, name: str) -> nn.Module:
+    """What an adapter of this name is made for: a module, or a parameter of experts, beside which one may be adapted.
+
+    Raises:
+        AttributeError: the model has neither.
+    """
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    own = owner._parameters.get(leaf + SUFFIX)
+    if leaf not in owner._modules and own is not None and own.dim() == 3:
+        return ExpertWeight(owner, leaf + SUFFIX)
+    return model.get_submodule(name)
 
 
 def wrapper(base: nn.Module, rank: int = 0) -> type[Adapted]:

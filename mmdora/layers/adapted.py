@@ -76,7 +76,7 @@ class Adapted(nn.Module):
         base.requires_grad_(False)
         # The shell is the base without its parameters and modules. As a submodule it would be part of the names, and
         # DDP and FSDP would see it.
-        self.__dict__["_shell"] = _holding(base, dict.fromkeys(base._parameters), {})
+        self.__dict__["_shell"] = holding(base, dict.fromkeys(base._parameters), {})
         self.scales = Scales(self)
         dtype, device = norm.wide(self.base_weight.dtype), self.base_weight.device
         for name, shape in self.shapes(base, rank).items():
@@ -133,6 +133,26 @@ class Adapted(nn.Module):
         """View a matrix [O, I] in the shape of the weight."""
         return matrix
 
+    @classmethod
+    def parameter_name(cls, name: str) -> str:
+        """The name in the model of the parameter that an adapter of this name changes."""
+        return f"{name}.{cls.weight_name}"
+
+    @classmethod
+    def place(cls, name: str) -> str:
+        """The name of the module in whose place `installed` stands, for an adapter of this name."""
+        return name
+
+    @property
+    def installed(self) -> nn.Module:
+        """The module that takes the base's place in the model."""
+        return self
+
+    @property
+    def home(self) -> tuple[nn.Module, str]:
+        """The module that holds the base's weight, and the name of the weight in it."""
+        return self, self.weight_name
+
     @property
     def base_weight(self) -> nn.Parameter:
         return getattr(self, self.weight_name)
@@ -173,7 +193,7 @@ class Adapted(nn.Module):
     def unload(self) -> nn.Module:
         """Give the plain module back, with the base's own parameters, trainable as in a fresh module."""
         own = {name: getattr(self, name, None) for name in self.shell._parameters}
-        plain = _holding(self.shell, own, dict(self._modules))
+        plain = holding(self.shell, own, dict(self._modules))
         plain._is_full_backward_hook = self._is_full_backward_hook
         return plain.requires_grad_(True).train(self.training)
 
@@ -236,7 +256,7 @@ class Adapted(nn.Module):
         return shape if self.lora_A is None else f"{shape}, rank={self.rank}, scaling={self.scaling:g}"
 
 
-def _holding(module: nn.Module, parameters: dict[str, Any], modules: dict[str, Any]) -> nn.Module:
+def holding(module: nn.Module, parameters: dict[str, Any], modules: dict[str, Any]) -> nn.Module:
     """A shallow copy that shares everything but has these parameters and submodules."""
     twin = copy.copy(module)
     twin._parameters, twin._modules = parameters, modules

@@ -154,7 +154,7 @@ class Scales:
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
             factors = (None, None) if lora_A is None or lora_B is None else module.factors(lora_A, lora_B)
             dense = reference.direction(module.matrix(weight.detach()).to(dtype), *factors, module.scaling)
-            n = torch.linalg.vector_norm(dense, dim=1).detach()
+            n = torch.linalg.vector_norm(dense, dim=-1).detach()
             return linear.scale(magnitude.detach(), n, keep=True)
 
     @property

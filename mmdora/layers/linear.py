@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mmdora.layers import scales
 from mmdora.layers.adapted import Adapted
-from mmdora.ops import linear
+from mmdora.ops import linear, passes
 
 
 class AdaptedLinear(Adapted):
@@ -61,16 +61,27 @@ def product(module: Adapted, x: Tensor, scaled: linear.Scale | None, rows: slice
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     weight, bias, magnitude = module.base_weight, module.base_bias, module.magnitude
-    lora_A, lora_B = scales.factors(module, linear.low_rank_dtype(x))
+    lora_A, lora_B = scales.factors(module, passes.low_rank_dtype(x))
     if rows is not None:
         weight = weight[rows]
         bias, lora_B, magnitude = (None if tensor is None else tensor[rows] for tensor in (bias, lora_B, magnitude))
         scaled = scaled and linear.Scale(scaled.factor[rows], scaled.inverse_norm[rows], scaled.keep)
-    adapter = lora_A, lora_B, module.scaling, magnitude, scaled
+    return with_dropout(module, x, weight, bias, (lora_A, lora_B, module.scaling, magnitude, scaled))
+
+
+def with_dropout(module: Adapted, x: Tensor, weight: Tensor, bias: Tensor | None, adapter: tuple[Any, ...]) -> Tensor:
+    """`ops.linear.adapted_linear` with the dropout of an adapted module, in the mode that it has.
+
+    Args:
+        x: [..., I], in the dtype to compute in.
+        weight: W0 [O, I].
+        bias: [O] or None.
+        adapter: A, B, s, m and the scale, as that function takes them.
+    """
     as_peft = module.dropout_mode == "reference"
-    if not module.drops or scaled is None or not as_peft:
+    if not module.drops or adapter[-1] is None or not as_peft:
         p = module.dropout if module.drops else 0.0
-        return linear.adapted_linear(x, weight, bias, *adapter, p, as_peft)
+        return linear.adapted_linear(x, weight, bias, *adapter, p=p, as_torch=as_peft)
     # PEFT's three terms in two, with the mask that PEFT draws: W0 (x - d(x)) + c (W0 d(x) + s B A d(x)) + bias.
     dropped = F.dropout(x, module.dropout)
     rest = F.linear(x - dropped, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))

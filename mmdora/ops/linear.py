@@ -26,9 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdora.errors import MmdoraError
-from mmdora.ops import dropout, transforms
-from mmdora.ops.compose import compose, scale_and_reduce
-from mmdora.ops.products import add_mm, mm, project, wide
+from mmdora.ops import passes, transforms
+from mmdora.ops.products import wide
 
 SMALL_FACTOR = 1e-2
 """Backward recovers z = (y - bias) / c from y. An error of y grows by 1 / |c| there, so under this |c| forward keeps z
@@ -86,8 +85,7 @@ def adapted_linear(
         x: [..., I].
         weight: frozen W0 [O, I]; gets no gradient.
         bias: [O] or None.
-        lora_A: [R, I] and lora_B: [O, R], fp32 or better, or in the dtype of the low-rank products (`low_rank_dtype`)
-            where no gradient is asked for; both None for a magnitude alone.
+        lora_A: [R, I] and lora_B: [O, R], fp32 or better, or in `passes.low_rank_dtype` where no gradient is asked for; both None for a magnitude alone.
         scaling: s.
         magnitude: m [O], fp32 or better, with `scaled`, its `Scale`; both None for LoRA.
         p: the probability in [0, 1) with which dropout d sets an element to zero; 0 without low-rank factors.
@@ -100,11 +98,6 @@ def adapted_linear(
     adapter = lora_A, lora_B, magnitude, factor, inverse_norm
     y = _AdaptedLinear.apply(rows, weight, bias, *adapter, scaling, p, as_torch, keep, torch.is_grad_enabled())
     return y.view(*x.shape[:-1], weight.shape[0])
-
-
-def low_rank_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of h [T, R]: x's under autocast; with a half-precision base alone the low-rank products are in fp32."""
-    return x.dtype if torch.is_autocast_enabled(x.device.type) else wide(x.dtype)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -127,43 +120,15 @@ class _AdaptedLinear(torch.autograd.Function):
         keep: bool,
         learns: bool,
     ) -> Tensor:
-        device, acc, low = x.device.type, wide(x.dtype), low_rank_dtype(x)
-        branch, mask, hidden, up, z_kept = x, None, None, None, None
-        with torch.autocast(device, enabled=False):
-            base = weight.to(x.dtype)
-            if lora_A is not None and lora_B is not None:
-                # d(x): the factor 1 / (1 - p) that its elements still lack goes into s.
-                if p:
-                    branch, mask, share = dropout.drop(x, p, as_torch=as_torch)
-                    scaling = scaling / share
-                # h = d(x) A^T [T, R] and s B [O, R]. Where nothing is learned, s goes into h instead: an answer is made
-                # token by token, and then h is much smaller than B.
-                hidden = mm(branch, lora_A.to(low).T, low)
-                hidden, up = (hidden, (lora_B * scaling).to(low)) if learns else (hidden * scaling, lora_B.to(low))
-            if factor is not None:
-                shift = None if bias is None else bias.to(acc)
-                # z = x W0^T + h (s B)^T [T, O]. If the dtypes allow it, both products are summed here; else `compose`
-                # adds the second one.
-                if hidden is not None and up is not None and x.dtype == acc:
-                    z, rest = add_mm(hidden @ up.T, x, base.T), (None, None)
-                else:
-                    z, rest = project(x, base, acc), (hidden, up)
-                # y = c z + bias, rounded once to x's dtype.
-                y, z_kept = compose(z, *rest, factor, shift, x.dtype, keep=keep)
-            else:
-                assert hidden is not None and up is not None
-                # LoRA: y = h (s B)^T + bias + x W0^T. The large product comes second: it is added in the accumulator,
-                # before the one rounding.
-                y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
-                y = add_mm(y.to(x.dtype), x, base.T)
+        low_rank = lora_A, lora_B
+        how = {"as_torch": as_torch, "keep": keep, "learns": learns}
+        y, kept = passes.forward(x, weight, bias, *low_rank, factor, scaling, p, **how)
         # The gradient of m needs z, which backward reads from y unless z is kept. That of A needs d(x).
-        for_magnitude = None if magnitude is None else y
-        if keep and magnitude is not None:
-            for_magnitude = z_kept
-        for_lora_A = None if lora_A is None else branch
-        adapter = lora_A, lora_B, magnitude, factor, inverse_norm
-        ctx.save_for_backward(for_lora_A, mask, weight, bias, *adapter, hidden, for_magnitude)
-        ctx.scaling, ctx.p, ctx.keep = scaling, p, keep
+        for_magnitude = None if magnitude is None else kept.z if keep else y
+        for_lora_A = None if lora_A is None else kept.branch
+        adapter = *low_rank, magnitude, factor, inverse_norm
+        ctx.save_for_backward(for_lora_A, kept.mask, weight, bias, *adapter, kept.hidden, for_magnitude)
+        ctx.scaling, ctx.p, ctx.keep = kept.scaling, p, keep
         return y
 
     @staticmethod
@@ -173,28 +138,10 @@ class _AdaptedLinear(torch.autograd.Function):
         branch, mask, weight, bias, lora_A, lora_B, _, factor, inverse_norm, hidden, saved = ctx.saved_tensors
         wants_x, _, wants_bias, wants_A, wants_B, *_ = ctx.needs_input_grad
         (g,) = grads
-        acc = wide(g.dtype)
-        dx = d_branch = dA = dB = dm = None
-        db = g.sum(0, dtype=acc).to(bias.dtype) if wants_bias else None
-        with torch.autocast(weight.device.type, enabled=False):
-            if factor is not None:
-                # From here on g stands for g * c. With y saved instead of z, (y - bias) / c is z.
-                shift = None if bias is None or ctx.keep else bias.to(acc)
-                g, dm = scale_and_reduce(g, saved, factor, shift)
-                dm *= inverse_norm if ctx.keep else inverse_norm / factor
-            if lora_A is not None and lora_B is not None:
-                low = hidden.dtype
-                d_hidden = mm(g, (lora_B * ctx.scaling).to(low), low)
-                # This is g^T h; the product h^T g, transposed, takes less time.
-                dB = mm(hidden.T, g, acc).T.mul_(ctx.scaling) if wants_B else None
-                dA = mm(d_hidden.T, branch, acc) if wants_A else None
-                if wants_x:
-                    d_branch = mm(d_hidden, lora_A.to(low), low).to(g.dtype)
-                    if mask is not None:
-                        d_branch = dropout.gradient(d_branch, mask, ctx.p)
-            if wants_x:
-                base = weight.to(g.dtype)
-                dx = g @ base if d_branch is None else d_branch.addmm_(g, base)
+        db = g.sum(0, dtype=wide(g.dtype)).to(bias.dtype) if wants_bias else None
+        kept = passes.Kept(branch, mask, hidden, saved, ctx.scaling)
+        matrix, wants = (weight, bias, lora_A, lora_B, factor, inverse_norm), (wants_x, wants_A, wants_B)
+        dx, dA, dB, dm = passes.backward(g, *matrix, kept, ctx.p, wants, of_y=not ctx.keep)
         return dx, None, db, dA, dB, dm, None, None, None, None, None, None, None
 
 

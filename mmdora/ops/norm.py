@@ -19,7 +19,13 @@ and n keeps a relative error of 1e-6 in fp32."""
 
 
 def squared_norm(weight: Tensor) -> Tensor:
-    """||W0_j||^2 [O], accumulated in fp32 or better. A constant of the base: compute it once."""
+    """||W0_j||^2 [O], accumulated in fp32 or better. A constant of the base: compute it once.
+
+    Args:
+        weight: W0 [O, I], or one for each of E experts [E, O, I], which gives [E, O].
+    """
+    if weight.dim() == 3:
+        return torch.stack([squared_norm(matrix) for matrix in weight])
     dtype = wide(weight.dtype)
     return torch.cat(
         [torch.linalg.vector_norm(part, dim=1, dtype=dtype) for part in weight.split(UPCAST_ROWS)]
@@ -32,7 +38,8 @@ def row_norm(
     """n_j = ||W0_j + s (B A)_j|| [O], fp32 or better, outside autograd.
 
     Args:
-        weight: W0 [O, I], any float dtype.
+        weight: W0 [O, I], any float dtype. Or one for each of E experts [E, O, I]; then all that follows, and the
+            result, begin with E too, and one expert is computed after the other.
         lora_A: [R, I], fp32 or better.
         lora_B: [O, R], same dtype as A.
         scaling: s.
@@ -41,6 +48,9 @@ def row_norm(
             compiled graph cannot. The kernel on CUDA decides on the device, and always does it.
     """
     with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        if weight.dim() == 3:
+            experts = zip(weight, lora_A, lora_B, base, strict=True)
+            return torch.stack([row_norm(w, a, b, scaling, n2, exact=exact) for w, a, b, n2 in experts])
         if backend.on_triton(weight) and backend.on_triton(lora_A):
             from mmdora.ops import kernels
 

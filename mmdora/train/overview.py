@@ -25,6 +25,7 @@ from mmdora.batches.survey import drawing, survey
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Family, family_of
+from mmdora.layers import AdaptedExpertWeight
 from mmdora.models.load import check_base, load_generation_config, load_processor, skeleton
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
@@ -78,9 +79,10 @@ def module_tree(model: nn.Module, parts: ModelParts, plan: Plan | None = None) -
     """The model's parts as a tree. Repeated blocks are drawn once, and modules in the plan show their method."""
     marks: dict[str, str] = {}
     if plan is not None:
-        marks |= {
-            entry.name: f"{entry.method} r {entry.rank}" if entry.rank else entry.method for entry in plan.entries
-        }
+        for entry in plan.entries:
+            # Adapters of experts are on parameters, and the tree shows modules.
+            name = entry.weight if entry.kind == AdaptedExpertWeight.kind else entry.name
+            marks[name] = f"{entry.method} r {entry.rank}" if entry.rank else entry.method
         marks |= dict.fromkeys(plan.full, "full")
     root = Tree(f"[bold]{type(model).__name__}[/]  {_count(model)}")
     for modality in MODALITIES:

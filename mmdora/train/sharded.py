@@ -49,11 +49,12 @@ def _needed(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         return
     for module in adapted_modules(model).values():
         for leaf, parameter in module._parameters.items():
-            # If some modules have magnitudes, the file of a LoRA module needs one too. It is made of the norms of the
-            # base weight's rows, so the base weight is needed as well.
-            own = leaf not in (module.weight_name, module.bias_name)
-            if parameter is not None and (own or (plan.has_magnitudes and leaf == module.weight_name)):
+            if parameter is not None and leaf not in (module.weight_name, module.bias_name):
                 yield module, leaf
+        # If some modules have magnitudes, the file of a LoRA module needs one too. It is made of the norms of the
+        # base weight's rows, so the base weight is needed as well.
+        if plan.has_magnitudes:
+            yield module.home
     for name in plan.full:
         path, _, leaf = name.rpartition(".")
         yield model.get_submodule(path), leaf

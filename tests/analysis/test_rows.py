@@ -7,6 +7,8 @@ import peft
 import pytest
 import torch
 import torch.nn.functional as F
+from expert_cases import mixture
+from merged_bases import write_adapter
 from peak_memory import NEEDS_PROC, peak_of
 from shrunken import TEXT, llava_inputs, shrunken, shrunken_llava
 from torch import nn
@@ -186,3 +188,25 @@ def test_memory_does_not_grow_with_the_model(base, tmp_path):
     size = sum(p.numel() * 4 for p in model.parameters())
     assert count == 14 * 7 and size > 48e6
     assert peak < size / 2, f"{peak / 1e6:.0f} MB"
+
+
+@pytest.mark.filterwarnings("ignore:.*PEFT has no DoRA")
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_experts_are_one_matrix_of_all_their_rows(tmp_path, method):
+    """Stored [E, I, O] here; one file tensor holds all experts."""
+    mixture("aria").save_pretrained(tmp_path / "base")
+    adapt = {"language": {"method": method, "rank": 2, "targets": ["experts"]}}
+    adapter = write_adapter(tmp_path / "base", adapt, tmp_path / "adapter")
+    untouched, merged = mixture("aria"), mixture("aria")
+    mmdora.load_adapter(merged, adapter)
+    mmdora.merge(merged.double())
+    rows = list(mmdora.analyze(adapter))
+    assert len(rows) == 4
+    for row in rows:
+        name = f"{row.name}_proj"
+        old, new = (model.get_parameter(name).detach().double().mT.flatten(0, 1) for model in (untouched, merged))
+        assert (row.kind, row.rows, row.columns) == ("experts", *old.shape)
+        assert row.effective_rank is row.stable_rank is None
+        assert row.delta_norm == pytest.approx(float((new - old).norm()), rel=1e-5)
+        assert row.delta_m == pytest.approx(float((new.norm(dim=1) - old.norm(dim=1)).abs().mean()), rel=1e-5)
+        assert row.delta_d == pytest.approx(float((1 - F.cosine_similarity(new, old, dim=1)).mean()), rel=1e-5)
