@@ -116,7 +116,7 @@ def load_adapter(model: nn.Module, folder: Path | str, *, parts: Mapping[Any, tu
     check_usable(model)
     plan, tensors = read_adapter(model, folder, fingerprint, parts)
     apply(model, plan)
-    _fill(model, plan, tensors)
+    fill(model, plan, tensors)
     return plan
 
 
@@ -175,7 +175,7 @@ def restore_adapter(model: nn.Module, folder: Path | str) -> None:
     own = {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, covering_modules(model, plan))}
     tensors = read_tensors(folder)
     check_tensors(model, tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, folder / WEIGHTS)
-    _fill(model, plan, tensors)
+    fill(model, plan, tensors)
 
 
 def covering_modules(model: nn.Module, plan: Plan) -> list[str]:
@@ -223,7 +223,8 @@ def _full_tensors(model: nn.Module, plan: Plan, whole: list[str]) -> dict[str, T
     return tensors
 
 
-def _fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+def fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors, as `read_adapter` gives them, into a model that is adapted by their plan."""
     buffers = dict(model.named_buffers())
     with torch.no_grad():
         for entry in plan.entries:

@@ -10,7 +10,7 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,8 @@ from typing import Any, Literal
 import psutil
 from transformers import GenerationConfig
 
-from mmdora.adapt.inject import merge, plan_of
+from mmdora.adapt.inject import apply, merge, plan_of
+from mmdora.adapter_files.adapters import fill
 from mmdora.config import ImageTokens, RunConfig, load_config
 from mmdora.dtypes import DTYPES, DtypeName
 from mmdora.export.base import base_folder, copied_files, dtype_of
@@ -151,12 +152,22 @@ def _begin(
     disk, model = _from_disk(base, location.adapter, dtype, say), None
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
         asked = prompts(config, rows)
-        model, processor = load(location)
+        model, processor = _trained(location, disk)
         trained = disk or TrainedModel(model, location.adapter)
         measure = LogitCheck(model, processor, *asked, trained, dtype).compare
     else:
         measure = partial(tensor_parity, disk)
     return _Job(location, base, config, dtype, disk or _MergedModel(model, base, dtype), measure)
+
+
+def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
+    """The unmerged model in fp32, and its processor. What a merge from disk has read and checked is not read again."""
+    if disk is None or disk.plan is None:
+        return load(location)
+    model, processor = load(replace(location, adapter=None))
+    apply(model, disk.plan)
+    fill(model, disk.plan, disk.adapter)
+    return model, processor
 
 
 def _complete(folder: Path, base: Path, location: Location) -> None:

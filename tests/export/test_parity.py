@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import mmdora
 import mmdora.export.run as room
 from mmdora.adapt.inject import adapted_modules
+from mmdora.adapter_files import adapters
 from mmdora.errors import MmdoraError
 from mmdora.export import merge_disk, parity
 from mmdora.export.logits import Outputs
@@ -185,3 +186,12 @@ def test_other_token_ids_are_an_error():
     one, other = (Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
     with pytest.raises(MmdoraError, match="other token ids"):
         parity._compare(one, other, 1.0, TensorParity(0.0, 0.0, 0, 0, "fp32"), "")
+
+
+def test_an_adapter_is_read_once(adapter, tmp_path, monkeypatch, few_rows):
+    """The model to compare with is filled from what the merge from disk has read and checked."""
+    read, whole = [], adapters.read_tensors
+    monkeypatch.setattr(adapters, "read_tensors", lambda folder: read.append(folder) or whole(folder))
+    found = export(adapter, tmp_path / "out", parity="logits")
+    assert isinstance(found, Parity) and found.max_rel <= 1e-5
+    assert read == [adapter]
