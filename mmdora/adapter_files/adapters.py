@@ -76,8 +76,8 @@ def save_adapter(
     # PEFT adapts the out_proj of an attention together with the attention.
     adapted = {entry.name for entry in plan.entries} | {f"{name}.out_proj" for name in attentions}
     tensors = {
-        PREFIX + pefts_name(key, adapted): tensor.detach().cpu().contiguous().clone()
-        for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
+        PREFIX + pefts_name(key, adapted): tensor
+        for key, tensor in _apart({**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}).items()
     }
     write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if plan.entries:
@@ -195,6 +195,20 @@ def covering_modules(model: nn.Module, plan: Plan) -> list[str]:
         ]
 
     return descend(model, "")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, each in memory of its own, which safetensors demands.
+
+    Only tied tensors are copied for that. A copy of all would take as much memory as the adapter.
+    """
+    apart, seen = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if storage in seen else own
+        seen.add(storage)
+    return apart
 
 
 def _low_rank_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:

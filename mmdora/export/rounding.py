@@ -12,7 +12,7 @@ from torch import Tensor
 from mmdora.ops.reference import direction, row_factor
 
 COMPARED_AT_ONCE = 2**18
-"""Elements of a tensor that are compared at once: a handful of float64 arrays of them take 10 MB, which stay in a cache.
+"""Elements of a tensor that are compared at once: a handful of float64 arrays of them take 10 MB, and stay in a cache.
 Half of them is 32 rows of 4,096, and a product of so few rows takes a quarter longer for each."""
 EXPONENTS = {torch.float64: (torch.int64, 0x7FF << 52), torch.float32: (torch.int32, 0xFF << 23)}
 """Dtype -> an integer dtype of its size, and the bits of the exponent in it."""

@@ -80,7 +80,7 @@ def test_the_check_is_made_once_for_the_same_content(tiny_llava, tmp_path, monke
     for _ in range(2):
         fit(read_records(path), family, 200, "error")
     assert checked == [2] and bars == ["count tokens", "check rows"]
-    fit(read_records(path), family_of(processor_of(tiny_llava, f"{CHATML} ")), 200, "error")
+    fit(read_records(path), family_of(processor_of(tiny_llava, f"Hello.\n{CHATML}")), 200, "error")
     records(path, "is it red?", "is it green?", "or what?")
     fit(read_records(path), family, 200, "error")
     assert checked == [2, 2, 3]
