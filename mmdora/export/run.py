@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from transformers import GenerationConfig
 
 from mmdora.adapt.inject import apply, merge, plan_of
@@ -36,6 +35,7 @@ from mmdora.files import read_json, write_json, write_whole
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
+from mmdora.models.memory import check_memory, free_memory, shown
 from mmdora.outputs.folder import check_new_folder
 from mmdora.records.row import Row
 
@@ -116,7 +116,7 @@ class _Job:
         """
         begun = time.monotonic()
         self.merged.write(folder)
-        say(f"wrote {_bytes(self.merged.size)} in {time.monotonic() - begun:.1f} s")
+        say(f"wrote {shown(self.merged.size)} in {time.monotonic() - begun:.1f} s")
         _complete(folder, self.base, self.location)
         measured = self.measure(folder)
         measured.check()
@@ -162,6 +162,8 @@ def _begin(
 
 def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
     """The unmerged model in fp32, and its processor. What a merge from disk has read and checked is not read again."""
+    if disk is not None:
+        check_memory(location.base, disk.base.model, "fp32", instead="--parity tensors, which loads no model")
     if disk is None or disk.plan is None:
         return load(location)
     model, processor = load(replace(location, adapter=None))
@@ -221,30 +223,10 @@ def _from_disk(base: Path, adapter: Path | None, dtype: DtypeName, say: Callable
 
 
 def _by_logits(disk: DiskMerge, asked: str | None, say: Callable[[str], Any]) -> bool:
-    need, free = 4 * disk.elements, _free_memory()
+    need, free = 4 * disk.elements, free_memory()
     fits = need <= free / SHARE
     logits = fits if asked is None else asked == "logits"
-    share = f"{'at most' if fits else 'more than'} 1/{SHARE} of the {_bytes(free)} of memory available"
+    share = f"{'at most' if fits else 'more than'} 1/{SHARE} of the {shown(free)} of memory available"
     what = "logits" if logits else "tensors, not logits"
-    say(f"comparing {what}{', as asked' if asked else ''}: the model in fp32 takes {_bytes(need)}, {share}")
+    say(f"comparing {what}{', as asked' if asked else ''}: the model in fp32 takes {shown(need)}, {share}")
     return logits
-
-
-def _free_memory() -> int:
-    """Bytes of memory that this process may still take, within the limits of the machine and of its container."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-    except (OSError, ValueError, KeyError):  # no limit ("max"), or no such thing on this system
-        return free
-    return min(free, max(0, limit - used + int(cache)))
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1000:.1f} kB"
