@@ -112,14 +112,14 @@ def write_rows(folder):
 def test_parity_is_of_logits_where_the_model_fits(adapter, tmp_path, monkeypatch, few_rows):
     need = 4 * sum(tensor.numel() for tensor in load_file(resolve("tiny-llava") + "/model.safetensors").values())
     lines: list[str] = []
-    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need)
+    monkeypatch.setattr(room, "free_memory", lambda: 8 * need)
     assert isinstance(export(adapter, tmp_path / "a", say=lines.append), Parity)
     assert lines[0].startswith("merging from disk: 1 file, 113 tensors: ")
     assert lines[1] == (
         f"comparing logits: the model in fp32 takes {need / 1e6:.1f} MB, "
         f"at most 1/8 of the {8 * need / 1e6:.1f} MB of memory available"
     )
-    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need - 1)
+    monkeypatch.setattr(room, "free_memory", lambda: 8 * need - 1)
     monkeypatch.setattr(room, "load", None)  # no model is built
     lines.clear()
     found = export(adapter, tmp_path / "b", say=lines.append)
@@ -135,7 +135,7 @@ def rows_in(data: Path, count: int, images: Path | None = None) -> list[Row]:
 
 def test_rows_ask_for_logits(adapter, tmp_path, monkeypatch):
     write_rows(tmp_path / "data")
-    monkeypatch.setattr(room, "_free_memory", lambda: 0)
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
     found = export(adapter, tmp_path / "out", rows=rows_in(tmp_path / "data", 2), say=lambda line: None)
     assert isinstance(found, Parity) and found.rows == 2
 
