@@ -97,13 +97,15 @@ def check_plan(config: RunConfig, device: str | torch.device | None = None, *, t
     """Raise the errors that the base, `inject` and the feature cache would raise, from the base's config alone.
 
     Args:
-        device: where the whole model will be; None for main memory, or if a device gets a part of it.
+        device: where the whole model will be trained; None if each device gets a part of it. Then only the memory for
+            loading is compared with what is free.
     """
     check_base(config.base, trust_remote_code=trust_remote_code)
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
-    held = held_bytes(make_plan(model, config.adapt), config)
+    plan = make_plan(model, config.adapt)
+    held = 0 if device is None else held_bytes(plan, config)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun and accelerate set it.
-    what = "what is trained, its gradients and the optimizer"
+    what = "what is trained, its gradients and the optimizer" if held else ""
     dtype: Any = config.model.dtype
     check_memory(config.base, model, dtype, device, beside=held, what=what, processes=local)
     if config.data.feature_cache is not None:
