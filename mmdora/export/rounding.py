@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmdora.ops.reference import direction, row_factor
 
-COMPARED_AT_ONCE = 2**18
-"""Elements of a tensor that are compared at once: a handful of float64 arrays of them take 10 MB, and stay in a cache.
-Half of them is 32 rows of 4,096, and a product of so few rows takes a quarter longer for each."""
+COMPARED_AT_ONCE = 2**19
+"""Elements of a tensor that are compared at once: three float64 arrays of them take 12 MB, and stay in a cache. That is
+128 rows of 4,096; with a quarter of them, a product of matrices takes half as long again for each row."""
 EXPONENTS = {torch.float64: (torch.int64, 0x7FF << 52), torch.float32: (torch.int32, 0xFF << 23)}
 """Dtype -> an integer dtype of its size, and the bits of the exponent in it."""
 
@@ -82,21 +82,23 @@ def merged(pair: Pair, dtype: torch.dtype) -> tuple[float, float]:
     error, largest, beyond = 0.0, 0.0, 0.0
     for start, stop in _rows_at_a_time(*pair.weight.shape):
         b, m = (None if tensor is None else tensor[start:stop].double() for tensor in (lora_B, magnitude))
-        weight = pair.weight[start:stop].double()
-        sums = direction(weight, a, b, pair.scaling)
+        # Each array is written over by the next, because a new one costs more time than the arithmetic. First this is
+        # V = W0 + s B A, as in `reference.direction`.
+        sums = pair.weight[start:stop].to(torch.float64, copy=True)
+        if a is not None and b is not None:
+            sums.addmm_(b, a, alpha=pair.scaling)
         tops = torch.maximum(sums.amax(1), -sums.amin(1))  # `aminmax` takes five times as long.
         factor = torch.ones_like(tops) if m is None else row_factor(sums, m)
-        # From here on `sums` is what should have been written. Writing over it saves an array, which costs more time
-        # than the arithmetic. Without an adapter it would be `weight`, but then there is a factor and no `a`.
-        want = sums.mul_(factor[:, None]) if a is not None else sums * factor[:, None]
-        off = pair.written[start:stop].double().sub_(want).abs_()
+        want = sums.mul_(factor[:, None])
+        off = pair.written[start:stop].to(torch.float64, copy=True).sub_(want).abs_()
         error, largest = larger(error, float(off.max())), larger(largest, float((factor.abs() * tops).max()))
-        more = off.sub_(half_step(want, dtype)).amax(1).clamp_(min=0)
+        more = off.sub_(_half_step_(want, dtype)).amax(1).clamp_(min=0)
         # The largest terms take another product. No row's are smaller than its largest sum, so only those rows are
         # looked at that may be worse than the worst so far.
         rows = ((more != 0) & ~(more <= beyond * factor.abs() * tops)).nonzero().squeeze(1)
         if len(rows):
-            terms = _largest_terms(weight[rows], a, None if b is None else b[rows], pair.scaling)
+            weight = pair.weight[start:stop][rows].double()
+            terms = _largest_terms(weight, a, None if b is None else b[rows], pair.scaling)
             beyond = larger(beyond, float((more[rows] / (factor[rows].abs() * terms)).max()))
     return _ratio(error, largest), beyond
 
@@ -113,7 +115,12 @@ def half_step(values: Tensor, dtype: torch.dtype) -> Tensor:
     Args:
         values: float64 or float32.
     """
+    return _half_step_(values.detach().clone(), dtype)
+
+
+def _half_step_(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """`half_step`, written over `values`."""
     info, (integer, exponent) = torch.finfo(dtype), EXPONENTS[values.dtype]
     # The bits of the exponent alone are the largest power of two that is at most |value|, or 0 for 0.
-    power = (values.view(integer) & exponent).view(values.dtype)
+    power = values.view(integer).bitwise_and_(exponent).view(values.dtype)
     return power.clamp_(min=info.smallest_normal).mul_(info.eps / 2)
