@@ -78,7 +78,7 @@ def check_memory(
     """
     elements, own = sum(parameter.numel() for parameter in model.parameters()), own_dtype(model.config)
     copies = 0 if dtype == own else elements * DTYPES[dtype].itemsize
-    needs = [(None, processes * (copies + (0 if on_gpu(device) else beside)))]
+    needs: list[tuple[Device, int]] = [(None, processes * (copies + (0 if on_gpu(device) else beside)))]
     if on_gpu(device):
         needs.append((device, elements * DTYPES[dtype].itemsize + beside))
     for place, need in needs:

@@ -36,7 +36,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     try:
         for (owner, leaf), parameter in spread.items():
             if isinstance(parameter, DTensor):
-                owner._parameters[leaf] = nn.Parameter(parameter.detach().full_tensor(), requires_grad=False)
+                owner._parameters[leaf] = nn.Parameter(parameter.full_tensor().detach(), requires_grad=False)
         yield
     finally:
         for (owner, leaf), parameter in spread.items():

@@ -213,8 +213,8 @@ def test_the_largest_error_is_found_wherever_it_is():
     rows = torch.arange(0, 2048, 7)
     written[rows, rows % 512] += torch.randn(len(rows)) * m[rows]
     _, beyond = merged(Pair("weight", written, weight, (a, b, m), 0.5), torch.float32)
-    want = adapted_weight(*(tensor.double() for tensor in (weight, a, b, m)), 0.5)
-    sums = direction(*(tensor.double() for tensor in (weight, a, b)), 0.5)
-    terms = direction(*(tensor.double().abs() for tensor in (weight, a, b)), 0.5).amax(1)
-    ratios = (written.double() - want).abs().amax(1) / (m.double() / sums.norm(dim=1) * terms)
+    fine, low, up, size = (tensor.double() for tensor in (weight, a, b, m))
+    want, sums = adapted_weight(fine, low, up, size, 0.5), direction(fine, low, up, 0.5)
+    terms = direction(fine.abs(), low.abs(), up.abs(), 0.5).amax(1)
+    ratios = (written.double() - want).abs().amax(1) / (size / sums.norm(dim=1) * terms)
     assert beyond == pytest.approx(float(ratios.max()), rel=1e-5)
