@@ -53,7 +53,7 @@ def parse_specs(specs: Sequence[str]) -> dict[str, str]:
 def load_columns(
     specs: Sequence[str],
     *,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     device: str | None = None,
     shared_base: bool = False,
     say: Callable[[str], Any] = print,
@@ -62,7 +62,7 @@ def load_columns(
 
     Args:
         specs: texts `NAME=MODEL`.
-        dtype: dtype of the weights, as for `load`.
+        dtype: dtype of the weights, as for `load`; None for each checkpoint's own.
         device: device for the models; by default the GPU if there is one.
         shared_base: whether to keep one base in memory for all adapters on it.
         say: receives a line for each model.

@@ -60,7 +60,7 @@ def serve(
     access: Access = LOCAL,
     *,
     queue: int = QUEUE,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     device: str | None = None,
     shared_base: bool = False,
     votes: Path | None = None,
@@ -73,7 +73,7 @@ def serve(
         specs: NAME=MODEL for each column.
         access: who may reach the page, and at which addresses.
         queue: most questions that wait or are answered.
-        dtype: dtype of the weights, as for `load`.
+        dtype: dtype of the weights, as for `load`; None for each checkpoint's own.
         device: device for the models; by default the GPU if there is one.
         shared_base: whether to keep one base in memory for all adapters on it.
         votes: file that votes of blind comparisons are appended to.

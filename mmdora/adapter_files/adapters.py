@@ -78,8 +78,8 @@ def save_adapter(
     adapted = {entry.name for entry in plan.entries} | {f"{name}.out_proj" for name in attentions}
     filed = {f"{own}.{key}": f"{file}.{key}" for own, file in nested_names(plan.entries).items() for key in KEYS}
     tensors = {
-        PREFIX + pefts_name(filed.get(key, key), adapted): tensor.detach().cpu().contiguous().clone()
-        for key, tensor in {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}.items()
+        PREFIX + pefts_name(filed.get(key, key), adapted): tensor
+        for key, tensor in _apart({**_low_rank_tensors(model, plan), **_full_tensors(model, plan, whole)}).items()
     }
     write_whole(folder / WEIGHTS, lambda path: save_file(tensors, path, metadata={"format": "pt"}))
     if plan.entries:
@@ -118,7 +118,7 @@ def load_adapter(model: nn.Module, folder: Path | str, *, parts: Mapping[Any, tu
     check_usable(model)
     plan, tensors = read_adapter(model, folder, fingerprint, parts)
     apply(model, plan)
-    _fill(model, plan, tensors)
+    fill(model, plan, tensors)
     return plan
 
 
@@ -178,7 +178,7 @@ def restore_adapter(model: nn.Module, folder: Path | str) -> None:
     own = {**_low_rank_tensors(model, plan), **_full_tensors(model, plan, covering_modules(model, plan))}
     tensors = with_own_names(read_tensors(folder), nested_names(plan.entries))
     check_tensors(model, tensors, {name: tuple(tensor.shape) for name, tensor in own.items()}, folder / WEIGHTS)
-    _fill(model, plan, tensors)
+    fill(model, plan, tensors)
 
 
 def covering_modules(model: nn.Module, plan: Plan) -> list[str]:
@@ -198,6 +198,20 @@ def covering_modules(model: nn.Module, plan: Plan) -> list[str]:
         ]
 
     return descend(model, "")
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, each in memory of its own, which safetensors demands.
+
+    Only tied tensors are copied for that. A copy of all would take as much memory as the adapter.
+    """
+    apart, seen = {}, set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        storage = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if storage in seen else own
+        seen.add(storage)
+    return apart
 
 
 def _low_rank_tensors(model: nn.Module, plan: Plan) -> dict[str, Tensor]:
@@ -226,7 +240,8 @@ def _full_tensors(model: nn.Module, plan: Plan, whole: list[str]) -> dict[str, T
     return tensors
 
 
-def _fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+def fill(model: nn.Module, plan: Plan, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors, as `read_adapter` gives them, into a model that is adapted by their plan."""
     buffers = dict(model.named_buffers())
     with torch.no_grad():
         for entry in plan.entries:

@@ -1,16 +1,23 @@
-"""Applies the length limit to rows. An image is never cut: a long row loses whole turns, is dropped, or is refused."""
+"""Applies the length limit to rows, and checks that every row that is left can be learned.
+
+An image is never cut: a long row loses whole turns, is dropped, or is refused.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from mmdora.batches.checked import check_rows
-from mmdora.batches.lengths import shortened, token_counts
+from mmdora.batches.lengths import kept, key_of, shortened, token_counts
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
+from mmdora.families.family import naming
+from mmdora.files import sha256
+from mmdora.records.images import image_size
 from mmdora.records.reader import Records
 from mmdora.records.row import Row, changed
 
@@ -40,7 +47,7 @@ class Rows(Dataset[Row]):
 
 
 def fit(records: Records, family: Family, max_length: int | None, policy: str) -> Rows:
-    """Choose the rows to train on.
+    """Choose the rows to train on, and check each of them, so that none stops the run when its turn comes.
 
     Args:
         max_length: the limit in tokens per row, images included. With None no tokens are counted, and rows are
@@ -49,14 +56,47 @@ def fit(records: Records, family: Family, max_length: int | None, policy: str) -
 
     Raises:
         MmdoraError: if a row is over the limit (policy "error"), if a row's first turn alone is over it (policy
-            "shrink"), if no row is left, or if a record has no answer to learn.
+            "shrink"), if no row is left, or naming the first record that cannot be learned: it has no answer, the
+            family cannot read it, its answers cannot be told from its prompts, or an image or features are missing.
     """
     records.check_answered()
+    rows = _within(records, family, max_length, policy)
+    _check(rows, family, pictures=max_length is None)
+    return rows
+
+
+def _check(rows: Rows, family: Family, *, pictures: bool) -> None:
+    """Raise an MmdoraError that names the first row that cannot be learned.
+
+    The rows are checked on all cores. What was found is kept beside the records' table like counts of tokens, so the
+    next run on the same rows skips the check.
+
+    Args:
+        pictures: whether to read the headers of all images too, which counting tokens does otherwise.
+    """
+    chosen = sha256(rows.index.tobytes() + rows.messages.tobytes() + bytes([pictures]))[:8]
+    name = f"learnable-{chosen}-{key_of(rows.records, family)}"
+    kept(rows.records, name, np.arange(len(rows)), partial(_checked, family, pictures), "check rows", rows)
+
+
+def _checked(family: Family, pictures: bool, rows: Sequence[Row]) -> np.ndarray:
+    """[rows] bool, all True."""
+    family.check_learnable(rows)
+    for row in rows:
+        with naming(row):
+            if row["features"] is not None:
+                _ = row["features"].path
+            for image in row["images"] if pictures else ():
+                image_size(image)
+    return np.ones(len(rows), dtype=bool)
+
+
+def _within(records: Records, family: Family, max_length: int | None, policy: str) -> Rows:
+    """The rows that are within the limit, unchecked; the rest as in `fit`."""
     index = np.arange(len(records), dtype=np.int32)
     messages = np.zeros(len(records), dtype=np.int32)
     has_image = records.images > 0
     if max_length is None:
-        check_rows(records, family)
         return Rows(records, index, messages, records.characters, has_image)
     lengths = token_counts(records, family)
     over = np.flatnonzero(lengths > max_length)

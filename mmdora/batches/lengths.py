@@ -42,7 +42,7 @@ def token_counts(records: Records, family: Family) -> np.ndarray:
     Raises:
         MmdoraError: naming the record, for an image that cannot be read.
     """
-    return kept(records, f"tokens-{_key(records, family)}", np.arange(len(records)), family.count_tokens)
+    return kept(records, f"tokens-{key_of(records, family)}", np.arange(len(records)), family.count_tokens)
 
 
 def shortened(records: Records, family: Family, rows: np.ndarray, max_length: int) -> np.ndarray:
@@ -54,12 +54,12 @@ def shortened(records: Records, family: Family, rows: np.ndarray, max_length: in
         rows: [over] indices of the records that are over `max_length`.
     """
     measure = partial(_shorten, family, max_length)
-    return kept(records, f"shrunk-{max_length}-{_key(records, family)}", rows, measure)
+    return kept(records, f"shrunk-{max_length}-{key_of(records, family)}", rows, measure)
 
 
 def image_token_counts(records: Records, family: Family) -> np.ndarray:
     """[rows] int32: number of image tokens in each record; kept on disk like `token_counts`."""
-    name = f"image-tokens-{_key(records, family)}"
+    name = f"image-tokens-{key_of(records, family)}"
     return kept(records, name, np.arange(len(records)), family.count_image_tokens)
 
 
@@ -81,11 +81,21 @@ def shorten(family: Family, max_length: int, row: Row) -> tuple[int, int]:
     return 0, 0
 
 
-def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.ndarray:
+def kept(
+    records: Records,
+    name: str,
+    rows: np.ndarray,
+    measure: Measure,
+    doing: str = "count tokens",
+    source: Any = None,
+) -> np.ndarray:
     """The measure of each of `rows`: read from disk if it is kept there, else computed on all cores and written.
 
     Args:
         name: file name beside the records' table; it must differ whenever something that the measure depends on does.
+        rows: indices into `source`.
+        doing: what the progress bar says.
+        source: gives the row of an index; by default the records themselves.
     """
     file = records.cache / f"{name}.npz"
     with FileLock(f"{file}.lock"):  # Of several processes on one machine, the first counts and the others read.
@@ -97,8 +107,8 @@ def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.
                 reason = f"{len(values)} rows instead of {len(rows)}"
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
                 reason = error.__class__.__name__
-            warnings.warn(f"{file}: kept token counts cannot be read ({reason}); counting again", stacklevel=3)
-        values = _measured(records, rows, measure)
+            warnings.warn(f"{file}: what was kept cannot be read ({reason}); it is made again", stacklevel=3)
+        values = _measured(records, rows, measure, doing, records if source is None else source)
 
         def write(partial_file: Path) -> None:
             with partial_file.open("wb") as target:  # Given a name instead of a file, numpy would append ".npz".
@@ -108,8 +118,8 @@ def kept(records: Records, name: str, rows: np.ndarray, measure: Measure) -> np.
     return values
 
 
-def _key(records: Records, family: Family) -> str:
-    """A hash of everything that a count depends on, for the file's name."""
+def key_of(records: Records, family: Family) -> str:
+    """A hash of everything that a count, or a check, of these records depends on, for the file's name."""
     processor = family.processor
     tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
     del tokenizer["padding"], tokenizer["truncation"]  # These are left over from the last call and change no count.
@@ -130,8 +140,8 @@ def _key(records: Records, family: Family) -> str:
 class _Chunks(Dataset[Any]):
     """Measures `CHUNK` rows at a time. An error is returned, because a DataLoader would wrap it in a traceback."""
 
-    def __init__(self, records: Records, rows: np.ndarray, measure: Measure):
-        self.records, self.rows, self.measure = records, rows, measure
+    def __init__(self, source: Any, rows: np.ndarray, measure: Measure):
+        self.source, self.rows, self.measure = source, rows, measure
 
     def __len__(self) -> int:
         return -(-len(self.rows) // CHUNK)
@@ -139,13 +149,13 @@ class _Chunks(Dataset[Any]):
     def __getitem__(self, number: int) -> np.ndarray | MmdoraError:
         rows = self.rows[number * CHUNK : (number + 1) * CHUNK]
         try:
-            return self.measure([self.records[row] for row in rows])
+            return self.measure([self.source[row] for row in rows])
         except MmdoraError as error:
             return error
 
 
-def _measured(records: Records, rows: np.ndarray, measure: Measure) -> np.ndarray:
-    chunks = _Chunks(records, rows, measure)
+def _measured(records: Records, rows: np.ndarray, measure: Measure, doing: str, source: Any) -> np.ndarray:
+    chunks = _Chunks(source, rows, measure)
     workers = min(usable_cores(), len(chunks) // 8)  # A process with fewer than 8 chunks costs more than it saves.
     loader = DataLoader(
         chunks,
@@ -158,7 +168,7 @@ def _measured(records: Records, rows: np.ndarray, measure: Measure) -> np.ndarra
         generator=torch.Generator(),
     )
     parts = []
-    with tqdm(total=len(rows), desc="count tokens", unit="row", unit_scale=True, delay=1) as bar:
+    with tqdm(total=len(rows), desc=doing, unit="row", unit_scale=True, delay=1) as bar:
         for part in loader:
             if isinstance(part, MmdoraError):
                 raise MmdoraError(f"{records.path}: {part}")

@@ -17,7 +17,7 @@ def demo(
     *models: str,
     access: Annotated[Access, Parameter(name="*", negative_bool=())] = Access(),  # noqa: B008 (a frozen value)
     queue: Count = 64,
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     device: str | None = None,
     shared_base: Annotated[bool, Flag] = False,
     votes: Path | None = None,
@@ -35,7 +35,7 @@ def demo(
     queue
         Questions waiting or running at most; one more is told that the page is busy.
     dtype
-        Of the weights.
+        Of the weights; default: the checkpoint's own.
     device
         Of the models, such as cpu or cuda:1; default: the GPU if there is one.
     shared_base

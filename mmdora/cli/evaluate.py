@@ -67,7 +67,7 @@ def evaluate(
     questions: Questions = Questions(),
     out: Path = Path("runs/eval"),
     batch_size: Count = 64,
-    dtype: Literal["fp32", "bf16", "fp16"] = "fp32",
+    dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     list: Annotated[bool, Flag] = False,
     trust_remote_code: Annotated[bool, Flag] = False,
 ) -> None:
@@ -88,7 +88,7 @@ def evaluate(
     batch_size
         Questions per forward pass.
     dtype
-        Of the weights.
+        Of the weights; default: the checkpoint's own.
     list
         List tasks and suites.
     trust_remote_code

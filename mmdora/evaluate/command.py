@@ -33,7 +33,7 @@ class EvaluationSettings:
     out: Path
     limit: int | None = None
     batch_size: int = 64
-    dtype: str = "fp32"
+    dtype: str | None = None
     trust_remote_code: bool = False
 
     def folder(self, source: TaskRecords) -> Path:

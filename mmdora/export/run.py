@@ -10,15 +10,15 @@ import gc
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import psutil
 from transformers import GenerationConfig
 
-from mmdora.adapt.inject import merge, plan_of
+from mmdora.adapt.inject import apply, merge, plan_of
+from mmdora.adapter_files.adapters import fill
 from mmdora.config import ImageTokens, RunConfig, load_config
 from mmdora.dtypes import DTYPES, DtypeName
 from mmdora.export.base import base_folder, copied_files, dtype_of
@@ -35,6 +35,7 @@ from mmdora.files import read_json, write_json, write_whole
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
+from mmdora.models.memory import check_memory, free_memory, shown
 from mmdora.outputs.folder import check_new_folder
 from mmdora.records.row import Row
 
@@ -115,7 +116,7 @@ class _Job:
         """
         begun = time.monotonic()
         self.merged.write(folder)
-        say(f"wrote {_bytes(self.merged.size)} in {time.monotonic() - begun:.1f} s")
+        say(f"wrote {shown(self.merged.size)} in {time.monotonic() - begun:.1f} s")
         _complete(folder, self.base, self.location)
         measured = self.measure(folder)
         measured.check()
@@ -151,12 +152,24 @@ def _begin(
     disk, model = _from_disk(base, location.adapter, dtype, say), None
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
         asked = prompts(config, rows)
-        model, processor = load(location)
+        model, processor = _trained(location, disk)
         trained = disk or TrainedModel(model, location.adapter)
         measure = LogitCheck(model, processor, *asked, trained, dtype).compare
     else:
         measure = partial(tensor_parity, disk)
     return _Job(location, base, config, dtype, disk or _MergedModel(model, base, dtype), measure)
+
+
+def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
+    """The unmerged model in fp32, and its processor. What a merge from disk has read and checked is not read again."""
+    if disk is not None:
+        check_memory(location.base, disk.base.model, "fp32", instead="--parity tensors, which loads no model")
+    if disk is None or disk.plan is None:
+        return load(location)
+    model, processor = load(replace(location, adapter=None))
+    apply(model, disk.plan)
+    fill(model, disk.plan, disk.adapter)
+    return model, processor
 
 
 def _complete(folder: Path, base: Path, location: Location) -> None:
@@ -210,30 +223,10 @@ def _from_disk(base: Path, adapter: Path | None, dtype: DtypeName, say: Callable
 
 
 def _by_logits(disk: DiskMerge, asked: str | None, say: Callable[[str], Any]) -> bool:
-    need, free = 4 * disk.elements, _free_memory()
+    need, free = 4 * disk.elements, free_memory()
     fits = need <= free / SHARE
     logits = fits if asked is None else asked == "logits"
-    share = f"{'at most' if fits else 'more than'} 1/{SHARE} of the {_bytes(free)} of memory available"
+    share = f"{'at most' if fits else 'more than'} 1/{SHARE} of the {shown(free)} of memory available"
     what = "logits" if logits else "tensors, not logits"
-    say(f"comparing {what}{', as asked' if asked else ''}: the model in fp32 takes {_bytes(need)}, {share}")
+    say(f"comparing {what}{', as asked' if asked else ''}: the model in fp32 takes {shown(need)}, {share}")
     return logits
-
-
-def _free_memory() -> int:
-    """Bytes of memory that this process may still take, within the limits of the machine and of its container."""
-    free = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = int((group / "memory.max").read_text())
-        used = int((group / "memory.current").read_text())
-        cache = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())["inactive_file"]
-    except (OSError, ValueError, KeyError):  # no limit ("max"), or no such thing on this system
-        return free
-    return min(free, max(0, limit - used + int(cache)))
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count / 1000:.1f} kB"

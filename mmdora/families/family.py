@@ -204,7 +204,28 @@ class Family:
         Raises:
             MmdoraError: naming the row, for a picture that cannot be read or a row without a label.
         """
-        texts, spans, images = [], [], []
+        texts, spans = self._written(rows)
+        images = []
+        for row in rows:
+            with naming(row):
+                images.append([open_image(image) for image in row["images"]])
+        encoded = encode(self.processor, texts, images, left=False, offsets=True)
+        labels = self._labels(rows, encoded, spans)
+        for index, row in enumerate(rows):
+            if row.get("masked"):
+                labels[index] = [IGNORE] * len(labels[index])
+        return inputs_of(self.processor, encoded) | {"labels": torch.tensor(labels)}
+
+    def check_learnable(self, rows: Sequence[Row]) -> None:
+        """Raise an MmdoraError, naming the row, if `batch` would refuse a row for its text; no picture is opened."""
+        texts, spans = self._written(rows)
+        special = needs_start_token(self.processor, texts)
+        encoded = self.tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
+        self._labels(rows, encoded, spans)
+
+    def _written(self, rows: Sequence[Row]) -> tuple[list[str], list[list[tuple[int, int]]]]:
+        """Each row as text, and the character spans of its answers."""
+        texts, spans = [], []
         for row in rows:
             with naming(row):
                 self.check_row(row)
@@ -212,17 +233,17 @@ class Family:
                 check_places(text, self.placeholder, len(row["images"]))
                 texts.append(text)
                 spans.append(answers)
-                images.append([open_image(image) for image in row["images"]])
-        encoded = encode(self.processor, texts, images, left=False, offsets=True)
+        return texts, spans
+
+    def _labels(self, rows: Sequence[Row], encoded: Any, spans: list[list[tuple[int, int]]]) -> list[list[int]]:
+        """The labels of each row, of which some have to be learned."""
         labels = []
         for index, row in enumerate(rows):
             with naming(row):
                 labels.append(labels_of(encoded, index, spans[index]))
                 if all(label == IGNORE for label in labels[-1]):
                     raise MmdoraError("no token to learn (every label is masked)")
-            if row.get("masked"):
-                labels[-1] = [IGNORE] * len(labels[-1])
-        return inputs_of(self.processor, encoded) | {"labels": torch.tensor(labels)}
+        return labels
 
     def example_batch(self, image: Image.Image, rows: int, tokens: int | None, answer: int) -> dict[str, Tensor]:
         """A batch of `rows` equal rows with one picture each, for estimates of memory; its text has no meaning.

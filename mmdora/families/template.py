@@ -10,6 +10,7 @@ import bisect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import BatchFeature
@@ -202,7 +203,8 @@ def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]
     """Labels of one row: its ids inside the answer spans, `IGNORE` elsewhere.
 
     Args:
-        encoded: the result of `encode(..., offsets=True)`.
+        encoded: the result of `encode(..., offsets=True)`, or of the tokenizer with `return_offsets_mapping`, in which
+            images are not expanded.
         spans: character spans before image placeholders were expanded.
 
     Raises:
@@ -212,7 +214,7 @@ def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]
     expanded = (encoded.get("text_replacement_offsets") or [[]] * (row + 1))[row]
     ends = [item["span"][1] for item in expanded]
     gained = [0] + [item["new_span"][1] - item["span"][1] for item in expanded]
-    ids = encoded["input_ids"][row].tolist()
+    ids = torch.as_tensor(encoded["input_ids"][row]).tolist()
     offsets = encoded["offset_mapping"][row]
     labels = [IGNORE] * len(ids)
     position = 0

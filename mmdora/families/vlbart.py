@@ -74,6 +74,13 @@ class VLBart(Family):
             batch["loss_weights"] = torch.tensor([row.get("weight", 1.0) for row in rows])
         return batch
 
+    def check_learnable(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            with naming(row):
+                self.check_row(row)
+                self.check_pictures(row["messages"], len(row["images"]))
+        self._targets(rows)
+
     def _prompt(self, row: Row, features: Features | None) -> Prompt:
         messages = self.asked(prompt_messages(row), row.get("task"), lambda question: question)
         if row["features"] is not None:

@@ -19,12 +19,13 @@ from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
+from mmdora.models.memory import check_memory, own_dtype
 
 
 def load(
     name: str | Path | Location | Compose | Mapping[str, Any],
     *,
-    dtype: str = "fp32",
+    dtype: str | None = "fp32",
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     image_tokens: ImageTokens | None = None,
@@ -35,7 +36,7 @@ def load(
         name: bundled name, hub id, checkpoint folder, or adapter or run folder (which gives base plus adapter); or the
             `Location` that `locate` gives for one of these. Or a recipe to compose a model with a new projector:
             {"vision": "open_clip:ViT-L-14-336/openai", "language": "Qwen/Qwen2.5-0.5B-Instruct"}.
-        dtype: "fp32", "bf16" or "fp16" for the weights, whatever dtype the file has.
+        dtype: "fp32", "bf16" or "fp16" for the weights, whatever dtype the file has; None for the file's own.
         device: device to put the model on; None leaves it on the CPU.
         trust_remote_code: whether to run code that a checkpoint brings along.
         image_tokens: budget of tokens for each image; by default the one that the adapter was trained with, or else the
@@ -45,20 +46,22 @@ def load(
         The model and its processor.
 
     Raises:
-        MmdoraError: if there is no such model, or it is no image-text-to-text model.
+        MmdoraError: if there is no such model, it is no image-text-to-text model, or memory is short for it.
     """
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if not isinstance(name, (str, Path, Location)):
-        return _composed(name, DTYPES[dtype], device, image_tokens)
+        return _composed(name, DTYPES[dtype or "fp32"], device, image_tokens)
     location = name if isinstance(name, Location) else locate(name)
     base = location.base
-    processor = check_base(base, trust_remote_code=trust_remote_code)
+    processor, shapes = _checked(base, trust_remote_code)
+    taken: Any = dtype or own_dtype(shapes.config)
+    check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     with no_bars(), _one_line(base):
         loaded: Any = AutoModelForImageTextToText.from_pretrained(
             location.source,
-            dtype=DTYPES[dtype],
+            dtype=DTYPES[taken],
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
@@ -112,10 +115,16 @@ def check_base(name: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         MmdoraError: if there is no such base, or in the cases of `check_agreement`.
     """
+    return _checked(name, trust_remote_code)[0]
+
+
+def _checked(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """The processor of a base, and its model on the meta device, after `check_base`."""
     processor = load_processor(name, trust_remote_code=trust_remote_code)
     with _one_line(name):
-        check_agreement(name, processor, _on_meta(name, trust_remote_code))
-    return processor
+        model = _on_meta(name, trust_remote_code)
+        check_agreement(name, processor, model)
+    return processor, model
 
 
 def load_generation_config(name: str) -> GenerationConfig | None:

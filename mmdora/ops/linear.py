@@ -85,7 +85,8 @@ def adapted_linear(
         x: [..., I].
         weight: frozen W0 [O, I]; gets no gradient.
         bias: [O] or None.
-        lora_A: [R, I] and lora_B: [O, R], fp32 or better, or in `passes.low_rank_dtype` where no gradient is asked for; both None for a magnitude alone.
+        lora_A: [R, I] and lora_B: [O, R], fp32 or better, or in `passes.low_rank_dtype` where no gradient is asked for;
+            both None for a magnitude alone.
         scaling: s.
         magnitude: m [O], fp32 or better, with `scaled`, its `Scale`; both None for LoRA.
         p: the probability in [0, 1) with which dropout d sets an element to zero; 0 without low-rank factors.

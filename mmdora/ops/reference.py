@@ -27,11 +27,13 @@ def adapted_weight(
 ) -> Tensor:
     """W' = diag(m / n) V [O, I] (equation 5); V itself without a magnitude. Rows with n = 0 keep V."""
     dense = direction(weight, lora_A, lora_B, scaling)
-    if magnitude is None:
-        return dense
+    return dense if magnitude is None else row_factor(dense, magnitude)[:, None] * dense
+
+
+def row_factor(dense: Tensor, magnitude: Tensor) -> Tensor:
+    """m / n [O] for V [O, I]; 1 where n = 0. The norm n is a constant in backward."""
     norm = torch.linalg.vector_norm(dense, dim=1).detach()
-    factor = torch.where(norm > 0, magnitude / norm.where(norm > 0, 1), torch.ones_like(magnitude))
-    return factor[:, None] * dense
+    return torch.where(norm > 0, magnitude / norm.where(norm > 0, 1), torch.ones_like(magnitude))
 
 
 def adapted_linear(

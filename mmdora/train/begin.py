@@ -67,7 +67,8 @@ def begin(request: Request, processes: Processes) -> Begun:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
-    check_plan(config, trust_remote_code=request.trust)
+    device = None if processes.sharded else processes.device
+    check_plan(config, device, trust_remote_code=request.trust)
     return begun
 
 

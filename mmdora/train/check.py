@@ -14,12 +14,15 @@ import pyarrow.compute
 import torch
 
 from mmdora.adapt.inject import make_plan
+from mmdora.adapt.plan import Plan
 from mmdora.config import RunConfig
+from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
 from mmdora.files import sha256
 from mmdora.models.load import check_base, load_processor, skeleton
+from mmdora.models.memory import check_memory
 from mmdora.ops import backend
 from mmdora.records.images import FileRef, image_bytes
 from mmdora.records.reader import Records
@@ -102,15 +105,38 @@ def device_notes(config: RunConfig, device: torch.device) -> list[str]:
     return [note for note in notes if note is not None]
 
 
-def check_plan(config: RunConfig, *, trust_remote_code: bool = False) -> None:
-    """Raise the errors that the base, `inject` and the feature cache would raise, from the base's config alone."""
+def check_plan(config: RunConfig, device: str | torch.device | None = None, *, trust_remote_code: bool = False) -> None:
+    """Raise the errors that the base, `inject` and the feature cache would raise, from the base's config alone.
+
+    Args:
+        device: where the whole model will be trained; None if each device gets a part of it. Then only the memory for
+            loading is compared with what is free.
+    """
     check_base(config.base, trust_remote_code=trust_remote_code)
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
-    make_plan(model, config.adapt)
+    plan = make_plan(model, config.adapt)
+    held = 0 if device is None else held_bytes(plan, config)
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun and accelerate set it.
+    what = "what is trained, its gradients and the optimizer" if held else ""
+    dtype: Any = config.model.dtype
+    check_memory(config.base, model, dtype, device, beside=held, what=what, processes=local)
     if config.data.feature_cache is not None:
         from mmdora.models.vlbart.feature_cache import tower_of  # It imports open_clip, which few runs need.
 
         tower_of(model, family_of(load_processor(config.base, trust_remote_code=trust_remote_code)))
+
+
+def held_bytes(plan: Plan, config: RunConfig) -> int:
+    """Bytes that training holds during a whole step beside the frozen weights: less than a step takes.
+
+    They are the trained weights, their gradients and the optimizer's state, without what the base counts already.
+    """
+    training, size = config.training, DTYPES[config.model.dtype].itemsize
+    full = sum(plan.full_sizes.values())
+    wide = 4 if training.precision == "bf16" else size  # Trained weights are raised to fp32 under autocast.
+    moments = {"adamw": 2.0, "adamw_8bit": 0.5}[training.optimizer]  # as multiples of weights in fp32
+    low_rank = plan.trainable - full
+    return int(low_rank * 4 * (2 + moments) + full * (wide * (2 + moments) - size))
 
 
 def check_apart(train: Records, held_out: Records, *, pieces: bool = False) -> None:

@@ -181,6 +181,7 @@ def _run(loop: Loop, checkpoint: Path | None, estimate: Callable[[Any], str]) ->
             if not is_out_of_memory(error):
                 raise
             rows = loop.feed.pieces.limit if loop.feed.pieces else training.batch_size
+            loop.observers.say("out of memory: estimating what a step needs, which takes some seconds")
             needed = estimate(loop.steps.in_hand[-1] if loop.steps.in_hand else None)
             line = out_of_memory(loop.progress.global_step + 1, rows, training, needed)
             line.told = isinstance(error, OutOfMemory) and not loop.processes.main  # All processes raise it.

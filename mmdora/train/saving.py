@@ -99,7 +99,8 @@ class Checkpoints:
         settings = settings_of(optimizer)
         with self.processes.together(), _plain_data_of(stored):
             if not self.processes.deepspeed:
-                state = torch.load(stored / OPTIMIZER, map_location="cpu", weights_only=True)
+                # The file is mapped, not read: its tensors take no memory beside those that they are copied to.
+                state = torch.load(stored / OPTIMIZER, map_location="cpu", weights_only=True, mmap=True)
                 check_state(state, optimizer, stored)
             schedule = torch.load(stored / SCHEDULE, weights_only=True)
         if state is None:
@@ -176,7 +177,9 @@ class Checkpoints:
         if self.processes.deepspeed:
             parts.write(lambda: self.trained.wrapped.save_checkpoint(str(folder)))
         else:
-            state = whole_state(optimizer.state_dict()) if self.processes.fsdp else optimizer.state_dict()
+            state = optimizer.state_dict()
+            if self.processes.fsdp:
+                state = whole_state(state, keep=self.processes.main)
             if self.processes.main:
                 parts.write(lambda: torch.save(state, folder / OPTIMIZER))
         if self.processes.main:

@@ -36,7 +36,7 @@ def whole(model: nn.Module) -> Iterator[None]:
     try:
         for (owner, leaf), parameter in spread.items():
             if isinstance(parameter, DTensor):
-                owner._parameters[leaf] = nn.Parameter(whole_state(parameter.detach()), requires_grad=False)
+                owner._parameters[leaf] = nn.Parameter(parameter.full_tensor().detach(), requires_grad=False)
         yield
     finally:
         for (owner, leaf), parameter in spread.items():
@@ -60,9 +60,22 @@ def _needed(model: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         yield model.get_submodule(path), leaf
 
 
-def whole_state(state: Any) -> Any:
-    """A copy of an optimizer's state dict without DTensors. All processes call it together."""
-    return tree_map(lambda value: value.full_tensor() if isinstance(value, DTensor) else value, state)
+def whole_state(state: Any, *, keep: bool) -> Any:
+    """An optimizer's state dict with tensors on the CPU in place of DTensors. All processes call it together.
+
+    A device holds no more than one whole tensor at a time.
+
+    Args:
+        keep: whether this process wants the tensors; where it does not, they are None.
+    """
+
+    def gathered(value: Any) -> Any:
+        if not isinstance(value, DTensor):
+            return value
+        tensor = value.full_tensor()  # Every process takes part in this, whether it keeps the result or not.
+        return tensor.cpu() if keep else None
+
+    return tree_map(gathered, state)
 
 
 def spread_state(state: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:

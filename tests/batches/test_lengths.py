@@ -93,7 +93,7 @@ def test_a_damaged_file_is_counted_anew_and_said(records, processor, counted, ha
         np.savez_compressed(file, values=before[1:])
     else:
         file.write_bytes(b"" if harm == "empty" else b"no numpy here")
-    with pytest.warns(UserWarning, match=r"tokens-.*cannot be read \(.*\); counting again"):
+    with pytest.warns(UserWarning, match=r"tokens-.*cannot be read \(.*\); it is made again"):
         assert np.array_equal(token_counts(records, family_of(processor)), before)
     assert len(counted) == 2
     assert np.array_equal(token_counts(records, family_of(processor)), before) and len(counted) == 2

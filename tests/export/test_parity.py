@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 import mmdora
 import mmdora.export.run as room
 from mmdora.adapt.inject import adapted_modules
+from mmdora.adapter_files import adapters
 from mmdora.errors import MmdoraError
 from mmdora.export import merge_disk, parity
 from mmdora.export.logits import Outputs
@@ -111,14 +112,14 @@ def write_rows(folder):
 def test_parity_is_of_logits_where_the_model_fits(adapter, tmp_path, monkeypatch, few_rows):
     need = 4 * sum(tensor.numel() for tensor in load_file(resolve("tiny-llava") + "/model.safetensors").values())
     lines: list[str] = []
-    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need)
+    monkeypatch.setattr(room, "free_memory", lambda: 8 * need)
     assert isinstance(export(adapter, tmp_path / "a", say=lines.append), Parity)
     assert lines[0].startswith("merging from disk: 1 file, 113 tensors: ")
     assert lines[1] == (
         f"comparing logits: the model in fp32 takes {need / 1e6:.1f} MB, "
         f"at most 1/8 of the {8 * need / 1e6:.1f} MB of memory available"
     )
-    monkeypatch.setattr(room, "_free_memory", lambda: 8 * need - 1)
+    monkeypatch.setattr(room, "free_memory", lambda: 8 * need - 1)
     monkeypatch.setattr(room, "load", None)  # no model is built
     lines.clear()
     found = export(adapter, tmp_path / "b", say=lines.append)
@@ -134,7 +135,7 @@ def rows_in(data: Path, count: int, images: Path | None = None) -> list[Row]:
 
 def test_rows_ask_for_logits(adapter, tmp_path, monkeypatch):
     write_rows(tmp_path / "data")
-    monkeypatch.setattr(room, "_free_memory", lambda: 0)
+    monkeypatch.setattr(room, "free_memory", lambda: 0)
     found = export(adapter, tmp_path / "out", rows=rows_in(tmp_path / "data", 2), say=lambda line: None)
     assert isinstance(found, Parity) and found.rows == 2
 
@@ -185,3 +186,12 @@ def test_other_token_ids_are_an_error():
     one, other = (Outputs([torch.ones(1, 3)], [torch.tensor([i])], None) for i in (1, 2))
     with pytest.raises(MmdoraError, match="other token ids"):
         parity._compare(one, other, 1.0, TensorParity(0.0, 0.0, 0, 0, "fp32"), "")
+
+
+def test_an_adapter_is_read_once(adapter, tmp_path, monkeypatch, few_rows):
+    """The model to compare with is filled from what the merge from disk has read and checked."""
+    read, whole = [], adapters.read_tensors
+    monkeypatch.setattr(adapters, "read_tensors", lambda folder: read.append(folder) or whole(folder))
+    found = export(adapter, tmp_path / "out", parity="logits")
+    assert isinstance(found, Parity) and found.max_rel <= 1e-5
+    assert read == [adapter]

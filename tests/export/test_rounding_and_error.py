@@ -11,6 +11,7 @@ import torch
 from exports import refuse_disk
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import mmdora
 import mmdora.export.run as room
@@ -18,7 +19,9 @@ from mmdora.adapt.inject import adapted_modules, trainable_parameters
 from mmdora.errors import MmdoraError
 from mmdora.export import parity, tensor_parity
 from mmdora.export.merge_disk import DiskMerge
+from mmdora.export.rounding import Pair, merged
 from mmdora.export.run import Parity, export
+from mmdora.ops.reference import adapted_weight, direction
 
 pytestmark = pytest.mark.usefixtures("few_rows")
 
@@ -188,3 +191,30 @@ def test_an_export_says_what_was_compared(adapter, tmp_path):
     text = str(found)
     assert text.startswith("bf16 on 2 rows (drawn pictures): logits differ by max-rel ")
     assert "times the model's own rounding of" in text and "each number against the equations in float64" in text
+
+
+def test_the_comparison_costs_one_product():
+    """In float64 a product takes longer than all else in an export, so the largest terms of a row are looked at only
+    where they matter."""
+    torch.manual_seed(0)
+    weight, a, b, m = torch.randn(2048, 512), torch.randn(32, 512), torch.randn(2048, 32), torch.rand(2048)
+    written = adapted_weight(weight, a, b, m, 0.5).bfloat16()
+    with FlopCounterMode(display=False) as products:
+        error, beyond = merged(Pair("weight", written, weight, (a, b, m), 0.5), torch.bfloat16)
+    assert products.get_total_flops() < 1.5 * 2 * b.numel() * a.shape[1]
+    assert error < 2**-8 and beyond < 1e-6
+
+
+def test_the_largest_error_is_found_wherever_it_is():
+    """The rows that were passed over are no worse than the worst: the same as all rows with all their terms."""
+    torch.manual_seed(0)
+    weight, a, b, m = torch.randn(2048, 512), torch.randn(32, 512), torch.randn(2048, 32), torch.rand(2048)
+    written = adapted_weight(weight, a, b, m, 0.5)
+    rows = torch.arange(0, 2048, 7)
+    written[rows, rows % 512] += torch.randn(len(rows)) * m[rows]
+    _, beyond = merged(Pair("weight", written, weight, (a, b, m), 0.5), torch.float32)
+    fine, low, up, size = (tensor.double() for tensor in (weight, a, b, m))
+    want, sums = adapted_weight(fine, low, up, size, 0.5), direction(fine, low, up, 0.5)
+    terms = direction(fine.abs(), low.abs(), up.abs(), 0.5).amax(1)
+    ratios = (written.double() - want).abs().amax(1) / (size / sums.norm(dim=1) * terms)
+    assert beyond == pytest.approx(float(ratios.max()), rel=1e-5)

@@ -15,7 +15,7 @@ from shrunken import CONFIGS
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from mmdora.batches.checked import check_rows
+from mmdora.batches.fit import fit
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.asking import Asking
 from mmdora.evaluate.tasks import task_of
@@ -113,7 +113,7 @@ def test_an_image_that_the_template_leaves_out_is_named(look: str, row: Row, tin
     write_records(tmp_path / "a.jsonl", [qa_record("a", "a.png", [("what?", "blue")])])
     with pytest.raises(MmdoraError, match=r"record a: holds 1 image, but the chat template .*'<image>' 0 times"):
         if look == "before training":
-            check_rows(read_records(tmp_path / "a.jsonl"), family_of(processor))
+            fit(read_records(tmp_path / "a.jsonl"), family_of(processor), None, "error")
         elif look == "in a batch":
             family_of(processor).batch([row])
         else:

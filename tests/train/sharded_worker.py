@@ -80,7 +80,7 @@ def main(rank: int, folder: Path) -> None:
         optimizer.step()
         optimizer.zero_grad()
         if step == 1:  # what a resumed run does
-            kept = whole_state(optimizer.state_dict())
+            kept = whole_state(optimizer.state_dict(), keep=True)
             optimizer = optimizer_of(model)
             optimizer.load_state_dict(spread_state(kept, optimizer))
     spread = {name: isinstance(p, DTensor) for name, p in model.named_parameters()}
@@ -89,6 +89,6 @@ def main(rank: int, folder: Path) -> None:
         if rank == 0:
             save_adapter(model, folder / "adapter", base="test")
     again = {name: isinstance(p, DTensor) for name, p in model.named_parameters()}
-    state = whole_state(optimizer.state_dict())
+    state = whole_state(optimizer.state_dict(), keep=True)
     torch.save({"spread": spread, "again": again, "moments": moments, "state": state}, folder / f"{rank}.pt")
     dist.destroy_process_group()

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 
 from mmdora.cli import main
 from mmdora.errors import OutOfMemory
-from mmdora.train import train
+from mmdora.train import batch_size, train
 from mmdora.train.batch_size import is_out_of_memory
 
 ADAPTER = "adapter/adapter_model.safetensors"
@@ -140,6 +140,18 @@ def test_a_resumed_run_does_not_try_again(records, whole, tmp_path, monkeypatch)
     assert failed == [4]
     same(train(settings, resume=True, say=silent), whole)
     assert failed == [4]
+
+
+def test_nobody_waits_for_the_estimate_without_a_word(records, tmp_path, monkeypatch, capsys):
+    limit(monkeypatch, 0)
+    said: list[str] = []
+    estimate = batch_size.estimate
+    monkeypatch.setattr(
+        batch_size, "estimate", lambda *given: said.extend(capsys.readouterr().out.splitlines()) or estimate(*given)
+    )
+    with pytest.raises(OutOfMemory):
+        train(config(records, tmp_path / "run"), say=silent)
+    assert said[-1] == "out of memory: estimating what a step needs, which takes some seconds"
 
 
 def test_one_row_that_does_not_fit(records, tmp_path, monkeypatch):

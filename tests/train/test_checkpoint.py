@@ -8,11 +8,20 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from peak_memory import NEEDS_PROC
 from tiny_run import contents, silent
 
+import mmdora
+from mmdora.adapter_files import adapters
+from mmdora.config import load_config
 from mmdora.errors import MmdoraError
+from mmdora.train import saving
 from mmdora.train.checkpoint import best_of, best_problem, checkpoints, manifest_of, newest, rotate, seal, staged
+from mmdora.train.optimizer import prepare
+from mmdora.train.processes import Processes
+from mmdora.train.progress import Losses, Progress
 
 
 def write(output: Path, step: int, files: dict[str, bytes] | None = None) -> Path:
@@ -107,3 +116,52 @@ def test_an_error_of_the_program_is_not_taken_for_a_full_disk(tmp_path):
         (folder / "a").write_bytes(b"1234567")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert not (tmp_path / ".saving").exists()
+
+
+def test_saving_copies_no_tensor(tiny_llava, tmp_path, monkeypatch):
+    """A copy of the adapter would take memory that nobody estimated; only tied tensors, stored twice, need one."""
+    model, _ = mmdora.load(tiny_llava)
+    mmdora.inject(model, {"projector": {"method": "full"}, "language": {"method": "dora", "rank": 4}})
+    saved: dict[str, torch.Tensor] = {}
+    write = adapters.save_file
+    monkeypatch.setattr(adapters, "save_file", lambda tensors, *more, **with_: saved.update(tensors) or write(
+        tensors, *more, **with_))  # fmt: skip
+    mmdora.save_adapter(model, tmp_path / "adapter", base=tiny_llava)
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    assert len(saved) > 10 and {tensor.data_ptr() for tensor in saved.values()} <= own
+    tied = adapters._apart({"a": model.lm_head.weight, "b": model.lm_head.weight})
+    assert tied["a"].data_ptr() != tied["b"].data_ptr() and torch.equal(tied["a"], tied["b"])
+
+
+@NEEDS_PROC
+def test_the_optimizers_file_is_mapped(stopped, monkeypatch):
+    """What is read from it takes no memory beside the state that it is copied to."""
+    read: list[dict[str, torch.Tensor]] = []
+    load = torch.load
+
+    def loading(path, **how):
+        found = load(path, **how)
+        read.append(found) if Path(path).name == saving.OPTIMIZER else None
+        return found
+
+    monkeypatch.setattr(torch, "load", loading)
+    config = load_config(stopped / "config.yaml")
+    processes = Processes(config.training)
+    model, _ = mmdora.load(config.base)
+    mmdora.inject(model, config.adapt)
+    trained = prepare(model, config, processes, 6, stopped / "checkpoint-4")
+    facts = {"measured": "nothing"}
+    saving.Checkpoints(config, processes, trained, facts, None).restore(
+        stopped / "checkpoint-4", Progress(max_steps=6), Losses(processes)
+    )
+    (state,) = read
+    tensors = [value for kept in state["state"].values() for value in kept.values() if value.ndim]
+    begin, end = mapped_range(stopped / "checkpoint-4" / saving.OPTIMIZER)
+    assert tensors and all(begin <= tensor.data_ptr() < end for tensor in tensors)
+
+
+def mapped_range(path: Path) -> tuple[int, int]:
+    """First address of a file's mapping into this process, and the one after its last."""
+    lines = [line for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    spans = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines]
+    return min(begin for begin, _ in spans), max(end for _, end in spans)

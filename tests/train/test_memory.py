@@ -7,6 +7,12 @@ import sys
 from pathlib import Path
 
 import mmdora
+from mmdora.adapt.inject import make_plan
+from mmdora.config import RunConfig, validate
+from mmdora.families import family_of
+from mmdora.models.load import load_processor, skeleton
+from mmdora.train.ledger import Ledger
+from mmdora.train.memory import estimate, typical_batch
 
 BENCHMARKS = Path(mmdora.__file__).parents[1] / "benchmarks"
 SCRIPT = """
@@ -31,3 +37,28 @@ def test_the_estimate_is_what_a_step_takes():
         assert 0.9 * found["estimate"] <= found["measured"] <= found["estimate"] + RUNTIME, found
     for found in (dora, full):  # what the first step brought is there by now
         assert abs(found["estimate"] / found["measured"] - 1) < 0.1, found
+
+
+def test_an_estimate_takes_as_many_operations_for_long_rows_as_for_short_ones(tiny_llava, monkeypatch):
+    """A CPU computes in blocks that stay in its cache. One by one they would be millions for a step of a 7B's."""
+    counts, dispatch = [], Ledger.__torch_dispatch__
+
+    def counting(self, *given):
+        counts[-1] += 1
+        return dispatch(self, *given)
+
+    monkeypatch.setattr(Ledger, "__torch_dispatch__", counting)
+    adapt = {"language": {"method": "dora", "rank": 8, "dropout": 0.05}, "vision": {"method": "lora", "rank": 8}}
+    family, model = family_of(load_processor(tiny_llava)), skeleton(tiny_llava)
+    for rows, tokens in ((4, 256), (32, 4096)):
+        tree = {
+            "model": {"base": tiny_llava},
+            "adapt": adapt,
+            "data": {"max_length": tokens},
+            "training": {"batch_size": rows},
+        }
+        config = validate(RunConfig, tree, where=str)
+        counts.append(0)
+        estimate(model, make_plan(model, config.adapt), config, typical_batch(family, config))
+    few, many = counts
+    assert many < 1.2 * few
