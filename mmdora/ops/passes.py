@@ -55,8 +55,8 @@ def forward(
         x: [T, I].
         weight: W0 [O, I].
         bias: [O] or None.
-        lora_A: [R, I] and lora_B: [O, R], fp32 or better, or in `low_rank_dtype` where nothing is learned; both None for
-            a magnitude alone.
+        lora_A: [R, I] and lora_B: [O, R], fp32 or better, or in `low_rank_dtype` where nothing is learned; both None
+            for a magnitude alone.
         factor: c [O], or None for LoRA.
         scaling: s.
         p: dropout's probability, 0 for none; with `as_torch` it draws as torch does.
