@@ -11,6 +11,10 @@ _HOMES = {
     "find_parts": "mmdora.adapt.modality",
     "inject": "mmdora.adapt.inject",
     "merge": "mmdora.adapt.inject",
+    "unload": "mmdora.adapt.inject",
+    "disable": "mmdora.adapt.switch",
+    "reference": "mmdora.adapt.switch",
+    "use": "mmdora.adapt.switch",
     "save_adapter": "mmdora.adapter_files.adapters",
     "load_adapter": "mmdora.adapter_files.adapters",
     "analyze": "mmdora.analysis.run",
@@ -20,17 +24,22 @@ __all__ = [
     "MmdoraError",
     "__version__",
     "analyze",
+    "disable",
     "find_parts",
     "inject",
     "load",
     "load_adapter",
     "merge",
+    "reference",
     "save_adapter",
+    "unload",
+    "use",
 ]
 
 if TYPE_CHECKING:
-    from mmdora.adapt.inject import inject, merge
+    from mmdora.adapt.inject import inject, merge, unload
     from mmdora.adapt.modality import find_parts
+    from mmdora.adapt.switch import disable, reference, use
     from mmdora.adapter_files.adapters import load_adapter, save_adapter
     from mmdora.analysis.run import analyze
     from mmdora.errors import MmdoraError
