@@ -7,6 +7,8 @@ from mmdora.models.auto_classes import register as _register
 from mmdora.version import __version__
 
 _HOMES = {
+    "generate": "mmdora.predict.question",
+    "compare": "mmdora.evaluate.models",
     "load": "mmdora.models.load",
     "find_parts": "mmdora.adapt.modality",
     "inject": "mmdora.adapt.inject",
@@ -20,18 +22,25 @@ _HOMES = {
     "analyze": "mmdora.analysis.run",
     "MmdoraError": "mmdora.errors",
 }
+_CALLED = ("train", "evaluate", "export")
+"""Packages that are called as the function of their name."""
 __all__ = [
     "MmdoraError",
     "__version__",
     "analyze",
+    "compare",
     "disable",
+    "evaluate",
+    "export",
     "find_parts",
+    "generate",
     "inject",
     "load",
     "load_adapter",
     "merge",
     "reference",
     "save_adapter",
+    "train",
     "unload",
     "use",
 ]
@@ -43,13 +52,19 @@ if TYPE_CHECKING:
     from mmdora.adapter_files.adapters import load_adapter, save_adapter
     from mmdora.analysis.run import analyze
     from mmdora.errors import MmdoraError
+    from mmdora.evaluate.models import compare, evaluate
+    from mmdora.export.run import export
     from mmdora.models.load import load
+    from mmdora.predict.question import generate
+    from mmdora.train.run import train
 
 
 def __getattr__(name: str) -> Any:
-    # lazy, so that `mmdora --help` does not wait for torch
+    # Lazy, so that neither `import mmdora` nor `mmdora --help` waits for torch.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name in _CALLED:
+        return import_module(f"mmdora.{name}")
     raise AttributeError(f"module 'mmdora' has no attribute {name!r}")
 
 

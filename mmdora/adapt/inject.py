@@ -160,8 +160,8 @@ def merge(
     Args:
         model: an adapted model. Of several named adapters, the one in use is merged, and all are gone afterwards.
         dtype: of every floating parameter afterwards; default: each keeps its own.
-        weights: name of an adapter -> its factor f, for a weighted sum: each weight becomes W0 + the sum of f (W' - W0),
-            with W' as the adapter alone would merge it.
+        weights: name of an adapter -> its factor f, for a weighted sum: each weight becomes W0 + the sum of
+            f (W' - W0), with W' as the adapter alone would merge it.
 
     Raises:
         MmdoraError: not adapted; or no adapter of such a name.

@@ -1,8 +1,8 @@
 """Takes an adapter off its base and puts it on again: the base for a while, or one of several named adapters.
 
-Nothing is merged or copied: adapted modules share the base's weights, so switching replaces modules in the tree. What an
-adapter trains in full lies beside the base's own parameter if the base was kept (`inject(…, keep_base=True)`, or a named
-adapter), and then the two are exchanged.
+Nothing is merged or copied: adapted modules share the base's weights, so switching replaces modules in the tree. What
+an adapter trains in full lies beside the base's own parameter if the base was kept (`inject(…, keep_base=True)`, or a
+named adapter), and then the two are exchanged.
 
 Two threads must not switch or run one model at the same time.
 """
@@ -67,8 +67,8 @@ def disable(model: nn.Module) -> Iterator[nn.Module]:
     """Take the adapter off inside the block: the model is the base, bit for bit, and is not adapted.
 
     Raises:
-        MmdoraError: not adapted; parts were trained in full in the place of the base's (`inject(…, keep_base=True)` keeps
-            them); or the model was adapted inside the block.
+        MmdoraError: not adapted; parts were trained in full in the place of the base's (`inject(…, keep_base=True)`
+            keeps them); or the model was adapted inside the block.
     """
     if plan_of(model) is None and not adapters_of(model):
         raise MmdoraError("disable: this model is not adapted; call mmdora.inject or mmdora.load_adapter first")
@@ -171,7 +171,7 @@ def take_off(model: nn.Module) -> Adapter:
             "base again, adapt with mmdora.inject(…, keep_base=True), or name the adapter in mmdora.load_adapter"
         )
     adapter = Adapter(plan, adapted_modules(model), {name: model.get_parameter(name) for name in plan.full})
-    for name, module in reversed(adapter.modules.items()):  # those in a module before the module
+    for name, module in reversed(list(adapter.modules.items())):  # those in a module before the module
         model.set_submodule(name, module.base_module())
     for name, own in kept.items():
         place_of = model.get_parameter(name)

@@ -111,8 +111,8 @@ def load_adapter(
     Args:
         model: the untouched base.
         folder: with the adapter's files.
-        name: of the adapter, for several on one base; this one is then in use, and `mmdora.use` switches. Named adapters
-            leave the base's own weights as they are.
+        name: of the adapter, for several on one base; this one is then in use, and `mmdora.use` switches. Named
+            adapters leave the base's own weights as they are.
         parts: modality -> prefixes of modules, where PEFT wrote the files and the parts cannot be found; as the
             config's `adapt.parts`.
 

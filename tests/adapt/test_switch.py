@@ -103,7 +103,7 @@ def test_an_error_inside_puts_the_adapter_on_again(base):
 def test_what_was_trained_in_full_in_the_bases_place_cannot_be_taken_off(base):
     model, _ = trained(DORA)
     before = logits(model, base[1])
-    with pytest.raises(MmdoraError, match="trained in full.*keep_base"), mmdora.disable(model):
+    with pytest.raises(MmdoraError, match=r"trained in full.*keep_base"), mmdora.disable(model):
         pass
     assert torch.equal(logits(model, base[1]), before)
     with pytest.raises(MmdoraError, match="not adapted"), mmdora.disable(base[0]):
@@ -159,14 +159,14 @@ def test_merging_takes_the_one_in_use(adapters, base):
 
 
 def test_names_are_checked_and_a_failure_changes_nothing(adapters, base):
-    untouched, inputs = base
+    _, inputs = base
     model, _ = mmdora.load("tiny-llava")
     mmdora.load_adapter(model, adapters / "lora", name="lora")
     before = logits(model, inputs)
     for name, match in (("lora", "name of its own"), ("", "name of its own")):
         with pytest.raises(MmdoraError, match=match):
             mmdora.load_adapter(model, adapters / "dora", name=name)
-    with pytest.raises(MmdoraError, match="no such|no adapter"):
+    with pytest.raises(MmdoraError, match=r"no such|no adapter"):
         mmdora.load_adapter(model, adapters / "nowhere", name="other")
     with pytest.raises(MmdoraError, match="there is 'lora'"):
         mmdora.use(model, "loar")
