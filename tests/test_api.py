@@ -35,8 +35,8 @@ def rows(scene_records: Path) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def run(rows, scene_records, tmp_path_factory) -> Path:
-    """A run of four steps on rows in memory."""
-    tree = tree_for(scene_records, tmp_path_factory.mktemp("api") / "run", evaluates=False, steps=4, save_every=2)
+    """A run of two steps on rows in memory."""
+    tree = tree_for(scene_records, tmp_path_factory.mktemp("api") / "run", evaluates=False, steps=2, save_every=1)
     del tree["data"]["train"]
     return mmdora.train(tree, rows=rows, say=silent)
 
@@ -55,7 +55,7 @@ def test_rows_in_memory_train_as_their_file_does(run, rows, scene_records, tmp_p
     names = [json.loads(line)["images"] for line in scene_records.read_text().splitlines()[:10]]
     file = scene_records.parent / "plain.jsonl"
     file.write_text("".join(json.dumps({**row, "images": n}) + "\n" for row, n in zip(rows, names, strict=True)))
-    tree = tree_for(file, tmp_path / "file", evaluates=False, steps=4, save_every=2)
+    tree = tree_for(file, tmp_path / "file", evaluates=False, steps=2, save_every=1)
     assert same_run(mmdora.train(tree, say=silent), run)
     kept = read_records(run / "data" / "train.parquet")
     assert [row["id"] for row in kept] == [row["id"] for row in rows]
@@ -87,7 +87,7 @@ def test_a_run_on_rows_is_resumed_with_the_same_rows_only(run, rows, scene_recor
 
     moved = shutil.copytree(run, tmp_path / "run")
     (moved / "complete.json").unlink()
-    shutil.rmtree(moved / "checkpoint-4")
+    shutil.rmtree(moved / "checkpoint-2")
     tree = yaml.safe_load((moved / "config.yaml").read_text())
     tree["training"]["output"] = str(moved)
     tree["data"]["train"] = None

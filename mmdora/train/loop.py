@@ -175,8 +175,9 @@ class Loop:
         if self.evaluation is None:
             raise MmdoraError("a callback asked for an evaluation, and there are no held-out records; give data.eval")
         metrics = self.evaluation.run(self.trained.model, self.objective, self.log)
-        self._note_best(metrics)
+        # Callbacks are told before the best result is noted, as by `Trainer`: they compare with the one before.
         self.observers.callbacks.evaluated(self.progress, metrics)
+        self._note_best(metrics)
         return self._exhausted()
 
     def _exhausted(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tiny_run import EVERY_TWO, config_for, same_run, silent
+from tiny_run import config_for, same_run, silent
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from mmdora.errors import MmdoraError
@@ -31,26 +31,26 @@ for name in ("init_end", "train_begin", "train_end", "epoch_begin", "epoch_end",
     setattr(Watch, f"on_{name}", lambda self, *args, event=f"on_{name}", **given: self.note(event, *args, **given))
 
 
-def test_all_events_come_and_the_run_is_the_same(ten_rows, six_steps, tmp_path):
-    watch = Watch()
-    run = train(config_for(ten_rows, tmp_path / "run", **EVERY_TWO), callbacks=[watch], say=silent)
-    assert same_run(run, six_steps)
-    steps = [step for event, step in watch.events if event == "on_step_end"]
-    assert steps == [1, 2, 3, 4, 5, 6]
-    assert [step for event, step in watch.events if event == "on_evaluate"] == [2, 4, 6]
-    assert [step for event, step in watch.events if event == "on_save"] == [2, 4, 6]
-    assert [step for event, step in watch.events if event == "on_epoch_end"] == [3, 6]
+def test_all_events_come_and_the_run_is_the_same(ten_rows, tmp_path):
+    watch, settings = Watch(), {"steps": 3, "eval_every": 2, "save_every": 2}
+    plain = train(config_for(ten_rows, tmp_path / "plain", **settings), say=silent)
+    run = train(config_for(ten_rows, tmp_path / "run", **settings), callbacks=[watch], say=silent)
+    assert same_run(run, plain)
+    assert [step for event, step in watch.events if event == "on_step_end"] == [1, 2, 3]
+    assert [step for event, step in watch.events if event == "on_evaluate"] == [2, 3]
+    assert [step for event, step in watch.events if event == "on_save"] == [2, 3]
+    assert [step for event, step in watch.events if event == "on_epoch_end"] == [3]
     names = [event for event, _ in watch.events]
     assert names[:4] == ["on_init_end", "on_train_begin", "on_epoch_begin", "on_step_begin"]
     assert names[-1] == "on_train_end" and watch.given.keys() >= {"model", "optimizer", "lr_scheduler"}
-    assert watch.args.eval_steps == 2 and watch.state.max_steps == 6 and watch.state.is_world_process_zero
+    assert watch.args.eval_steps == 2 and watch.state.max_steps == 3 and watch.state.is_world_process_zero
 
 
 def test_a_callback_ends_the_run(ten_rows, tmp_path):
-    watch = Watch(3, "should_training_stop")
+    watch = Watch(1, "should_training_stop")
     config = config_for(ten_rows, tmp_path / "run", evaluates=False, steps=6, save_every=None)
     run = train(config, callbacks=[watch], say=silent)
-    assert watch.events[-1] == ("on_train_end", 3) and (run / "complete.json").exists()
+    assert watch.events[-1] == ("on_train_end", 1) and (run / "complete.json").exists()
 
 
 def test_a_callback_asks_for_a_checkpoint_and_an_evaluation(ten_rows, tmp_path):
@@ -66,7 +66,7 @@ def test_a_callback_asks_for_a_checkpoint_and_an_evaluation(ten_rows, tmp_path):
 
 def test_stock_early_stopping_stops(ten_rows, tmp_path):
     config = config_for(ten_rows, tmp_path / "run", steps=6, lr=0.0, eval_every=1, save_every=1)
-    run = train(config, callbacks=[EarlyStoppingCallback(1)], say=silent)
+    run = train(config, callbacks=[EarlyStoppingCallback(1, 100.0)], say=silent)
     assert checkpoints(run)[0].name == "checkpoint-2"
 
 

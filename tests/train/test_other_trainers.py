@@ -12,28 +12,29 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_run import first_turns
 from transformers import Trainer, TrainingArguments
 
 import mmdora
 from mmdora.families import family_of
 from mmdora.records.images import FileRef, open_image
-from mmdora.records.reader import read_records
+from mmdora.records.reader import read_records, write_records
 
 ADAPT = {
     "vision": {"method": "dora", "rank": 2, "targets": ["attention"]},
     "projector": {"method": "full"},
     "language": {"method": "dora", "rank": 4, "targets": ["attention"]},
 }
+ANSWER = "seven purple elephants"
 STEPS: dict[str, Any] = {
-    "max_steps": 4,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 2e-3,
+    "max_steps": 3,
+    "per_device_train_batch_size": 6,  # all rows, so that the losses of steps are comparable
+    "learning_rate": 5e-3,
     "lr_scheduler_type": "constant",
     "logging_steps": 1,
     "report_to": [],
     "save_strategy": "no",
     "use_cpu": True,
+    "bf16": False,  # TRL's default is True, and then policy and reference differ by bf16's rounding.
     "remove_unused_columns": False,
 }
 
@@ -63,13 +64,17 @@ def losses(trainer: Any) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def say(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": [{"type": "text", "text": text}]}]
+
+
 def chats(scene_records: Path) -> list[dict[str, Any]]:
-    """Question, answer and picture of drawn scenes, as TRL names them."""
-    rows = [json.loads(line) for line in first_turns(scene_records, 10).read_text().splitlines()]
+    """Questions about drawn scenes, as TRL names them, with an answer that the base would not give."""
+    rows = [json.loads(line) for line in scene_records.read_text().splitlines()[:6]]
     return [
         {
             "prompt": row["messages"][:1],
-            "completion": row["messages"][1:],
+            "completion": say(ANSWER),
             "images": [open_image(FileRef(name, scene_records.parent)) for name in row["images"]],
         }
         for row in rows
@@ -79,7 +84,11 @@ def chats(scene_records: Path) -> list[dict[str, Any]]:
 
 def test_under_the_stock_trainer(adapted, scene_records, tmp_path):
     model, processor = adapted
-    rows: Any = read_records(first_turns(scene_records, 10))
+    rows = [json.loads(line) for line in scene_records.read_text().splitlines()[:6]]
+    write_records(
+        scene_records.with_name("odd.jsonl"), [r | {"messages": [r["messages"][0], *say(ANSWER)]} for r in rows]
+    )
+    rows: Any = read_records(scene_records.with_name("odd.jsonl"))
     arguments = TrainingArguments(tmp_path, **STEPS)
     trainer = Trainer(model, arguments, data_collator=family_of(processor).batch, train_dataset=rows)
     trainer.train()
@@ -98,8 +107,7 @@ def test_under_trls_sft_trainer(adapted, scene_records, tmp_path):
     )
     batch = trainer.data_collator([dict(row) for row in rows[:2]])
     learned = processor.tokenizer.decode(batch["labels"][0][batch["labels"][0] != -100])
-    answer = rows[0]["completion"][0]["content"][0]["text"]
-    assert answer in learned and rows[0]["prompt"][0]["content"][-1]["text"] not in learned
+    assert ANSWER in learned and rows[0]["prompt"][0]["content"][-1]["text"] not in learned
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0]
     check_trained(model, processor, tmp_path, rows[0]["images"][0])
@@ -109,8 +117,8 @@ def test_under_trls_dpo_trainer_with_the_adapter_off_as_the_reference(adapted, s
     trl, datasets = pytest.importorskip("trl"), pytest.importorskip("datasets")
     (model, processor), pairs = adapted, []
     for row in chats(scene_records):
-        wrong = [{"role": "assistant", "content": [{"type": "text", "text": "seven purple elephants"}]}]
-        pairs.append({"prompt": row["prompt"], "chosen": row["completion"], "rejected": wrong, "images": row["images"]})
+        both = {"chosen": row["completion"], "rejected": say("a red circle")}
+        pairs.append({"prompt": row["prompt"], **both, "images": row["images"]})
     trainer = trl.DPOTrainer(
         model=model,
         ref_model=mmdora.reference(model),
