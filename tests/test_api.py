@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -83,8 +85,6 @@ def test_a_dataset_of_datasets_and_paths_are_rows_too(rows, scene_records, tmp_p
 
 
 def test_a_run_on_rows_is_resumed_with_the_same_rows_only(run, rows, scene_records, tmp_path):
-    import shutil
-
     moved = shutil.copytree(run, tmp_path / "run")
     (moved / "complete.json").unlink()
     shutil.rmtree(moved / "checkpoint-2")
@@ -173,3 +173,21 @@ def test_a_question_is_answered_as_in_a_batch(scene_records):
 def test_export_is_the_function(run, tmp_path, few_rows):
     measured = mmdora.export(run, tmp_path / "out", dtype="bf16", say=silent)
     assert measured is not None and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_the_tour_in_the_docs_runs_as_written(tmp_path, monkeypatch, few_rows):
+    """All Python blocks of the page in their order, in a folder with two photographs and two adapters."""
+    page = (Path(__file__).parents[1] / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    for number in (1, 2):
+        Image.effect_noise((64, 64), 90 * number).convert("RGB").save(f"photos/{number}.jpg")
+    known: dict = {}
+    for block in blocks:
+        for name in ("lora", "dora"):
+            if Path("runs/mine/adapter").exists() and not Path("runs", name).exists():
+                shutil.copytree("runs/mine/adapter", f"runs/{name}/adapter")
+        exec(block.replace('"steps": 20', '"steps": 1'), known)
+    assert Path("out/mine/model.safetensors").is_file()
