@@ -55,10 +55,10 @@ def test_a_callback_ends_the_run(ten_rows, tmp_path):
 
 def test_a_callback_asks_for_a_checkpoint_and_an_evaluation(ten_rows, tmp_path):
     watch, other = Watch(1, "should_save"), Watch(1, "should_evaluate")
-    settings = {"steps": 2, "save_every": 2, "eval_every": 2}
+    settings = {"steps": 3, "save_every": 3, "eval_every": 3}
     run = train(config_for(ten_rows, tmp_path / "run", **settings), callbacks=[watch, other], say=silent)
-    assert [path.name for path in checkpoints(run)] == ["checkpoint-2", "checkpoint-1"]
-    assert [step for event, step in other.events if event == "on_evaluate"] == [1, 2]
+    assert [path.name for path in checkpoints(run)] == ["checkpoint-3", "checkpoint-1"]
+    assert [step for event, step in other.events if event == "on_evaluate"] == [1, 3]
     config = config_for(ten_rows, tmp_path / "none", evaluates=False, steps=2)
     with pytest.raises(MmdoraError, match="no held-out records"):
         train(config, callbacks=[Watch(1, "should_evaluate")], say=silent)
