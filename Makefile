@@ -11,7 +11,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-floor test-newest newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
+.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ browser: $(VENV)/.installed-browser  ## Get Chromium, if there is none
 
 browser-test: browser  ## The page in a real headless browser
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+test-trl: $(VENV)/.installed-trl  ## An injected model under transformers' Trainer and TRL's trainers
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/test_other_trainers.py $(ARGS)
 
 gpu-test: $(VENV)/.installed-dev  ## On CUDA: train, kill, resume and merge in bf16; the Triton kernels against torch and float64
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
@@ -116,6 +119,10 @@ $(VENV)/.installed-browser: $(VENV)/.installed-dev
 	$(call install,".[dev$(COMMA)browser]")
 	@touch $@
 
+$(VENV)/.installed-trl: $(VENV)/.installed-dev
+	$(call install,".[dev$(COMMA)trl]")
+	@touch $@
+
 $(FLOOR)/.installed: pyproject.toml tests/versions.py | $(FLOOR)/bin/python
 	$(FLOOR)/bin/python tests/versions.py floor > $(FLOOR)/floor.txt
 	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
@@ -125,7 +132,7 @@ $(FLOOR)/.installed: pyproject.toml tests/versions.py | $(FLOOR)/bin/python
 
 newest: | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip setuptools
-	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser]"
+	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl]"
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

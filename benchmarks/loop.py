@@ -38,6 +38,7 @@ from mmdora.families import family_of
 from mmdora.models.load import load
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
+from mmdora.train.callbacks import Callbacks
 from mmdora.train.groups import parameter_groups
 from mmdora.train.guards import StopRequest
 from mmdora.train.loader import Feed
@@ -139,7 +140,7 @@ class Case:
         trained = prepare(self.model, config, processes, self.steps, None)
         checkpoints = Checkpoints(config, processes, trained, {}, None)
         objective = Objective(self.model, processes, one_stream=True, chunked=True, probe=feed.probe, say=print)
-        observers = Observers([clock], StopRequest(processes), print)
+        observers = Observers([clock], StopRequest(processes), print, Callbacks((), config, processes, {}, 1))
         loop = Loop(config, processes, trained, feed, objective, None, checkpoints, observers)
         take, losses = loop.steps.take, [0.0]
 

@@ -12,10 +12,21 @@ from mmdora.adapt.entries import check_adaptable, entries_of
 from mmdora.adapt.fingerprint import fingerprint
 from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.adapt.plan import Entry, Plan
+from mmdora.adapt.switch import (
+    KEPT,
+    PLAN,
+    adapted_modules,
+    adapters_of,
+    exchange,
+    forget,
+    plan_of,
+    take_off,
+    use,
+)
 from mmdora.adapt.targets import unused_in_tower
 from mmdora.config import Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
-from mmdora.layers import BIASES, Adapted, kind_of, place_of
+from mmdora.layers import BIASES, kind_of, place_of
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
@@ -24,8 +35,7 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
     Raises:
         MmdoraError: already adapted; parts not found; a target without a match; nothing to train.
     """
-    if plan_of(model) is not None:
-        raise MmdoraError("this model is already adapted; merge or unload it first, or load the base again")
+    check_untouched(model)
     check_usable(model)
     if not isinstance(adapt, Adapt):
         adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")
@@ -44,6 +54,12 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
     if not entries and not full:
         raise MmdoraError("adapt: every modality has method none and no bias or norms, so nothing would be trained")
     return build_plan(model, parts, entries, full, notes)
+
+
+def check_untouched(model: nn.Module) -> None:
+    """Raise an MmdoraError if a model is adapted, or has named adapters."""
+    if plan_of(model) is not None or adapters_of(model):
+        raise MmdoraError("this model is already adapted; merge or unload it first, or load the base again")
 
 
 def check_usable(model: nn.Module) -> None:
@@ -82,22 +98,28 @@ def build_plan(
     return Plan(parts, tuple(entries), tuple(full), base_sizes, full_sizes, tuple(notes), fingerprint(model))
 
 
-def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
+def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any], *, keep_base: bool = False) -> Plan:
     """Adapt a model in place and freeze the rest. Until it is trained, its outputs equal those of the base.
 
     Args:
         model: an untouched vision-language model.
         adapt: the `adapt` section: per modality a method, rank, targets and so on.
+        keep_base: train copies of what trains in full (method full, bias, norms), so that `disable`, `reference` and
+            `unload` can give the base back. It takes the memory of these parameters once more.
 
     Raises:
         MmdoraError: see `make_plan`.
     """
-    return apply(model, make_plan(model, adapt))
+    return apply(model, make_plan(model, adapt), keep_base=keep_base)
 
 
-def apply(model: nn.Module, plan: Plan) -> Plan:
-    """Carry out a plan that was made for this model."""
+def apply(model: nn.Module, plan: Plan, *, keep_base: bool = False) -> Plan:
+    """Carry out a plan that was made for this model; see `inject`."""
     model.requires_grad_(False)
+    if keep_base and plan.full:
+        kept = {name: model.get_parameter(name) for name in plan.full}
+        exchange(model, {name: nn.Parameter(own.detach().clone()) for name, own in kept.items()})
+        setattr(model, KEPT, kept)
     for entry in plan.entries:
         base = place_of(model, entry.name)
         kind: Any = kind_of(base)
@@ -109,21 +131,11 @@ def apply(model: nn.Module, plan: Plan) -> Plan:
             dropout=entry.dropout,
             dropout_mode=entry.dropout_mode,
         )
-        model.set_submodule(adapted.place(entry.name), adapted.installed)
+        model.set_submodule(adapted.place(entry.name), adapted.install())
     for name in plan.full:
         model.get_parameter(name).requires_grad_(True)
-    model.mmdora_plan = plan  # type: ignore[assignment] (nn.Module types attributes as tensors)
+    setattr(model, PLAN, plan)
     return plan
-
-
-def plan_of(model: nn.Module) -> Plan | None:
-    """The plan by which a model was adapted; None for a model that is not adapted."""
-    return getattr(model, "mmdora_plan", None)
-
-
-def adapted_modules(model: nn.Module) -> dict[str, Adapted]:
-    """Name -> adapted module, in the model's order."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, Adapted)}
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, str]]:
@@ -140,38 +152,68 @@ def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, 
             yield name, parameter, plan.parts.of(name) or "other", "full"
 
 
-def merge(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
+def merge(
+    model: nn.Module, dtype: torch.dtype | None = None, *, weights: Mapping[str, float] | None = None
+) -> nn.Module:
     """Write the adapters into the weights, merged in fp32 and rounded once, and put plain modules back, in place.
 
     Args:
-        model: an adapted model.
+        model: an adapted model. Of several named adapters, the one in use is merged, and all are gone afterwards.
         dtype: of every floating parameter afterwards; default: each keeps its own.
+        weights: name of an adapter -> its factor f, for a weighted sum: each weight becomes W0 + the sum of
+            f (W' - W0), with W' as the adapter alone would merge it.
+
+    Raises:
+        MmdoraError: not adapted; or no adapter of such a name.
     """
-    _plan(model)
-    with torch.no_grad():
-        for name, module in adapted_modules(model).items():
-            model.set_submodule(module.place(name), module.merge(dtype))
-        for parameter in model.parameters():
-            if dtype is not None and parameter.is_floating_point():
-                parameter.data = parameter.data.to(dtype)
+    if weights is not None:
+        _write_sum(model, weights, dtype)
+    else:
+        _plan(model)
+        with torch.no_grad():
+            for name, module in adapted_modules(model).items():
+                model.set_submodule(module.place(name), module.merge(dtype))
+    for parameter in model.parameters():
+        if dtype is not None and parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
     return _plain(model)
 
 
+def _write_sum(model: nn.Module, weights: Mapping[str, float], dtype: torch.dtype | None) -> None:
+    adapters = adapters_of(model)
+    if not weights or (unknown := weights.keys() - adapters.keys()):
+        wrong = f"no adapter {min(unknown)!r} on this model" if weights else "weights is empty"
+        known = ", ".join(map(repr, adapters)) or "none; mmdora.load_adapter(model, folder, name=…) adds one"
+        raise MmdoraError(f"merge: {wrong}; there is {known}")
+    use(model, None)
+    sums: dict[nn.Parameter, torch.Tensor] = {}
+    with torch.no_grad():
+        for name, factor in weights.items():
+            own = {module.base_weight: module.merged_weight() for module in adapters[name].modules.values()}
+            own |= {model.get_parameter(full): trained for full, trained in adapters[name].full.items()}
+            for parameter, trained in own.items():
+                base = parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+                summed = sums.setdefault(parameter, base.clone())
+                summed.add_(trained.to(base.device, base.dtype) - base, alpha=float(factor))
+        for parameter, summed in sums.items():
+            parameter.data = summed.to(dtype or parameter.dtype)
+
+
 def unload(model: nn.Module) -> nn.Module:
-    """Take the adapters off, in place; the weights of the base are as they were before.
+    """Take all adapters off, in place; the weights of the base are as they were before.
 
     Raises:
-        MmdoraError: parts were trained in full, so the base's weights are gone.
+        MmdoraError: not adapted; or parts of this model were trained in full, and the base was not kept.
     """
-    if _plan(model).full:
-        raise MmdoraError("unload: parts of this model were trained in full; load the base again instead")
-    for name, module in adapted_modules(model).items():
-        model.set_submodule(module.place(name), module.unload())
+    if plan_of(model) is not None:
+        take_off(model)
+    elif not adapters_of(model):
+        _plan(model)
     return _plain(model)
 
 
 def _plain(model: nn.Module) -> nn.Module:
-    del model.mmdora_plan
+    forget(model)
     for parameter in model.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     return model
@@ -179,7 +221,11 @@ def _plain(model: nn.Module) -> nn.Module:
 
 def _plan(model: nn.Module) -> Plan:
     if (plan := plan_of(model)) is None:
-        raise MmdoraError("this model is not adapted; call mmdora.inject or mmdora.load_adapter first")
+        raise MmdoraError(
+            "this model has named adapters, and none is in use; call mmdora.use first"
+            if adapters_of(model)
+            else "this model is not adapted; call mmdora.inject or mmdora.load_adapter first"
+        )
     return plan
 
 

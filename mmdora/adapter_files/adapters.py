@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmdora.adapt.fingerprint import fingerprint, same_base
-from mmdora.adapt.inject import adapted_modules, apply, check_usable, plan_of
+from mmdora.adapt.inject import adapted_modules, apply, check_untouched, check_usable, plan_of
 from mmdora.adapt.modality import find_parts
 from mmdora.adapt.plan import Plan
+from mmdora.adapt.switch import adding
 from mmdora.adapter_files.check import check_scaling, check_tensors, expected_shapes
 from mmdora.adapter_files.experts import KEYS, nested_names, peft_key, with_own_names
 from mmdora.adapter_files.files import (
@@ -97,7 +99,13 @@ def save_adapter(
     write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))
 
 
-def load_adapter(model: nn.Module, folder: Path | str, *, parts: Mapping[Any, tuple[str, ...]] | None = None) -> Plan:
+def load_adapter(
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    name: str | None = None,
+    parts: Mapping[Any, tuple[str, ...]] | None = None,
+) -> Plan:
     """Adapt an untouched base by the files that `save_adapter` or PEFT wrote: LoRA and DoRA.
 
     PEFT's may be of transformers 4, whose names of modules are brought to today's.
@@ -105,20 +113,29 @@ def load_adapter(model: nn.Module, folder: Path | str, *, parts: Mapping[Any, tu
     Args:
         model: the untouched base.
         folder: with the adapter's files.
+        name: of the adapter, for several on one base; this one is then in use, and `mmdora.use` switches. Named
+            adapters leave the base's own weights as they are.
         parts: modality -> prefixes of modules, where PEFT wrote the files and the parts cannot be found; as the
             config's `adapt.parts`.
 
     Raises:
         MmdoraError: already adapted; another base; something PEFT can express and mmdora cannot; or a list of
-            every missing, unexpected or misshapen tensor. The model is untouched then.
+            every missing, unexpected or misshapen tensor; a name that is taken, or for an adapter that carries
+            buffers. The model is untouched then.
     """
     folder = Path(folder)
-    if plan_of(model) is not None:
-        raise MmdoraError(f"{folder}: this model is already adapted; merge or unload it first, or load the base again")
-    check_usable(model)
-    plan, tensors = read_adapter(model, folder, fingerprint, parts)
-    apply(model, plan)
-    fill(model, plan, tensors)
+    with adding(model, name) if name is not None else nullcontext():
+        if name is None:
+            try:
+                check_untouched(model)
+            except MmdoraError as error:
+                raise MmdoraError(f"{folder}: {error}") from None
+        check_usable(model)
+        plan, tensors = read_adapter(model, folder, fingerprint, parts)
+        if name is not None and (buffers := tensors.keys() & {buffer for buffer, _ in model.named_buffers()}):
+            raise MmdoraError(f"{folder}: carries the buffer {min(buffers)}, which cannot be switched; load it unnamed")
+        apply(model, plan, keep_base=name is not None)
+        fill(model, plan, tensors)
     return plan
 
 

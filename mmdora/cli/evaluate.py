@@ -104,12 +104,18 @@ def evaluate(
         check_model(model)
     if not check_finished(data).exists():
         raise MmdoraError(f"{data}: no such file of records (mmdora prep makes one), or folder of them")
-    from mmdora.evaluate.command import EvaluationSettings, run_suite, run_task
-    from mmdora.evaluate.source import find
+    from rich.console import Console
+
+    from mmdora.evaluate.command import run_suite
+    from mmdora.evaluate.models import EvaluationSettings, evaluate_on, source_of
+    from mmdora.evaluate.processes import processes
 
     settings = EvaluationSettings(out, questions.limit, batch_size, dtype, trust_remote_code)
     with stoppable(lambda: f"what was answered is kept below {out}; the same command goes on from there"):
         if questions.suite:
             run_suite(named, questions.suite, data, settings, questions.scores or ())
         else:
-            run_task(named, find(data, questions.task, split=questions.split, images=questions.images), settings)
+            source = source_of(data, questions.task, questions.split, questions.images)
+            compared = evaluate_on(named, source, settings)
+            if processes().is_main_process:
+                Console().print(compared, highlight=False)

@@ -6,7 +6,7 @@ becomes a `RunConfig`; `Modality` also validates the dicts given to `mmdora.inje
 
 from mmdora.config.adapt import MAX_RANK, METHODS, MODALITIES, Adapt, Modality, as_modalities
 from mmdora.config.data import Data, ImageTokens, TaskData
-from mmdora.config.load import load_config
+from mmdora.config.load import config_of, load_config
 from mmdora.config.model import Compose, Model
 from mmdora.config.run import RunConfig
 from mmdora.config.training import Training
@@ -26,6 +26,7 @@ __all__ = [
     "TaskData",
     "Training",
     "as_modalities",
+    "config_of",
     "load_config",
     "validate",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,19 @@ from mmdora.config.run import RunConfig
 from mmdora.config.validate import validate
 from mmdora.config.yaml_files import parse_yaml, read_yaml
 from mmdora.errors import MmdoraError
+
+
+def config_of(config: RunConfig | Mapping[str, Any] | Path | str) -> RunConfig:
+    """A config as it is, of a dict of its sections, or of the path of a YAML file.
+
+    Raises:
+        MmdoraError: naming the key, and what was probably meant.
+    """
+    if isinstance(config, RunConfig):
+        return config
+    if isinstance(config, Mapping):
+        return validate(RunConfig, copy.deepcopy(dict(config)), where=lambda key: "config")
+    return load_config(config)
 
 
 def load_config(path: Path | str, overrides: Iterable[str] = ()) -> RunConfig:

@@ -140,12 +140,11 @@ class Adapted(nn.Module):
 
     @classmethod
     def place(cls, name: str) -> str:
-        """The name of the module in whose place `installed` stands, for an adapter of this name."""
+        """The name of the module in whose place `install` puts one, for an adapter of this name."""
         return name
 
-    @property
-    def installed(self) -> nn.Module:
-        """The module that takes the base's place in the model."""
+    def install(self) -> nn.Module:
+        """Give the module that takes the base's place in the model."""
         return self
 
     @property
@@ -190,12 +189,22 @@ class Adapted(nn.Module):
                 plain.register_parameter(name, nn.Parameter(values.detach().to(dtype).contiguous()))
         return plain
 
+    def base_module(self) -> nn.Module:
+        """The plain module that shares this one's parameters, as frozen as they are, to take its place for a while.
+
+        It is the same object each time, so that compiled code, which knows its modules, stays valid.
+        """
+        plain = self.__dict__.setdefault("_base_module", None) or holding(self.shell, {}, {})
+        self.__dict__["_base_module"] = plain
+        plain._parameters.update({name: getattr(self, name, None) for name in self.shell._parameters})
+        plain._modules.update(self._modules)
+        plain._is_full_backward_hook = self._is_full_backward_hook
+        return plain.train(self.training)
+
     def unload(self) -> nn.Module:
         """Give the plain module back, with the base's own parameters, trainable as in a fresh module."""
-        own = {name: getattr(self, name, None) for name in self.shell._parameters}
-        plain = holding(self.shell, own, dict(self._modules))
-        plain._is_full_backward_hook = self._is_full_backward_hook
-        return plain.requires_grad_(True).train(self.training)
+        plain, self.__dict__["_base_module"] = self.base_module(), None
+        return plain.requires_grad_(True)
 
     def _share_hooks(self, base: nn.Module) -> None:
         """Run the hooks of the base around this module.

@@ -41,7 +41,6 @@ class AdaptedExpertWeight(Adapted):
         self.__dict__.update(owner=base.owner, leaf=base.leaf, transposed=bool(base.transposed))
         super().__init__(base, *args, **kwargs)
         del self._parameters["weight"]
-        self.owner._modules[base.leaf.removesuffix(SUFFIX)] = self
 
     @property
     def base_weight(self) -> nn.Parameter:
@@ -57,8 +56,8 @@ class AdaptedExpertWeight(Adapted):
     def home(self) -> tuple[nn.Module, str]:
         return self.owner, self.leaf
 
-    @property
-    def installed(self) -> nn.Module:
+    def install(self) -> nn.Module:
+        self.owner._modules[self.leaf.removesuffix(SUFFIX)] = self
         return self.owner
 
     def forward(self, x: Tensor, routed: Segments) -> Tensor:
@@ -140,9 +139,13 @@ class AdaptedExpertWeight(Adapted):
                 merged[start : start + len(rows)] = rows
                 start += len(rows)
 
-    def unload(self) -> nn.Module:
+    def base_module(self) -> nn.Module:
         """Take this adapter off its experts, and give them back: plain ones if it was the last."""
         return self.owner.without(self)
+
+    def unload(self) -> nn.Module:
+        plain = self.base_module()
+        return plain if plain is self.owner else plain.requires_grad_(True)
 
 
 class AdaptedExperts(nn.Module):
@@ -190,7 +193,7 @@ class AdaptedExperts(nn.Module):
             return self
         plain = holding(self.shell, dict(self._parameters), dict(self._modules))
         plain._is_full_backward_hook = self._is_full_backward_hook
-        return plain.requires_grad_(True).train(self.training)
+        return plain.train(self.training)
 
     def __getattr__(self, name: str) -> Any:
         # Code around the experts may read what they know of themselves (`num_experts`, `config`).

@@ -21,6 +21,7 @@ from transformers.trainer_utils import speed_metrics
 from mmdora.adapter_files.adapters import restore_adapter
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.train.callbacks import Callbacks
 from mmdora.train.checkpoint import check_adapter
 from mmdora.train.early_stopping import LOSS, EarlyStopping, metric
 from mmdora.train.evaluation import Evaluation
@@ -43,11 +44,13 @@ class Observers:
         reports: receive what is logged; only the main process has any.
         stop: says whether a signal asks the run to end.
         say: receives messages for people; prints them in the main process only.
+        callbacks: those of the user, which all processes have.
     """
 
     reports: Sequence[Report]
     stop: StopRequest
     say: Callable[[str], None]
+    callbacks: Callbacks
 
 
 class Loop:
@@ -93,11 +96,13 @@ class Loop:
         begun, first = time.time(), self.progress.global_step
         for report in self.observers.reports:
             report.begin(self.progress)
+        self.observers.callbacks.begin(self.progress)
         self.steps.begin()
         self.steps.times.mark("data")
         # If the checkpoint was written after the last step of the run, there is nothing left to do.
         if not (first >= self.progress.max_steps or self._exhausted()):
             for batches in self.feed.steps(first, lambda: self._restore_random_numbers(checkpoint)):
+                self.observers.callbacks.step_begins(self.progress)
                 norm, rate = self.steps.take(batches)
                 if self._after_step(norm, rate):
                     break
@@ -105,6 +110,7 @@ class Loop:
         self._summarise(begun, self.progress.global_step - first)
         if self.best is not None:
             self._take_best(self.best)
+        self.observers.callbacks.end(self.progress)
         return self.progress
 
     def _take_best(self, best: Path) -> None:
@@ -142,13 +148,16 @@ class Loop:
         exhausted = False
         for report in self.observers.reports:
             report.step(self.progress)
-        if (step == 1 or step % training.log_every == 0) and step > self.losses.since:
+        wishes = self.observers.callbacks.step_ended(self.progress)
+        if (step == 1 or step % training.log_every == 0 or wishes.log) and step > self.losses.since:
             self._log_step(norm, rate)
-        if self.evaluation is not None and training.eval_every and (step % training.eval_every == 0 or last):
+        due = training.eval_every and (step % training.eval_every == 0 or last)
+        if (self.evaluation is not None and due) or wishes.evaluate:
             exhausted = self.evaluate()
-        if (training.save_every and (step % training.save_every == 0 or last)) or (asked and not last):
+        due = training.save_every and (step % training.save_every == 0 or last)
+        if due or (asked and not last) or wishes.save:
             self.save()
-        return last or asked or exhausted
+        return last or asked or exhausted or self.observers.callbacks.stop()
 
     def _log_step(self, norm: Any, rate: float) -> None:
         logs: dict[str, Any] = {"loss": self.losses.logged(self.progress.global_step)}
@@ -158,9 +167,16 @@ class Loop:
         self.log(logs | {"learning_rate": rate} | self.steps.times.per_step())
 
     def evaluate(self) -> bool:
-        """Evaluate and note the best result; returns whether `training.early_stopping` ends the run."""
-        assert self.evaluation is not None
+        """Evaluate and note the best result; returns whether `training.early_stopping` ends the run.
+
+        Raises:
+            MmdoraError: a callback asked for it, and there are no held-out records.
+        """
+        if self.evaluation is None:
+            raise MmdoraError("a callback asked for an evaluation, and there are no held-out records; give data.eval")
         metrics = self.evaluation.run(self.trained.model, self.objective, self.log)
+        # Callbacks are told before the best result is noted, as by `Trainer`: they compare with the one before.
+        self.observers.callbacks.evaluated(self.progress, metrics)
         self._note_best(metrics)
         return self._exhausted()
 
@@ -189,6 +205,7 @@ class Loop:
         """Write a checkpoint."""
         self.steps.count_flops()
         self.checkpoints.save(self.progress, self.losses)
+        self.observers.callbacks.saved(self.progress)
 
     def log(self, logs: dict[str, Any]) -> None:
         """Write values to the history, which checkpoints keep, and to all reports."""
@@ -196,6 +213,7 @@ class Loop:
         self.progress.log_history.append({**logs, "step": self.progress.global_step})
         for report in self.observers.reports:
             report.log(self.progress, logs)
+        self.observers.callbacks.log(self.progress, logs)
 
     def _summarise(self, begun: float, steps: int) -> None:
         self.steps.count_flops()

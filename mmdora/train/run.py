@@ -9,7 +9,7 @@ Begun    Sources         facts     Loaded                Loop         Ended
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -20,17 +20,19 @@ import torch
 from tqdm.auto import tqdm
 from transformers import set_seed
 
-from mmdora.config import RunConfig
+from mmdora.config import RunConfig, config_of
 from mmdora.errors import Interrupted, OutOfMemory
 from mmdora.models.locate import with_lasting_paths
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.begin import Begun, Request, begin, hold, silent
+from mmdora.train.callbacks import Callback, Callbacks, check_callbacks
 from mmdora.train.check import check_packages, check_schedule, check_warmup, device_notes
 from mmdora.train.checkpoint import writing_to
 from mmdora.train.early_stopping import measured, metric
 from mmdora.train.evaluation import Evaluation
 from mmdora.train.folder import LOG, RESULT, close_folder, open_folder
 from mmdora.train.guards import StopRequest
+from mmdora.train.in_memory import keep, with_rows
 from mmdora.train.loader import Feed
 from mmdora.train.loading import Loaded, Say, load_all
 from mmdora.train.log import Report, RunLog
@@ -45,8 +47,11 @@ from mmdora.train.sources import Sources, describe, facts_of, read_sources
 
 
 def train(
-    config: RunConfig,
+    config: RunConfig | Mapping[str, Any] | Path | str,
     *,
+    rows: Any = None,
+    held_out: Any = None,
+    callbacks: Sequence[Callback] = (),
     resume: bool | Path = False,
     allow_changes: bool = False,
     trust_remote_code: bool = False,
@@ -59,7 +64,14 @@ def train(
     which is written last.
 
     Args:
-        config: the whole configuration of the run.
+        config: the whole configuration of the run, a dict of its sections, or the path of a YAML file.
+        rows: rows to learn in place of the file `data.train`: a list of dicts, a `datasets.Dataset` or another iterable
+            of rows, each with `messages` and `images`, or with `image`, `question` and `answer`. A picture is a path
+            (relative ones start from `data.images`), a PIL image or the bytes of a file. Rows are written to `data/` in
+            the run folder, and pictures that are in memory too.
+        held_out: likewise, in place of `data.eval`.
+        callbacks: `transformers` callbacks, called in every process with what `Trainer` gives them; what they set in
+            `TrainerControl` is done. Their own state is not kept in checkpoints.
         resume: True to continue from the newest complete checkpoint, or the path of a checkpoint.
         allow_changes: whether to go on although config, data or base differ from those of the stopped run.
         trust_remote_code: whether to run code that the base brings along.
@@ -70,7 +82,8 @@ def train(
         MmdoraError: if config, data or run folder do not fit together (before the model is loaded, if that can be known
             by then), or if there is no room to write.
     """
-    config = with_lasting_paths(config)
+    check_callbacks(callbacks)
+    config, kept = with_rows(with_lasting_paths(config_of(config)), rows, held_out)
     with ExitStack() as held, writing_to(config.training.output):
         check_schedule(config)
         check_packages(config)
@@ -81,12 +94,13 @@ def train(
             for note in device_notes(config, processes.device):
                 request.say(f"note: {note}")
         begun = processes.main_makes(partial(begin, request, processes))
+        processes.main_makes(partial(keep, kept, resumed=begun.before is not None, allow_changes=allow_changes))
         sources = processes.main_first(partial(read_sources, config))
         facts = processes.main_makes(partial(_facts, request, processes, sources, begun))
         loaded = load_all(config, sources, processes, request.trust, request.say)
         facts |= {"base": loaded.plan.fingerprint, "plan": str(loaded.plan)}
         processes.main_makes(partial(_open, request, begun, loaded, facts))
-        loop = assembled(config, processes, loaded, facts, begun.checkpoint)
+        loop = assembled(config, processes, loaded, facts, begun.checkpoint, callbacks)
         ended = _run(
             loop, begun.checkpoint, partial(estimated, config, loaded.processor, trust_remote_code=request.trust)
         )
@@ -118,6 +132,7 @@ def assembled(
     loaded: Loaded,
     facts: Mapping[str, Any],
     checkpoint: Path | None,
+    callbacks: Sequence[Callback] = (),
 ) -> Loop:
     """Make the loop, ready to run. The random states are set from `training.seed`."""
     # With the same seed in all processes, dropout would be the same in all of them.
@@ -142,7 +157,14 @@ def assembled(
         probe=feed.probe,
         say=say,
     )
-    observers = Observers(reports, StopRequest(processes), say)
+    given = {
+        "model": loaded.model,
+        "processing_class": loaded.processor,
+        "optimizer": trained.optimizer,
+        "lr_scheduler": trained.schedule,
+    }
+    told = Callbacks(callbacks, config, processes, given, feed.steps_per_epoch)
+    observers = Observers(reports, StopRequest(processes), say, told)
     return Loop(config, processes, trained, feed, objective, evaluation, checkpoints, observers)
 
 
