@@ -94,7 +94,7 @@ class Step:
         elif name in OURS:
             for leaf in ("gate_up", "down"):
                 own = AdaptedExpertWeight(place_of(model, f"experts.{leaf}"), OURS[name], rank=case.rank, scaling=2.0)  # pyright: ignore
-                model.experts = own.installed
+                model.experts = own.install()
         generator = torch.Generator().manual_seed(1)
         self.x = torch.randn(case.tokens, case.hidden, generator=generator).requires_grad_()
         scores = torch.rand(case.tokens, case.experts, generator=generator)

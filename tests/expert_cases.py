@@ -54,7 +54,7 @@ def adapt(base: Any, method: Any = "dora", rank: int = 4, leaves: tuple[str, ...
         place = expert_weights("experts", whole)[name] if whole is base else weight_beside(whole, leaf)
         kind: Any = kind_of(place)
         own = kind(place, method, rank=0 if method == "magnitude" else rank, scaling=2.0, **options)
-        whole = own.installed
+        whole = own.install()
     return whole
 
 

@@ -58,7 +58,7 @@ def evaluate(
     images: Path | str | None = None,
     limit: int | None = None,
     batch_size: int = 64,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     out: Path | str | None = None,
     trust_remote_code: bool = False,
 ) -> Evaluation:
@@ -73,7 +73,7 @@ def evaluate(
         images: root of the image paths; default: the card's, else the folder of the records, or the working folder.
         limit: score the first so many records only.
         batch_size: questions in a forward pass.
-        dtype: "fp32", "bf16" or "fp16", of a model that is opened here.
+        dtype: "fp32", "bf16" or "fp16", of a model that is opened here; None for the dtype of its files.
         out: folder for answers, scores and pages, in TASK/model; None writes nothing. What a killed call has
             answered is taken up by the same call.
         trust_remote_code: whether to run code that a checkpoint brings along.
@@ -97,7 +97,7 @@ def compare(
     images: Path | str | None = None,
     limit: int | None = None,
     batch_size: int = 64,
-    dtype: str = "fp32",
+    dtype: str | None = None,
     out: Path | str | None = None,
     trust_remote_code: bool = False,
 ) -> Compared:
