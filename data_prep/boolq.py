@@ -16,7 +16,7 @@ from mmdora.prepare.inputs import Inputs
 from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, asked
 from mmdora.prepare.results import answered, write_jsonl
-from mmdora.prepare.rows import json_lines
+from mmdora.prepare.rows import labelled_rows
 from mmdora.records.record import RecordFacts
 
 
@@ -49,6 +49,6 @@ DATASET = Dataset(
         source="https://github.com/google-research-datasets/boolean-questions README.md",
         unverified=("SuperGLUE's copy (idx, label) and its result file",),
     ),
-    files=OfficialFiles(Inputs, json_lines, records),
+    files=OfficialFiles(Inputs, labelled_rows, records),
     results=ResultFile("results.jsonl", write_results),
 )

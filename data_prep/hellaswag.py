@@ -15,7 +15,7 @@ from mmdora.prepare.inputs import Inputs
 from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, choice
 from mmdora.prepare.results import chosen_answers, write_csv
-from mmdora.prepare.rows import json_lines
+from mmdora.prepare.rows import labelled_rows
 from mmdora.records.record import RecordFacts
 
 
@@ -33,6 +33,9 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
         annot_id=name,
         ind=value["ind"],
         source_id=value.get("source_id"),
+        activity_label=value["activity_label"],
+        ctx_a=value.get("ctx_a"),
+        ctx_b=value.get("ctx_b"),
         type=value.get("split_type"),
     )
 
@@ -63,6 +66,6 @@ DATASET = Dataset(
             "the licence: no statement of its owners was at hand",
         ),
     ),
-    files=OfficialFiles(Inputs, json_lines, records),
+    files=OfficialFiles(Inputs, labelled_rows, records),
     results=ResultFile("results.csv", write_results),
 )

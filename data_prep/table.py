@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmdora.data_prep import (
+    arc,
     boolq,
     coco_captions,
+    commonsense,
     digits,
     easy_vqa,
     folder,
@@ -18,10 +20,13 @@ from mmdora.data_prep import (
     mmbench,
     nlvr2,
     okvqa,
+    openbookqa,
+    piqa,
     pope,
     scenes,
     scienceqa,
     sharegpt,
+    siqa,
     textvqa,
     tvc,
     tvqa,
@@ -33,8 +38,10 @@ from mmdora.data_prep import (
 from mmdora.prepare.dataset import Dataset
 
 _DATASETS = (
+    arc.DATASET,
     boolq.DATASET,
     coco_captions.DATASET,
+    commonsense.DATASET,
     digits.DATASET,
     easy_vqa.DATASET,
     folder.DATASET,
@@ -46,10 +53,13 @@ _DATASETS = (
     mmbench.DATASET,
     nlvr2.DATASET,
     okvqa.DATASET,
+    openbookqa.DATASET,
+    piqa.DATASET,
     pope.DATASET,
     scenes.DATASET,
     scienceqa.DATASET,
     sharegpt.DATASET,
+    siqa.DATASET,
     textvqa.DATASET,
     tvc.DATASET,
     tvqa.DATASET,

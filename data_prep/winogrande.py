@@ -1,9 +1,9 @@
 """WinoGrande (Sakaguchi et al., 2020): which of two names fills the blank in a sentence? It has no pictures.
 
 The files are JSON Lines of `{qID, sentence with "_", option1, option2, answer: "1"|"2"}`. Those of the test split have
-no answer; the hub's copy has an empty one. Training files of several sizes (train_xs … train_xl) need a `--split` each,
-which tells them apart. The result file, `predictions.lst`, has a line of `1` or `2` for each question; the leaderboard
-wants five such columns, one for each training size.
+no answer; the hub's copy has an empty one, and no qID. Training files of several sizes (train_xs … train_xl) need a
+`--split` each, which tells them apart. The result file, `predictions.lst`, has a line of `1` or `2` for each question;
+the leaderboard wants five such columns, one for each training size.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mmdora.prepare.inputs import Inputs
 from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft, choice
 from mmdora.prepare.results import chosen_answers, write_csv
-from mmdora.prepare.rows import json_lines
+from mmdora.prepare.rows import labelled_rows
 from mmdora.records.record import RecordFacts
 
 
@@ -29,13 +29,14 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
     if answer and answer not in ("1", "2"):
         raise MmdoraError(f"the answer {answer!r} is neither 1 nor 2")
     yield choice(
-        value["qID"],
+        value.get("qID", row.number),
         [],
         "Which of the two fills the blank?",
         [value["option1"], value["option2"]],
         int(answer) - 1 if answer else None,
         context=value["sentence"],
-        qID=value["qID"],
+        sentence=value["sentence"],
+        qID=value.get("qID"),
     )
 
 
@@ -53,6 +54,6 @@ DATASET = Dataset(
         licence="CC BY (data)",
         source="https://github.com/allenai/winogrande README.md (files, result), scripts/utils.py (fields)",
     ),
-    files=OfficialFiles(Inputs, json_lines, records),
+    files=OfficialFiles(Inputs, labelled_rows, records),
     results=ResultFile("predictions.lst", write_results),
 )

@@ -25,7 +25,7 @@ def compare_api(
     """
 
     async def compare(
-        image: dict[str, Any],
+        image: dict[str, Any] | None,
         question: str,
         max_tokens: int,
         temperature: float,
@@ -34,7 +34,7 @@ def compare_api(
         system_prompt: str,
         second_image: dict[str, Any] | None = None,
     ) -> AsyncGenerator[list[dict[str, Any]], None]:
-        """Ask every model a question about an image, or about two images.
+        """Ask every model a question about an image, about two images, or about none.
 
         Streams a list with one object for each model, again and again while they answer. An object has name, status
         (queued, waiting, running, done, stopped, failed), text, tokens, first_token_s, tokens_per_s, error, and the

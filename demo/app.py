@@ -13,7 +13,7 @@ import gradio as gr
 
 from mmdora.demo import results
 from mmdora.demo.api import compare_api
-from mmdora.demo.cards import TITLE, conversation_html, tally_html
+from mmdora.demo.cards import conversation_html, tally_html, title_html
 from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab
 from mmdora.demo.line import Line
@@ -33,7 +33,7 @@ class Page:
 
     Args:
         columns: models to compare.
-        examples: pictures with a question each.
+        examples: pictures with a question each; they are left out if no model reads pictures.
         votes: counts and keeps the votes of blind comparisons.
         inside: content of the second tab.
         queue: most questions that wait or are answered.
@@ -43,15 +43,16 @@ class Page:
         self, columns: Sequence[ModelColumn], examples: Examples, votes: Votes, inside: Inside, *, queue: int = QUEUE
     ):
         self.columns, self.votes = columns, votes
+        self.sees = any(column.sees for column in columns)
         self.kinds = {column.name: column.kind for column in columns}
         # The base is usually named first and the adapters after it, so their pair comes first here.
         names = list(self.kinds)[::-1]
         self.pairs = {f"{b} and {a}": (b, a) for a, b in combinations(names, 2)}
-        self.examples = within_reach(examples)
+        self.examples = within_reach(examples if self.sees else ())
         self.digests = {sha256(path): number for number, (path, _) in enumerate(self.examples)}
         self.sessions, self.line = Sessions(), Line(queue)
         with gr.Blocks(title="mmdora", analytics_enabled=False) as self.blocks:
-            gr.HTML(TITLE, js_on_load=None, elem_classes="page-html")
+            gr.HTML(title_html(pictures=self.sees), js_on_load=None, elem_classes="page-html")
             with gr.Tab("Compare"):
                 self._compare_tab()
             inside_tab(inside)
@@ -60,7 +61,14 @@ class Page:
         self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)
 
     def _compare_tab(self) -> None:
-        w = Compare(self.kinds, list(self.pairs), self.examples, tally=self._tally(), note=self._recorded())
+        w = Compare(
+            self.kinds,
+            list(self.pairs),
+            self.examples,
+            tally=self._tally(),
+            note=self._recorded(),
+            pictures=self.sees,
+        )
         pictures, settings = [w.image, w.second], w.settings
         controls = [w.send, w.stop, w.retry, w.edit, w.vote_row, w.undo_row, w.take_row]
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
@@ -117,9 +125,10 @@ class Page:
         tab = self._of(request)
         if tab.turns and not tab.busy:
             *tab.turns, last = tab.turns
-            first, *more = ({"path": str(picture)} for picture in tab.pictures)
-            pictures = first, more[0] if more else None
-            async with aclosing(self._talk(request, pictures, last.question, given, keep=[*tab.turns, last])) as states:
+            first, second, *_ = (*({"path": str(picture)} for picture in tab.pictures), None, None)
+            async with aclosing(
+                self._talk(request, (first, second), last.question, given, keep=[*tab.turns, last])
+            ) as states:
                 async for state in states:
                     yield state
         else:

@@ -14,8 +14,6 @@ from mmdora.evaluate.scoring.scores import Score
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 JS = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
-TITLE = """<div class="title"><h1>mmdora</h1>
-<p>One picture, one conversation, the same settings: compare what each model answers.</p></div>"""
 NOTE = """<p class="note">First token: time from the model's turn to its first token, the picture's preprocessing
 included. Tokens/s: after the first token, of answers of five tokens and more. Models on one device answer one after the
 other, in an order drawn anew for each question; waiting is not counted. <mark>Marked</mark> words differ between two
@@ -37,6 +35,18 @@ PLACEHOLDER = {
     "stopped": "Stopped.",
     "failed": "No answer.",
 }
+
+
+def title_html(*, pictures: bool) -> str:
+    """The HTML of the page's title.
+
+    Args:
+        pictures: whether any of the models reads pictures.
+    """
+    same = "One picture, one conversation" if pictures else "One conversation"
+    return (
+        f'<div class="title"><h1>mmdora</h1>\n<p>{same}, the same settings: compare what each model answers.</p></div>'
+    )
 
 
 def idle_html(kinds: Mapping[str, str]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,26 +89,43 @@ def load_columns(
         location = locations[name]
         if location.base not in bases:
             model, processor = open_model(location)
-            return ModelColumn(name, describe(model, location), place, local(model, processor))
+            sees = family_of(processor).sees
+            return ModelColumn(name, describe(model, location), place, local(model, processor), sees)
         if location.base not in shared:
             shared[location.base] = SharedBase(*open_model(locate(location.base)))
         base = shared[location.base]
         adapter = base.add(location) if location.adapter else None
         base.wear(adapter)
         kind = describe(base.model, location) + (", switched onto a shared base" if adapter else "")
-        return ModelColumn(name, kind, place, switched(base, adapter))
+        return ModelColumn(name, kind, place, switched(base, adapter), family_of(base.processor).sees)
 
-    first = ask("?", Image.new("RGB", (64, 64)))
     columns = []
     for number, (name, path) in enumerate(named.items(), 1):
         try:
-            columns.append(column(name, path))
-            for _ in columns[-1].speak(first, AnswerSettings(max_tokens=2), threading.Event()):
-                pass
+            columns.append(_warm(column(name, path), served=name not in locations))
         except MmdoraError as error:
             raise MmdoraError(f"column {name}: {error}") from None
         say(f"{number}/{len(named)} {name}: {columns[-1].kind}")
     return columns
+
+
+def _warm(column: ModelColumn, *, served: bool) -> ModelColumn:
+    """The column, whose model has answered once.
+
+    A server does not tell whether its model reads pictures, so one that refuses a picture is asked without.
+
+    Raises:
+        MmdoraError: if the model does not answer.
+    """
+    first = ask("?", Image.new("RGB", (64, 64)) if column.sees else None)
+    try:
+        for _ in column.speak(first, AnswerSettings(max_tokens=2), threading.Event()):
+            pass
+    except MmdoraError:
+        if not (served and column.sees):
+            raise
+        return _warm(replace(column, kind=f"{column.kind}, without pictures", sees=False), served=True)
+    return column
 
 
 def _device(asked: str | None) -> str:

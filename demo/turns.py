@@ -55,12 +55,14 @@ class ModelColumn:
         kind: a line that describes the model.
         place: device or server of the model. Columns of one place answer in turn, so that timings are fair.
         speak: function that yields the growing answer to a prompt; it ends soon after the event is set.
+        sees: whether the model reads pictures.
     """
 
     name: str
     kind: str
     place: str
     speak: Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]
+    sees: bool = True
 
 
 Status = Literal["idle", "queued", "waiting", "running", "done", "stopped", "failed"]

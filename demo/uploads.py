@@ -31,18 +31,18 @@ def uploads_only(image: gr.Image) -> gr.Image:
 
 
 def upload_paths(first: Any, second: Any) -> tuple[Path, ...]:
-    """The files of the first picture, and of the second one if there is one."""
-    return (upload_path(first),) if second is None else (upload_path(first), upload_path(second))
+    """The files of the pictures that were chosen: two, one, or none for a question about no picture."""
+    return tuple(upload_path(image) for image in (first, second) if image is not None)
 
 
 def upload_path(image: Any) -> Path:
     """The file of a picture that was uploaded to this page.
 
     Raises:
-        MmdoraError: if there is no picture, or if the file is any other file of the server.
+        MmdoraError: if this is no file, or if the file is any other file of the server.
     """
     if not isinstance(image, dict) or not image.get("path"):
-        raise MmdoraError("Choose a picture first.")
+        raise MmdoraError("The picture is no upload to this page.")
     path = Path(str(image["path"])).resolve()
     # Gradio checks this only for callers who mark the path as a file.
     if not path.is_relative_to(Path(get_upload_folder()).resolve()):

@@ -23,16 +23,26 @@ class Compare:
         examples: pictures with a question each.
         tally: HTML with the votes so far, shown below the answers.
         note: HTML shown at the end.
+        pictures: whether any of the models reads pictures.
     """
 
-    def __init__(self, kinds: Mapping[str, str], pairs: Sequence[str], examples: Examples, *, tally: str, note: str):
+    def __init__(
+        self,
+        kinds: Mapping[str, str],
+        pairs: Sequence[str],
+        examples: Examples,
+        *,
+        tally: str,
+        note: str,
+        pictures: bool = True,
+    ):
         with gr.Row():
-            with gr.Column(scale=2, min_width=280):
+            with gr.Column(scale=2, min_width=280, visible=pictures):
                 self.image = _picture("Picture", 405, "The picture that the questions are about")
                 with gr.Accordion("Second picture, for questions about two", open=False):
                     self.second = _picture("Second picture", 260, "The second picture that the questions are about")
             with gr.Column(scale=3, min_width=280):
-                self._questions(len(kinds), examples)
+                self._questions(len(kinds), examples, " about the picture" if pictures else "")
         self.answers = _html(idle_html(kinds))
         with gr.Row(visible=False, elem_classes="buttons") as self.vote_row:
             self.ballots = [gr.Button(f"{'ABCD'[i]} is best", **SMALL) for i in range(len(kinds))]
@@ -55,10 +65,10 @@ class Compare:
         _html(NOTE + note)
         self.text = gr.Textbox(visible=False)
 
-    def _questions(self, columns: int, examples: Examples) -> None:
+    def _questions(self, columns: int, examples: Examples, about: str) -> None:
         self.question = gr.Textbox(
             label="Question",
-            placeholder="What do you want to know about the picture? Enter sends, Esc stops.",
+            placeholder=f"What do you want to know{about}? Enter sends, Esc stops.",
             lines=1,
             max_lines=4,
             max_length=MAX_QUESTION,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from mmdora.adapt.inject import trainable_parameters
@@ -118,6 +118,13 @@ def llava_inputs(rows: int = 2) -> dict[str, torch.Tensor]:
 
 def shrunken_llava(seed: int = 0, **changes: Any) -> Any:
     return shrunken("llava", seed, image_token_index=3, **changes)
+
+
+def shrunken_llama(seed: int = 0) -> Any:
+    """A random Llama without a tower, on the CPU, in eval mode."""
+    torch.manual_seed(seed)
+    settings: dict[str, Any] = dict(TEXT)
+    return AutoModelForCausalLM.from_config(CONFIG_MAPPING["llama"](**settings)).eval()
 
 
 def shake(model: Any) -> None:

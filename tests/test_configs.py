@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from shrunken import shrunken, shrunken_llava
+from shrunken import shrunken, shrunken_llama, shrunken_llava
 from shrunken_vlbart import small_vlbart
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from mmdora.adapt.inject import inject, make_plan, trainable_parameters
 from mmdora.config import load_config
@@ -43,6 +43,8 @@ def shrunken_of(base: str) -> Any:
     """The architecture of a base (bundled, made by another recipe, or of the hub), a few layers small."""
     if base == "Qwen/Qwen2.5-VL-7B-Instruct":
         return shrunken("qwen2_5_vl")
+    if base == "yahma/llama-7b-hf":
+        return shrunken_llama()
     if base == "tiny-vlbart" or "vlbart" in base:
         return small_vlbart(None if base.endswith("video") else "resnet")[0]
     if base in ("tiny-llava", "llava-hf/llava-1.5-7b-hf") or base.startswith("runs/"):
@@ -173,6 +175,24 @@ def test_the_launchers_take_the_lines_of_the_docs():
             args = launch_command_parser().parse_args(words[1:])
             assert args.module and args.training_script == "mmdora" and (ROOT / args.config_file).is_file()
             assert args.num_processes == (8 * args.num_machines if args.num_machines else None)
+
+
+@pytest.mark.parametrize(("name", "rank", "lr", "share"), [("dora", 32, 1e-4, 84), ("dora_half", 16, 2e-4, 43),
+                                                          ("lora", 32, 3e-4, 83)])  # fmt: skip
+def test_llama_7b_is_the_papers_recipe(name, rank, lr, share, monkeypatch):
+    """Table 8 of the paper; the shares of trained parameters are those of its table 1."""
+    for check in ("fingerprint", "check_usable"):
+        monkeypatch.setattr(f"mmdora.adapt.inject.{check}", lambda model: {})
+    config = load_config(ROOT / f"configs/paper/llama_7b_{name}.yaml")
+    with torch.device("meta"):
+        plan = make_plan(LlamaForCausalLM(LlamaConfig(vocab_size=32000)), config.adapt)
+    assert targets(plan, "language") == dict.fromkeys(["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"], 32)
+    assert {(e.rank, e.alpha, e.scaling, e.dropout) for e in plan.entries} == {(rank, 2 * rank, 2.0, 0.05)}
+    assert round(10_000 * plan.trainable / plan.total) == share
+    training = config.training
+    assert (training.lr, training.schedule, training.warmup, training.epochs) == (lr, "linear", 100, 3)
+    assert (training.batch_size * training.accumulation, training.optimizer) == (16, "adamw")
+    assert config.data.max_length == 256
 
 
 @pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)

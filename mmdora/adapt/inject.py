@@ -44,6 +44,8 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
     full: list[str] = []
     notes: list[str] = []
     for modality, settings in as_modalities(adapt).items():
+        if not getattr(parts, modality) and (settings.method != "none" or settings.bias or settings.norms):
+            raise MmdoraError(f"adapt.{modality}: {type(model).__name__} has no {modality} part; leave it out")
         if settings.method == "full":
             full += _full(model, parts, modality, settings)
         elif settings.method != "none":

@@ -4,6 +4,7 @@ They are found by the identity of configs, not by names: a root is the outermost
 model's sub-configs. The projector is everything outside of the roots that is neither an embedding nor the head. The
 last children of a tower whose output has the text width belong to it too (Qwen's `visual.merger`). A model without a
 config of vision (Chameleon, Emu3, Fuyu) has no tower, so its vision part is empty. `odd_models` has the exceptions.
+A causal language model has no other part than language.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmdora.adapt.odd_models import ACTION_EXPERTS, INNER_PROJECTORS, NO_TOWER, PARTS
 from mmdora.config import MODALITIES
@@ -61,7 +63,7 @@ def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None 
     """Find the parts, or check the ones given by hand.
 
     Args:
-        model: a `transformers` vision-language model, adapted or not.
+        model: a `transformers` vision-language or causal language model, adapted or not.
         prefixes: modality -> module prefixes, which are then taken as they are.
 
     Raises:
@@ -72,6 +74,8 @@ def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None 
     if (listed := PARTS.get(type(model).__name__)) is not None:
         known = {name for name, _ in model.named_modules()} | {name for name, _ in model.named_parameters()}
         return ModelParts(**{kind: tuple(name for name in names if name in known) for kind, names in listed.items()})
+    if is_text_only(getattr(model, "config", None)):
+        return ModelParts(language=tuple(_outside(model, "", set(), [])))
     roots = _roots(model)
     sees = (
         "vision" in dict(_subconfigs(getattr(model, "config", None))).values() and type(model).__name__ not in NO_TOWER
@@ -107,6 +111,19 @@ def find_parts(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]] | None 
     ]
     order = {name: index for index, name in enumerate([*modules, *dict(model.named_parameters())])}
     return ModelParts(**{kind: tuple(sorted(set(names), key=order.__getitem__)) for kind, names in prefixes_of.items()})
+
+
+def is_text_only(config: Any) -> bool:
+    """Whether a config is that of a causal language model, which reads no picture.
+
+    Of architectures whose code comes with the checkpoint, the config says so by the Auto class that it names.
+    """
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return False
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return True
+    named = getattr(config, "auto_map", None) or {}
+    return "AutoModelForCausalLM" in named and not any("vision" in key for key in vars(config))
 
 
 def _given(model: nn.Module, prefixes: Mapping[Any, tuple[str, ...]]) -> ModelParts:

@@ -121,7 +121,7 @@ def kept(
 def key_of(records: Records, family: Family) -> str:
     """A hash of everything that a count, or a check, of these records depends on, for the file's name."""
     processor = family.processor
-    tokenizer = json.loads(processor.tokenizer.backend_tokenizer.to_str())
+    tokenizer = json.loads(family.tokenizer.backend_tokenizer.to_str())
     del tokenizer["padding"], tokenizer["truncation"]  # These are left over from the last call and change no count.
     parts = [
         FORMAT,
@@ -129,9 +129,9 @@ def key_of(records: Records, family: Family) -> str:
         records.fingerprint,
         str(records.root.resolve()),
         type(processor).__name__,
-        processor.to_dict(),
+        processor.to_dict() if hasattr(processor, "to_dict") else {},
         processor.chat_template,
-        processor.tokenizer.bos_token,
+        family.tokenizer.bos_token,
         tokenizer,
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

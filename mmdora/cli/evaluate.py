@@ -27,7 +27,7 @@ class Questions:
     task
         How to ask and score; default: what the data's card names, else exact match.
     suite
-        Columns of a paper's table: paper-llava, paper-vlbart-image or paper-vlbart-video.
+        Columns of a paper's table: paper-llava, paper-vlbart-image, paper-vlbart-video or paper-commonsense.
     split
         Of the folder; default: the one that papers report.
     images

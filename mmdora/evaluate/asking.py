@@ -17,6 +17,7 @@ from mmdora.evaluate.tasks import Task
 from mmdora.families import Prompt, family_of
 from mmdora.families.family import naming
 from mmdora.files import ordinary, sha256
+from mmdora.predict.likelihood import Continuation
 from mmdora.records.features import open_features
 from mmdora.records.images import FileRef, image_bytes, open_image
 from mmdora.records.reader import Records
@@ -57,10 +58,21 @@ class Asking:
     def __init__(self, processor: Any, task: Task):
         self.task, self.family = task, family_of(processor)
         self.answers = self.family.choices(task.answers)
+        if task.options is not None and not self.family.one_stream:
+            raise MmdoraError(f"task {task.name}: a model with an encoder gives no likelihood of a continuation here")
 
     def messages(self, row: Row) -> Messages:
         """The conversation with its last question worded for the task."""
         return self.family.asked(prompt_messages(row), self.task.prefix, partial(self.task.ask, row))
+
+    def continuations(self, row: Row, prompt: Prompt) -> list[Continuation]:
+        """The options of a row, each behind its text; for tasks that are answered by likelihood."""
+        assert self.task.options is not None
+        rendered = self.family.render(prompt.messages, generation_prompt=True)
+        return [
+            (rendered, option, prompt.images) if before is None else (before, option, [])
+            for before, option in self.task.options(row)
+        ]
 
     def prompts(
         self, records: Records | Sequence[Row], batches: list[list[int]], numbers: list[int]
@@ -131,7 +143,9 @@ def survey(records: Records | Sequence[Row], asking: Asking, *, contents: bool =
             shown = list(map(picture_of, record["images"])) if contents else []
             if contents and record["features"] is not None:
                 shown.append(sha256(ordinary(record["features"].path, "file of features")))
+        options = [] if asking.task.options is None else asking.task.options(record)
         digest.update(json.dumps([record["id"], messages, list(map(str, record["images"])), shown]).encode())
+        digest.update(json.dumps(options).encode() if options else b"")
     if 0 < answers < len(lengths):
         raise MmdoraError(f"{len(lengths) - answers:,} of {len(lengths):,} records have no answer to be scored by")
     return Questions(lengths, pictures, digest.hexdigest(), answers > 0)

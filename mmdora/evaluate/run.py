@@ -1,4 +1,4 @@
-"""Evaluates a model by generation: asks every question of a task, scores the answers, and keeps everything on disk.
+"""Evaluates a model: asks every question of a task, scores the answers, and keeps everything on disk.
 
 If there are several processes (`accelerate launch`), each answers a share of the batches. In the end all have all
 answers, and the first process scores and writes them.
@@ -7,6 +7,7 @@ answers, and the first process scores and writes them.
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
@@ -29,10 +30,12 @@ from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.scoring.scorers import ready, score_rows
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
+from mmdora.families import Prompt
 from mmdora.outputs.lock import locked
 from mmdora.outputs.stop import stoppable
 from mmdora.outputs.written import Written
 from mmdora.predict.answers import generate
+from mmdora.predict.likelihood import log_probabilities
 from mmdora.records.reader import Records
 from mmdora.records.row import Row
 from mmdora.version import __version__
@@ -219,18 +222,29 @@ def _ask(job: _Job, numbers: list[int], progress: bool) -> dict[int, list[str]]:
     total = sum(len(job.batches[number]) for number in numbers)
     with tqdm(total=total, desc=f"evaluate {job.task.name}", unit="q", disable=not progress) as bar:
         for number, prompts in job.asking.prompts(job.records, job.batches, numbers):
-            answers[number] = generate(
-                job.model,
-                job.processor,
-                prompts,
-                max_new_tokens=job.settings["max_new_tokens"],
-                batch_size=len(prompts),
-                beams=job.settings["beams"],
-                answers=job.asking.answers,
-            )
+            answers[number] = _answers(job, number, prompts)
             job.journal.add(number, answers[number])
             bar.update(len(prompts))
     return answers
+
+
+def _answers(job: _Job, number: int, prompts: list[Prompt]) -> list[str]:
+    """The answers to the questions of a batch: texts, or for each question the likelihoods of its options as JSON."""
+    if job.task.options is None:
+        return generate(
+            job.model,
+            job.processor,
+            prompts,
+            max_new_tokens=job.settings["max_new_tokens"],
+            batch_size=len(prompts),
+            beams=job.settings["beams"],
+            answers=job.asking.answers,
+        )
+    rows = [job.records[row] for row in job.batches[number]]
+    asked = [job.asking.continuations(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
+    together = [option for options in asked for option in options]
+    sums = iter(log_probabilities(job.model, job.processor, together, batch_size=job.settings["batch_size"]))
+    return [json.dumps([[round(next(sums), 4), len(text.strip())] for _, text, _ in options]) for options in asked]
 
 
 def _digest(model: Any) -> str:

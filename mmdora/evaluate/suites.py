@@ -1,6 +1,7 @@
 """The suites: the columns of the DoRA paper's tables in their order, and their average. This module imports no torch.
 
-The tables are 5 (LLaVA-1.5-7B), 2 (VL-BART, image-text) and 3 (VL-BART, video-text) of arXiv 2402.09353. The splits of
+The tables are 1 (LLaMA, commonsense), 5 (LLaVA-1.5-7B), 2 (VL-BART, image-text) and 3 (VL-BART, video-text) of arXiv
+2402.09353. LLaMA answers by beam search, as in LLM-Adapters' commonsense_evaluate.py. The splits of
 the columns are those of LLaVA's docs/Evaluation.md and of VL-Adapter (arXiv 2112.06825). The average is the plain mean
 of the columns in percent, where CIDEr is multiplied by 100.
 """
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.scores import Score, Scores
+from mmdora.evaluate.tasks import COMMONSENSE_TASKS
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,6 +99,12 @@ _SUITES = (
         (Column("TVQA", "tvqa"), Column("How2QA", "how2qa"), Column("TVC", "tvc"), Column("YC2C", "yc2c")),
         beams=5,
         max_new_tokens=36,
+    ),
+    Suite(
+        "paper-commonsense",
+        tuple(Column(heading, f"commonsense-{name}") for name, heading in COMMONSENSE_TASKS.items()),
+        beams=4,
+        max_new_tokens=32,
     ),
 )
 SUITES: Mapping[str, Suite] = {suite.name: suite for suite in _SUITES}

@@ -6,6 +6,10 @@ lmms-eval repeats their wording for VizWiz, TextVQA and ScienceQA (post_prompt a
 lmms_eval/tasks/{vizwiz_vqa,textvqa,scienceqa}). An answer has at most 128 new tokens (llava/eval/model_vqa_loader.py),
 or 1,024 for multiple choice (model_vqa_science.py, model_vqa_mmbench.py); decoding is greedy, and an answer ends with
 its end-of-turn token. VL-BART is asked by its own prompts instead.
+
+The commonsense tasks come in three forms: by letter, as multiple choice on pictures; by likelihood, as base models are
+compared (`evaluate.options`); and as the DoRA paper trains and scores LLaMA (`data_prep.commonsense`), in answers of at
+most 32 new tokens (LLM-Adapters, commonsense_evaluate.py).
 """
 
 from __future__ import annotations
@@ -36,12 +40,23 @@ from mmdora.data_prep import (
     yc2c,
 )
 from mmdora.errors import MmdoraError
+from mmdora.evaluate import options
+from mmdora.evaluate.options import Options
 from mmdora.prepare.dataset import Dataset, ResultFile
 
 SHORT = "\nAnswer the question using a single word or phrase."
 LETTER = "\nAnswer with the option's letter from the given choices directly."
 UNANSWERABLE = "\nWhen the provided information is insufficient, respond with 'Unanswerable'."
 TRUE_OR_FALSE = "\nIs the statement true or false?"  # These words are ours: LLaVA-1.5 was not evaluated on NLVR2.
+
+LIKELIHOOD, PER_CHARACTER, COMMONSENSE = "likelihood", "likelihood-per-character", "commonsense"
+PUBLISHED = ("test", "dev", "valid", "val")
+"""The splits of the commonsense tasks: LLM-Adapters call test what the owners of some datasets call dev or val."""
+COMMONSENSE_TASKS = {
+    **{"boolq": "BoolQ", "piqa": "PIQA", "siqa": "SIQA", "hellaswag": "HellaSwag", "winogrande": "WinoGrande"},
+    **{"arc-easy": "ARC-e", "arc-challenge": "ARC-c", "openbookqa": "OBQA"},
+}
+"""Name in `commonsense-NAME` -> its column in table 1 of the DoRA paper, in the order of that table."""
 
 Ask = Callable[[Mapping[str, Any], str], str]
 
@@ -61,6 +76,7 @@ class Task:
             two splits that are evaluated together.
         prefix: name of the task in VL-BART's prompts, if VL-BART was trained on it.
         answers: the only answers that VL-BART may give; it gives the one that is most likely at its first step.
+        options: gives the options that are compared by likelihood; nothing is generated then.
     """
 
     name: str
@@ -72,6 +88,7 @@ class Task:
     splits: tuple[str, ...] = ("test",)
     prefix: str | None = None
     answers: tuple[str, ...] = ()
+    options: Options | None = None
 
     @property
     def results(self) -> ResultFile | None:
@@ -109,6 +126,10 @@ _TASKS = (
     Task("exact", "exact", "any records with short answers", _plain, 32),
     Task("caption", "caption", "any records with meta.references", _plain, 64),
     Task("choice", "choice", "any records with meta.choices, answered by a letter", _then(LETTER), 1024),
+    Task("likelihood", LIKELIHOOD, "any records with meta.choices, the most likely text", _plain,
+         options=options.of_choices),
+    Task("likelihood-per-character", PER_CHARACTER, "the same, by likelihood per character", _plain,
+         options=options.of_choices),
     # The tasks of public datasets follow.
     Task("vqav2", "vqav2", "VQA v2", _then(SHORT), 128, vqav2.DATASET, splits=("test-dev", "test", "val"),
          prefix="vqa"),
@@ -136,6 +157,25 @@ _TASKS = (
     Task("hellaswag", "choice", "HellaSwag, text only", _then(LETTER), 32, hellaswag.DATASET, ("val", "test")),
     Task("winogrande", "choice", "WinoGrande, text only", _then(LETTER), 32, winogrande.DATASET, ("dev", "val",
          "test")),
+    Task("piqa", "choice", "PIQA, text only", _then(LETTER), 32, splits=("valid", "val", "dev", "test")),
+    Task("siqa", "choice", "Social IQa, text only", _then(LETTER), 32, splits=("dev", "val", "test")),
+    Task("arc", "choice", "ARC, easy or challenge, text only", _then(LETTER), 32),
+    Task("openbookqa", "choice", "OpenBookQA, text only", _then(LETTER), 32),
+    Task("boolq-likelihood", LIKELIHOOD, "BoolQ", _plain, dataset=boolq.DATASET, splits=("dev", "val", "test"),
+         options=options.boolq),
+    Task("piqa-likelihood", PER_CHARACTER, "PIQA", _plain, splits=("valid", "val", "dev", "test"),
+         options=options.answered),
+    Task("siqa-likelihood", LIKELIHOOD, "Social IQa", _plain, splits=("dev", "val", "test"), options=options.siqa),
+    Task("hellaswag-likelihood", PER_CHARACTER, "HellaSwag", _plain, dataset=hellaswag.DATASET,
+         splits=("val", "test"), options=options.hellaswag),
+    Task("winogrande-likelihood", LIKELIHOOD, "WinoGrande, the rest of the sentence", _plain,
+         dataset=winogrande.DATASET, splits=("dev", "val", "test"), options=options.winogrande),
+    Task("arc-likelihood", PER_CHARACTER, "ARC", _plain, options=options.answered),
+    Task("openbookqa-likelihood", PER_CHARACTER, "OpenBookQA", _plain, options=options.openbookqa),
+    Task("commonsense", COMMONSENSE, "commonsense tasks as the DoRA paper words them", _plain, 32,
+         splits=PUBLISHED),
+    *(Task(f"commonsense-{name}", COMMONSENSE, f"{heading} in the same words", _plain, 32, splits=PUBLISHED)
+      for name, heading in COMMONSENSE_TASKS.items()),
     Task("folder", "exact", "your own folder", _plain, 32, folder.DATASET, ("test", "val", "dev", "train")),
     # The pictures of the following tasks are drawn by this package or come with another one. Their questions are asked
     # in the words of the records.

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from mmdora.adapter_files.files import OURS
 from mmdora.export.facts import ExportFacts
 
-_LOAD = """\
+_LOAD_VISION = """\
 ```python
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -26,15 +26,33 @@ inputs = processor.apply_chat_template(
 ).to(model.device, model.dtype)
 print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
 ```"""
+_LOAD_TEXT = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("{name}")
+tokenizer = AutoTokenizer.from_pretrained("{name}")
+inputs = tokenizer.apply_chat_template(
+    [{{"role": "user", "content": "What is the capital of France?"}}],
+    add_generation_prompt=True,
+    return_dict=True,
+    return_tensors="pt",
+).to(model.device)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
+```"""
 
 
-def card(facts: ExportFacts) -> str:
-    """The card as Markdown, with the hub's metadata as front matter."""
+def card(facts: ExportFacts, *, sees: bool = True) -> str:
+    """The card as Markdown, with the hub's metadata as front matter.
+
+    Args:
+        sees: whether the model reads pictures.
+    """
     methods, licence = facts.methods, facts.licence
     data = ModelCardData(
         base_model=facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None,  # It has to be a hub id.
         library_name="transformers",
-        pipeline_tag="image-text-to-text",
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
         license=licence or "other",
         tags=["mmdora", *methods],
     )
@@ -43,7 +61,7 @@ def card(facts: ExportFacts) -> str:
         f"`{facts.base}`"
         + (f", adapted with {', '.join(methods)} and merged" if methods else "")
         + f", by mmdora {facts.versions['mmdora']}. Weights: {facts.dtype}.",
-        f"## Load it\n\n{_LOAD.format(name=facts.name)}",
+        f"## Load it\n\n{(_LOAD_VISION if sees else _LOAD_TEXT).format(name=facts.name)}",
     ]
     if facts.plan:
         parts.append(f"## What was adapted\n\n```\n{facts.plan}\n```")

@@ -16,6 +16,11 @@ _CONVERTED = (
     *("Gemma3", "Gemma3n", "Gemma4", "Glm4v", "Glm4vMoe", "GlmOcr", "HunYuanVL", "Janus", "Llama4", "Mistral3"),
     *("Qwen2VL", "Qwen2_5_VL", "Qwen3VL", "Qwen3VLMoe", "Qwen3_5", "Qwen3_5Moe"),
 )
+_TEXT = ("Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3", "Phi3", "Olmo2", "SmolLM3", "GPT2")
+"""Language models that the same converter registers, by the first part of `…ForCausalLM` or `GPT2LMHeadModel`."""
+_LANGUAGE = """\
+# in a checkout of llama.cpp
+python convert_hf_to_gguf.py {folder} --outfile {folder}/model.gguf"""
 _WHOLE = """\
 # in a checkout of llama.cpp
 python convert_hf_to_gguf.py {folder} --outfile {folder}/model.gguf
@@ -64,6 +69,8 @@ def llama_cpp_commands(folder: Path | str) -> str:
     text = config.get("text_config", {}).get("model_type")
     quoted = shlex.quote(str(folder))
     family = architecture.removesuffix("ForConditionalGeneration")
+    if architecture.removesuffix("ForCausalLM").removesuffix("LMHeadModel") in _TEXT:
+        return _LANGUAGE.format(folder=quoted)
     if family in _CONVERTED or (family == "Llava" and tower == "pixtral"):
         return _WHOLE.format(folder=quoted)
     if family == "Llava" and tower == "clip_vision_model" and text in ("llama", "mistral"):

@@ -13,12 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers import AutoConfig
 
 from mmdora.adapt.fingerprint import fingerprint
 from mmdora.dtypes import BYTES
 from mmdora.export.layout import places
 from mmdora.export.shards import UnsureError, read_shards
+from mmdora.models.load import model_class
 
 
 class MappedCheckpoint:
@@ -90,7 +91,7 @@ def _skeleton(folder: Path) -> Any:
         if getattr(config, "transformers_weights", None):
             raise UnsureError(f"the config names {config.transformers_weights} as the file of weights")
         with torch.device("meta"):
-            return AutoModelForImageTextToText.from_config(config).eval()
+            return model_class(config).from_config(config).eval()
     except (OSError, ValueError, KeyError) as error:
         raise UnsureError(" ".join(str(error).split())[:200]) from None
 

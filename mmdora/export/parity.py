@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig
 
 from mmdora.config import RunConfig
 from mmdora.dtypes import DTYPES
@@ -23,8 +23,8 @@ from mmdora.errors import MmdoraError
 from mmdora.export.logits import Outputs, decided, distance, move_weights, nudged_inputs, outputs_of
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
-from mmdora.families import Prompt
-from mmdora.models.load import no_bars
+from mmdora.families import Prompt, ask
+from mmdora.models.load import load_processor, model_class, no_bars
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records
@@ -35,6 +35,13 @@ ROWS = 8
 WITHIN = 8
 """The most that the logits may differ, as a multiple of the difference that rounding alone makes in this model. Correct
 merges stay below 3 (tests/export)."""
+
+
+QUESTIONS = (
+    *("What is the capital of France?", "Write a sentence about rain.", "Is water wet? Answer yes or no."),
+    *("Count from one to five.", "Name a colour.", "What comes after Monday?", "Why do birds sing?", "Say hello."),
+)
+"""What models without pictures are asked if there are no rows of data."""
 
 
 @dataclass(frozen=True)
@@ -124,14 +131,20 @@ class LogitCheck:
         return _compare(self._reference, written, own, tensors, self._origin)
 
 
-def prompts(config: RunConfig | None, rows: Sequence[Row] | None) -> tuple[list[Prompt], str]:
-    """Conversations with their images, and where they come from."""
+def prompts(config: RunConfig | None, rows: Sequence[Row] | None, *, sees: bool = True) -> tuple[list[Prompt], str]:
+    """Conversations with their images, and where they come from.
+
+    Args:
+        sees: whether the model reads pictures.
+    """
     if rows is not None:
         if not rows:
             raise MmdoraError("rows: no records to compare on; give at least one")
         return _prompts(rows), "given rows"
     files = list(_files(config))
     if not files:
+        if not sees:
+            return [ask(question) for question in QUESTIONS], "questions without a picture"
         return [_drawn(i) for i in range(ROWS)], "drawn pictures"
     conversations, share = [], -(-ROWS // len(files))  # `share` is the number of rows of each task.
     for path, images in files:
@@ -177,13 +190,13 @@ def _reload(folder: Path) -> tuple[Any, Any]:
     """
     options: Any = {"dtype": torch.float32, "output_loading_info": True}
     with no_bars():
-        opened: Any = AutoModelForImageTextToText.from_pretrained(folder, **options)
+        opened: Any = model_class(AutoConfig.from_pretrained(folder)).from_pretrained(folder, **options)
     model, info = opened
     for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if info[kind]:
             first = ", ".join(map(str, sorted(info[kind])[:5]))
             raise MmdoraError(f"the written checkpoint does not load: {kind.replace('_', ' ')} {first}")
-    return model.eval(), AutoProcessor.from_pretrained(folder)
+    return model.eval(), load_processor(str(folder))
 
 
 def _compare(reference: Outputs, written: Outputs, own: float, tensors: TensorParity, source: str) -> Parity:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig
 
 from mmdora.adapt.inject import apply, merge, plan_of
 from mmdora.adapter_files.adapters import fill
@@ -85,7 +85,8 @@ def export(
             measured = job.write(folder, say)
             facts = job.facts(out.name, dict(scores or {}), measured)
             facts.write(folder)
-            write_whole(folder / "README.md", card(facts))
+            sees = family_of(load_processor(location.base)).sees
+            write_whole(folder / "README.md", card(facts, sees=sees))
             readable(folder)
     return measured
 
@@ -151,8 +152,8 @@ def _begin(
     dtype = dtype or dtype_of(base)
     disk, model = _from_disk(base, location.adapter, dtype, say), None
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
-        asked = prompts(config, rows)
         model, processor = _trained(location, disk)
+        asked = prompts(config, rows, sees=family_of(processor).sees)
         trained = disk or TrainedModel(model, location.adapter)
         measure = LogitCheck(model, processor, *asked, trained, dtype).compare
     else:
@@ -180,7 +181,9 @@ def _complete(folder: Path, base: Path, location: Location) -> None:
     if location.image_tokens != ImageTokens():
         write_image_tokens(folder, set_image_tokens(load_processor(location.base), location.image_tokens))
     if location.adapter is not None:
-        _write_stops(folder, family_of(load_processor(location.base)))
+        family = family_of(load_processor(location.base))
+        _write_stops(folder, family)
+        _write_template(folder, family)
 
 
 def _write_stops(folder: Path, family: Family) -> None:
@@ -190,6 +193,12 @@ def _write_stops(folder: Path, family: Family) -> None:
     own = GenerationConfig(eos_token_id=tree.get("eos_token_id"))
     if (stops := family.ending.stops(own)) != family.ending.base_stops(own):
         write_json(path, tree | {"eos_token_id": stops})
+
+
+def _write_template(folder: Path, family: Family) -> None:
+    """Give a language model the template by which it was trained, if the files of its base hold none."""
+    if not family.sees and AutoTokenizer.from_pretrained(folder).chat_template is None:
+        write_whole(folder / "chat_template.jinja", family.processor.chat_template)
 
 
 class _MergedModel:

@@ -12,6 +12,7 @@ import torch
 
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.errors import MmdoraError
+from mmdora.export.parity import QUESTIONS
 from mmdora.families import Prompt, ask, family_of
 from mmdora.models.load import load
 from mmdora.predict.answers import stream
@@ -73,7 +74,8 @@ def verify(
     Args:
         model: folder, hub id or bundled name of the checkpoint, which is opened here.
         server: address of the server, http://HOST:PORT/v1, if needed followed by #NAME of the model there.
-        data: file of records whose first questions are asked; by default questions of the easy-VQA test split.
+        data: file of records whose first questions are asked; by default questions of the easy-VQA test split, or eight
+            questions without a picture if the model reads text alone.
         images: root of the records' images; by default the folder of the file.
         limit: the most questions that are asked.
         max_new_tokens: the most tokens of an answer.
@@ -91,6 +93,8 @@ def verify(
     if not questions:
         raise MmdoraError(f"{data}: holds no questions")
     opened, processor = load(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else None)
+    if data is None and not family_of(processor).sees:
+        questions = [(str(number), ask(question)) for number, question in enumerate(QUESTIONS[:limit], 1)]
     pairs = []
     for name, prompt in questions:
         pair = Pair(name, _here(opened, processor, prompt, max_new_tokens), _there(endpoint, prompt, max_new_tokens))

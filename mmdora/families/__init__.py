@@ -9,15 +9,30 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from mmdora.families.family import IGNORE, Family
 from mmdora.families.glm import Glm4v
 from mmdora.families.llava import Llava
 from mmdora.families.paligemma import PaliGemma
 from mmdora.families.prompt import Prompt, ask
 from mmdora.families.smolvlm import SmolVLM
+from mmdora.families.text import Text
 from mmdora.families.vlbart import VLBart
 
-__all__ = ["IGNORE", "Family", "Glm4v", "Llava", "PaliGemma", "Prompt", "SmolVLM", "VLBart", "ask", "family_of"]
+__all__ = [
+    "IGNORE",
+    "Family",
+    "Glm4v",
+    "Llava",
+    "PaliGemma",
+    "Prompt",
+    "SmolVLM",
+    "Text",
+    "VLBart",
+    "ask",
+    "family_of",
+]
 
 OWN: dict[str, type[Family]] = {
     "Glm46VProcessor": Glm4v,
@@ -31,5 +46,7 @@ OWN: dict[str, type[Family]] = {
 
 
 def family_of(processor: Any) -> Family:
-    """The family that a processor belongs to."""
+    """The family that a processor belongs to; a bare tokenizer is that of a language model."""
+    if isinstance(processor, PreTrainedTokenizerBase):
+        return Text(processor)
     return OWN.get(type(processor).__name__, Family)(processor)

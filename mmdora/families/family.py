@@ -51,6 +51,8 @@ class Family:
 
     one_stream = True
     """Whether prompt and answer form one sequence of tokens, in which each token is predicted from those before it."""
+    sees = True
+    """Whether it reads pictures."""
 
     def __init__(self, processor: Any):
         self.processor = processor

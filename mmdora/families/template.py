@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedTokenizerBase
 
 from mmdora.errors import MmdoraError
 from mmdora.families.ending import written_end
@@ -29,15 +29,24 @@ Write = Callable[[list[Messages], bool], list[str]]
 """A function (conversations, whether each ends with the opening of an answer) -> texts, such as `Family.write`."""
 
 
-def apply_template(processor: Any, conversations: list[Messages], generation_prompt: bool) -> list[str]:
-    """Conversations as the chat template writes them; each image is still a placeholder."""
+def apply_template(
+    processor: Any, conversations: list[Messages], generation_prompt: bool, **variables: Any
+) -> list[str]:
+    """Conversations as the chat template writes them; each image is still a placeholder.
+
+    Args:
+        variables: what the template is told beside the conversation; it ignores what it does not know.
+    """
     if getattr(processor, "chat_template", None) is None:
         raise MmdoraError(
             f"{type(processor).__name__}: this base has no chat template; put one that writes its conversations into "
             "its folder, as chat_template.jinja"
         )
     try:
-        return processor.apply_chat_template(conversations, tokenize=False, add_generation_prompt=generation_prompt)
+        texts: Any = processor.apply_chat_template(
+            conversations, tokenize=False, add_generation_prompt=generation_prompt, **variables
+        )
+        return texts
     except Exception as error:  # A template is a program of the checkpoint; jinja2 runs it in its sandbox.
         reason = " ".join(str(error).split())[:200]
         raise MmdoraError(f"the chat template of this base fails: {type(error).__name__}: {reason}") from None
@@ -142,6 +151,15 @@ def encode(
         offsets: whether to add `offset_mapping`, and `text_replacement_offsets` (the place of each expanded image), as
             lists.
     """
+    if isinstance(processor, PreTrainedTokenizerBase):
+        encoded = processor(
+            texts,
+            padding=True,
+            padding_side="left" if left else "right",
+            add_special_tokens=needs_start_token(processor, texts),
+            return_offsets_mapping=offsets,
+        )
+        return _as_tensors(processor, encoded)
     tensors: dict[str, Any] = {"return_tensors": "pt"}
     if offsets:
         # The ids become tensors below, because the stock conversion to tensors goes through every offset twice.
@@ -195,7 +213,7 @@ def inputs_of(processor: Any, encoded: Mapping[str, Any]) -> dict[str, Tensor]:
 
 def needs_start_token(processor: Any, texts: list[str]) -> bool:
     """Whether the tokenizer has to add the start token, that is, whether the template does not write it itself."""
-    start = processor.tokenizer.bos_token
+    start = getattr(processor, "tokenizer", processor).bos_token
     return not (start and texts[0].startswith(start))
 
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mmdora.adapt.modality import is_text_only
 from mmdora.errors import MmdoraError
 from mmdora.families import family_of
 
@@ -35,23 +36,23 @@ def check_agreement(name: str, processor: Any, model: Any) -> None:
 
     Args:
         name: the base, for the error.
-        processor: of a family with a chat template; others are not checked.
+        processor: of a family with a chat template, others are not checked; of a language model only the vocabulary is.
         model: built from the base's config on the meta device.
     """
-    embedded, known = model.get_input_embeddings().weight.shape[0], len(processor.tokenizer)
+    tokenizer = family_of(processor).tokenizer
+    embedded, known = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     key = next((key for key in IMAGE_IDS if isinstance(getattr(model.config, key, None), int)), None)
+    if is_text_only(model.config):
+        _check_vocabulary(name, known, embedded)
+        return
     if key is None or not getattr(processor, "chat_template", None):
         return
     image = getattr(model.config, key)
-    if known - (image >= embedded) > embedded:
-        raise MmdoraError(
-            f"model {name!r}: its tokenizer (tokenizer.json) has {known:,} tokens, but its model (config.json, "
-            f"vocab_size) embeds {embedded:,}; restore the file that was changed"
-        )
+    _check_vocabulary(name, known - (image >= embedded), embedded)
     inputs, _ = family_of(processor).example_question(Image.new("RGB", SIZE))
     tokens = int((inputs["input_ids"] == image).sum())
     if not tokens:
-        word = processor.tokenizer.convert_ids_to_tokens(image) if 0 <= image < known else "no token"
+        word = tokenizer.convert_ids_to_tokens(image) if 0 <= image < known else "no token"
         own = getattr(processor, "image_token", None)
         if own == word:
             raise MmdoraError(
@@ -60,7 +61,7 @@ def check_agreement(name: str, processor: Any, model: Any) -> None:
             )
         raise MmdoraError(
             f"model {name!r}: config.json has {key} {image} ({word!r}), which its processor never writes: a picture is "
-            f"{own!r}, in tokenizer.json {processor.tokenizer.convert_tokens_to_ids(own)}; set {key} to that"
+            f"{own!r}, in tokenizer.json {tokenizer.convert_tokens_to_ids(own)}; set {key} to that"
         )
     made = features_made(model, inputs)
     if isinstance(made, str) or (made is not None and made != tokens):
@@ -69,6 +70,15 @@ def check_agreement(name: str, processor: Any, model: Any) -> None:
             f"model {name!r}: its processor writes {tokens} tokens for a picture of {SIZE[0]}x{SIZE[1]}, but its model "
             f"makes {reason} of it; processor_config.json / preprocessor_config.json have {_shown(processor)}, and "
             f"config.json has {_shown(model.config)}; restore the one that was changed"
+        )
+
+
+def _check_vocabulary(name: str, known: int, embedded: int) -> None:
+    """Raise an MmdoraError if a tokenizer has more tokens than its model embeds."""
+    if known > embedded:
+        raise MmdoraError(
+            f"model {name!r}: its tokenizer (tokenizer.json) has {known:,} tokens, but its model (config.json, "
+            f"vocab_size) embeds {embedded:,}; restore the file that was changed"
         )
 
 

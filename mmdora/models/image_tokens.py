@@ -43,6 +43,8 @@ def set_image_tokens(processor: Any, budget: ImageTokens) -> ImageSettings:
     """
     if budget.min is None and budget.max is None:
         return {}
+    if not family_of(processor).sees:
+        raise MmdoraError("data.image_tokens: this model reads text alone; leave it out")
     least, most = budget.min or 0, budget.max or 2**31
     images, family = processor.image_processor, family_of(processor)
     before = _counts(family)

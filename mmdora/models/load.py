@@ -9,9 +9,18 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    GenerationConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from mmdora.adapt.modality import is_text_only
 from mmdora.adapter_files.adapters import load_adapter
 from mmdora.config import Compose, ImageTokens, validate
 from mmdora.dtypes import DTYPES
@@ -43,10 +52,11 @@ def load(
             processor's own.
 
     Returns:
-        The model and its processor.
+        The model and its processor; that of a causal language model is its tokenizer.
 
     Raises:
-        MmdoraError: if there is no such model, it is no image-text-to-text model, or memory is short for it.
+        MmdoraError: if there is no such model, it is neither an image-text-to-text nor a causal language model, or
+            memory is short for it.
     """
     if dtype is not None and dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
@@ -59,7 +69,7 @@ def load(
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     with no_bars(), _one_line(base):
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = model_class(config_of(base, trust_remote_code=trust_remote_code)).from_pretrained(
             location.source,
             dtype=DTYPES[taken],
             use_safetensors=True,
@@ -98,13 +108,15 @@ def _composed(
 
 
 def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: ImageTokens | None = None) -> Any:
-    """Open the processor of a base without its model.
+    """Open the processor of a base without its model; that of a causal language model is its tokenizer.
 
     Raises:
         MmdoraError: if there is no such model, it has no processor, or the processor cannot keep within `image_tokens`.
     """
     with no_bars(), _one_line(name):
-        processor = AutoProcessor.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+        of_text = model_class(config_of(name, trust_remote_code=trust_remote_code)) is AutoModelForCausalLM
+        kind = AutoTokenizer if of_text else AutoProcessor
+        processor = kind.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
     set_image_tokens(processor, image_tokens or ImageTokens())
     return processor
 
@@ -156,9 +168,31 @@ def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def _on_meta(name: str, trust_remote_code: bool) -> Any:
-    config = AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    config = config_of(name, trust_remote_code=trust_remote_code)
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+        return model_class(config).from_config(config, trust_remote_code=trust_remote_code)
+
+
+def config_of(name: str, *, trust_remote_code: bool = False) -> Any:
+    """The config of a base, by the class of its architecture."""
+    return AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+
+
+def model_class(config: Any) -> Any:
+    """The Auto class of transformers that builds and loads the model of a config.
+
+    Raises:
+        MmdoraError: if the architecture is neither an image-text-to-text nor a causal language model.
+    """
+    if is_text_only(config):
+        return AutoModelForCausalLM
+    named = getattr(config, "auto_map", None) or {}
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in named:
+        return AutoModelForImageTextToText
+    raise MmdoraError(
+        f"model {config.name_or_path!r}: its architecture {config.model_type!r} is neither an image-text-to-text nor a "
+        "causal language model of the installed transformers"
+    )
 
 
 @contextmanager

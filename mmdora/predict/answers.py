@@ -1,4 +1,4 @@
-"""Generates answers of a vision-language model: many prompts in batches (greedy), or one prompt as a stream.
+"""Generates answers of a model: many prompts in batches (greedy), or one prompt as a stream.
 
 Neither function changes the global random state. For sampling, Gumbel noise from a separate generator is added to the
 logits; the argmax of the sum is then a sample of the softmax (the Gumbel-max trick). A seed thus gives the same answer
@@ -44,7 +44,7 @@ def generate(
     family = family_of(processor)
     longest_first = sorted(range(len(prompts)), key=lambda i: -prompts[i].characters)
     texts = [""] * len(prompts)
-    with _evaluating(model):
+    with evaluating(model):
         for start in range(0, len(prompts), batch_size):
             chosen = longest_first[start : start + batch_size]
             inputs = _inputs(model, family, [prompts[i] for i in chosen])
@@ -52,7 +52,7 @@ def generate(
                 inputs = read_once(model, family, inputs, [prompts[i].images for i in chosen])
             how = family.generation(model, max_new_tokens, beams) | (family.only(answers) if answers else {})
             new = family.new_ids(model.generate(**inputs, **how), inputs)
-            decoded = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+            decoded = family.tokenizer.batch_decode(new, skip_special_tokens=True)
             for i, text in zip(chosen, decoded, strict=True):
                 texts[i] = text.strip()
             if progress:
@@ -126,14 +126,14 @@ def stream(
 
     ids: list[int] = []
     times: list[float] = []
-    with _evaluating(model), closing(_beside(work, events, closed)) as arriving:
+    with evaluating(model), closing(_beside(work, events, closed)) as arriving:
         for came, new in arriving:
             times.append(came)
             ids += new
             # The first bytes of a character decode to U+FFFD, which is left out until the other bytes come.
-            text = processor.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
+            text = family.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
             yield Partial.timed(text, len(ids), begun, times)
-        yield Partial.timed(processor.tokenizer.decode(ids, skip_special_tokens=True), len(ids), begun, times)
+        yield Partial.timed(family.tokenizer.decode(ids, skip_special_tokens=True), len(ids), begun, times)
 
 
 Event = tuple[float, list[int]] | BaseException | None
@@ -205,7 +205,7 @@ def _inputs(model: Any, family: Family, prompts: Sequence[Prompt]) -> Any:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
     """Put the model into eval mode inside the block, and back into its former mode afterwards."""
     training = model.training
     if any(module.training for module in model.modules()):  # Setting the mode of every module takes as long as a token.

@@ -68,8 +68,10 @@ def _loss_of(model: Any, packed: Mapping[str, Any], inside: slice) -> tuple[Tens
     seen: list[Tensor] = []
 
     def watch(module: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        seen.append(kwargs["inputs_embeds"].detach().requires_grad_())
-        return args, {**kwargs, "inputs_embeds": seen[-1]}
+        embedded = kwargs.get("inputs_embeds")  # A model without pictures gives its decoder the ids.
+        embedded = model.get_input_embeddings()(kwargs["input_ids"]) if embedded is None else embedded
+        seen.append(embedded.detach().requires_grad_())
+        return args, {**kwargs, "input_ids": None, "inputs_embeds": seen[-1]}
 
     labels = torch.full_like(packed["labels"], IGNORE)
     labels[:, inside] = packed["labels"][:, inside]

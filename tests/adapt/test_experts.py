@@ -14,6 +14,7 @@ from torch import nn
 
 from mmdora.adapt.inject import adapted_modules, inject, make_plan, merge, trainable_parameters, unload
 from mmdora.adapt.plan import Plan
+from mmdora.adapt.switch import disable
 from mmdora.adapter_files.adapters import load_adapter, restore_adapter, save_adapter
 from mmdora.errors import MmdoraError
 from mmdora.train.overview import module_tree
@@ -53,6 +54,24 @@ def test_routers_are_adapted_by_name_alone():
     plan = make_plan(model, language(targets=("all", "experts")))
     assert len(plan.entries) == 2 * (4 + 2) and not any(entry.name.endswith(".gate") for entry in plan.entries)
     assert [entry.name[-8:] for entry in make_plan(model, language(targets=("gate",))).entries] == ["mlp.gate"] * 2
+
+
+@MIXTURES
+def test_the_base_is_there_for_a_while(name):
+    """`disable` takes both adapters of a module of experts off, and puts them on again."""
+    model = mixture(name).eval()
+    base = logits(model)
+    inject(model, EXPERTS)
+    shake(model)
+    adapted, modules = logits(model), adapted_modules(model)
+    assert not torch.equal(adapted, base)
+    with disable(model):
+        assert torch.equal(logits(model), base) and not adapted_modules(model)
+    assert torch.equal(logits(model), adapted) and adapted_modules(model) == modules
+    model.train()
+    with disable(model):
+        model.eval()
+    assert not any(module.training for module in adapted_modules(model).values())
 
 
 @MIXTURES

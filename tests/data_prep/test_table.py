@@ -40,6 +40,12 @@ CLIP = {"qid": 7, "q": "Who?", "answer_idx": 1, "vid_name": "clip", "ts": "1-2"}
 CLIP |= {f"a{number}": str(number) for number in range(5)}
 MOMENT = {"vid_name": "clip", "clip_id": 3, "ts": [1, 2], "descs": [{"desc": "A dog.", "desc_id": 9}]}
 EXAMPLES: dict[str, Any] = {
+    "arc": {"id": "1", "question": "Which?", "choices": {"text": ["a", "b"], "label": ["A", "B"]}, "answerKey": "B"},
+    "commonsense": {"instruction": "Is it?", "input": "", "output": "the correct answer is true", "answer": "true"},
+    "openbookqa": {"id": "1", "question_stem": "It is", "choices": {"text": ["a", "b"], "label": ["A", "B"]},
+                   "answerKey": "B"},
+    "piqa": {"goal": "How?", "sol1": "So", "sol2": "Not so", "label": 1},
+    "siqa": {"context": "He left.", "question": "Why?", "answerA": "a", "answerB": "b", "answerC": "c", "label": "2"},
     "boolq": {"question": "is it", "passage": "It is.", "answer": True, "title": "it"},
     "coco-captions": ({"id": 42, "file_name": "a.jpg"}, [{"id": 1, "caption": "A dog."}]),
     "folder": {"image": "a.jpg", "question": "What?", "answer": "a dog"},

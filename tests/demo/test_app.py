@@ -101,6 +101,22 @@ def test_the_api_has_one_endpoint_with_defaults(client):
     }
 
 
+def test_a_question_without_a_picture(client, models, processor):
+    expected = [generate(model, processor, [ask(QUESTION)], max_new_tokens=12)[0] for model in models]
+    answers = client.predict(image=None, question=QUESTION, max_tokens=12, api_name="/compare")
+    assert [answer["text"] for answer in answers] == expected
+
+
+def test_models_that_read_text_alone_have_no_place_for_a_picture(columns):
+    blind = [replace(column, sees=False) for column in columns]
+    for given, sees in ((columns, True), ([columns[0], blind[1]], True), (blind, False)):
+        with server.upload_folder():
+            page = app.Page(given, server.samples(1), Votes(["base", "dora"]), Inside({}))
+            shown = json.dumps(page.blocks.get_config_file(), default=str)
+        assert ("One picture, one conversation" in shown) == ("about the picture?" in shown) == sees
+        assert len(page.examples) == sees
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -110,7 +126,6 @@ def test_the_api_has_one_endpoint_with_defaults(client):
         ({"system_prompt": ["x"]}, "system prompt: expected text"),
         ({"max_tokens": 10**9}, "max tokens: expected"),
         ({"temperature": "hot"}, "temperature: expected"),
-        ({"image": None}, "Choose a picture first"),
     ],
 )
 def test_limits_hold_for_api_callers(client, picture, change, message):

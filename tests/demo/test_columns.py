@@ -86,6 +86,17 @@ def test_a_server_is_a_column_like_any_other(tiny_llava):
     assert asked["messages"][0] == {"role": "system", "content": [{"type": "text", "text": "be brief"}]}
 
 
+def test_a_server_that_refuses_pictures_is_asked_without():
+    def answer_text(body):
+        if any(part["type"] == "image_url" for message in body["messages"] for part in message["content"]):
+            raise ConnectionError("no picture is read here")
+        return ["red"], 5, 3
+
+    with serving(answer_text) as stub:
+        (column,) = load_columns([f"there=openai:{stub.url}#mine"], say=lambda _: None)
+    assert not column.sees and column.kind.endswith(", without pictures")
+
+
 def test_a_server_that_is_not_there_is_named():
     with pytest.raises(MmdoraError, match=r"^column there: 127.0.0.1:9: cannot be reached"):
         load_columns(["there=openai:http://127.0.0.1:9/v1#m"])

@@ -14,6 +14,9 @@ Every scorer follows a published one, which its module names. Nothing here impor
 | mmbench | CircularEval accuracy | choices, index |
 | mmbench-plain | accuracy | choices, index |
 | choice | accuracy | choices |
+| likelihood | accuracy of the most likely option | choices; without them the options are no and yes |
+| likelihood-per-character | accuracy of the option that is most likely per character | as likelihood |
+| commonsense | accuracy of the first label in the text | answer: the label |
 | caption | CIDEr | references |
 
 The kinds of questions come from `meta.type`, unless the scorer has its own `kinds`.
@@ -28,7 +31,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmdora.errors import MmdoraError
-from mmdora.evaluate.scoring import choice, gqa, mmbench, nlvr2, pope, scienceqa, vizwiz, vqa
+from mmdora.evaluate.scoring import (
+    choice,
+    commonsense,
+    gqa,
+    likelihood,
+    mmbench,
+    nlvr2,
+    pope,
+    scienceqa,
+    vizwiz,
+    vqa,
+)
 from mmdora.evaluate.scoring.bootstrap import Array, measure
 from mmdora.evaluate.scoring.caption import cider, needs
 from mmdora.evaluate.scoring.exact import exact_match
@@ -100,6 +114,13 @@ SCORERS: Mapping[str, Scorer] = {
     "mmbench": Scorer("CircularEval accuracy", _each(mmbench.right), sum_up=mmbench.circular, unit=mmbench.question),
     "mmbench-plain": Scorer("accuracy", _each(mmbench.right), sum_up=mmbench.plain, unit=mmbench.question),
     "choice": Scorer("accuracy", _each(choice.right), choice.letter, sum_up=choice.sum_up),
+    "likelihood": Scorer("accuracy by likelihood", _each(likelihood.right), likelihood.by_sum),
+    "likelihood-per-character": Scorer(
+        "accuracy by likelihood per character", _each(likelihood.right), likelihood.by_character
+    ),
+    "commonsense": Scorer(
+        "accuracy of the first label", _each(commonsense.right), commonsense.label, sum_up=commonsense.sum_up
+    ),
     "caption": Scorer(CIDER, _captions, ready=needs),
 }
 
