@@ -56,7 +56,9 @@ def check_works(wheel: Path) -> None:
         if found.returncode or not Path(found.stdout.strip()).is_relative_to(home):
             sys.exit(f"the wheel was not imported: {found.stdout}{found.stderr}")
         for command in COMMANDS:
-            done = subprocess.run([bin_ / "mmdora", *command], capture_output=True, text=True, cwd=home, env=environment)
+            done = subprocess.run(
+                [bin_ / "mmdora", *command], capture_output=True, text=True, cwd=home, env=environment
+            )
             if done.returncode or (command == ["--version"] and done.stdout.strip() != __version__):
                 sys.exit(f"mmdora {' '.join(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
             print(f"mmdora {' '.join(command)}: works")
