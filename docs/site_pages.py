@@ -1,7 +1,7 @@
 """`python docs/site_pages.py FOLDER` writes the sources of the site, plain Markdown, which MkDocs then builds.
 
-They are the pages of `docs/`, a reference, and the files of the repository that pages link to. The reference is made from
-the code: commands from their `--help`, config keys from the dataclasses, the Python functions from their docstrings
+They are the pages of `docs/`, a reference, and the files of the repository that pages link to. The reference is made
+from the code: commands from their `--help`, config keys from the dataclasses, the Python functions from their docstrings
 (mkdocstrings reads those). A file outside `docs/` that a page links to, such as a benchmark's result, goes to
 `repository/`, because the site knows no address of the repository. Torch is not needed.
 """
@@ -71,7 +71,7 @@ def place_of(path: str) -> str:
 
 
 def moved(path: str) -> tuple[str, list[str]]:
-    """A Markdown file of the repository with links that hold in the site, and the files outside `docs/` that it needs."""
+    """A Markdown file of the repository with the links of the site, and the files outside `docs/` that it needs."""
     needed: list[str] = []
 
     def link(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""`python tests/release.py dist` checks what `make release` built: one sdist, and one wheel that works without the tree.
+"""`python tests/release.py dist` checks what `make release` built: an sdist, and a wheel that works without the tree.
 
 The wheel goes into a fresh environment without its dependencies; those come from the environment that runs this. Every
 file of the package has to be in both.

@@ -113,7 +113,7 @@ def test_every_command_in_the_documents_parses() -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["mmdora eval --dtap x", "mmdora trian c", "make nothing", "python -m nowhere", "mmdora prep nothing", "ls x"],
+    ["mmdora eval --dtap x", "mmdora trian c", "make nothing", "python -m nowhere", "mmdora prep no", "ls x"],
 )
 def test_a_command_that_is_not_there_is_found(line: str) -> None:
     with_error = command_problem(shlex.split(line))
@@ -127,7 +127,7 @@ def test_blocks_that_hold_no_commands_are_there() -> None:
 
 
 def test_the_python_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The blocks are run in the order of the documents, in one folder: a later one may load what an earlier one saved."""
+    """The blocks are run in order and in one folder: a later one may load what an earlier one saved."""
     monkeypatch.chdir(tmp_path)
     ran = 0
     for block in blocks():
