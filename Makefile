@@ -93,7 +93,7 @@ pretrain-vlbart: $(VENV)/.installed  ## Make tiny-vlbart anew in runs/pretrain/v
 
 docs: $(DOCS)/.installed  ## Build the site of the guide into build/site; a dead link is an error
 	$(DOCS)/bin/python docs/site_pages.py build/docs
-	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
 
 release: $(VENV)/.installed-release  ## Build dist/*.whl and dist/*.tar.gz, and check them
 	rm -rf dist

@@ -1,9 +1,9 @@
 """`python docs/site_pages.py FOLDER` writes the sources of the site, plain Markdown, which MkDocs then builds.
 
 They are the pages of `docs/`, a reference, and the files of the repository that pages link to. The reference is made
-from the code: commands from their `--help`, config keys from the dataclasses, the Python functions from their docstrings
-(mkdocstrings reads those). A file outside `docs/` that a page links to, such as a benchmark's result, goes to
-`repository/`, because the site knows no address of the repository. Torch is not needed.
+from the code: commands from their `--help`, config keys from the dataclasses, the Python functions from their
+docstrings (mkdocstrings reads those). A file outside `docs/` that a page links to, such as a benchmark's result, goes
+to `repository/`, because the site knows no address of the repository. Torch is not needed.
 """
 
 from __future__ import annotations
