@@ -35,7 +35,8 @@ OTHERS = {
     "ruff": "`make lint` runs it",
     "pyright": "`make lint` runs it",
     "lint-imports": "`make lint` runs it",
-    "HF_HUB_OFFLINE=1": "`make test` runs it",
+    "pytest": "`make test` runs it",
+    "scontrol": "SLURM, which was not available",
     "vllm": "an engine that was not available (docs/checked.md)",
 }
 """Commands of others: the first word of a line -> why no test parses it."""
@@ -70,7 +71,11 @@ def lines(block: Block) -> list[list[str]]:
 def command_problem(words: list[str]) -> str | None:
     """What is wrong with a command in the documents; None if it parses."""
     first, *rest = words
-    if "mmdora" in words[:8] and first in ("torchrun", "accelerate"):  # A launcher, whose own options end there.
+    if asked := re.fullmatch(r"\w+=\$\((\w+)", first):  # What another command prints, as in `a=$(command …)`.
+        return None if asked[1] in OTHERS else f"nothing executes or parses {asked[1]!r}"
+    if re.fullmatch(r"[A-Za-z_]+=.*", first):  # A variable of the command behind it, if there is one.
+        return command_problem(rest) if rest else None
+    if "mmdora" in words and first in ("torchrun", "accelerate", "srun"):  # A launcher, whose own options end there.
         return command_problem(words[words.index("mmdora") :])
     if first == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
