@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 FLOOR := .venv-floor
 NEWEST := .venv-newest
+DOCS := .venv-docs
 BIN := $(VENV)/bin
 ARGS ?=
 # Two workers with one thread each: the whole suite is sized for two cores. They take the files in the order that
@@ -11,7 +12,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart wheel audit clean
+.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,14 +91,21 @@ pretrain-vlbart: $(VENV)/.installed  ## Make tiny-vlbart anew in runs/pretrain/v
 	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_2.yaml
 	$(BIN)/mmdora export $(VLBART)/stage2 $(VLBART)/tiny-vlbart
 
-wheel: $(VENV)/.installed-dev  ## Build dist/*.whl
-	$(BIN)/python -m build --wheel
+docs: $(DOCS)/.installed  ## Build the site of the guide into build/site; a dead link is an error
+	$(DOCS)/bin/python docs/site_pages.py build/docs
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/python -m mkdocs build --strict
+
+release: $(VENV)/.installed-release  ## Build dist/*.whl and dist/*.tar.gz, and check them
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/release.py dist
 
 audit: $(VENV)/.installed-dev  ## Known vulnerabilities of what is installed
 	$(BIN)/pip-audit --local --skip-editable
 
 clean:  ## Remove the environments and build leftovers (runs/ stays)
-	rm -rf $(VENV) $(FLOOR) $(NEWEST) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(DOCS) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 # A stamp per set of extras: installation is repeated only when pyproject.toml or the lock changes. pip and setuptools
 # are the lock's too, and an isolated build would fetch a setuptools of its own.
@@ -123,6 +131,10 @@ $(VENV)/.installed-trl: $(VENV)/.installed-dev
 	$(call install,".[dev$(COMMA)trl]")
 	@touch $@
 
+$(VENV)/.installed-release: $(VENV)/.installed-dev
+	$(call install,".[dev$(COMMA)release]")
+	@touch $@
+
 $(FLOOR)/.installed: pyproject.toml tests/versions.py | $(FLOOR)/bin/python
 	$(FLOOR)/bin/python tests/versions.py floor > $(FLOOR)/floor.txt
 	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
@@ -130,9 +142,17 @@ $(FLOOR)/.installed: pyproject.toml tests/versions.py | $(FLOOR)/bin/python
 	$(FLOOR)/bin/python -m pip install --no-build-isolation --no-deps -e .
 	@touch $@
 
+# The site is made from the command line and the docstrings, which need neither torch nor the rest.
+$(DOCS)/.installed: pyproject.toml constraints.txt tests/versions.py | $(DOCS)/bin/python
+	$(DOCS)/bin/python tests/versions.py docs > $(DOCS)/docs.txt
+	$(DOCS)/bin/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
+	$(DOCS)/bin/python -m pip install --quiet -c constraints.txt -r $(DOCS)/docs.txt
+	$(DOCS)/bin/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
 newest: | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip setuptools
-	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl]"
+	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl,docs,release]"
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

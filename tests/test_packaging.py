@@ -118,7 +118,8 @@ def test_the_lock_names_every_dependency_within_its_bounds_and_no_other_platform
     locked = {canonicalize_name(Requirement(line).name): Requirement(line) for line in pinned}
     assert len(locked) == len(pinned) and all(re.fullmatch(r"[\w.\-]+==[\w.!]+", line) for line in pinned)
     project = _project()
-    for text in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["dev"], *extras["browser"], *extras["docs"], *extras["release"]]:
         wanted = Requirement(text)
         [exact] = locked[canonicalize_name(wanted.name)].specifier
         assert wanted.specifier.contains(exact.version), f"{text} in pyproject.toml, {exact} in constraints.txt"
@@ -131,6 +132,21 @@ def test_the_floor_has_every_dependency_once_at_its_lower_bound() -> None:
     project = _project()
     wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
     assert [line.replace("==", ">=") for line in lines] == wanted
+
+
+def test_the_site_needs_the_command_line_and_its_own_tools_alone() -> None:
+    command = [sys.executable, str(ROOT / "tests/versions.py"), "docs"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert set(_project()["optional-dependencies"]["docs"]) < set(lines)
+    assert not [line for line in lines if line.startswith(("torch", "transformers", "gradio"))]
+    # What `mmdora.cli` imports is what the site's environment has; no other module is loaded for the help.
+    code = (
+        "import importlib, pkgutil, sys; import mmdora.cli, mmdora.cli.config_help\n"
+        "for m in pkgutil.iter_modules(mmdora.cli.__path__): importlib.import_module(f'mmdora.cli.{m.name}')\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "transformers", "numpy", "PIL", "datasets", "gradio"} & set(loaded)
 
 
 def test_dependencies_have_lower_bounds_and_the_changelog_has_the_version() -> None:

@@ -1,6 +1,7 @@
 """The versions that are tested: `python tests/versions.py floor` prints the lowest, `lock` those of this environment.
 
-`make test-floor` installs what `floor` prints; `make lock` writes what `lock` prints to constraints.txt.
+`make test-floor` installs what `floor` prints; `make lock` writes what `lock` prints to constraints.txt. `docs` prints
+what `make docs` installs.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+_FILE = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, BUILD = _FILE["project"], _FILE["build-system"]
 PINNED_BY_TORCH = re.compile(r"(nvidia|cuda)-|triton==")
 """What torch requires on Linux alone, mostly in exact versions; here it would force Linux's choice on others."""
 HEADER = """\
@@ -26,6 +28,13 @@ def floor() -> list[str]:
     if loose := [text for text in wanted if not re.fullmatch(r"[\w.\-\[\]]+>=[\d.]+", text)]:
         sys.exit(f"pyproject.toml: give one lower bound, and nothing else, to {', '.join(loose)}")
     return [text.replace(">=", "==") for text in wanted]
+
+
+def docs() -> list[str]:
+    """What the site needs: the tools, and of mmdora's dependencies those with which `mmdora --help` runs."""
+    help_needs = ("cyclopts", "packaging", "pydantic", "PyYAML", "rich")
+    ours = [text for text in PROJECT["dependencies"] if text.partition(">=")[0] in help_needs]
+    return [*ours, *PROJECT["optional-dependencies"]["docs"], BUILD["requires"][0]]
 
 
 def lock() -> list[str]:
@@ -47,6 +56,8 @@ def lock() -> list[str]:
 if __name__ == "__main__":
     if sys.argv[1:] == ["floor"]:
         print("\n".join(floor()))
+    elif sys.argv[1:] == ["docs"]:
+        print("\n".join(docs()))
     elif sys.argv[1:] == ["lock"]:
         print(HEADER + "\n".join(lock()))
     else:

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from mmdora.cli.app import Flag, app
 from mmdora.cli.named import check_model
+from mmdora.errors import MmdoraError
 from mmdora.outputs.folder import check_new_folder
 
 
@@ -23,6 +24,7 @@ def export(
     for_: Annotated[Literal["llama.cpp"] | None, Parameter(name="--for")] = None,
     push_to_hub: str | None = None,
     public: Annotated[bool, Flag] = False,
+    preview: Annotated[bool, Flag] = False,
 ) -> None:
     """Merge an adapter into its base and write an ordinary checkpoint.
 
@@ -49,17 +51,22 @@ def export(
         USER/NAME on the Hugging Face hub, to which the result is sent; needs `hf auth login` or HF_TOKEN.
     public
         Make that repository public; one that is there already stays what it is.
+    preview
+        With --push-to-hub: export, show the files and the card that would be sent, and send nothing.
     """
     check_model(run)
     check_new_folder(out)
-    from mmdora.export.hub import check_repo, push
+    if preview and not push_to_hub:
+        raise MmdoraError("export: --preview shows what --push-to-hub USER/NAME would send; add that")
+    from mmdora.export import hub
     from mmdora.export.llama_cpp import llama_cpp_commands
     from mmdora.export.run import export as write
 
     if push_to_hub:
-        check_repo(push_to_hub)
+        hub.check_repo(push_to_hub)
     print(f"{out}: {write(run, out, dtype=dtype, parity=parity)}")
     if for_:
         print(llama_cpp_commands(out))
     if push_to_hub:
-        print(push(out, push_to_hub, private=not public))
+        send = hub.preview if preview else hub.push
+        print(send(out, push_to_hub, private=not public))

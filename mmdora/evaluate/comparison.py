@@ -1,7 +1,8 @@
-"""Several models on the same questions: their scores, each one minus the first, and the table that shows both."""
+"""Several models on the same questions: their scores, each pair's difference, and the tables that show both."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +18,7 @@ from mmdora.evaluate.run import Evaluation
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.scoring.significance import Comparison
 from mmdora.evaluate.scoring.significance import compare as compare_rows
-from mmdora.evaluate.table import ScoreRow, scores_table
+from mmdora.evaluate.table import ScoreRow, comparisons_table, scores_table
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,23 @@ class Compared:
         return next(iter(self.evaluations))
 
     @cached_property
-    def minus_first(self) -> dict[str, Comparison]:
-        """Name of each other model -> its score minus the first's, with the 95% interval and p-value of a paired test.
+    def pairs(self) -> dict[tuple[str, str], Comparison]:
+        """(one model, a later one) -> the later one's score minus the other's, with interval and p of a paired test.
 
         Raises:
             MmdoraError: the models answered different questions.
         """
-        first = self.evaluations[self.first]
         return {
-            name: compare_rows(first.task.scorer, first.rows, self.evaluations[name].rows)
-            for name in list(self.scores)[1:]
+            (one, two): compare_rows(
+                self.evaluations[one].task.scorer, self.evaluations[one].rows, self.evaluations[two].rows
+            )
+            for one, two in itertools.combinations(self.scores, 2)
         }
+
+    @property
+    def minus_first(self) -> dict[str, Comparison]:
+        """Name of each other model -> the pair of the first model and this one."""
+        return {two: comparison for (one, two), comparison in self.pairs.items() if one == self.first}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in `comparison.json`."""
@@ -63,6 +70,7 @@ class Compared:
             "first": self.first,
             "scores": {name: scores.to_dict() for name, scores in self.scores.items()},
             "minus first": {name: vars(comparison) for name, comparison in self.minus_first.items()},
+            "pairs": [{"first": one, "second": two} | vars(found) for (one, two), found in self.pairs.items()],
         }
 
     def __rich__(self) -> RenderableType:
@@ -72,9 +80,9 @@ class Compared:
             told = f"scored by its server; hand in {place}/{results.name}" if results else f"no answers; see {place}"
             return Text(f"{self.what}: {told if results else f'the records hold {told}'}")
         rows = [ScoreRow(name, scores.to_dict()) for name, scores in self.scores.items()]
-        lines: list[RenderableType] = [
-            scores_table(rows, f"{escape(self.what)}: {rows[0].scores['metric']}", self.minus_first)
-        ]
+        lines: list[RenderableType] = [scores_table(rows, f"{escape(self.what)}: {rows[0].scores['metric']}")]
+        if self.pairs:
+            lines.append(comparisons_table(self.pairs))
         for name, scores in self.scores.items():
             if numbers := ", ".join(f"{number} {score.value:.1%}" for number, score in scores.details.items()):
                 lines.append(Text(f"{name}: {numbers}"))

@@ -54,6 +54,7 @@ def card(facts: ExportFacts, *, sees: bool = True) -> str:
         library_name="transformers",
         pipeline_tag="image-text-to-text" if sees else "text-generation",
         license=licence or "other",
+        datasets=(facts.run or {}).get("datasets") or None,
         tags=["mmdora", *methods],
     )
     parts = [
@@ -68,7 +69,7 @@ def card(facts: ExportFacts, *, sees: bool = True) -> str:
     if facts.run:
         files = ", ".join(f"`{file}`" for file in facts.run["data"]) or "not stated"
         config = yaml.safe_dump(dict(facts.run["config"]), sort_keys=False)
-        parts.append(f"## Training\n\nData: {files}.\n\n```yaml\n{config}```")
+        parts.append(f"## Training\n\nData: {files}. Settings that are not the defaults:\n\n```yaml\n{config}```")
     if facts.scores:
         rows = "\n".join(f"| {key} | {value} |" for key, value in facts.shown_scores.items())
         parts.append(f"## Scores\n\n| | |\n|---|---|\n{rows}")

@@ -12,9 +12,10 @@ from huggingface_hub import ModelCard
 
 from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.files import OURS
-from mmdora.config import MODALITIES, ImageTokens, RunConfig
+from mmdora.config import ImageTokens, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.files import read_json, write_json
+from mmdora.prepare.card import read as read_card
 from mmdora.version import __version__
 
 FORMAT = 1  # Version of `mmdora.json`. Raise it when the meaning of a key changes, so that old files are refused.
@@ -31,7 +32,8 @@ class ExportFacts:
         licence: licence that the base's model card states.
         dtype: dtype of the written weights: "fp32", "bf16" or "fp16".
         plan: plan of what was adapted and merged; None for a plain checkpoint.
-        run: {"data": files of records, "config": the run's whole config}; None if the run is not known.
+        run: {"data": files of records, with the name of their folder, "datasets": names of public datasets, "config":
+            the run's settings that are not the defaults}; None if the run is not known.
         image_tokens: {"min", "max"} tokens of each image, as far as the run set them.
         scores: name -> number or text.
         parity: {"kind": "logits" or "tensors", "how", "text", and the numbers that were measured}.
@@ -112,15 +114,32 @@ def licence_of(base: Path) -> str | None:
 
 
 def run_facts(config: RunConfig | None) -> dict[str, Any] | None:
-    """The value of `ExportFacts.run`: the config is enough to repeat the run; the folder of its results is left out."""
+    """The value of `ExportFacts.run`: data, and the settings that are not the defaults; no path of this machine."""
     if config is None:
         return None
-    settings = config.to_dict()
-    del settings["training"]["output"]
-    for modality in MODALITIES:
-        if settings["adapt"][modality]["method"] == "none":
-            settings["adapt"][modality] = {"method": "none"}
-    return {"data": [str(source.train) for source in config.data.sources.values()], "config": settings}
+    settings = _changed(config.to_dict(), RunConfig().to_dict())
+    settings.get("training", {}).pop("output", None)
+    if "base" in settings.get("model", {}):
+        settings["model"]["base"] = shown_base(settings["model"]["base"])
+    files = [str(source.train) for source in config.data.sources.values()]
+    cards = [read_card(Path(file).parent) for file in files if "://" not in file]
+    # Records of one's own come from no dataset that others could look up.
+    names = [card["name"] for card in cards if card and card.get("licence") != "yours"]
+    data = [file if "://" in file else "/".join(Path(file).parts[-2:]) for file in files]
+    return {"data": data, "datasets": list(dict.fromkeys(names)), "config": settings}
+
+
+def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that differ from their defaults; of an absolute path the last name alone."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        default = defaults.get(key)
+        if isinstance(value, dict):
+            if inner := _changed(value, default if isinstance(default, dict) else {}):
+                found[key] = inner
+        elif value != default:
+            found[key] = Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+    return found
 
 
 def parity_facts(parity: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import filter_repo_objects
 
 from mmdora.errors import MmdoraError
 from mmdora.files import PARTIAL
@@ -19,6 +20,17 @@ def check_repo(repo: str) -> None:
     """Raise an MmdoraError unless `repo` has the form USER/NAME. It is called before the export is made."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise MmdoraError(f"--push-to-hub {repo!r}: expected USER/NAME")
+
+
+def preview(folder: Path, repo: str, *, private: bool = True) -> str:
+    """What `push` would send, for people: the repository, each file with its size, the card. Nothing is sent."""
+    check_repo(repo)
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    sent = sorted(filter_repo_objects(files, ignore_patterns=list(LEFT_OUT)))
+    lines = [f"a push would send to {repo} ({'private' if private else 'public'}, if it is new):"]
+    lines += [f"{files[name]:>15,} bytes  {name}" for name in sent]
+    card = folder / "README.md"
+    return "\n".join(lines) + (f"\n\n{card.read_text(encoding='utf-8')}" if card.is_file() else "")
 
 
 def push(folder: Path, repo: str, *, private: bool = True) -> str:

@@ -159,7 +159,7 @@ class Quickstart:
     def export(self) -> None:
         for name, folder in self.exports.items():
             shown = {
-                f"{task.heading}, {len(self.questions[key]):,} questions": self.scores[key][name]["overall"]["score"]
+                f"{task.heading}, {len(self.questions[key]):,} questions": _with_interval(self.scores[key][name])
                 for key, task in self.family.tasks.items()
             }
             self.parity[name] = self.steps.run(
@@ -266,3 +266,9 @@ def _check_port(port: int) -> None:
             raise MmdoraError(
                 f"port {port} of {HOST} cannot be opened ({error}); end what uses it, or give --port N or --no-demo"
             ) from None
+
+
+def _with_interval(scores: dict[str, Any]) -> str:
+    """A score for the model card."""
+    low, high = scores["overall"]["interval95"]
+    return f"{scores['overall']['score']:.1%} (95% interval {low:.1%} to {high:.1%})"

@@ -79,7 +79,7 @@ def evaluated(
     return evaluation.scores.to_dict()
 
 
-def exported(run: Path, folder: Path, scores: Mapping[str, float], say: Say) -> str:
+def exported(run: Path, folder: Path, scores: Mapping[str, float | str], say: Say) -> str:
     """Export a run to `folder`; returns the result of the comparison with the unmerged model, as text."""
     if (folder / "config.json").is_file():  # Export writes to an empty folder only.
         say(_aside(folder, "was made of another run"))

@@ -59,8 +59,8 @@ class RunLog:
             entry["samples_per_s"] = round(steps * self.rows_per_step / max(now - self.since[0], 1e-9), 2)
             self.since = (now, progress.global_step)
             if self.bar is not None:
-                shown = {"loss": f"{entry['loss']:.4f}", "samples_per_s": f"{entry['samples_per_s']:.0f}"}
-                self.bar.set_postfix(shown | shares(entry))
+                words = [f"loss {entry['loss']:.4f}", f"{entry['samples_per_s']:.0f} rows/s", *waiting(entry)]
+                self.bar.set_postfix_str(", ".join(words))
         with full_disk(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
 
@@ -71,9 +71,10 @@ class RunLog:
             self.bar = None
 
 
-def shares(entry: dict[str, Any]) -> dict[str, str]:
-    """The shares of a step's time, for the progress bar: `data/forward/backward/optimizer=2/31/60/7%`."""
-    spent = [entry.get(f"{phase}_s", 0.0) for phase in PHASES]
-    if not sum(spent):
-        return {}
-    return {"/".join(PHASES): "/".join(f"{100 * seconds / sum(spent):.0f}" for seconds in spent) + "%"}
+def waiting(entry: dict[str, Any]) -> list[str]:
+    """The share of a step's time that went into waiting for data, for the progress bar; log.jsonl has all phases.
+
+    It alone is shown, because a terminal of 80 columns has no room for more, and more workers mend it.
+    """
+    spent = sum(entry.get(f"{phase}_s", 0.0) for phase in PHASES)
+    return [f"data {100 * entry.get('data_s', 0.0) / spent:.0f}%"] if spent else []

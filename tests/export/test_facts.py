@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from exports import DORA, moved_adapter, run_folder
 
+from mmdora.config import Data, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.export.card import card
-from mmdora.export.facts import read_facts
+from mmdora.export.facts import read_facts, run_facts
 from mmdora.export.run import export
 
 
@@ -29,10 +30,28 @@ def test_the_facts_hold_what_the_card_says(out, tiny_llava):
     assert facts.scores == {"easy-VQA": 0.953, "rows": 9673}
     assert facts.shown_scores == {"easy-VQA": "95.3%", "rows": "9673"}
     assert facts.parity["kind"] == "tensors" and facts.parity["tensors"] == 113 and facts.parity["beyond"] <= 1e-5
-    assert facts.run is not None and facts.run["data"] == ["some/where/records.jsonl"]
+    assert facts.run is not None and facts.run["data"] == ["where/records.jsonl"]
     assert facts.run["config"]["adapt"]["language"]["rank"] == 4 and "output" not in facts.run["config"]["training"]
     assert facts.plan is not None and facts.versions.keys() >= {"mmdora", "torch", "transformers"}
     assert (out / "README.md").read_text() == card(facts)
+
+
+def test_no_path_of_this_machine_and_no_defaults(out, tiny_llava):
+    card_text = (out / "README.md").read_text()
+    for text in (card_text, (out / "mmdora.json").read_text()):
+        assert str(out.parent) not in text and str(Path(tiny_llava).parent) not in text
+    assert "dropout_mode" not in card_text and "accumulation" not in card_text and "rank: 4" in card_text
+
+
+def test_a_public_dataset_is_named_and_ones_own_is_not(tmp_path):
+    for name, licence in (("easy-vqa", "MIT"), ("folder", "yours")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dataset_card.json").write_text(json.dumps({"name": name, "licence": licence}))
+    own = run_facts(RunConfig(data=Data(train=tmp_path / "folder/train.jsonl")))
+    public = run_facts(RunConfig(data=Data(train=tmp_path / "easy-vqa/train.jsonl")))
+    assert own is not None and own["datasets"] == [] and own["data"] == ["folder/train.jsonl"]
+    assert public is not None and public["datasets"] == ["easy-vqa"]
+    assert str(tmp_path) not in json.dumps([own, public])
 
 
 def test_a_folder_without_facts_is_none(tiny_llava):

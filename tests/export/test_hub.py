@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from mmdora.errors import MmdoraError
-from mmdora.export.hub import check_repo, push
+from mmdora.export.hub import check_repo, preview, push
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -121,6 +121,12 @@ def test_a_folder_is_one_commit_without_pickles(folder: Path, pushes: tuple[list
         line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in commit if line["key"] == "file"
     }
     assert files == {name: (folder / name).read_bytes() for name in ("model.safetensors", "README.md")}
+
+
+def test_a_preview_names_what_a_push_sends(folder: Path) -> None:
+    shown = preview(folder, "someone/model")
+    assert "someone/model (private" in shown and "# a card" in shown
+    assert [line.split()[-1] for line in shown.splitlines() if " bytes " in line] == ["README.md", "model.safetensors"]
 
 
 def test_a_wrong_token_is_one_line(pushes: tuple[list[str], list[Any]]) -> None:
