@@ -136,11 +136,13 @@ def test_sharded_processes_are_one(alone: Path, sharded: Path) -> None:
         assert {"FSDPLlamaDecoderLayer", "FSDPCLIPEncoderLayer"} <= set(found["gathered"])
 
 
+@pytest.mark.slow
 def test_one_process_goes_on_where_sharded_ones_stopped(records: Path, alone: Path, sharded: Path, tmp_path: Path):
     run = rewound(sharded, tmp_path / "run")
     same(train(config_of(tree(records, run)), resume=True, say=silent), alone)
 
 
+@pytest.mark.slow
 def test_sharded_processes_go_on_where_one_stopped(records: Path, alone: Path, tmp_path: Path) -> None:
     run = rewound(alone, tmp_path / "run")
     same(two(tree(records, run), "--resume", fsdp=True), alone)
