@@ -128,5 +128,6 @@ def _converted(job: Job, chunks: Iterator[list[OfficialRow]], workers: int) -> I
                 "a worker process was ended from outside, by a signal or for want of memory; --workers 1 does without"
             ) from None
         finally:
-            for _, future in waiting:
-                future.cancel()
+            # Futures that are cancelled one by one can leave the pool's thread waiting for a result for ever: it drops
+            # the last of them only after it has seen that the pool ends (CPython 3.11).
+            pool.shutdown(cancel_futures=True)
