@@ -15,7 +15,7 @@ from mmdora.adapter_files.files import OURS
 from mmdora.config import ImageTokens, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.files import read_json, write_json
-from mmdora.prepare.card import read as read_card
+from mmdora.records.card import read as read_card
 from mmdora.version import __version__
 
 FORMAT = 1  # Version of `mmdora.json`. Raise it when the meaning of a key changes, so that old files are refused.

@@ -25,6 +25,7 @@ from mmdora.prepare.index import Seen
 from mmdora.prepare.output import BAD_ROWS, JsonlFile, ParquetFile
 from mmdora.prepare.read import OfficialRow, split_of
 from mmdora.prepare.report import REPORT, write_report
+from mmdora.records.card import CARD
 
 MOST_CONTENT = 2000
 """How many characters of a bad row are kept beside its place: enough to recognise it."""
@@ -72,7 +73,7 @@ class Writer:
             stack.enter_context(_one_line(self))
             stack.enter_context(locked(self.out))
             card.check_owner(self.out, self.dataset.name)  # Another run may have ended since.
-            self.written.check(card.CARD, REPORT, BAD_ROWS)
+            self.written.check(CARD, REPORT, BAD_ROWS)
             shutil.rmtree(self.scratch, ignore_errors=True)  # by a run that was killed
             self.scratch.mkdir()
             stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
@@ -153,7 +154,11 @@ class Writer:
             raise MmdoraError(f"{next(iter(own))}: is read here, and would be overwritten; give another --out")
         entries, counts, digests = {}, {}, {}
         for split, file in self._files.items():
-            files = {"file": file.path.name, "images_root": str(root) if root else None, "packed": self._pack}
+            files = {
+                "file": file.path.name,
+                "images_root": str(root.absolute()) if root else None,
+                "packed": self._pack,
+            }
             numbers = file.counts.to_dict() | {"duplicate_ids": self._duplicates[split]}
             digests[split] = file.finish()
             entries[split] = files | {"sha256": digests[split]} | numbers | run
