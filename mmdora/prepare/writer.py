@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from mmdora.outputs.written import Written
 from mmdora.prepare import card
 from mmdora.prepare.convert import Bad, Made
 from mmdora.prepare.dataset import Dataset
+from mmdora.prepare.draw import SPLITS
 from mmdora.prepare.index import Seen
 from mmdora.prepare.output import BAD_ROWS, JsonlFile, ParquetFile
 from mmdora.prepare.read import OfficialRow, split_of
@@ -97,13 +98,25 @@ class Writer:
             return f"of {self.out} only {', '.join(self._placed)} is new; the same command begins anew"
         return f"nothing was written to {self.out}; the same command begins anew"
 
-    def take(self, chunk: Sequence[OfficialRow], done: Sequence[Made | Bad], *, skip_bad: bool) -> None:
-        """Write a chunk's records, and note its bad rows; unless `skip_bad`, the first of them is an error."""
+    def take(
+        self,
+        chunk: Sequence[OfficialRow],
+        done: Sequence[Made | Bad],
+        *,
+        skip_bad: bool,
+        drawn: Sequence[int] | None = None,
+    ) -> None:
+        """Write a chunk's records, and note its bad rows; unless `skip_bad`, the first of them is an error.
+
+        Args:
+            drawn: [rows of the whole run] what `draw.draw` gave, if that says which split a row is of.
+        """
         bad: list[Bad] = []
         for item in done:
             row = chunk[item.row]
             if isinstance(item, Made):
-                split = item.split or self._split or split_of(row.file) or self._default
+                drawn_split = SPLITS[drawn[self._rows + item.row]] if drawn is not None else None
+                split = drawn_split or item.split or self._split or split_of(row.file) or self._default
                 if split is None:
                     raise MmdoraError(f"{row.file}: the name tells no split (train, val, dev, test); give --split")
                 if self.add(item, split):
@@ -133,13 +146,16 @@ class Writer:
         self.records += 1
         return True
 
-    def finish(self, inputs: Sequence[Path], root: Path | None, unmatched: int) -> dict[str, int]:
+    def finish(
+        self, inputs: Sequence[Path], root: Path | None, unmatched: int, drawn: Mapping[str, Any] | None = None
+    ) -> dict[str, int]:
         """Write card and report, and give every file its name; return the number of records per split.
 
         Args:
             inputs: the official files that were read.
             root: the folder that image (or feature) paths start from; None if the images lie below `out`.
             unmatched: how many annotations belong to no row.
+            drawn: how test rows were drawn, for the card.
 
         Raises:
             MmdoraError: there is no usable row.
@@ -147,7 +163,13 @@ class Writer:
         if not self.records:
             raise MmdoraError(f"{self.out}: no usable row ({self._bad:,} bad ones); nothing was written")
         sources = [{"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in inputs]
-        run = {"rows": self._rows, "bad_rows": self._bad, "unmatched_annotations": unmatched, "inputs": sources}
+        run = {
+            "rows": self._rows,
+            "bad_rows": self._bad,
+            "unmatched_annotations": unmatched,
+            "inputs": sources,
+            **(drawn or {}),
+        }
         if own := {path.resolve() for path in inputs} & {
             (self.out / f.path.name).resolve() for f in self._files.values()
         }:

@@ -86,7 +86,9 @@ def test_the_processes_are_never_far_behind_the_file(tmp_path):
 
 def test_a_bad_row_far_in_stops_everything(tmp_path, root):
     file = table(tmp_path / "train.jsonl", 3 * CHUNK_ROWS, lambda n, row: {} if n == 2 * CHUNK_ROWS + 5 else row)
-    with pytest.raises(MmdoraError, match=rf"train\.jsonl:{2 * CHUNK_ROWS + 6}: no field 'question'; --skip-bad"):
+    with pytest.raises(
+        MmdoraError, match=rf"train\.jsonl:{2 * CHUNK_ROWS + 6}: no column 'question'; there are none; known are"
+    ):
         prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, workers=2))
     assert not (tmp_path / "out").exists()
 
