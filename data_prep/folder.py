@@ -53,6 +53,7 @@ DATASET = Dataset(
     origin=Origin(
         licence="yours",
         source="your own table of image, question, answer (data_prep/folder.py)",
+        owned=(),
     ),
     files=OfficialFiles(OwnInputs, by_ending, records, split="train"),
     results=ResultFile("results.jsonl", write_results),

@@ -31,6 +31,13 @@ DATASET = Dataset(
     origin=Origin(
         licence="CC BY 4.0, OpenAI's terms (answers by GPT); images under their own",
         source="https://github.com/haotian-liu/LLaVA docs/Data.md, docs/Finetune_Custom_Data.md, llava/train/train.py",
+        owned=(
+            "llava_instruct_*.json",
+            "llava_v1_5_mix665k.json",
+            "conversation_58k.json",
+            "complex_reasoning_77k.json",
+            "detail_23k.json",
+        ),
     ),
     files=OfficialFiles(OwnInputs, by_ending, records, unique_ids=False, split="train"),
 )

@@ -60,6 +60,7 @@ DATASET = Dataset(
     example="--in downloaded/dataset --out data/chat",
     origin=Origin(
         licence="that of the data at hand",
+        owned=(),
         source=(
             "https://huggingface.co/docs/trl/dataset_formats, "
             "https://huggingface.co/docs/hub/datasets-file-names-and-splits"

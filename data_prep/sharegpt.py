@@ -41,6 +41,7 @@ DATASET = Dataset(
     example="--in mllm_demo.json --images DIR --out data/demo",
     origin=Origin(
         licence="that of the data at hand",
+        owned=(),
         source="https://github.com/hiyouga/LLaMA-Factory data/README.md (sharegpt and multimodal formats)",
     ),
     files=OfficialFiles(OwnInputs, by_ending, records, unique_ids=False, split="train"),

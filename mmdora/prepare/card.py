@@ -28,12 +28,15 @@ def write(written: Written, dataset: Dataset, splits: Mapping[str, Mapping[str, 
         splits: for each split its file and the file's SHA-256, the counts and histograms of `output.Counts`, the
             official files, and the numbers of the records that the report shows.
     """
+    entries = read(written.folder).get("splits", {}) | dict(splits)
+    files = [Path(source["file"]).name for entry in entries.values() for source in entry.get("inputs", ())]
+    owned = all(map(dataset.origin.owns, files))
     card = {
         "name": dataset.name,
-        "licence": dataset.origin.licence,
+        "licence": dataset.origin.licence if owned else None,  # The user's own data are under no licence of others.
         "source": dataset.origin.source,
         "unverified": list(dataset.origin.unverified),
         "made_by": f"mmdora {__version__}",
-        "splits": read(written.folder).get("splits", {}) | dict(splits),
+        "splits": entries,
     }
     written.write(CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")
