@@ -61,6 +61,8 @@ class OwnInputs(ImageInputs):
 
     Parameters
     ----------
+    files
+        Your files, or the official ones, as their owners publish them.
     held_out
         Share of the pictures, such as 0.2, whose rows go to test.jsonl, and all others to train.jsonl; no picture is
         in both.
