@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin
-from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.inputs import OwnInputs
 from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft
 from mmdora.prepare.rows import by_ending
@@ -31,6 +31,13 @@ DATASET = Dataset(
     origin=Origin(
         licence="CC BY 4.0, OpenAI's terms (answers by GPT); images under their own",
         source="https://github.com/haotian-liu/LLaVA docs/Data.md, docs/Finetune_Custom_Data.md, llava/train/train.py",
+        owned=(
+            "llava_instruct_*.json",
+            "llava_v1_5_mix665k.json",
+            "conversation_58k.json",
+            "complex_reasoning_77k.json",
+            "detail_23k.json",
+        ),
     ),
-    files=OfficialFiles(ImageInputs, by_ending, records, unique_ids=False, split="train"),
+    files=OfficialFiles(OwnInputs, by_ending, records, unique_ids=False, split="train"),
 )

@@ -15,14 +15,14 @@ from typing import Any
 
 from mmdora.errors import MmdoraError
 from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin
-from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.inputs import OwnInputs
 from mmdora.prepare.read import OfficialRow, Reader, split_of
 from mmdora.prepare.record import Picture, RecordDraft, conversation
 from mmdora.records.images import locate
 from mmdora.records.media import check_keys
 
 
-def rows(reader: Reader, inputs: ImageInputs) -> Iterator[OfficialRow]:
+def rows(reader: Reader, inputs: OwnInputs) -> Iterator[OfficialRow]:
     for path in inputs.files:
         parts = [path]
         if path.is_dir():
@@ -60,11 +60,12 @@ DATASET = Dataset(
     example="--in downloaded/dataset --out data/chat",
     origin=Origin(
         licence="that of the data at hand",
+        owned=(),
         source=(
             "https://huggingface.co/docs/trl/dataset_formats, "
             "https://huggingface.co/docs/hub/datasets-file-names-and-splits"
         ),
         unverified=("data_files in a dataset's README.md are not read: name the files with --in where it has them",),
     ),
-    files=OfficialFiles(ImageInputs, rows, records, unique_ids=False, split="train"),
+    files=OfficialFiles(OwnInputs, rows, records, unique_ids=False, split="train"),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from mmdora.prepare.dataset import Dataset, OfficialFiles, Origin
-from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.inputs import OwnInputs
 from mmdora.prepare.read import OfficialRow
 from mmdora.prepare.record import RecordDraft
 from mmdora.prepare.rows import by_ending
@@ -41,7 +41,8 @@ DATASET = Dataset(
     example="--in mllm_demo.json --images DIR --out data/demo",
     origin=Origin(
         licence="that of the data at hand",
+        owned=(),
         source="https://github.com/hiyouga/LLaMA-Factory data/README.md (sharegpt and multimodal formats)",
     ),
-    files=OfficialFiles(ImageInputs, by_ending, records, unique_ids=False, split="train"),
+    files=OfficialFiles(OwnInputs, by_ending, records, unique_ids=False, split="train"),
 )

@@ -16,6 +16,7 @@ import fsspec
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, sha256
 from mmdora.records import packed
+from mmdora.records.card import images_root
 from mmdora.records.parse import numbered_lines, record_of
 from mmdora.records.record import check_record
 from mmdora.records.row import Row, row_of
@@ -32,7 +33,7 @@ class Shards:
 
     Args:
         place: a file, a folder, or a pattern; on disk, or at `hf://` or `https://`.
-        images: the root; by default the folder that all the files are in.
+        images: the root; by default that of the dataset's card, or else the folder that all the files are in.
 
     Raises:
         MmdoraError: if there is no file, if one is neither JSONL nor packed Parquet, or if the root is not known.
@@ -50,7 +51,7 @@ class Shards:
         folders = {Path(name).parent for name in self.files}
         if images is None and (remote or len(folders) > 1) and any(name.endswith(KINDS[0]) for name in self.files):
             raise MmdoraError(f"{self.place}: set data.images to the folder that the image paths start from")
-        self.root = images if images is not None else folders.pop()
+        self.root = images or (folders.pop() if remote else _root(self.files))
         if images is not None and not images.is_dir():
             raise MmdoraError(f"{images}: the images root is not a folder")
 
@@ -115,6 +116,14 @@ def _opened(name: str) -> IO[bytes]:
         return open(name, "rb")
     # Remote files are wrapped because the readline of fsspec ignores the limit on a line's length.
     return io.BufferedReader(fsspec.filesystem(protocol).open(name, "rb"))
+
+
+def _root(files: list[str]) -> Path:
+    """The root of the image paths of files in one folder on disk."""
+    roots = {images_root(Path(name)) for name in files}
+    if len(roots) > 1:
+        raise MmdoraError(f"{Path(files[0]).parent}: its files have different images roots; name one of them")
+    return roots.pop()
 
 
 def _local(path: Path) -> list[Path]:

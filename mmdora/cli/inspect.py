@@ -39,7 +39,7 @@ def inspect(
     data
         Records to survey, with max_length, image_tokens and batch_size of the config.
     images
-        Root of the image paths of --data; default: the config's, else the folder of the records.
+        Root of the image paths of --data; default: the config's, the card's, or the folder of the records.
     trust_remote_code
         Run code that the checkpoint brings along.
     """

@@ -15,7 +15,7 @@ from mmdora.errors import MmdoraError
 if TYPE_CHECKING:
     from mmdora.prepare.dataset import Dataset
 
-HELP = "Turn a public dataset into records: mmdora prep NAME --in FILES --images DIR --out DIR."
+HELP = "Turn a dataset, public or your own, into records: mmdora prep NAME --in FILES --images DIR --out DIR."
 Out = Annotated[Path, Parameter(help="Folder for a file per split, dataset_card.json and report.html.")]
 
 
@@ -56,9 +56,11 @@ def _conversion(dataset: Dataset) -> Callable[..., dict[str, int]]:
 
 
 def prep_list(*unknown: Overrides, list: Annotated[bool, Flag] = False) -> None:
-    """Turn a public dataset into records: `mmdora prep NAME --in FILES --images DIR --out DIR`.
+    """Turn a dataset, public or your own, into records: `mmdora prep NAME --in FILES --images DIR --out DIR`.
 
-    Without a name: the list. Example: `mmdora prep llava --in llava_v1_5_mix665k.json --images DIR --out data/llava`
+    `mmdora prep folder` takes pictures and a table of your own.
+
+    Example: `mmdora prep llava --in llava_v1_5_mix665k.json --images DIR --out data/llava`
 
     Parameters
     ----------

@@ -31,7 +31,9 @@ class TaskData:
 
     train: Annotated[Path, Field(description="its records")]
     eval: Annotated[Path | None, Field(description="its held-out records")] = None
-    images: Annotated[Path | None, Field(description="root of its image paths; default: the records' folder")] = None
+    images: Annotated[
+        Path | None, Field(description="root of its image paths; default: the card's, or the records' folder")
+    ] = None
     eval_task: Annotated[str, Field(description="how its answers are scored: a task of mmdora eval --list")] = "exact"
     soft_answers: Annotated[
         StrictBool,
@@ -53,7 +55,9 @@ class Data:
         Field(description="also answer the first N of eval; their score chooses the best instead of the loss"),
     ] = None
     eval_task: Annotated[str, Field(description="how those answers are scored: a task of mmdora eval --list")] = "exact"
-    images: Annotated[Path | None, Field(description="root of image paths; default: the records' folder")] = None
+    images: Annotated[
+        Path | None, Field(description="root of image paths; default: the card's, or the records' folder")
+    ] = None
     tasks: Annotated[
         dict[str, TaskData] | None,
         Field(

@@ -118,6 +118,7 @@ class Questions:
     pictures: list[int]  # a number for each record, which is equal for records with the same images
     digest: str  # hash of ids, conversations, and images by name and content
     answered: bool  # whether the records hold answers
+    earlier: int  # how many answers come before the last ones; they are part of the prompts
 
 
 def survey(records: Records | Sequence[Row], asking: Asking, *, contents: bool = True) -> Questions:
@@ -131,7 +132,7 @@ def survey(records: Records | Sequence[Row], asking: Asking, *, contents: bool =
             cannot be read.
     """
     picture_of = lru_cache(maxsize=None)(lambda image: sha256(image_bytes(image)[0]))
-    lengths, pictures, answers, digest = [], [], 0, hashlib.sha256()
+    lengths, pictures, answers, earlier, digest = [], [], 0, 0, hashlib.sha256()
     seen: dict[tuple[FileRef, ...], int] = {}
     for record in records:
         messages = asking.messages(record)
@@ -139,6 +140,7 @@ def survey(records: Records | Sequence[Row], asking: Asking, *, contents: bool =
         lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE_LENGTH for part in parts))
         pictures.append(seen.setdefault(tuple(record["images"]), len(seen)))
         answers += any(part["text"].strip() for part in record["messages"][-1]["content"])
+        earlier += sum(message["role"] == "assistant" for message in record["messages"]) - 1
         with naming(record):
             shown = list(map(picture_of, record["images"])) if contents else []
             if contents and record["features"] is not None:
@@ -148,4 +150,4 @@ def survey(records: Records | Sequence[Row], asking: Asking, *, contents: bool =
         digest.update(json.dumps(options).encode() if options else b"")
     if 0 < answers < len(lengths):
         raise MmdoraError(f"{len(lengths) - answers:,} of {len(lengths):,} records have no answer to be scored by")
-    return Questions(lengths, pictures, digest.hexdigest(), answers > 0)
+    return Questions(lengths, pictures, digest.hexdigest(), answers > 0, earlier)

@@ -86,6 +86,10 @@ class Compared:
         for name, scores in self.scores.items():
             if numbers := ", ".join(f"{number} {score.value:.1%}" for number, score in scores.details.items()):
                 lines.append(Text(f"{name}: {numbers}"))
+        if earlier := self.evaluations[self.first].earlier:
+            lines.append(
+                Text(f"scored: the last answer of each conversation; {earlier:,} earlier ones are given in the prompts")
+            )
         return Group(*lines, *([Text(f"files: {self.folder}")] if self.folder else []))
 
     def __str__(self) -> str:

@@ -49,12 +49,14 @@ class Evaluation:
         rows: a row for each record, in their order, as `scoring.rows` describes; scored rows have a `score`.
         scores: the scores; None if the records hold no answers, so that only an official server can score the results.
         reused: number of answers that were taken from an earlier run.
+        earlier: number of answers that come before the last ones of conversations; they are neither asked nor scored.
     """
 
     task: Task
     rows: list[Prediction]
     scores: Scores | None
     reused: int = 0
+    earlier: int = 0
 
 
 def evaluate(
@@ -107,6 +109,7 @@ class _Job:
         settings: batch_size, beams, max_new_tokens.
         made_from: all that decides the answers; the journal's key is its hash.
         answered: whether the records hold answers to score by.
+        earlier: how many answers come before the last ones.
     """
 
     model: Any
@@ -118,6 +121,7 @@ class _Job:
     made_from: dict[str, Any]
     journal: Journal
     answered: bool
+    earlier: int
 
     @property
     def task(self) -> Task:
@@ -155,7 +159,9 @@ def _begin(
     made_from |= {"mmdora": __version__, "torch": torch.__version__}
     batches = plan(questions.lengths, questions.pictures, settings["batch_size"])
     journal = Journal(out, key_of(made_from), processes().process_index)
-    return _Job(model, processor, records, asking, batches, settings, made_from, journal, questions.answered)
+    return _Job(
+        model, processor, records, asking, batches, settings, made_from, journal, questions.answered, questions.earlier
+    )
 
 
 def _hold(job: _Job, held: ExitStack) -> None:
@@ -188,12 +194,12 @@ def _finish(job: _Job, texts: list[str], reused: int, seconds: float) -> Evaluat
     if scores is not None:
         rows = [{**row, "score": score} for row, score in zip(rows, scores.each, strict=True)]
     if main and out is not None:
-        facts = job.made_from | {"key": job.journal.key, "reused": reused}
+        facts = job.made_from | {"key": job.journal.key, "reused": reused, "earlier_answers": job.earlier}
         if reused < len(rows):
             facts |= {"seconds": round(seconds, 2), "questions_per_s": round((len(rows) - reused) / seconds, 1)}
         write_complete(Written(out), job.task, job.records, rows, scores, facts)
         job.journal.remove()
-    return Evaluation(job.task, rows, scores, reused)
+    return Evaluation(job.task, rows, scores, reused, job.earlier)
 
 
 def _answer(job: _Job, progress: bool) -> tuple[list[str], int]:

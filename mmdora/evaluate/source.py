@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import TASKS, Task, task_of
-from mmdora.prepare import card
+from mmdora.records import card
 from mmdora.records.reader import Records, read_records
 from mmdora.records.row import Row
 

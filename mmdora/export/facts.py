@@ -15,7 +15,7 @@ from mmdora.adapter_files.files import OURS
 from mmdora.config import ImageTokens, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.files import read_json, write_json
-from mmdora.prepare.card import read as read_card
+from mmdora.records.card import read as read_card
 from mmdora.version import __version__
 
 FORMAT = 1  # Version of `mmdora.json`. Raise it when the meaning of a key changes, so that old files are refused.
@@ -123,8 +123,8 @@ def run_facts(config: RunConfig | None) -> dict[str, Any] | None:
         settings["model"]["base"] = shown_base(settings["model"]["base"])
     files = [str(source.train) for source in config.data.sources.values()]
     cards = [read_card(Path(file).parent) for file in files if "://" not in file]
-    # Records of one's own come from no dataset that others could look up.
-    names = [card["name"] for card in cards if card and card.get("licence") != "yours"]
+    # Records of one's own come from no dataset that others could look up; version 0.1 wrote "yours" as their licence.
+    names = [card["name"] for card in cards if card and card.get("licence") not in (None, "yours")]
     data = [file if "://" in file else "/".join(Path(file).parts[-2:]) for file in files]
     return {"data": data, "datasets": list(dict.fromkeys(names)), "config": settings}
 

@@ -1,4 +1,4 @@
-"""`dataset_card.json`: what a folder of records holds, from which files it was made, and under which licence."""
+"""Writes `dataset_card.json`: what a folder holds, from which files it was made, and under which licence."""
 
 from __future__ import annotations
 
@@ -10,24 +10,8 @@ from typing import Any
 from mmdora.errors import MmdoraError
 from mmdora.outputs.written import Written
 from mmdora.prepare.dataset import Dataset
+from mmdora.records.card import CARD, read
 from mmdora.version import __version__
-
-CARD = "dataset_card.json"
-
-
-def read(out: Path) -> dict[str, Any]:
-    """The card of a folder; empty where there is none.
-
-    Raises:
-        MmdoraError: the file is not JSON.
-    """
-    path = out / CARD
-    if not path.is_file():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        raise MmdoraError(f"{path}: not a dataset card; remove it or choose another folder") from None
 
 
 def check_owner(out: Path, name: str) -> None:
@@ -44,12 +28,15 @@ def write(written: Written, dataset: Dataset, splits: Mapping[str, Mapping[str, 
         splits: for each split its file and the file's SHA-256, the counts and histograms of `output.Counts`, the
             official files, and the numbers of the records that the report shows.
     """
+    entries = read(written.folder).get("splits", {}) | dict(splits)
+    files = [Path(source["file"]).name for entry in entries.values() for source in entry.get("inputs", ())]
+    owned = all(map(dataset.origin.owns, files))
     card = {
         "name": dataset.name,
-        "licence": dataset.origin.licence,
+        "licence": dataset.origin.licence if owned else None,  # The user's own data are under no licence of others.
         "source": dataset.origin.source,
         "unverified": list(dataset.origin.unverified),
         "made_by": f"mmdora {__version__}",
-        "splits": read(written.folder).get("splits", {}) | dict(splits),
+        "splits": entries,
     }
     written.write(CARD, json.dumps(card, indent=1, ensure_ascii=False) + "\n")

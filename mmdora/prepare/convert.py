@@ -19,6 +19,9 @@ from mmdora.records.images import FileRef, image_size, locate, read_header
 from mmdora.records.json_stream import parse_line
 from mmdora.records.record import Record, check_record
 
+ROW_ERRORS = (MmdoraError, KeyError, TypeError, ValueError, IndexError, AttributeError)
+"""What a row that cannot be used raises."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -87,18 +90,27 @@ def convert(job: Job, rows: Sequence[OfficialRow]) -> list[Made | Bad]:
     done: list[Made | Bad] = []
     for index, row in enumerate(rows):
         try:
-            value = _parsed(row.value)
+            value = parsed(row.value)
             done += [_made(job, index, draft) for draft in job.records(row._replace(value=value))]
-        except KeyError as error:
-            done.append(Bad(index, f"no field {error}"))
-        except MmdoraError as error:
-            done.append(Bad(index, str(error)))
-        except (TypeError, ValueError, IndexError, AttributeError) as error:
-            done.append(Bad(index, f"a field of an unexpected kind ({error.__class__.__name__}: {error})"))
+        except ROW_ERRORS as error:
+            done.append(Bad(index, _reason(error)))
     return done
 
 
-def _parsed(value: Any) -> Any:
+def _reason(error: Exception) -> str:
+    if isinstance(error, MmdoraError):
+        return str(error)
+    if isinstance(error, KeyError):
+        return f"no field {error}"
+    return f"a field of an unexpected kind ({error.__class__.__name__}: {error})"
+
+
+def parsed(value: Any) -> Any:
+    """A row's value; a line of JSON is parsed.
+
+    Raises:
+        MmdoraError: the row could not be read, or the line is not JSON.
+    """
     if isinstance(value, MmdoraError):
         raise value
     return parse_line(value) if isinstance(value, bytes) else value
@@ -156,7 +168,7 @@ def _placed(job: Job, picture: Picture) -> tuple[str, bytes | None]:
         return name, None
     if job.root is None:
         raise MmdoraError(f"image {picture!r}: give the root of the image paths with --images")
-    name = _first_usable(picture, job.root) if isinstance(picture, tuple) else picture
+    name = first_usable(picture, job.root) if isinstance(picture, tuple) else picture
     if not isinstance(name, str):
         raise MmdoraError(f"an image must be a path, not {type(name).__name__}")
     _check_image(name, job.root)
@@ -166,7 +178,7 @@ def _placed(job: Job, picture: Picture) -> tuple[str, bytes | None]:
     return name, path.read_bytes() if job.pack else None
 
 
-def _first_usable(names: tuple[str, ...], root: Path) -> str:
+def first_usable(names: tuple[str, ...], root: Path) -> str:
     """The first of the names that is an image below `root`; if none is, the first, which is then reported."""
     for name in names:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -23,14 +24,21 @@ class Origin:
     """Where a dataset comes from; it goes into the card of every folder of its records.
 
     Attributes:
-        licence: as its owners state it, or a word on whose data it is.
+        licence: as its owners state it, or a word on whose data it is. A card has it for its owners' files only.
         source: where the format of its files was read.
         unverified: what could not be compared with an official file, a note each.
+        owned: patterns of the names of the files that its owners published, for a layout in which people also have data
+            of their own; empty for a layout that is nobody's dataset. None: all files are its owners'.
     """
 
     licence: str
     source: str
     unverified: tuple[str, ...] = ()
+    owned: tuple[str, ...] | None = None
+
+    def owns(self, file: str) -> bool:
+        """Whether a file of this name is one that its owners published."""
+        return self.owned is None or any(fnmatch(file, pattern) for pattern in self.owned)
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,26 @@ class ImageInputs(Inputs):
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class OwnInputs(ImageInputs):
+    """Files in a layout that people use for pictures of their own.
+
+    Parameters
+    ----------
+    files
+        Your files, or the official ones, as their owners publish them.
+    held_out
+        Share of the pictures, such as 0.2, whose rows go to test.jsonl, and all others to train.jsonl; no picture is
+        in both.
+    seed
+        Another seed makes --held-out take other pictures.
+    """
+
+    held_out: float | None = None
+    seed: int = 0
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class VideoInputs(Inputs):
     """Official files about videos.
 

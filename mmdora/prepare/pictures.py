@@ -10,7 +10,7 @@ from PIL import Image
 
 from mmdora.errors import MmdoraError
 from mmdora.files import write_whole
-from mmdora.prepare.card import CARD
+from mmdora.records.card import CARD
 
 
 def save(out: Path, name: str, data: bytes) -> None:

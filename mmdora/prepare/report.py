@@ -20,8 +20,8 @@ from PIL import Image
 from mmdora.errors import MmdoraError
 from mmdora.html import data_uri, environment
 from mmdora.outputs.written import Written
-from mmdora.prepare import card
 from mmdora.prepare.output import BAD_ROWS, EDGES, MOST_TURNS
+from mmdora.records.card import read
 from mmdora.records.images import FileRef, decode, open_image
 from mmdora.records.packed import read_packed
 from mmdora.records.record import Record
@@ -76,7 +76,7 @@ def write_report(written: Written) -> None:
     pages = environment(Path(__file__).parent)
     pages.filters["thousands"] = lambda number: f"{number:,}"
     pages.filters["size"] = lambda count: f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
-    facts = card.read(out)
+    facts = read(out)
     shown = {
         name: {"histograms": list(_histograms(split)), "samples": list(_samples(out, split))}
         for name, split in facts["splits"].items()

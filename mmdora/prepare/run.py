@@ -16,7 +16,8 @@ from mmdora.errors import MmdoraError
 from mmdora.outputs.stop import leave_to_parent
 from mmdora.prepare.convert import Bad, Job, Made, convert, line_of, shape_of
 from mmdora.prepare.dataset import Dataset
-from mmdora.prepare.inputs import ImageInputs, Inputs, VideoInputs
+from mmdora.prepare.draw import check, draw
+from mmdora.prepare.inputs import ImageInputs, Inputs, OwnInputs, VideoInputs
 from mmdora.prepare.read import OfficialRow, Reader
 from mmdora.prepare.record import RecordDraft
 from mmdora.prepare.writer import Writer
@@ -49,6 +50,9 @@ def prepare(dataset: Dataset, out: Path, inputs: Inputs) -> dict[str, int]:
     if dataset.files is None:
         raise ValueError(f"{dataset.name} reads no official files; call `make`")
     files = dataset.files
+    share, seed = (inputs.held_out, inputs.seed) if isinstance(inputs, OwnInputs) else (None, 0)
+    if isinstance(inputs, OwnInputs):
+        check(inputs)
     root = inputs.images if isinstance(inputs, ImageInputs) else None
     root = inputs.features if isinstance(inputs, VideoInputs) else root
     for path in [*inputs.files, *([root] if root else [])]:
@@ -56,17 +60,24 @@ def prepare(dataset: Dataset, out: Path, inputs: Inputs) -> dict[str, int]:
             raise MmdoraError(f"{path}: no such file or folder")
     pack = isinstance(inputs, ImageInputs) and inputs.pack
     job = Job(files.records, root, out, pack)
-    size = sum(path.stat().st_size for path in inputs.files if path.is_file())
+    passes = 1 if share is None else 2
+    size = passes * sum(path.stat().st_size for path in inputs.files if path.is_file())
     with (
         Writer(out, dataset, pack=pack, unique=files.unique_ids, split=inputs.split, default=files.split) as writer,
         tqdm(total=size, desc=dataset.name, unit="B", unit_scale=True, disable=None) as bar,
         Reader(writer.scratch, bar.update) as reader,
     ):
+        drawn = None
+        if share is not None:
+            (writer.scratch / "draw").mkdir()
+            with Reader(writer.scratch / "draw", bar.update) as first:
+                drawn = draw(files.rows(first, inputs), job, share, seed, skip_bad=inputs.skip_bad)
         chunks = _chunks(reader, files.rows(reader, inputs))
         for chunk, done in _converted(job, chunks, inputs.workers or usable_cores()):
-            writer.take(chunk, done, skip_bad=inputs.skip_bad)
+            writer.take(chunk, done, skip_bad=inputs.skip_bad, drawn=drawn)
             bar.set_postfix(records=f"{writer.records:,}")
-        return writer.finish(reader.files, root, reader.unmatched)
+        how = {} if share is None else {"held_out": share, "seed": seed}
+        return writer.finish(reader.files, root, reader.unmatched, how)
 
 
 def write_splits(

@@ -8,7 +8,7 @@ import shutil
 import sqlite3
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from mmdora.outputs.written import Written
 from mmdora.prepare import card
 from mmdora.prepare.convert import Bad, Made
 from mmdora.prepare.dataset import Dataset
+from mmdora.prepare.draw import SPLITS
 from mmdora.prepare.index import Seen
 from mmdora.prepare.output import BAD_ROWS, JsonlFile, ParquetFile
 from mmdora.prepare.read import OfficialRow, split_of
 from mmdora.prepare.report import REPORT, write_report
+from mmdora.records.card import CARD
 
 MOST_CONTENT = 2000
 """How many characters of a bad row are kept beside its place: enough to recognise it."""
@@ -72,7 +74,7 @@ class Writer:
             stack.enter_context(_one_line(self))
             stack.enter_context(locked(self.out))
             card.check_owner(self.out, self.dataset.name)  # Another run may have ended since.
-            self.written.check(card.CARD, REPORT, BAD_ROWS)
+            self.written.check(CARD, REPORT, BAD_ROWS)
             shutil.rmtree(self.scratch, ignore_errors=True)  # by a run that was killed
             self.scratch.mkdir()
             stack.callback(shutil.rmtree, self.scratch, ignore_errors=True)
@@ -96,13 +98,25 @@ class Writer:
             return f"of {self.out} only {', '.join(self._placed)} is new; the same command begins anew"
         return f"nothing was written to {self.out}; the same command begins anew"
 
-    def take(self, chunk: Sequence[OfficialRow], done: Sequence[Made | Bad], *, skip_bad: bool) -> None:
-        """Write a chunk's records, and note its bad rows; unless `skip_bad`, the first of them is an error."""
+    def take(
+        self,
+        chunk: Sequence[OfficialRow],
+        done: Sequence[Made | Bad],
+        *,
+        skip_bad: bool,
+        drawn: Sequence[int] | None = None,
+    ) -> None:
+        """Write a chunk's records, and note its bad rows; unless `skip_bad`, the first of them is an error.
+
+        Args:
+            drawn: [rows of the whole run] what `draw.draw` gave, if that says which split a row is of.
+        """
         bad: list[Bad] = []
         for item in done:
             row = chunk[item.row]
             if isinstance(item, Made):
-                split = item.split or self._split or split_of(row.file) or self._default
+                drawn_split = SPLITS[drawn[self._rows + item.row]] if drawn is not None else None
+                split = drawn_split or item.split or self._split or split_of(row.file) or self._default
                 if split is None:
                     raise MmdoraError(f"{row.file}: the name tells no split (train, val, dev, test); give --split")
                 if self.add(item, split):
@@ -132,13 +146,16 @@ class Writer:
         self.records += 1
         return True
 
-    def finish(self, inputs: Sequence[Path], root: Path | None, unmatched: int) -> dict[str, int]:
+    def finish(
+        self, inputs: Sequence[Path], root: Path | None, unmatched: int, drawn: Mapping[str, Any] | None = None
+    ) -> dict[str, int]:
         """Write card and report, and give every file its name; return the number of records per split.
 
         Args:
             inputs: the official files that were read.
             root: the folder that image (or feature) paths start from; None if the images lie below `out`.
             unmatched: how many annotations belong to no row.
+            drawn: how test rows were drawn, for the card.
 
         Raises:
             MmdoraError: there is no usable row.
@@ -146,14 +163,24 @@ class Writer:
         if not self.records:
             raise MmdoraError(f"{self.out}: no usable row ({self._bad:,} bad ones); nothing was written")
         sources = [{"file": str(path), "bytes": path.stat().st_size, "sha256": sha256(path)} for path in inputs]
-        run = {"rows": self._rows, "bad_rows": self._bad, "unmatched_annotations": unmatched, "inputs": sources}
+        run = {
+            "rows": self._rows,
+            "bad_rows": self._bad,
+            "unmatched_annotations": unmatched,
+            "inputs": sources,
+            **(drawn or {}),
+        }
         if own := {path.resolve() for path in inputs} & {
             (self.out / f.path.name).resolve() for f in self._files.values()
         }:
             raise MmdoraError(f"{next(iter(own))}: is read here, and would be overwritten; give another --out")
         entries, counts, digests = {}, {}, {}
         for split, file in self._files.items():
-            files = {"file": file.path.name, "images_root": str(root) if root else None, "packed": self._pack}
+            files = {
+                "file": file.path.name,
+                "images_root": str(root.absolute()) if root else None,
+                "packed": self._pack,
+            }
             numbers = file.counts.to_dict() | {"duplicate_ids": self._duplicates[split]}
             digests[split] = file.finish()
             entries[split] = files | {"sha256": digests[split]} | numbers | run

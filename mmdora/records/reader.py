@@ -18,6 +18,7 @@ import numpy as np
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, write_whole
 from mmdora.records import packed
+from mmdora.records.card import images_root
 from mmdora.records.parse import parse, suffix_of
 from mmdora.records.record import content_of
 from mmdora.records.row import Row, row_of
@@ -33,7 +34,7 @@ class Records:
     def __init__(self, path: Path | str, images: Path | str | None = None, *, max_turns: int | None = None):
         self.path = Path(path)
         ordinary(self.path, "file of records (mmdora prep makes one)")
-        self.root = Path(images) if images is not None else self.path.parent
+        self.root = Path(images) if images is not None else images_root(self.path)
         if not self.root.is_dir():
             raise MmdoraError(f"{self.root}: the images root is not a folder")
         status = self.path.stat()
@@ -123,7 +124,7 @@ class Records:
 
 
 def read_records(path: Path | str, images: Path | str | None = None, *, max_turns: int | None = None) -> Records:
-    """Open a file of records; `images` is the root of its image paths (default: the file's folder).
+    """Open a file of records; `images` is the root of its image paths (default: see `images_root`).
 
     Args:
         max_turns: the most turns of a record; a longer conversation becomes several records, each with the images and

@@ -117,7 +117,11 @@ def test_folder_mistakes(tmp_path):
     fails("a.csv", b"", "begins with the names")
     fails("b.csv", b"image,question,answer\n", "no usable row")
     fails("c.csv", b"image,question,answer\n,\xff,x\n", "not UTF-8")
-    fails("d.csv", b"image,answer\n,x\n", "no field 'question'")
+    fails(
+        "d.csv",
+        b"image,answer\n,x\n",
+        r"no column 'question'; there are image, answer; known are id, image, question, answer, split",
+    )
     fails("e.txt", b"x", r"not a file of rows \(\.jsonl, \.json")
     fails("f.parquet", b"x" * 100, "not a readable Parquet file")
     fails("g.json", b"", "expected a JSON list")

@@ -9,7 +9,7 @@ from kept_records import records_in
 
 from mmdora.data_prep import gqa, okvqa, textvqa, vizwiz, vqav2
 from mmdora.errors import MmdoraError
-from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.inputs import ImageInputs, OwnInputs
 from mmdora.prepare.results import answers_by_question
 from mmdora.prepare.run import prepare
 
@@ -87,6 +87,28 @@ def test_vqav2_without_annotations_is_a_test_set(official, coco, tmp_path, answe
     assert records[0]["images"] == ["test2015/COCO_test2015_000000000042.jpg"]
     assert {answer_of(record) for record in records} == {None} and "answers" not in records[0]["meta"]
     assert json.loads((out / "dataset_card.json").read_text())["splits"]["test-dev"]["unanswered"] == 3
+
+
+def test_vqav2_takes_own_pictures(official, picture, tmp_path):
+    root = picture("cats/a.jpg").parents[1]
+    picture("b.jpg")
+    asked = [
+        {"question_id": 1, "image": "cats/a.jpg", "question": "What is it?"},
+        {"question_id": 2, "image_id": "b.jpg", "question": "Where?"},
+    ]
+    notes = [
+        {"question_id": n, "multiple_choice_answer": "cat", "answers": [{"answer": "cat", "answer_id": 1}]}
+        for n in (1, 2)
+    ]
+    files = [
+        official("questions.json", {"data_subtype": "mine", "questions": asked}),
+        official("annotations.json", {"data_subtype": "mine", "annotations": notes}),
+    ]
+    inputs = OwnInputs(files=files, images=root, held_out=0.5)
+    assert prepare(vqav2.DATASET, tmp_path / "out", inputs) == {"train": 1, "test": 1}
+    records = [record for split in ("train", "test") for record in records_in(tmp_path / f"out/{split}.jsonl", root)]
+    assert sorted(record["images"][0] for record in records) == ["b.jpg", "cats/a.jpg"]
+    assert json.loads((tmp_path / "out/dataset_card.json").read_text())["licence"] is None
 
 
 def test_vqav2_images_may_lie_flat(official, coco, tmp_path):

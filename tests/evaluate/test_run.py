@@ -17,6 +17,7 @@ from tiny_run import contents, exit_code, forked, until
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate import asking, run
+from mmdora.evaluate.comparison import Compared
 from mmdora.evaluate.resume import JOURNAL, Journal, read_predictions
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.outputs.written import FILES
@@ -72,6 +73,23 @@ def test_files_hold_what_was_scored(loaded: tuple[Any, Any], easy, records, tmp_
     assert metrics["overall"]["score"] == right / len(rows) > 0
     assert metrics["questions_per_s"] > 0 and metrics["task"] == "exact"
     assert (tmp_path / "new" / "out" / "errors.html").stat().st_size > 0
+
+
+def test_the_table_says_which_answer_of_a_conversation_was_scored(
+    loaded: tuple[Any, Any], records, tmp_path, monkeypatch
+):
+    """Two conversations with one more question in front, in each of which only the last answer is asked for."""
+    alone, talk = records[:3], []
+    for record in alone[:2]:
+        more = [{**message, "content": message["content"][-1:]} for message in record["messages"]]
+        talk.append(changed(record, messages=[*record["messages"], *more]))
+    answering(monkeypatch, ["yes"] * 6)
+    told = run.evaluate(*loaded, [*talk, alone[2]], out=tmp_path / "out")
+    assert len(told.rows) == 3 and told.earlier == 2
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["earlier_answers"] == 2
+    said = "scored: the last answer of each conversation; 2 earlier ones are given in the prompts"
+    assert said in str(Compared({"base": told}, "exact"))
+    assert "scored: the last" not in str(Compared({"base": run.evaluate(*loaded, alone)}, "exact"))
 
 
 def test_each_image_is_opened_once(loaded: tuple[Any, Any], easy, records, monkeypatch):

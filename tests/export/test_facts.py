@@ -44,7 +44,7 @@ def test_no_path_of_this_machine_and_no_defaults(out, tiny_llava):
 
 
 def test_a_public_dataset_is_named_and_ones_own_is_not(tmp_path):
-    for name, licence in (("easy-vqa", "MIT"), ("folder", "yours")):
+    for name, licence in (("easy-vqa", "MIT"), ("folder", None)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "dataset_card.json").write_text(json.dumps({"name": name, "licence": licence}))
     own = run_facts(RunConfig(data=Data(train=tmp_path / "folder/train.jsonl")))

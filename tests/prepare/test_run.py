@@ -20,7 +20,7 @@ from mmdora.errors import MmdoraError
 from mmdora.outputs.written import FILES
 from mmdora.prepare.convert import Job, Made
 from mmdora.prepare.index import Seen
-from mmdora.prepare.inputs import ImageInputs
+from mmdora.prepare.inputs import ImageInputs, OwnInputs
 from mmdora.prepare.read import OfficialRow, split_of
 from mmdora.prepare.run import CHUNK_ROWS, _converted, prepare, write_splits
 from mmdora.prepare.writer import Writer
@@ -86,7 +86,9 @@ def test_the_processes_are_never_far_behind_the_file(tmp_path):
 
 def test_a_bad_row_far_in_stops_everything(tmp_path, root):
     file = table(tmp_path / "train.jsonl", 3 * CHUNK_ROWS, lambda n, row: {} if n == 2 * CHUNK_ROWS + 5 else row)
-    with pytest.raises(MmdoraError, match=rf"train\.jsonl:{2 * CHUNK_ROWS + 6}: no field 'question'; --skip-bad"):
+    with pytest.raises(
+        MmdoraError, match=rf"train\.jsonl:{2 * CHUNK_ROWS + 6}: no column 'question'; there are none; known are"
+    ):
         prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root, workers=2))
     assert not (tmp_path / "out").exists()
 
@@ -146,7 +148,7 @@ def test_the_card(tmp_path, root):
     file = table(tmp_path / "train.jsonl", 5, change)
     prepare(folder.DATASET, tmp_path / "out", ImageInputs(files=[file], images=root))
     card = json.loads((tmp_path / "out/dataset_card.json").read_text())
-    assert card["name"] == "folder" and card["licence"] and card["source"] and card["unverified"] == []
+    assert card["name"] == "folder" and card["licence"] is None and card["source"] and card["unverified"] == []
     split = card["splits"]["train"]
     assert (split["records"], split["images"], split["text_only"], split["unanswered"]) == (5, 4, 1, 1)
     assert split["question_characters"] == {"11": 5} and split["answer_characters"] == {
@@ -161,6 +163,16 @@ def test_the_card(tmp_path, root):
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     assert split["inputs"] == [{"file": str(file), "bytes": file.stat().st_size, "sha256": digest}]
     assert split["images_root"] == str(root) and split["samples"] == [0, 1, 2, 3, 4]
+
+
+def test_a_licence_is_that_of_the_owners_files_alone(tmp_path, root):
+    row = {"conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A dog."}]}
+    for name, licensed in (("llava_v1_5_mix665k.json", True), ("test.json", False), ("detail_23k.json", False)):
+        (tmp_path / name).write_text(json.dumps([row]))
+        prepare(llava.DATASET, tmp_path / "out", OwnInputs(files=[tmp_path / name]))
+        card = json.loads((tmp_path / "out/dataset_card.json").read_text())
+        assert (card["licence"] == llava.DATASET.origin.licence) == licensed, name
+        assert ("Licence:" in (tmp_path / "out/report.html").read_text()) == licensed
 
 
 def test_the_report_escapes_and_asks_for_nothing(tmp_path, root):

@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 from tiny_run import config_of, silent
 
+from mmdora.batches.shards import Shards
 from mmdora.cli import main
+from mmdora.errors import MmdoraError
 from mmdora.families import Family
-from mmdora.records.reader import write_records
+from mmdora.records.reader import read_records, write_records
 from mmdora.records.record import qa_record
 from mmdora.train import train
 
@@ -95,6 +97,27 @@ def test_training_and_its_evaluation_open_each_tasks_own_pictures(
     assert kinds == {f"{name}-{split}" for name in COLOURS for split in ("train", "test")}
     assert all(COLOURS[name.partition("-")[0]] == seen for name, seen in watched.learned)
     assert sorted(watched.asked) == ["blue", "blue", "red", "red"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_pictures_are_found_by_the_card(folders: dict[str, Path], stream: bool):
+    folder = folders["first"]
+    open_rows = Shards if stream else read_records
+    assert open_rows(folder / "test.jsonl").root == folder / "pictures"
+    assert open_rows(folder / "train.jsonl").root == folder  # The card does not name this file.
+    assert open_rows(folder / "test.jsonl", folder).root == folder
+    (folder / "pictures").rename(folder / "moved")
+    with pytest.raises(
+        MmdoraError, match=r"the pictures of test.jsonl lay in .*; say where they are with data\.images"
+    ):
+        open_rows(folder / "test.jsonl")
+    (folder / "dataset_card.json").write_text("[]")
+    with pytest.raises(MmdoraError, match="not a dataset card"):
+        open_rows(folder / "test.jsonl")
+
+
+def test_inspect_finds_pictures_by_the_card(folders: dict[str, Path]):
+    assert main(["inspect", "tiny-llava", "--data", str(folders["first"] / "test.jsonl")]) == 0
 
 
 def test_eval_opens_each_splits_own_pictures(folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
