@@ -46,7 +46,8 @@ class Blip2(Family):
         self.image_id = self.tokenizer.convert_tokens_to_ids(str(processor.image_token))
         # The processor itself writes the picture's tokens, in no place that a text could name.
         self.placeholder = None
-        if processor.chat_template is None:  # It reads none from its folder, but the tokenizer does.
+        # The processor reads no template from its folder, but the tokenizer does. Flan-T5 has no start token.
+        if processor.chat_template is None and self.tokenizer.bos_token is not None:
             processor.chat_template = self.tokenizer.chat_template or self.default
 
     def check_question(self, row: Row) -> None:

@@ -9,7 +9,7 @@ import transformers
 from .recipe import CLIP, Recipe, ids, text
 from .words import tokenizer
 
-PICTURES = {"size": {"height": 16, "width": 16}}
+PICTURES: dict[str, Any] = {"size": {"height": 16, "width": 16}}
 VISION: dict[str, Any] = {**CLIP, "image_size": 16, "patch_size": 4}
 QFORMER: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 
