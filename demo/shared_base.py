@@ -24,13 +24,16 @@ class SharedBase:
         """Read an adapter of this base; gives the name by which `wear` knows it. The base wears none afterwards.
 
         Raises:
-            MmdoraError: in the cases of `load_adapter`; or if it has a budget of image tokens, or is no adapter at all.
+            MmdoraError: in the cases of `load_adapter`; or if it has a budget of image tokens or a chat template, or is
+                no adapter at all.
         """
         folder = location.adapter
         if folder is None:
             raise MmdoraError(f"{location.name}: no adapter here")
         if location.image_tokens != ImageTokens():
             raise MmdoraError(f"{folder}: has its own number of image tokens; load it without --shared-base")
+        if location.template is not None:
+            raise MmdoraError(f"{folder}: has its own chat template; load it without --shared-base")
         if (name := str(folder)) not in adapters_of(self.model):
             load_adapter(self.model, folder, name=name)
         self.wear(None)

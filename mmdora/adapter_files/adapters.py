@@ -51,7 +51,12 @@ __all__ = ["fingerprint", "load_adapter", "restore_adapter", "save_adapter"]
 
 
 def save_adapter(
-    model: nn.Module, folder: Path | str, *, base: str | None = None, image_tokens: ImageTokens | None = None
+    model: nn.Module,
+    folder: Path | str,
+    *,
+    base: str | None = None,
+    image_tokens: ImageTokens | None = None,
+    template: str | None = None,
 ) -> None:
     """Write the adapter of an adapted model. A plan of `full` parts alone has no PEFT config: PEFT cannot hold it.
 
@@ -61,6 +66,7 @@ def save_adapter(
         base: name of the base, for whoever loads the adapter; default: the model's own `name_or_path`. The path of a
             folder is kept as an absolute one.
         image_tokens: what it was trained with, for whoever loads the processor.
+        template: the chat template that it was trained with, if that is not the base's own.
     """
     plan = plan_of(model)
     if plan is None:
@@ -94,7 +100,9 @@ def save_adapter(
     else:
         (folder / CONFIG).unlink(missing_ok=True)
     budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
-    facts = {"format": 1, "mmdora": __version__, "base": name, **budget, "why": plan.reasons(), "plan": plan.to_dict()}
+    asked = {} if template is None else {"chat_template": template}
+    facts = {"format": 1, "mmdora": __version__, "base": name, **budget, **asked}
+    facts |= {"why": plan.reasons(), "plan": plan.to_dict()}
     # What a kill leaves between two of the files is seen by the checksums, which are written last.
     write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))
 

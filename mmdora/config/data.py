@@ -74,6 +74,9 @@ class Data:
         Field(description="rows over max_length; shrink leaves out turns from the end, never an image"),
     ] = "error"
     image_tokens: ImageTokens = ImageTokens()
+    template: Annotated[
+        Path | None, Field(description="Jinja file to write conversations by, in place of the base's chat template")
+    ] = None
     stream: Annotated[
         StrictBool,
         Field(

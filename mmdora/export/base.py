@@ -12,7 +12,7 @@ from mmdora.errors import MmdoraError
 from mmdora.models.locate import check_folder, resolve
 
 COPIED = (
-    *("tokenizer*", "vocab*", "merges.txt", "*.model", "added_tokens.json", "special_tokens_map.json"),
+    *("tokenizer*", "*_tokenizer/*", "vocab*", "merges.txt", "*.model", "added_tokens.json", "special_tokens_map.json"),
     *("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json"),
     *("chat_template.*", "additional_chat_templates/*.jinja", "generation_config.json", "LICENSE*"),
 )

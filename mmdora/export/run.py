@@ -15,12 +15,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 
 from mmdora.adapt.inject import apply, merge, plan_of
 from mmdora.adapter_files.adapters import fill
 from mmdora.config import ImageTokens, RunConfig, load_config
 from mmdora.dtypes import DTYPES, DtypeName
+from mmdora.errors import MmdoraError
 from mmdora.export.base import base_folder, copied_files, dtype_of
 from mmdora.export.card import card
 from mmdora.export.facts import ExportFacts, licence_of, parity_facts, run_facts, shown_base, token_facts, versions
@@ -32,6 +33,7 @@ from mmdora.export.shards import UnsureError
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
 from mmdora.files import read_json, write_json, write_whole
+from mmdora.models.chat_template import write_template
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
@@ -181,7 +183,7 @@ def _complete(folder: Path, base: Path, location: Location) -> None:
     if location.image_tokens != ImageTokens():
         write_image_tokens(folder, set_image_tokens(load_processor(location.base), location.image_tokens))
     if location.adapter is not None:
-        family = family_of(load_processor(location.base))
+        family = family_of(load_processor(location.base, template=location.template))
         _write_stops(folder, family)
         _write_template(folder, family)
 
@@ -196,9 +198,23 @@ def _write_stops(folder: Path, family: Family) -> None:
 
 
 def _write_template(folder: Path, family: Family) -> None:
-    """Give a language model the template by which it was trained, if the files of its base hold none."""
-    if not family.sees and AutoTokenizer.from_pretrained(folder).chat_template is None:
-        write_whole(folder / "chat_template.jinja", family.processor.chat_template)
+    """Give the export the template by which the model was trained, if the files of its base hold another or none.
+
+    Raises:
+        MmdoraError: if stock transformers reads another template from the written files.
+    """
+    template = family.processor.chat_template
+    if template is None or _stock_template(folder, family) == template:
+        return
+    write_template(folder, template)
+    if _stock_template(folder, family) != template:
+        raise MmdoraError(f"{folder}: the chat template cannot be written into its files")
+
+
+def _stock_template(folder: Path, family: Family) -> Any:
+    """The chat template that stock transformers reads from a checkpoint; some processors leave it to the tokenizer."""
+    reader = (AutoProcessor if family.sees else AutoTokenizer).from_pretrained(folder)
+    return reader.chat_template or getattr(reader, "tokenizer", reader).chat_template
 
 
 class _MergedModel:

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mmdora.families.blip import Blip2, InstructBlip
 from mmdora.families.family import IGNORE, Family
 from mmdora.families.glm import Glm4v
 from mmdora.families.llava import Llava
@@ -22,8 +23,10 @@ from mmdora.families.vlbart import VLBart
 
 __all__ = [
     "IGNORE",
+    "Blip2",
     "Family",
     "Glm4v",
+    "InstructBlip",
     "Llava",
     "PaliGemma",
     "Prompt",
@@ -35,8 +38,10 @@ __all__ = [
 ]
 
 OWN: dict[str, type[Family]] = {
+    "Blip2Processor": Blip2,
     "Glm46VProcessor": Glm4v,
     "Glm4vProcessor": Glm4v,
+    "InstructBlipProcessor": InstructBlip,
     "LlavaProcessor": Llava,
     "PaliGemmaProcessor": PaliGemma,
     "SmolVLMProcessor": SmolVLM,

@@ -58,6 +58,7 @@ class Family:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder: str | None = getattr(processor, "image_token", None)
+        self.image_id: int | None = getattr(processor, "image_token_id", None)
 
     # --- what a record may contain
 
@@ -287,13 +288,13 @@ class Family:
 
     def shown(self, batch: Mapping[str, Tensor], row: int) -> Iterator[Shown]:
         """Yield a row of a batch as pieces of text for people; a picture is written as its number of tokens."""
-        image = getattr(self.processor, "image_token_id", None)
         columns = zip(batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True)
+        image = self.image_id
         tokens = [(int(token), int(label) != IGNORE, int(token) == image) for token, label, seen in columns if seen]
         for (learned, is_image), run in groupby(tokens, key=lambda token: token[1:]):
             ids = [token[0] for token in run]
             if is_image:
-                yield f"{self.placeholder} × {len(ids)}", "image"
+                yield f"{self.tokenizer.decode(ids[:1])} × {len(ids)}", "image"
             else:
                 yield self.tokenizer.decode(ids), "learned" if learned else "text"
 

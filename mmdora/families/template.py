@@ -39,8 +39,8 @@ def apply_template(
     """
     if getattr(processor, "chat_template", None) is None:
         raise MmdoraError(
-            f"{type(processor).__name__}: this base has no chat template; put one that writes its conversations into "
-            "its folder, as chat_template.jinja"
+            f"{type(processor).__name__}: this base has no chat template; name a file that writes conversations "
+            "in its form (data.template), or put one into its folder, as chat_template.jinja"
         )
     try:
         texts: Any = processor.apply_chat_template(
@@ -49,16 +49,20 @@ def apply_template(
         return texts
     except Exception as error:  # A template is a program of the checkpoint; jinja2 runs it in its sandbox.
         reason = " ".join(str(error).split())[:200]
-        raise MmdoraError(f"the chat template of this base fails: {type(error).__name__}: {reason}") from None
+        raise MmdoraError(f"the chat template fails: {type(error).__name__}: {reason}") from None
 
 
-def check_texts(messages: Messages, placeholder: str | None) -> None:
-    """Raise an MmdoraError if a text holds the image placeholder, which the processor would take for an image."""
+def check_texts(messages: Messages, placeholder: Any) -> None:
+    """Raise an MmdoraError if a text holds the image placeholder, which the processor would take for an image.
+
+    Args:
+        placeholder: a text, or the tokenizer's `AddedToken` of it, which some processors have.
+    """
     for message in messages if placeholder else ():
         for part in message["content"]:
-            if placeholder in part.get("text", ""):
+            if str(placeholder) in part.get("text", ""):
                 raise MmdoraError(
-                    f"the text {part['text']!r:.60} holds the image placeholder {placeholder!r}; remove it"
+                    f"the text {part['text']!r:.60} holds the image placeholder {str(placeholder)!r}; remove it"
                 )
 
 
@@ -71,7 +75,7 @@ def check_places(text: str, placeholder: str | None, images: int) -> None:
     places = images if placeholder is None else text.count(placeholder)
     if places != images:
         raise MmdoraError(
-            f"holds {images} image{'s' * (images != 1)}, but the chat template of this base writes {placeholder!r} "
+            f"holds {images} image{'s' * (images != 1)}, but the chat template writes {placeholder!r} "
             f"{places} times; move the image parts to where it does (user turns, as a rule)"
         )
 

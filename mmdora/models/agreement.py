@@ -32,19 +32,26 @@ SETTINGS += ("mm_tokens_per_image", "downsample_ratio")
 
 
 def check_agreement(name: str, processor: Any, model: Any) -> None:
-    """Raise an MmdoraError if a processor writes other tokens than its model has places for.
+    """Raise an MmdoraError if a processor writes other tokens than its model has places for, or in another order.
 
     Args:
         name: the base, for the error.
         processor: of a family with a chat template, others are not checked; of a language model only the vocabulary is.
         model: built from the base's config on the meta device.
     """
-    tokenizer = family_of(processor).tokenizer
+    family = family_of(processor)
+    tokenizer = family.tokenizer
     embedded, known = model.get_input_embeddings().weight.shape[0], len(tokenizer)
     key = next((key for key in IMAGE_IDS if isinstance(getattr(model.config, key, None), int)), None)
     if is_text_only(model.config):
         _check_vocabulary(name, known, embedded)
         return
+    decodes_apart = any(each.is_encoder_decoder for each in (model.config, model.config.get_text_config(decoder=True)))
+    if decodes_apart and family.one_stream and getattr(processor, "chat_template", None):
+        raise MmdoraError(
+            f"model {name!r}: {type(model).__name__} reads a question in an encoder and writes the answer with a "
+            "decoder; no such model but VL-BART can be trained or asked here, by no chat template"
+        )
     if key is None or not getattr(processor, "chat_template", None):
         return
     image = getattr(model.config, key)

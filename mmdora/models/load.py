@@ -26,6 +26,7 @@ from mmdora.config import Compose, ImageTokens, validate
 from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
+from mmdora.models.chat_template import set_template
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
@@ -38,6 +39,7 @@ def load(
     device: str | torch.device | None = None,
     trust_remote_code: bool = False,
     image_tokens: ImageTokens | None = None,
+    template: str | None = None,
 ) -> tuple[Any, Any]:
     """Open a model and its processor, ready for inference (`eval()` mode).
 
@@ -50,6 +52,8 @@ def load(
         trust_remote_code: whether to run code that a checkpoint brings along.
         image_tokens: budget of tokens for each image; by default the one that the adapter was trained with, or else the
             processor's own.
+        template: chat template (Jinja) to write conversations by; by default the one that the adapter was trained with,
+            or else the base's own.
 
     Returns:
         The model and its processor; that of a causal language model is its tokenizer.
@@ -61,10 +65,12 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if not isinstance(name, (str, Path, Location)):
-        return _composed(name, DTYPES[dtype or "fp32"], device, image_tokens)
+        model, processor = _composed(name, DTYPES[dtype or "fp32"], device, image_tokens)
+        set_template(processor, template)
+        return model, processor
     location = name if isinstance(name, Location) else locate(name)
     base = location.base
-    processor, shapes = _checked(base, trust_remote_code)
+    processor, shapes = _checked(base, trust_remote_code, template or location.template)
     taken: Any = dtype or own_dtype(shapes.config)
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
@@ -107,8 +113,17 @@ def _composed(
     return model.to(device=device, dtype=dtype), processor
 
 
-def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: ImageTokens | None = None) -> Any:
+def load_processor(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    image_tokens: ImageTokens | None = None,
+    template: str | None = None,
+) -> Any:
     """Open the processor of a base without its model; that of a causal language model is its tokenizer.
+
+    Args:
+        template: chat template to write conversations by; None leaves the base's own.
 
     Raises:
         MmdoraError: if there is no such model, it has no processor, or the processor cannot keep within `image_tokens`.
@@ -117,22 +132,26 @@ def load_processor(name: str, *, trust_remote_code: bool = False, image_tokens: 
         of_text = model_class(config_of(name, trust_remote_code=trust_remote_code)) is AutoModelForCausalLM
         kind = AutoTokenizer if of_text else AutoProcessor
         processor = kind.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
+    set_template(processor, template)
     set_image_tokens(processor, image_tokens or ImageTokens())
     return processor
 
 
-def check_base(name: str, *, trust_remote_code: bool = False) -> Any:
+def check_base(name: str, *, trust_remote_code: bool = False, template: str | None = None) -> Any:
     """Open the processor of a base and check that it fits the model, of which only the config is read.
+
+    Args:
+        template: as in `load_processor`.
 
     Raises:
         MmdoraError: if there is no such base, or in the cases of `check_agreement`.
     """
-    return _checked(name, trust_remote_code)[0]
+    return _checked(name, trust_remote_code, template)[0]
 
 
-def _checked(name: str, trust_remote_code: bool) -> tuple[Any, Any]:
+def _checked(name: str, trust_remote_code: bool, template: str | None) -> tuple[Any, Any]:
     """The processor of a base, and its model on the meta device, after `check_base`."""
-    processor = load_processor(name, trust_remote_code=trust_remote_code)
+    processor = load_processor(name, trust_remote_code=trust_remote_code, template=template)
     with _one_line(name):
         model = _on_meta(name, trust_remote_code)
         check_agreement(name, processor, model)

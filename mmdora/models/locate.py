@@ -34,6 +34,7 @@ class Location:
         adapter: folder with the adapter's files; None for a plain base.
         run: folder of the run that the adapter belongs to; None if there is no such folder with a config.
         image_tokens: budget of tokens per image that the adapter was trained with.
+        template: chat template that it was trained with; None if that is the base's own.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Location:
     adapter: Path | None
     run: Path | None
     image_tokens: ImageTokens
+    template: str | None = None
 
     @property
     def source(self) -> str:
@@ -58,7 +60,7 @@ def locate(name: str | Path) -> Location:
     if adapter is None:
         return Location(str(name), str(name), None, None, ImageTokens())
     run = adapter.parent if (adapter.parent / RUN_CONFIG).is_file() else None
-    return Location(str(name), _base_of(adapter), adapter, run, image_tokens_of(adapter))
+    return Location(str(name), _base_of(adapter), adapter, run, image_tokens_of(adapter), _template_of(adapter))
 
 
 def bundled() -> tuple[str, ...]:
@@ -92,7 +94,8 @@ def with_lasting_paths(config: RunConfig) -> RunConfig:
         parts = {key: _lasting_part(getattr(model.compose, key)) for key in ("vision", "language")}
         model = replace(model, compose=replace(model.compose, **parts))
     tasks = data.tasks and {name: replace(task, **_lasting_files(task)) for name, task in data.tasks.items()}
-    data = replace(data, tasks=tasks, feature_cache=lasting_path(data.feature_cache), **_lasting_files(data))
+    own = {key: lasting_path(getattr(data, key)) for key in ("feature_cache", "template")}
+    data = replace(data, tasks=tasks, **own, **_lasting_files(data))
     return replace(config, model=model, data=data)
 
 
@@ -140,6 +143,13 @@ def image_tokens_of(adapter: Path) -> ImageTokens:
         return ImageTokens()
     kept = own_facts(adapter).get("image_tokens") or {}
     return validate(ImageTokens, kept, where=lambda key: f"{adapter / OURS}: image_tokens")
+
+
+def _template_of(adapter: Path) -> str | None:
+    template = own_facts(adapter).get("chat_template") if (adapter / OURS).is_file() else None
+    if not isinstance(template, str | None):
+        raise MmdoraError(f"{adapter / OURS}: chat_template is no text; restore the file")
+    return template
 
 
 def check_folder(folder: Path) -> None:

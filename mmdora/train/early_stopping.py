@@ -73,7 +73,8 @@ def measured(config: RunConfig, data: Mapping[str, Any]) -> dict[str, Any]:
         for name, source in config.data.sources.items()
         if source.eval is not None
     }
-    return {"metric": metric(config), **rows, "files": files}
+    asked = {} if config.data.template is None else {"template": data.get(str(config.data.template))}
+    return {"metric": metric(config), **rows, **asked, "files": files}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from mmdora.batches.stream import Stream
 from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig
 from mmdora.families import Family, family_of
+from mmdora.models.chat_template import read_template
 from mmdora.models.load import load, load_processor
 from mmdora.train.early_stopping import Answers
 from mmdora.train.features import features_of
@@ -57,13 +58,19 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
         MmdoraError: if model, data and config do not fit together.
     """
     with processes.together():
-        budget, training = config.data.image_tokens, config.training
-        processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget)
+        budget, training, template = config.data.image_tokens, config.training, read_template(config.data.template)
+        processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget, template=template)
         family = family_of(processor)
         rows = rows_of(sources, family, config, processes)
         held_out = held_out_of(sources, family, config)
         set_seed(training.seed)
-        model, _ = load(config.base, dtype=config.model.dtype, trust_remote_code=trust, image_tokens=budget)
+        model, _ = load(
+            config.base,
+            dtype=config.model.dtype,
+            trust_remote_code=trust,
+            image_tokens=budget,
+            template=template,
+        )
         plan = inject(model, config.adapt)
         if training.precision == "bf16":
             for _, parameter, _, _ in trainable_parameters(model):

@@ -26,6 +26,7 @@ from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Family, family_of
 from mmdora.layers import AdaptedExpertWeight
+from mmdora.models.chat_template import read_template
 from mmdora.models.load import check_base, load_generation_config, load_processor, skeleton
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
@@ -50,7 +51,7 @@ def show_model(
         console.print("\nWhat would be trained: give a config, as in --config configs/tiny/dora.yaml")
         return
     console.print(f"\n{plan}\n", markup=False, highlight=False)
-    processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    processor = _processor(name, config, trust_remote_code)
     batch = typical_batch(family_of(processor), config)
     console.print(memory_table(estimate(model, plan, config, batch), config))
 
@@ -71,8 +72,14 @@ def show_data(
     """
     config, console = config or RunConfig(), console or Console()
     records = read_records(data, images or config.data.images, max_turns=config.data.max_turns)
-    processor = load_processor(name, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    processor = _processor(name, config, trust_remote_code)
     console.print(drawing(survey(records, family_of(processor), config)), highlight=False)
+
+
+def _processor(name: str, config: RunConfig, trust_remote_code: bool) -> Any:
+    """The processor of a base, as training by this config has it."""
+    budget, template = config.data.image_tokens, read_template(config.data.template)
+    return load_processor(name, trust_remote_code=trust_remote_code, image_tokens=budget, template=template)
 
 
 def module_tree(model: nn.Module, parts: ModelParts, plan: Plan | None = None) -> Tree:
@@ -170,10 +177,10 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
-    check_base(config.base, trust_remote_code=trust_remote_code)
+    check_base(config.base, trust_remote_code=trust_remote_code, template=read_template(data.template))
     model = skeleton(config.base, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
-    processor = load_processor(config.base, trust_remote_code=trust_remote_code, image_tokens=config.data.image_tokens)
+    processor = _processor(config.base, config, trust_remote_code)
     family = family_of(processor)
     console.print(f"{plan}\n", markup=False, highlight=False)
     for note in family.notes(load_generation_config(config.base)):

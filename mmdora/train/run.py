@@ -147,7 +147,8 @@ def assembled(
     reports: list[Report] = []
     if processes.main:
         reports = [RunLog(config.training.output / LOG, feed.rows_per_step), *reporters(config)]
-    checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces)
+    template = loaded.processor.chat_template if config.data.template is not None else None
+    checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces, template)
     say = tqdm.write if processes.main else silent  # tqdm.write does not disturb the progress bar.
     objective = Objective(
         loaded.model,

@@ -7,6 +7,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -42,6 +43,7 @@ class Checkpoints:
     Args:
         facts: facts about the run for the manifest: fingerprints of base and data.
         pieces: holds the number of rows that fit; only with `training.find_batch_size`.
+        template: the chat template in use, if it is not the base's own.
     """
 
     def __init__(
@@ -51,9 +53,10 @@ class Checkpoints:
         trained: Trained,
         facts: Mapping[str, Any],
         pieces: Pieces | None,
+        template: str | None = None,
     ):
         self.config, self.processes, self.trained, self.facts, self.pieces = config, processes, trained, facts, pieces
-        self.output = config.training.output
+        self.output, self.template = config.training.output, template
 
     def save(self, progress: Progress, losses: Losses) -> None:
         """Write a checkpoint, and delete those that are neither among the newest nor the best.
@@ -168,9 +171,10 @@ class Checkpoints:
 
     def _write_adapter(self, folder: Path, parts: _Parts) -> None:
         model, base, tokens = self.trained.model, lasting_name(self.config.base), self.config.data.image_tokens
+        write = partial(save_adapter, model, folder, base=base, image_tokens=tokens, template=self.template)
         with whole(model) if self.processes.sharded else nullcontext():
             if self.processes.main:
-                parts.write(lambda: save_adapter(model, folder, base=base, image_tokens=tokens))
+                parts.write(write)
 
     def _write_optimizer(self, folder: Path, parts: _Parts) -> None:
         optimizer, schedule = self.trained.optimizer, self.trained.schedule
@@ -225,7 +229,7 @@ class _Parts:
 def _plain_data_of(stored: Path) -> Iterator[None]:
     try:
         yield
-    except UnpicklingError:
+    except (UnpicklingError, RuntimeError):  # RuntimeError: no archive that can be mapped, or a part of it is missing
         raise MmdoraError(
             f"{stored}: {OPTIMIZER}, {SCHEDULE} or rng_state.pth holds objects that are not plain data, and was "
             "not read further; go on from an earlier checkpoint, or start anew"

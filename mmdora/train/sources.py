@@ -59,7 +59,8 @@ def read_sources(config: RunConfig) -> Sources:
 
 def facts_of(config: RunConfig, sources: Sources, processes: Processes) -> dict[str, Any]:
     """Facts, besides the config, that the order of the rows depends on: fingerprints of the files, and more."""
-    facts: dict[str, Any] = {"data": {}}
+    template = config.data.template
+    facts: dict[str, Any] = {"data": {} if template is None else {str(template): sha256(template)}}
     for source in sources.values():
         if source.settings.eval is not None:
             facts["data"][str(source.settings.eval)] = sha256(source.settings.eval)

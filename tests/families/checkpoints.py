@@ -13,10 +13,10 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from . import gemma, others, qwen, tiled
+from . import blip, gemma, others, qwen, tiled
 from .recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {**qwen.RECIPES, **tiled.RECIPES, **gemma.RECIPES, **others.RECIPES}
+RECIPES: dict[str, Recipe] = {**qwen.RECIPES, **tiled.RECIPES, **gemma.RECIPES, **others.RECIPES, **blip.RECIPES}
 """Name of a family -> how its checkpoint is made."""
 
 

@@ -76,5 +76,5 @@ def test_a_template_that_rewrites_shows_where_and_the_way_out(tiny_llava: str):
 def test_a_base_without_a_template_is_told_what_to_do(tiny_llava: str):
     processor: Any = AutoProcessor.from_pretrained(tiny_llava)
     processor.chat_template = None
-    with pytest.raises(MmdoraError, match=r"no chat template; put one .* as chat_template\.jinja"):
+    with pytest.raises(MmdoraError, match=r"no chat template; name a file .*data\.template.* as chat_template\.jinja"):
         family_of(processor).render([said("user", "What?")])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from families.test_inputs import MAKERS, processor_of
 from shrunken import CONFIGS
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor, Florence2Config
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import mmdora
@@ -187,3 +187,14 @@ def test_training_refuses_it_before_a_weight_is_read(
     )
     assert main(["train", str(tmp_path / "c.yaml"), *option]) == 2
     assert "its model makes 65 features" in capsys.readouterr().err
+
+
+def test_an_encoder_decoder_is_not_taught_its_answers_in_the_question(tiny_llava):
+    processor = AutoProcessor.from_pretrained(tiny_llava)
+    config = Florence2Config(vision_config={"depths": [1, 1, 1, 1]}, text_config={"model_type": "bart"})
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    with pytest.raises(MmdoraError, match="Florence2ForConditionalGeneration reads a question in an encoder"):
+        check_agreement("florence2", processor, model)
+    processor.chat_template = None
+    check_agreement("florence2", processor, model)

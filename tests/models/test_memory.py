@@ -13,7 +13,7 @@ from tiny_run import first_turns
 
 import mmdora
 import mmdora.demo.columns as columns
-import mmdora.evaluate.command as evaluation
+import mmdora.evaluate.models as evaluation
 import mmdora.models.load as loading
 import mmdora.models.memory as memory
 from mmdora.cli import main
