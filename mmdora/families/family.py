@@ -53,12 +53,14 @@ class Family:
     """Whether prompt and answer form one sequence of tokens, in which each token is predicted from those before it."""
     sees = True
     """Whether it reads pictures."""
+    image_id: int | None = None
+    """The token that stands for a picture's features; None if there is none."""
 
     def __init__(self, processor: Any):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder: str | None = getattr(processor, "image_token", None)
-        self.image_id: int | None = getattr(processor, "image_token_id", None)
+        self.image_id = getattr(processor, "image_token_id", None)
 
     # --- what a record may contain
 
