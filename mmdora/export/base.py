@@ -7,8 +7,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from mmdora.dtypes import DtypeName, dtype_in_config
 from mmdora.errors import MmdoraError
+from mmdora.models.dtypes import DtypeName, dtype_in_config
 from mmdora.models.locate import check_folder, resolve
 
 COPIED = (

@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from mmdora.adapt.fingerprint import fingerprint
-from mmdora.dtypes import BYTES
 from mmdora.export.layout import places
 from mmdora.export.shards import UnsureError, read_shards
+from mmdora.models.dtypes import BYTES
 from mmdora.models.load import model_class
 
 

@@ -16,12 +16,12 @@ from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapter_files.adapters import read_adapter
 from mmdora.adapter_files.experts import apart
 from mmdora.adapter_files.tensors import KEYS, from_file
-from mmdora.dtypes import DTYPES, FLOATS, STORED
 from mmdora.export.fused import Factors, Part, parts
 from mmdora.export.layout import config_dtype, hub_naming
 from mmdora.export.mapped import MappedCheckpoint
 from mmdora.export.shards import Rewrite, Stored, UnsureError, write_index, write_shard
 from mmdora.layers import AdaptedExpertWeight, ExpertWeight, place_of, wrapper
+from mmdora.models.dtypes import DTYPES, FLOATS, STORED
 from mmdora.ops.merge import merged_rows, pieces
 
 

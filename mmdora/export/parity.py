@@ -18,12 +18,12 @@ from PIL import Image, ImageDraw
 from transformers import AutoConfig
 
 from mmdora.config import RunConfig
-from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.export.logits import Outputs, decided, distance, move_weights, nudged_inputs, outputs_of
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Prompt, ask
+from mmdora.models.dtypes import DTYPES
 from mmdora.models.load import load_processor, model_class, no_bars
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image

@@ -20,7 +20,6 @@ from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
 from mmdora.adapt.inject import apply, merge, plan_of
 from mmdora.adapter_files.adapters import fill
 from mmdora.config import ImageTokens, RunConfig, load_config
-from mmdora.dtypes import DTYPES, DtypeName
 from mmdora.errors import MmdoraError
 from mmdora.export.base import base_folder, copied_files, dtype_of
 from mmdora.export.card import card
@@ -34,6 +33,7 @@ from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parit
 from mmdora.families import Family, family_of
 from mmdora.files import read_json, write_json, write_whole
 from mmdora.models.chat_template import write_template
+from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
 from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, uint8
 
-from mmdora.dtypes import BYTES
 from mmdora.files import write_json
+from mmdora.models.dtypes import BYTES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PIECE = 8 << 20

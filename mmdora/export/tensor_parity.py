@@ -21,7 +21,6 @@ from mmdora.adapt.plan import Entry
 from mmdora.adapter_files.experts import nested_names, with_own_names
 from mmdora.adapter_files.files import read_tensors
 from mmdora.adapter_files.tensors import keys_of, to_file
-from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.export.fused import Part
 from mmdora.export.mapped import MappedCheckpoint
@@ -29,6 +28,7 @@ from mmdora.export.merge_disk import DiskMerge, factors
 from mmdora.export.rounding import Pair, copied, larger, merged
 from mmdora.export.shards import UnsureError
 from mmdora.layers import AdaptedExpertWeight
+from mmdora.models.dtypes import DTYPES
 
 BEYOND = 1e-5
 """The largest error allowed in a merged number, beyond its one rounding and relative to the largest terms of its row.

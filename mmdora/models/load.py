@@ -23,10 +23,10 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from mmdora.adapt.modality import is_text_only
 from mmdora.adapter_files.adapters import load_adapter
 from mmdora.config import Compose, ImageTokens, validate
-from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
 from mmdora.models.chat_template import set_template
+from mmdora.models.dtypes import DTYPES
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
@@ -75,14 +75,7 @@ def load(
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     with no_bars(), _one_line(base):
-        loaded: Any = model_class(config_of(base, trust_remote_code=trust_remote_code)).from_pretrained(
-            location.source,
-            dtype=DTYPES[taken],
-            use_safetensors=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-        model, report = loaded
+        model, report = _read(location, DTYPES[taken], trust_remote_code)
         if absent := sorted(report["missing_keys"]):
             raise MmdoraError(
                 f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
@@ -95,6 +88,18 @@ def load(
     if device is not None:
         model.to(device)
     return model.eval(), processor
+
+
+def _read(location: Location, dtype: torch.dtype, trust_remote_code: bool) -> Any:
+    """The model, and what transformers says of the tensors that it found."""
+    kind = model_class(config_of(location.base, trust_remote_code=trust_remote_code))
+    return kind.from_pretrained(
+        location.source,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+    )
 
 
 def _composed(

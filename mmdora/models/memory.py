@@ -13,8 +13,8 @@ import psutil
 import torch
 from torch import nn
 
-from mmdora.dtypes import DTYPES, DtypeName
 from mmdora.errors import MmdoraError
+from mmdora.models.dtypes import DTYPES, DtypeName
 
 Device = str | torch.device | None
 _GROUPS = {

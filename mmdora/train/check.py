@@ -16,12 +16,12 @@ import torch
 from mmdora.adapt.inject import make_plan
 from mmdora.adapt.plan import Plan
 from mmdora.config import RunConfig
-from mmdora.dtypes import DTYPES
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
 from mmdora.files import sha256
 from mmdora.models.chat_template import read_template
+from mmdora.models.dtypes import DTYPES
 from mmdora.models.load import check_base, load_processor, skeleton
 from mmdora.models.memory import check_memory
 from mmdora.ops import backend

@@ -21,10 +21,10 @@ from shrunken import TEXT, shrunken
 
 import mmdora
 import mmdora.ops.merge
-from mmdora.dtypes import DTYPES
 from mmdora.export import shards
 from mmdora.export.layout import save_checkpoint
 from mmdora.export.tensor_parity import tensor_parity
+from mmdora.models.dtypes import DTYPES
 from mmdora.ops.reference import adapted_weight
 
 
