@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mmdora.errors import MmdoraError
-from mmdora.models.dtypes import DTYPES, DtypeName
+from mmdora.models.dtypes import DTYPES, DtypeName, dtype_in_config
 
 Device = str | torch.device | None
 _GROUPS = {
@@ -47,9 +47,7 @@ def on_gpu(device: Device) -> bool:
 
 def own_dtype(config: Any) -> DtypeName:
     """The dtype of a checkpoint's weights, as its config names it; like transformers, fp32 if it names none."""
-    dtype = getattr(config, "dtype", None)
-    names: dict[Any, DtypeName] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    return names.get(getattr(torch, dtype, None) if isinstance(dtype, str) else dtype, "fp32")
+    return dtype_in_config(str(getattr(config, "dtype", None)).removeprefix("torch."))
 
 
 def check_memory(
