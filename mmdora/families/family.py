@@ -62,6 +62,22 @@ class Family:
         self.placeholder: str | None = getattr(processor, "image_token", None)
         self.image_id = getattr(processor, "image_token_id", None)
 
+    def check_model(self, name: str, model: Any) -> None:
+        """Raise an MmdoraError if this family would teach a model its answers in the wrong place.
+
+        Args:
+            name: the base, for the error.
+            model: built from the base's config; it may be on the meta device.
+        """
+        decodes_apart = any(
+            one.is_encoder_decoder for one in (model.config, model.config.get_text_config(decoder=True))
+        )
+        if decodes_apart and self.one_stream and getattr(self.processor, "chat_template", None):
+            raise MmdoraError(
+                f"model {name!r}: {type(model).__name__} reads a question in an encoder and writes the answer with a "
+                "decoder; no such model but VL-BART can be trained or asked here, by no chat template"
+            )
+
     # --- what a record may contain
 
     def check_row(self, row: Row) -> None:

@@ -46,12 +46,7 @@ def check_agreement(name: str, processor: Any, model: Any) -> None:
     if is_text_only(model.config):
         _check_vocabulary(name, known, embedded)
         return
-    decodes_apart = any(each.is_encoder_decoder for each in (model.config, model.config.get_text_config(decoder=True)))
-    if decodes_apart and family.one_stream and getattr(processor, "chat_template", None):
-        raise MmdoraError(
-            f"model {name!r}: {type(model).__name__} reads a question in an encoder and writes the answer with a "
-            "decoder; no such model but VL-BART can be trained or asked here, by no chat template"
-        )
+    family.check_model(name, model)
     if key is None or not getattr(processor, "chat_template", None):
         return
     image = getattr(model.config, key)

@@ -33,12 +33,14 @@ def images_root(records: Path) -> Path:
     """The folder that the image paths of a file of records start from: the one in the card beside it, or its own.
 
     Raises:
-        MmdoraError: the card names a folder that is not there.
+        MmdoraError: the card names a folder that is not there, and the records are not packed with their pictures.
     """
     entries = read(records.parent).get("splits", {}).values()
     named = next((entry.get("images_root") for entry in entries if entry.get("file") == records.name), None)
     root = Path(named) if named else records.parent
     if not root.is_dir():
+        if records.suffix == ".parquet":  # Packed records hold their pictures.
+            return records.parent
         raise MmdoraError(
             f"{records.parent / CARD}: the pictures of {records.name} lay in {root}, which is no folder now; say where "
             "they are with data.images / --images"

@@ -1,7 +1,7 @@
 """The scale: computed once per optimizer step, right after every write, in eager mode and in compiled graphs."""
 
 import copy
-import gc
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -312,13 +312,15 @@ def test_other_parameters_for_one_call_leave_no_trace(compiled):
 
 
 @pytest.fixture
-def looks(monkeypatch) -> list[int]:
+def looks(monkeypatch) -> Iterator[list[int]]:
     """As on a GPU, where reading a value waits for the device: how many c each look was at."""
-    gc.collect()  # the layers of other tests would be among those that learn
+    others = dict(kept.known)  # The layers that other tests still hold would be among those that learn.
+    kept.known.clear()
     counts, original = [], linear.small
     monkeypatch.setattr(linear, "small", lambda factors: counts.append(len(factors)) or original(factors))
     monkeypatch.setattr(kept, "_waits", lambda device: True)
-    return counts
+    yield counts
+    kept.known.update(others)
 
 
 def test_one_look_at_the_device_per_step(looks, norms):
