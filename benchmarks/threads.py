@@ -1,6 +1,6 @@
 """Measures two ways in which OpenMP's threads can wait: a training step, alone and beside busy processes.
 
-    python benchmarks/threads.py            # table, results/threads.{json,md}; ten minutes without other load
+    python benchmarks/threads.py            # table, results/threads.{json,md}; twenty minutes without other load
     python benchmarks/threads.py --quick    # one round; nothing is written
 
 A step is that of configs/tiny/dora.yaml (tiny-llava, DoRA everywhere, 64 rows): forward, backward, AdamW. OpenMP reads
