@@ -13,6 +13,7 @@ def quickstart(
     *overrides: Overrides,
     family: Literal["llava", "vl-bart"] = "llava",
     out: Path | None = None,
+    quick: bool = False,
     limit: int | None = None,
     demo: bool = True,
     port: int = 7860,
@@ -35,7 +36,10 @@ def quickstart(
     family
         Which base is adapted, and to what.
     out
-        Folder for data, runs, checkpoints and report.html; default runs/quickstart, or runs/quickstart-vl-bart.
+        Folder for data, runs, checkpoints and report.html; default runs/quickstart or runs/quickstart-vl-bart,
+        with "-quick" in the short form.
+    quick
+        The short form, two minutes on two idle cores: few training steps and 500 questions, which the report says.
     limit
         Evaluate on the first N test questions of each task only (a rehearsal; the report says so).
     demo
@@ -45,4 +49,4 @@ def quickstart(
     """
     from mmdora.quickstart.run import quickstart as run
 
-    run(out, family=family, overrides=overrides, limit=limit, port=port if demo else None)
+    run(out, family=family, overrides=overrides, quick=quick, limit=limit, port=port if demo else None)

@@ -30,18 +30,36 @@ class QuickTask:
 
 
 @dataclass(frozen=True)
+class Pace:
+    """Seconds on two idle CPU cores, from which the quickstart tells how much time is left.
+
+    Attributes:
+        step: seconds of a training step.
+        question: seconds of an answer in an evaluation.
+        other: seconds of loading a model for an evaluation, and of each other step.
+    """
+
+    step: float
+    question: float
+    other: float
+
+
+@dataclass(frozen=True)
 class Family:
     """The quickstart of one family.
 
     Attributes:
         configs: method -> name of a file in configs/tiny; these files differ in the method only.
         tasks: name in `data.tasks` -> task; the name is "" if the configs have a single task.
+        quick: overrides of both configs for the short form.
     """
 
     title: str
     configs: Mapping[str, str]
     tasks: Mapping[str, QuickTask]
     out: Path
+    pace: Pace
+    quick: Sequence[str]
     licences: Sequence[str] = field(default_factory=list)
 
 
@@ -51,6 +69,8 @@ FAMILIES: Mapping[str, Family] = {
         configs={"LoRA": "lora", "DoRA": "dora"},
         tasks={"": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare)},
         out=Path("runs/quickstart"),
+        pace=Pace(step=0.6, question=0.01, other=5),
+        quick=("--training.steps=50", "--training.save_every=25"),
         licences=(easy_vqa.DATASET.origin.licence,),
     ),
     "vl-bart": Family(
@@ -71,6 +91,8 @@ FAMILIES: Mapping[str, Family] = {
             ),
         },
         out=Path("runs/quickstart-vl-bart"),
+        pace=Pace(step=0.6, question=0.01, other=5),
+        quick=("--training.steps=50", "--training.save_every=25"),
         licences=(easy_vqa.DATASET.origin.licence, scenes.DATASET.origin.licence),
     ),
 }

@@ -36,6 +36,7 @@ from mmdora.records.row import Row
 from mmdora.version import __version__
 
 HOST, REPORT = "127.0.0.1", "report.html"
+QUICK_LIMIT = 500  # Questions of each task that the short form evaluates on.
 
 
 def quickstart(
@@ -43,6 +44,7 @@ def quickstart(
     *,
     family: str = "llava",
     overrides: Iterable[str] = (),
+    quick: bool = False,
     limit: int | None = None,
     port: int | None = 7860,
 ) -> Path:
@@ -50,9 +52,10 @@ def quickstart(
     repeated.
 
     Args:
-        out: folder for all results; by default runs/quickstart, or runs/quickstart-vl-bart.
+        out: folder for all results; by default runs/quickstart or runs/quickstart-vl-bart, with "-quick" if `quick`.
         family: one of `FAMILIES`.
         overrides: config overrides for both runs, as for `mmdora train`.
+        quick: take the short form: fewer training steps, and `QUICK_LIMIT` questions unless `limit` says how many.
         limit: the most questions of each task to evaluate on; None takes all.
         port: port of the page; None leaves the page out.
 
@@ -64,8 +67,8 @@ def quickstart(
         _check_port(port)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # A process that trains refuses to start if it sees several.
     chosen = FAMILIES[family]
-    out = out or chosen.out
-    run = Quickstart(chosen, out, list(overrides), limit)
+    out = out or (chosen.out.with_name(f"{chosen.out.name}-quick") if quick else chosen.out)
+    run = Quickstart(chosen, out, list(overrides), limit, quick)
     with locked(out):
         _check_report(out)
         run.base()
@@ -83,8 +86,10 @@ def quickstart(
 class Quickstart:
     """The steps of a quickstart in their order; each needs the ones before it. A family's only task has the name ""."""
 
-    def __init__(self, family: Family, out: Path, overrides: list[str], limit: int | None):
-        self.family, self.out, self.limit, self.console = family, out, limit, Console()
+    def __init__(self, family: Family, out: Path, overrides: list[str], limit: int | None, quick: bool):
+        self.family, self.out, self.quick, self.console = family, out, quick, Console()
+        self.limit = QUICK_LIMIT if quick and limit is None else limit
+        overrides = [*(family.quick if quick else []), *overrides]
         self.steps = Steps(out / "steps", 7, self.console)
         self.configs = {name: run_config(family, family.configs[name], out, overrides) for name in METHODS}
         self.runs = {name: config.training.output for name, config in self.configs.items()}
@@ -128,6 +133,7 @@ class Quickstart:
             root = self.roots[name]
             leaves = (root / "train.jsonl", root / "test.jsonl")
             self.steps.run(2, f"data {name}".strip(), made_from, leaves, lambda t=task, r=root: t.prepare(r))
+        self.steps.planned = self._planned()
 
     def train(self) -> None:
         for name, config in self.configs.items():
@@ -135,7 +141,8 @@ class Quickstart:
             made_from = {"config": config.to_dict(), "train": trained_on} | self._base_digest
             run = self.runs[name]
             leaves = (run / "complete.json", adapter_file(run))
-            self.steps.run(3, f"train {name}", made_from, leaves, lambda c=config: trained(c, self._say))
+            fresh = not (run / "config.yaml").is_file()
+            self.steps.run(3, f"train {name}", made_from, leaves, lambda c=config: trained(c, self._say), fresh=fresh)
 
     def evaluate(self) -> None:
         for name, task in self.family.tasks.items():
@@ -154,6 +161,7 @@ class Quickstart:
                     lambda s=source, n=name, f=folder: evaluated(
                         s, self.questions[n], self.family.tasks[n].task, f, adapted=s != self.base_name
                     ),
+                    fresh=not folder.exists(),
                 )
 
     def export(self) -> None:
@@ -180,6 +188,8 @@ class Quickstart:
         sizes = {task.heading: len(self.questions[name]) for name, task in self.family.tasks.items()}
         counts = ", ".join(f"{size:,} of {heading}" for heading, size in sizes.items())
         extent = "the whole test splits" if self.limit is None else f"a rehearsal on the first {self.limit:,} questions"
+        if self.quick:
+            extent += " after a short training (--quick)"
         report = Report(
             title=self.family.title,
             lead=f"Questions: {counts} ({extent}), answered by greedy generation. "
@@ -213,6 +223,15 @@ class Quickstart:
 
         self.console.print("[bold cyan]7/7[/] [bold]page[/]")
         serve(self._columns, Access(host=HOST, port=port), results=self.out)
+
+    def _planned(self) -> dict[str, float]:
+        """The seconds of the steps after the data, by title, on two idle cores."""
+        pace = self.family.pace
+        planned = {f"train {name}": pace.step * (config.training.steps or 0) for name, config in self.configs.items()}
+        for task, rows in self.questions.items():
+            for model in ("base", *METHODS):
+                planned[f"evaluate {model} {task}".strip()] = pace.other + pace.question * len(rows)
+        return planned | {f"export {name}": pace.other for name in METHODS}
 
     @property
     def _columns(self) -> list[str]:

@@ -27,6 +27,8 @@ class Steps:
     count: int
     console: Console
     timing: list[tuple[str, str]] = field(default_factory=list)
+    planned: dict[str, float] = field(default_factory=dict)  # title -> seconds; steps that have passed are taken out
+    _measured: tuple[float, float] = (0.0, 0.0)  # seconds that steps took, and seconds that were planned for them
 
     def run(
         self,
@@ -35,6 +37,8 @@ class Steps:
         made_from: Mapping[str, Any],
         leaves: Iterable[Path],
         work: Callable[[], Any],
+        *,
+        fresh: bool = True,
     ) -> Any:
         """Do `work`, or reuse its earlier result.
 
@@ -44,6 +48,7 @@ class Steps:
             made_from: the inputs of the step, as plain JSON values.
             leaves: files that the step writes.
             work: function that does the step; it returns plain JSON values.
+            fresh: whether nothing of the step is there yet. Only then does its time tell how fast this machine is.
         """
         marker, written = self.folder / f"{title.replace(' ', '-')}.json", Written(self.folder)
         written.check(marker.name)
@@ -54,16 +59,26 @@ class Steps:
             took = duration(before["seconds"])
             self.console.print(f"[green]reused[/], took {took}", highlight=False)
             self.timing.append((title, f"{took} (reused)"))
+            self.planned.pop(title, None)
             return before["result"]
         written.remove(marker.name)
-        self.console.print("…")
+        self.console.print(f"…{self._left()}", highlight=False)
         begun = time.monotonic()
         result = work()
         seconds = time.monotonic() - begun
+        planned = self.planned.pop(title, 0.0)
+        if fresh and planned:
+            self._measured = (self._measured[0] + seconds, self._measured[1] + planned)
         written.write_json(marker.name, {"key": key, "result": result, "seconds": seconds})
         self.console.print(f"    [green]done[/] in {duration(seconds)}", highlight=False)
         self.timing.append((title, duration(seconds)))
         return result
+
+    def _left(self) -> str:
+        """How long the steps that are planned take yet, at the pace of those that were done here."""
+        took, planned = self._measured
+        seconds = sum(self.planned.values()) * (took / planned if planned else 1.0)
+        return f" (about {duration(max(10.0, round(seconds, -1)))} left)" if self.planned else ""
 
 
 def duration(seconds: float) -> str:

@@ -79,9 +79,9 @@ def test_merges_into_the_very_parameter_and_unloads(name, width, method):
 
 
 def test_one_parameter_of_two_may_be_adapted():
-    module = shake(adapt(experts("aria"), leaves=("down",)))
+    module = shake(adapt(experts("gpt_oss"), leaves=("down",)))
     assert [own.leaf for own in module.adapters()] == ["down_proj"]
-    assert max_rel(module(*inputs("aria")), Dense(module)(*inputs("aria"))) <= 1e-5
+    assert max_rel(module(*inputs("gpt_oss")), Dense(module)(*inputs("gpt_oss"))) <= 1e-5
 
 
 def test_names_copies_and_attributes_are_the_bases():
@@ -89,7 +89,7 @@ def test_names_copies_and_attributes_are_the_bases():
     names = list(base.state_dict())
     module = shake(adapt(base))
     assert [name for name in module.state_dict() if name.count(".") == 0] == names
-    assert (module.num_experts, module.alpha) == (EXPERTS, 1.7)
+    assert (module.num_experts, module.alpha) == (EXPERTS, experts("gpt_oss").alpha)
     expected = module(*inputs("gpt_oss"))
     for twin in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
         assert torch.equal(twin(*inputs("gpt_oss")), expected)
@@ -146,8 +146,8 @@ def test_no_matrix_is_copied_for_backward():
 
 
 def test_norms_follow_what_is_written():
-    module = shake(adapt(experts("aria")))
-    x = inputs("aria")
+    module = shake(adapt(experts("gpt_oss")))
+    x = inputs("gpt_oss")
     module(*x)
     with torch.no_grad():
         for own in module.adapters():
@@ -190,10 +190,10 @@ def test_other_uses_of_an_adapted_parameter_are_refused():
 
 
 def test_quantised_and_hooked_experts_are_refused():
-    base = experts("aria")
+    base = experts("gpt_oss")
     base.forward = base.forward
     assert all("was replaced" in problem(weight) for weight in weights(base))
-    quantised = experts("aria").to(torch.float8_e4m3fn)
+    quantised = experts("gpt_oss").to(torch.float8_e4m3fn)
     assert all("quantised" in problem(weight) for weight in weights(quantised))
 
 

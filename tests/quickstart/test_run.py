@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shutil
 import socket
 from collections.abc import Iterator
@@ -23,7 +25,7 @@ from mmdora.models.load import load
 from mmdora.outputs.written import FILES
 from mmdora.quickstart.families import FAMILIES, METHODS, Family, QuickTask
 from mmdora.quickstart.findings import BASELINE, verdict
-from mmdora.quickstart.run import quickstart
+from mmdora.quickstart.run import QUICK_LIMIT, Quickstart, quickstart
 from mmdora.quickstart.steps import Steps, duration
 
 OVERRIDES = ("--training.steps=2", "--training.batch_size=4", "--training.log_every=1", "--training.save_every=1")
@@ -39,7 +41,7 @@ def with_fewer_rows(name: str) -> Family:
         else:
             assert isinstance(task.prepare, partial) and task.prepare.func is scenes.prepare
             tasks[key] = replace(task, prepare=partial(task.prepare, rows=6, held_out=2))
-    return replace(family, tasks=tasks)
+    return replace(family, tasks=tasks, quick=OVERRIDES)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +57,7 @@ def _few_rows() -> Iterator[None]:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished rehearsal."""
     folder = tmp_path_factory.mktemp("quickstart") / "with: blank"
-    quickstart(folder, overrides=OVERRIDES, limit=16, port=None)
+    quickstart(folder, quick=True, limit=16, port=None)
     return folder
 
 
@@ -70,7 +72,8 @@ def test_it_leaves_runs_scores_exports_and_a_report(out: Path) -> None:
         "LoRA",
         "DoRA",
         BASELINE,
-        "a rehearsal on the first 16 questions",
+        "a rehearsal on the first 16 questions after a short training (--quick)",
+        "2 steps of 4 rows",
         "max-rel",
         "data:image/png",
         "<svg",
@@ -133,6 +136,38 @@ def test_a_taken_port_is_said_before_the_work(tmp_path: Path) -> None:
         with pytest.raises(MmdoraError, match=r"--port N or --no-demo"):
             quickstart(tmp_path / "new", port=taken.getsockname()[1])
     assert not (tmp_path / "new").exists()
+
+
+def test_the_short_form_has_a_folder_and_a_limit_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = list[tuple[Path, int | None]]()
+
+    def stop(run: Quickstart) -> None:
+        made.append((run.out, run.limit))
+        raise MmdoraError("enough")
+
+    monkeypatch.setattr(Quickstart, "base", stop)
+    monkeypatch.chdir(tmp_path)
+    for options in ({}, {"quick": True}, {"quick": True, "limit": 7}, {"quick": True, "out": Path("mine")}):
+        with pytest.raises(MmdoraError, match="enough"):
+            quickstart(port=None, **options)
+    usual, short = Path("runs/quickstart"), Path("runs/quickstart-quick")
+    assert made == [(usual, None), (short, QUICK_LIMIT), (short, 7), (Path("mine"), QUICK_LIMIT)]
+
+
+def test_the_time_left_is_told_at_the_pace_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, told = [0.0], io.StringIO()
+    monkeypatch.setattr("mmdora.quickstart.steps.time.monotonic", lambda: clock[0])
+    steps = Steps(tmp_path, 7, Console(file=told), planned={"a": 100, "b": 100, "c": 40, "d": 60})
+
+    def take(seconds: float) -> None:
+        clock[0] += seconds
+
+    steps.run(3, "a", {}, (), lambda: take(250))
+    steps.run(3, "b", {}, (), lambda: take(1), fresh=False)  # As a run that was nearly complete before.
+    steps.run(3, "c", {}, (), lambda: take(100))
+    steps.run(3, "d", {}, (), lambda: take(150))
+    found = re.findall(r"about (.*) left", told.getvalue())
+    assert found == ["5 min 0 s", "8 min 20 s", "4 min 10 s", "2 min 30 s"]
 
 
 def test_a_failed_step_leaves_no_marker(tmp_path: Path) -> None:
