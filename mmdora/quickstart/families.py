@@ -69,8 +69,8 @@ FAMILIES: Mapping[str, Family] = {
         configs={"LoRA": "lora", "DoRA": "dora"},
         tasks={"": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare)},
         out=Path("runs/quickstart"),
-        pace=Pace(step=0.6, question=0.01, other=5),
-        quick=("--training.steps=50", "--training.save_every=25"),
+        pace=Pace(step=1.1, question=0.004, other=5),
+        quick=("--training.steps=50", "--training.batch_size=32", "--training.save_every=25"),
         licences=(easy_vqa.DATASET.origin.licence,),
     ),
     "vl-bart": Family(
@@ -91,8 +91,8 @@ FAMILIES: Mapping[str, Family] = {
             ),
         },
         out=Path("runs/quickstart-vl-bart"),
-        pace=Pace(step=0.6, question=0.01, other=5),
-        quick=("--training.steps=50", "--training.save_every=25"),
+        pace=Pace(step=0.35, question=0.01, other=5),
+        quick=("--training.steps=50", "--training.batch_size=32", "--training.save_every=25"),
         licences=(easy_vqa.DATASET.origin.licence, scenes.DATASET.origin.licence),
     ),
 }
