@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +22,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.adapt.modality import is_text_only
+from mmdora.adapt.quantized import dequantize_all
 from mmdora.adapter_files.adapters import load_adapter
-from mmdora.config import Compose, ImageTokens, validate
+from mmdora.config import Compose, ImageTokens, Quantize, validate
 from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
 from mmdora.models.chat_template import set_template
-from mmdora.models.dtypes import DTYPES
+from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
+from mmdora.models.quantize import NONE, as_quantized, format_of, keep_layout, reading, settings_of
 
 
 def load(
@@ -40,6 +43,8 @@ def load(
     trust_remote_code: bool = False,
     image_tokens: ImageTokens | None = None,
     template: str | None = None,
+    quantize: Quantize | Mapping[str, Any] | str | None = None,
+    dequantize: bool = False,
 ) -> tuple[Any, Any]:
     """Open a model and its processor, ready for inference (`eval()` mode).
 
@@ -54,6 +59,9 @@ def load(
             processor's own.
         template: chat template (Jinja) to write conversations by; by default the one that the adapter was trained with,
             or else the base's own.
+        quantize: "nf4", "fp4" or "int8", or a dict of the keys of `model.quantize`, to quantise the base while it is
+            read; None for what an adapter was trained on, "none" for weights that are not quantised.
+        dequantize: whether files that are quantised (fp8, mxfp4, bitsandbytes) are read as plain weights in `dtype`.
 
     Returns:
         The model and its processor; that of a causal language model is its tokenizer.
@@ -65,6 +73,10 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if not isinstance(name, (str, Path, Location)):
+        if quantize is not None:
+            raise MmdoraError(
+                "quantize: a base that is composed is quantised from its files; write it to a folder first"
+            )
         model, processor = _composed(name, DTYPES[dtype or "fp32"], device, image_tokens)
         set_template(processor, template)
         return model, processor
@@ -72,33 +84,63 @@ def load(
     base = location.base
     processor, shapes = _checked(base, trust_remote_code, template or location.template)
     taken: Any = dtype or own_dtype(shapes.config)
+    wanted = location.quantize if quantize is None and format_of(shapes.config) is None else settings_of(quantize)
+    with _one_line(base):
+        how = reading(base, shapes, wanted, taken, dequantize)
+        if (how is not None or format_of(shapes.config) is not None) and not dequantize:
+            as_quantized(shapes, how)
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     with no_bars(), _one_line(base):
-        model, report = _read(location, DTYPES[taken], trust_remote_code)
+        model, report = _read(location, DTYPES[taken], trust_remote_code, how, device)
         if absent := sorted(report["missing_keys"]):
             raise MmdoraError(
                 f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
                 "transformers would fill them with random numbers"
             )
+    if dequantize and format_of(model.config) is not None:
+        dequantize_all(model, DTYPES[taken])
+    keep_layout(model)
     set_in_model(model, settings)
     model.name_or_path = lasting_name(base)
     if location.adapter is not None:
         load_adapter(model, location.adapter)
+        if quantize == NONE and location.quantize is not None:
+            warnings.warn(full_precision(location), UserWarning, stacklevel=2)
     if device is not None:
         model.to(device)
     return model.eval(), processor
 
 
-def _read(location: Location, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    """The model, and what transformers says of the tensors that it found."""
-    kind = model_class(config_of(location.base, trust_remote_code=trust_remote_code))
-    return kind.from_pretrained(
+def full_precision(location: Location) -> str:
+    """The line about an adapter that was trained on a quantised base and stands on the full-precision one."""
+    assert location.quantize is not None
+    return (
+        f"{location.adapter}: was trained on {location.quantize.type} weights and stands on unquantised ones here: it "
+        "learned to undo errors that are not there, so its answers differ; leave --quantize none out to have the base "
+        "that was trained on (docs/quantised.md measures it)"
+    )
+
+
+def _read(
+    location: Location, dtype: torch.dtype, trust_remote_code: bool, how: Any, device: str | torch.device | None
+) -> Any:
+    """The model, and what transformers says of the tensors that it found.
+
+    Args:
+        how: the config by which they are quantised or dequantised; None where they are read as they are.
+    """
+    config = config_of(location.base, trust_remote_code=trust_remote_code)
+    # Weights are quantised where they will be. Without a place transformers would take a GPU.
+    place = {} if how is None and format_of(config) is None else {"device_map": {"": str(device or "cpu")}}
+    return model_class(config).from_pretrained(
         location.source,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        quantization_config=how,
+        **place,
     )
 
 
@@ -171,21 +213,36 @@ def load_generation_config(name: str) -> GenerationConfig | None:
         return None
 
 
-def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
+def skeleton(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    dtype: DtypeName = "fp32",
+    quantize: Quantize | None = None,
+    dequantize: bool = False,
+) -> Any:
     """The model `name` with its shapes but without memory: each parameter is one zero, expanded.
 
     Only the config of the model is read.
 
+    Args:
+        dtype, quantize and dequantize: as for `load`.
+
     Raises:
-        MmdoraError: if there is no such model, or if it is an adapter.
+        MmdoraError: if there is no such model, or if it is an adapter; or in the cases of `quantize.reading`.
     """
     if adapter_folder(name) is not None:
         raise MmdoraError(f"{name}: is an adapter; inspect its base, or read the plan.txt of its run")
     with _one_line(name):
         model = _on_meta(name, trust_remote_code)
+        how = reading(name, model, quantize, dtype, dequantize)
+        if (how is not None or format_of(model.config) is not None) and not dequantize:
+            as_quantized(model, how)
     zeros: dict[int, nn.Parameter] = {}  # The key is the identity of a parameter, so that tied ones stay tied.
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_floating_point():
+                continue  # It is packed, and is one number already.
             zero = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
             setattr(module, leaf, zeros.setdefault(id(parameter), zero))
     return model
