@@ -46,7 +46,7 @@ KINDS: tuple[type[Adapted], ...] = (
     AdaptedAttention,
     AdaptedExpertWeight,
 )
-"""The kinds, of which the first that fits a module adapts it. A quantised linear is a linear too, so it stands before."""
+"""The kinds, of which the first that fits a module adapts it. A quantised linear is a linear too, so it comes first."""
 BY_NAME = {kind.kind: kind for kind in KINDS}
 """Name in plans and files -> kind. One name stands for quantised and plain linears, whose adapters are the same."""
 WEIGHTS = {kind.weight_name for kind in KINDS}

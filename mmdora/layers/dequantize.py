@@ -27,7 +27,7 @@ def form_of(module: nn.Module) -> Form | None:
         return None
     match type(module._parameters.get("weight")).__name__:
         case "Params4bit":
-            return _state(module).quant_type
+            return module.weight.quant_type  # pyright: ignore
         case "Int8Params":
             return "int8"
     return None

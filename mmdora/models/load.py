@@ -24,7 +24,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from mmdora.adapt.modality import is_text_only
 from mmdora.adapt.quantized import dequantize_all
 from mmdora.adapter_files.adapters import load_adapter
-from mmdora.config import Compose, ImageTokens, Quantize, validate
+from mmdora.config import Compose, ImageTokens, Quantize, RunConfig, validate
 from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
 from mmdora.models.chat_template import set_template
@@ -246,6 +246,20 @@ def skeleton(
             zero = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
             setattr(module, leaf, zeros.setdefault(id(parameter), zero))
     return model
+
+
+def skeleton_of(config: RunConfig | None, name: str | None = None, *, trust_remote_code: bool = False) -> Any:
+    """The skeleton of a config's base, quantised as the config says; or of the base `name`, without a config."""
+    if config is None:
+        return skeleton(name or "", trust_remote_code=trust_remote_code)
+    own: Any = config.model
+    return skeleton(
+        name or config.base,
+        trust_remote_code=trust_remote_code,
+        dtype=own.dtype,
+        quantize=config.quantize,
+        dequantize=own.dequantize,
+    )
 
 
 def _on_meta(name: str, trust_remote_code: bool) -> Any:

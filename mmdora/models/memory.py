@@ -100,8 +100,8 @@ def check_memory(
         where = "main memory" if place is None else f"memory on {place}"
         each = f" in {processes} processes" if processes > 1 and place is None else ""
         raise MmdoraError(
-            f"model {name!r}: {elements:,} weights as {_shown_as(model, dtype)}{f' and {what}' if what else ''} need {shown(need)} of "
-            f"{where}{each}, and {shown(free)} is free; {'; or '.join(ways)}"
+            f"model {name!r}: {elements:,} weights as {_shown_as(model, dtype)}{f' and {what}' if what else ''} need "
+            f"{shown(need)} of {where}{each}, and {shown(free)} is free; {'; or '.join(ways)}"
         )
 
 
