@@ -32,7 +32,7 @@ from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
-from mmdora.models.quantize import NONE, as_quantized, format_of, keep_layout, reading, settings_of
+from mmdora.models.quantize import NONE, as_quantized, format_of, reading, settings_of, settle
 
 
 def load(
@@ -100,7 +100,7 @@ def load(
             )
     if dequantize and format_of(model.config) is not None:
         dequantize_all(model, DTYPES[taken])
-    keep_layout(model)
+    settle(model)
     set_in_model(model, settings)
     model.name_or_path = lasting_name(base)
     if location.adapter is not None:

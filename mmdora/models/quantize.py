@@ -7,6 +7,7 @@ every linear whose weight the model's code reads beside calling it.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from importlib.util import find_spec
@@ -115,14 +116,22 @@ def as_quantized(model: nn.Module, settings: Any = None) -> None:
             _pack(module)
 
 
-def keep_layout(model: nn.Module) -> None:
-    """Keep bitsandbytes from writing 4-bit weights anew in evaluation, on CPUs with bf16 units.
+def settle(model: nn.Module) -> None:
+    """Keep bitsandbytes from writing 4-bit weights anew in evaluation, and from a warning in each layer's forward.
 
-    Its layout for these has scales in bf16, so evaluation would compute with another base than training.
+    On CPUs with bf16 units evaluation would take scales in bf16, which are another base than training has. The warning
+    says that int8 products of fp32 or bf16 inputs are made in fp16, which they always are.
     """
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False  # pyright: ignore
+
+
+def saved_settings(model: Any) -> None:
+    """Write the linears that were left out by their plain names into a model's config, as other tools expect them."""
+    own = model.config.quantization_config
+    own.llm_int8_skip_modules = [name.strip("^$").replace("\\", "") for name in own.llm_int8_skip_modules or ()]
 
 
 def _kept(name: str, model: nn.Module, quantize: Quantize) -> list[str]:

@@ -163,8 +163,8 @@ def memory_table(memory: Estimate, config: RunConfig) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("", *MODALITIES, "other", "sum"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, sizes in rows:
-        table.add_row(name, *(_mib(sizes.get(m, 0)) for m in (*MODALITIES, "other")), _mib(sum(sizes.values())))
+    for name, held in rows:
+        table.add_row(name, *(_mib(held.get(m, 0)) for m in (*MODALITIES, "other")), _mib(sum(held.values())))
     table.add_row("sum", *[""] * (len(MODALITIES) + 1), _mib(memory.peak), style="bold")
     return table
 

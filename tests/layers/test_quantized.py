@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from layer_cases import METHODS, adapted, max_rel, shake
+from quantized_bases import FORMS, bnb, quantized, values
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -14,8 +16,6 @@ from mmdora.errors import MmdoraError
 from mmdora.layers import AdaptedQuantizedLinear
 from mmdora.layers.dequantize import QuantizedMatrix, held_bytes, sizes
 from mmdora.ops import reference
-from tests.layer_cases import METHODS, adapted, max_rel, shake
-from tests.quantized_bases import FORMS, bnb, quantized, values
 
 
 def layer_on(form: str, method: str, **options: Any) -> Any:
