@@ -132,14 +132,15 @@ def _read(
     """
     config = config_of(location.base, trust_remote_code=trust_remote_code)
     # Weights are quantised where they will be. Without a place transformers would take a GPU.
-    place = {} if how is None and format_of(config) is None else {"device_map": {"": str(device or "cpu")}}
+    place: Any = {} if how is None and format_of(config) is None else {"device_map": {"": str(device or "cpu")}}
+    if how is not None:
+        place["quantization_config"] = how  # None would be taken for a base that is not quantised.
     return model_class(config).from_pretrained(
         location.source,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
-        quantization_config=how,
         **place,
     )
 

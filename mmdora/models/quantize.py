@@ -184,7 +184,10 @@ def _pack(module: Any) -> None:
     scales, second = _thin((blocks,), torch.uint8 if old.compress_statistics else torch.float32), None
     if old.compress_statistics:
         second = bnb.functional.QuantState(
-            _thin((-(-blocks // 256),), torch.float32), code=_thin((256,), torch.float32), blocksize=256
+            _thin((-(-blocks // 256),), torch.float32),
+            code=_thin((256,), torch.float32),
+            blocksize=256,
+            dtype=torch.float32,
         )
     state = bnb.functional.QuantState(
         scales,

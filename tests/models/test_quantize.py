@@ -46,7 +46,7 @@ def test_only_names_modalities_and_the_skeleton_takes_the_bytes_of_the_model(tin
 
 
 def test_files_that_bitsandbytes_quantised_load_train_and_say_so(tiny_llava, tmp_path):
-    model, processor = mmdora.load(tiny_llava, quantize="nf4")
+    model, _ = mmdora.load(tiny_llava, quantize="nf4")
     quantize.saved_settings(model)
     model.save_pretrained(tmp_path)
     for path in Path(tiny_llava).iterdir():
