@@ -60,12 +60,18 @@ def check_installed(name: str) -> None:
 
 def format_of(config: Any) -> str | None:
     """The format in which the weights in a checkpoint's files are quantised; None if they are not."""
-    own = getattr(config, "quantization_config", None)
+    own = _settings_in(config)
     if own is None:
         return None
     values = own if isinstance(own, dict) else own.to_dict()
     method = values.get("quant_method") or READ
     return str(getattr(method, "value", method))
+
+
+def _settings_in(config: Any) -> Any:
+    """The settings of quantisation in a checkpoint's config, or in that of its language model; None without."""
+    own = getattr(config, "quantization_config", None)
+    return own or getattr(config.get_text_config(decoder=True), "quantization_config", None)
 
 
 def reading(name: str, model: nn.Module, quantize: Quantize | None, dtype: DtypeName, dequantize: bool) -> Any:
@@ -97,7 +103,7 @@ def reading(name: str, model: nn.Module, quantize: Quantize | None, dtype: Dtype
         if quantize is not None:
             raise MmdoraError(f"model {name!r}: dequantize and quantize at once; export it dequantised first")
         return DEQUANTIZED[held](dequantize=True)
-    way = "model.dequantize: true (--dequantize) reads it as plain weights" if held in DEQUANTIZED else ""
+    way = "model.dequantize: true reads them as plain weights" if held in DEQUANTIZED else ""
     way = way or "load the checkpoint that it was made from, with model.quantize: nf4 if memory is short"
     raise MmdoraError(f"model {name!r}: its files are quantised by {held}, which adapters cannot be put on; {way}")
 
@@ -107,9 +113,7 @@ def as_quantized(model: nn.Module, settings: Any = None) -> None:
 
     Their weights have the shapes in which they are packed, but no memory: each is one number, expanded.
     """
-    own = settings is None
-    settings = getattr(model.config, "quantization_config", None) if own else settings
-    quantizer: Any = AutoHfQuantizer.from_config(settings, pre_quantized=False)
+    quantizer: Any = AutoHfQuantizer.from_config(settings or _settings_in(model.config), pre_quantized=False)
     quantizer.preprocess_model(model=model, device_map={"": "cpu"})
     for module in model.modules():
         if form_of(module) is not None:
