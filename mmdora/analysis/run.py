@@ -58,8 +58,8 @@ def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any
                 location = locate(point.folder)
                 if location.quantize is not None:
                     raise MmdoraError(
-                        f"{point.folder}: was trained on {location.quantize.type} weights, which are not in the files of "
-                        "its base; analyze measures runs on unquantised bases"
+                        f"{point.folder}: was trained on {location.quantize.type} weights, which are not in the files "
+                        "of its base; analyze measures runs on unquantised bases"
                     )
                 base_name = location.base
                 if base_name not in bases:

@@ -22,10 +22,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.adapt.modality import is_text_only
-from mmdora.adapt.quantized import dequantize_all, quantized_by
-from mmdora.adapt.switch import plan_of
+from mmdora.adapt.quantized import dequantize_all
 from mmdora.adapter_files.adapters import load_adapter
-from mmdora.adapter_files.files import OURS
 from mmdora.config import Compose, ImageTokens, Quantize, RunConfig, validate
 from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
@@ -34,7 +32,7 @@ from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
-from mmdora.models.quantize import as_quantized, format_of, reading, settings_of, settle
+from mmdora.models.quantize import as_quantized, format_of, other_base, reading, settings_of, settle
 
 
 def load(
@@ -112,24 +110,6 @@ def load(
     if device is not None:
         model.to(device)
     return model.eval(), processor
-
-
-def other_base(location: Location, model: Any) -> str | None:
-    """The line about an adapter on weights that are quantised in another way than those it was trained on, or not.
-
-    None if they are not, or if it is not known on what it was trained.
-    """
-    plan = plan_of(model)
-    if plan is None or location.adapter is None or not (location.adapter / OURS).is_file():
-        return None
-    here = quantized_by(model, plan.parts)
-    was, now = (own.type if own else "unquantised" for own in (location.quantize, here))
-    if was == now:
-        return None
-    return (
-        f"{location.adapter}: was trained on {was} weights and stands on {now} ones here, which are another base to it, "
-        "so its answers differ; leave quantize out to have what it was trained on (docs/quantised.md)"
-    )
 
 
 def _read(

@@ -20,11 +20,15 @@ from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from mmdora.adapt.modality import find_parts
+from mmdora.adapt.quantized import quantized_by
+from mmdora.adapt.switch import plan_of
 from mmdora.adapt.targets import candidates_of
+from mmdora.adapter_files.files import OURS
 from mmdora.config import Quantize, validate
 from mmdora.errors import MmdoraError
 from mmdora.layers.dequantize import form_of
 from mmdora.models.dtypes import DTYPES, DtypeName
+from mmdora.models.locate import Location
 
 NONE = "none"
 """The word that loads a base unquantised although its adapter was trained on a quantised one."""
@@ -118,6 +122,24 @@ def as_quantized(model: nn.Module, settings: Any = None) -> None:
     for module in model.modules():
         if form_of(module) is not None:
             _pack(module)
+
+
+def other_base(location: Location, model: Any) -> str | None:
+    """The line about an adapter on weights that are quantised in another way than those it was trained on, or not.
+
+    None if they are not, or if it is not known on what it was trained.
+    """
+    plan = plan_of(model)
+    if plan is None or location.adapter is None or not (location.adapter / OURS).is_file():
+        return None
+    here = quantized_by(model, plan.parts)
+    was, now = (own.type if own else "unquantised" for own in (location.quantize, here))
+    if was == now:
+        return None
+    return (
+        f"{location.adapter}: was trained on {was} weights and stands on {now} ones here, which are another base to "
+        "it, so its answers differ; leave quantize out to have what it was trained on (docs/quantised.md)"
+    )
 
 
 def settle(model: nn.Module) -> None:
