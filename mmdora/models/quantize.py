@@ -221,7 +221,7 @@ def _pack(module: Any) -> None:
         code=_thin((16,), torch.float32),
         blocksize=old.blocksize,
         quant_type=old.quant_type,
-        dtype=old.dtype if old.dtype.is_floating_point else torch.bfloat16,
+        dtype=module.compute_dtype or torch.bfloat16,
         offset=_thin((), torch.float32) if second else None,
         state2=second,
     )
