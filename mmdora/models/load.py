@@ -32,7 +32,7 @@ from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
-from mmdora.models.quantize import as_quantized, format_of, other_base, reading, settings_of, settle
+from mmdora.models.quantize import format_of, other_base, put_in, settings_of, settle
 
 
 def load(
@@ -86,9 +86,7 @@ def load(
     taken: Any = dtype or own_dtype(shapes.config)
     wanted = location.quantize if quantize is None and format_of(shapes.config) is None else settings_of(quantize)
     with _one_line(base):
-        how = reading(base, shapes, wanted, taken, dequantize)
-        if (how is not None or format_of(shapes.config) is not None) and not dequantize:
-            as_quantized(shapes, how)
+        how = put_in(shapes, base, wanted, taken, dequantize)
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     with no_bars(), _one_line(base):
@@ -220,15 +218,13 @@ def skeleton(
         dtype, quantize and dequantize: as for `load`.
 
     Raises:
-        MmdoraError: if there is no such model, or if it is an adapter; or in the cases of `quantize.reading`.
+        MmdoraError: if there is no such model, or if it is an adapter; or in the cases of `put_in`.
     """
     if adapter_folder(name) is not None:
         raise MmdoraError(f"{name}: is an adapter; inspect its base, or read the plan.txt of its run")
     with _one_line(name):
         model = _on_meta(name, trust_remote_code)
-        how = reading(name, model, quantize, dtype, dequantize)
-        if (how is not None or format_of(model.config) is not None) and not dequantize:
-            as_quantized(model, how)
+        put_in(model, name, quantize, dtype, dequantize)
     zeros: dict[int, nn.Parameter] = {}  # The key is the identity of a parameter, so that tied ones stay tied.
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):

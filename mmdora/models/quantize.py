@@ -78,18 +78,29 @@ def _settings_in(config: Any) -> Any:
     return own or getattr(config.get_text_config(decoder=True), "quantization_config", None)
 
 
-def reading(name: str, model: nn.Module, quantize: Quantize | None, dtype: DtypeName, dequantize: bool) -> Any:
-    """The config by which transformers quantises a base while it reads it, or dequantises it; None for neither.
+def put_in(model: nn.Module, name: str, quantize: Quantize | None, dtype: DtypeName, dequantize: bool) -> Any:
+    """Put quantised linears into a model without memory, as transformers will when it reads the base's weights.
 
     Args:
         model: on the meta device, by the base's config.
+        name: of the base, for errors.
         dtype: of the weights that are not quantised.
         dequantize: whether files that are quantised are read as plain weights.
+
+    Returns:
+        The config by which transformers quantises the base while it reads it, or dequantises it; None for neither.
 
     Raises:
         MmdoraError: the files are in a format that cannot be trained on, or are quantised already; nothing there can
             be quantised; or bitsandbytes is missing.
     """
+    how = _reading(model, name, quantize, dtype, dequantize)
+    if (how is not None or format_of(model.config) is not None) and not dequantize:
+        as_quantized(model, how)
+    return how
+
+
+def _reading(model: nn.Module, name: str, quantize: Quantize | None, dtype: DtypeName, dequantize: bool) -> Any:
     held = format_of(model.config)
     if held is None:
         if dequantize:
