@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmdora.errors import MmdoraError
 from mmdora.layers import scales
 from mmdora.layers.adapted import holding
 from mmdora.layers.dequantize import QuantizedMatrix, form_of
 from mmdora.layers.linear import AdaptedLinear
-from mmdora.ops import passes
+from mmdora.ops import passes, transforms
 from mmdora.ops.held import adapted_product
 
 
@@ -47,6 +48,8 @@ class AdaptedQuantizedLinear(AdaptedLinear):
 
     @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
+        if transforms.active():
+            raise MmdoraError("torch.func cannot look into a quantised module; load the base without quantisation")
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         scaled = scales.current(self)

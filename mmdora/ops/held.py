@@ -46,12 +46,7 @@ def adapted_product(
         bias: [O] or None.
 
     The other arguments are those of `linear.adapted_linear`.
-
-    Raises:
-        MmdoraError: under a transform of `torch.func`, which the kernels of quantised modules do not know.
     """
-    if transforms.active():
-        raise MmdoraError("torch.func cannot look into a quantised module; load the base without quantisation")
     factor, inverse_norm, keep = scaled if scaled is not None else (None, None, False)
     rows, values = x.reshape(-1, x.shape[-1]), product.reshape(-1, product.shape[-1])
     adapter = lora_A, lora_B, magnitude, factor, inverse_norm
