@@ -12,7 +12,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart docs release audit clean
+.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart bench-quantised docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ browser: $(VENV)/.installed-browser  ## Get Chromium, if there is none
 
 browser-test: browser  ## The page in a real headless browser
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+bench-quantised: $(VENV)/.installed-dev  ## A step on a base in 4 bits beside PEFT's, and what may be merged into what
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quantised.py $(ARGS)
 
 test-trl: $(VENV)/.installed-trl  ## An injected model under transformers' Trainer and TRL's trainers
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/test_other_trainers.py $(ARGS)

@@ -101,7 +101,7 @@ def _peak() -> int:
 def describe(case: Case) -> str:
     size = f"hidden {case.hidden}, {case.layers} layer{'s' * (case.layers > 1)}, {case.tokens:,} tokens"
     words = f"{case.device} {case.dtype}, {size}, r {case.rank}"
-    words += f", {case.threads} threads" * (case.threads > 1)
+    words += f", {case.threads} threads" * (case.threads > 1) + ", language model in nf4" * case.quantised
     return words + (", activation checkpointing" if case.checkpointing else "")
 
 

@@ -35,6 +35,7 @@ class Case:
     device: str = "cpu"
     threads: int = 1
     checkpointing: bool = False
+    quantised: bool = False  # whether the linears of the language model are in nf4, with double quantisation
 
     @property
     def tokens(self) -> int:
@@ -89,7 +90,23 @@ def build(case: Case) -> nn.Module:
     with torch.device(case.device):
         model: Any = LlavaForConditionalGeneration(config)
     model.to({"fp32": torch.float32, "bf16": torch.bfloat16}[case.dtype])
+    if case.quantised:
+        _quantise(model)
     return model.requires_grad_(False).train()
+
+
+def _quantise(model: Any) -> None:
+    """Put bitsandbytes's linears in nf4 in the places of the language model's, as transformers does when it loads."""
+    import bitsandbytes as bnb
+
+    for name, linear in list(model.model.language_model.named_modules()):
+        if name.rpartition(".")[2] not in LINEARS:
+            continue
+        rows, columns = linear.weight.shape
+        packed = bnb.nn.Linear4bit(columns, rows, bias=False, compute_dtype=linear.weight.dtype, quant_type="nf4")
+        packed.weight = bnb.nn.Params4bit(linear.weight.data, quant_type="nf4", module=packed).to(linear.weight.device)
+        model.model.language_model.set_submodule(name, packed)
+    model.is_loaded_in_4bit = True  # PEFT asks the model, and not its linears.
 
 
 def batch_of(case: Case, model: Any) -> dict[str, torch.Tensor]:

@@ -55,6 +55,7 @@ def load_columns(
     specs: Sequence[str],
     *,
     dtype: str | None = None,
+    quantize: str | None = None,
     device: str | None = None,
     shared_base: bool = False,
     say: Callable[[str], Any] = print,
@@ -64,6 +65,7 @@ def load_columns(
     Args:
         specs: texts `NAME=MODEL`.
         dtype: dtype of the weights, as for `load`; None for each checkpoint's own.
+        quantize: as for `load`.
         device: device for the models; by default the GPU if there is one.
         shared_base: whether to keep one base in memory for all adapters on it.
         say: receives a line for each model.
@@ -74,26 +76,27 @@ def load_columns(
     named = parse_specs(specs)
     place = _device(device)
     locations = locate_models(named)
-    shared: dict[str, SharedBase] = {}
-    bases = {own.base for own in locations.values() if own.adapter} if shared_base else set()
+    shared: dict[Any, SharedBase] = {}
+    bases = {(own.base, own.quantize) for own in locations.values() if own.adapter} if shared_base else set()
     if shared_base and not bases:
         raise MmdoraError("--shared-base: none of the models is an adapter; name adapter or run folders")
 
     def open_model(location: Location) -> tuple[Any, Any]:
-        return load(location, dtype=dtype, device=None if place == "cpu" else place)
+        return load(location, dtype=dtype, quantize=quantize, device=None if place == "cpu" else place)
 
     def column(name: str, path: str) -> ModelColumn:
         if name not in locations:
             endpoint = Endpoint.parse(path.removeprefix(SERVED))
             return ModelColumn(name, f"{endpoint.model}, served by {endpoint.host}", endpoint.url, served(endpoint))
         location = locations[name]
-        if location.base not in bases:
+        key = location.base, location.quantize
+        if key not in bases:
             model, processor = open_model(location)
             sees = family_of(processor).sees
             return ModelColumn(name, describe(model, location), place, local(model, processor), sees)
-        if location.base not in shared:
-            shared[location.base] = SharedBase(*open_model(locate(location.base)))
-        base = shared[location.base]
+        if key not in shared:
+            shared[key] = SharedBase(*open_model(replace(locate(location.base), quantize=location.quantize)))
+        base = shared[key]
         adapter = base.add(location) if location.adapter else None
         base.wear(adapter)
         kind = describe(base.model, location) + (", switched onto a shared base" if adapter else "")

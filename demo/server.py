@@ -61,6 +61,7 @@ def serve(
     *,
     queue: int = QUEUE,
     dtype: str | None = None,
+    quantize: str | None = None,
     device: str | None = None,
     shared_base: bool = False,
     votes: Path | None = None,
@@ -74,6 +75,7 @@ def serve(
         access: who may reach the page, and at which addresses.
         queue: most questions that wait or are answered.
         dtype: dtype of the weights, as for `load`; None for each checkpoint's own.
+        quantize: as for `load`.
         device: device for the models; by default the GPU if there is one.
         shared_base: whether to keep one base in memory for all adapters on it.
         votes: file that votes of blind comparisons are appended to.
@@ -88,7 +90,7 @@ def serve(
     named = parse_specs(specs)
     tally = Votes(list(named), votes)
     inside = Inside(named, results)
-    columns = load_columns(specs, dtype=dtype, device=device, shared_base=shared_base)
+    columns = load_columns(specs, dtype=dtype, quantize=quantize, device=device, shared_base=shared_base)
     with upload_folder():
         page = Page(columns, samples() if examples is None else examples, tally, inside, queue=queue)
         over = threading.Event()

@@ -12,6 +12,7 @@ from mmdora.adapt.entries import check_adaptable, entries_of
 from mmdora.adapt.fingerprint import fingerprint
 from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.adapt.plan import Entry, Plan
+from mmdora.adapt.quantized import dequantize_all
 from mmdora.adapt.switch import (
     KEPT,
     PLAN,
@@ -27,6 +28,7 @@ from mmdora.adapt.targets import unused_in_tower
 from mmdora.config import Adapt, Modality, as_modalities, validate
 from mmdora.errors import MmdoraError
 from mmdora.layers import BIASES, kind_of, place_of
+from mmdora.layers.dequantize import form_of, sizes
 
 
 def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
@@ -92,11 +94,11 @@ def build_plan(
     """
     check_adaptable(model, parts, {entry.name: entry.rank for entry in entries})
     base_sizes, full_sizes, chosen = {}, {}, set(full)
-    for name, parameter in model.named_parameters():
+    for name, size in sizes(model).items():
         modality = parts.of(name) or "other"
-        base_sizes[modality] = base_sizes.get(modality, 0) + parameter.numel()
+        base_sizes[modality] = base_sizes.get(modality, 0) + size
         if name in chosen:
-            full_sizes[modality] = full_sizes.get(modality, 0) + parameter.numel()
+            full_sizes[modality] = full_sizes.get(modality, 0) + size
     return Plan(parts, tuple(entries), tuple(full), base_sizes, full_sizes, tuple(notes), fingerprint(model))
 
 
@@ -159,14 +161,18 @@ def merge(
 ) -> nn.Module:
     """Write the adapters into the weights, merged in fp32 and rounded once, and put plain modules back, in place.
 
+    A quantised base is dequantised: what was trained is the adapter on those values, and to quantise them again would
+    round the adapter's change away.
+
     Args:
         model: an adapted model. Of several named adapters, the one in use is merged, and all are gone afterwards.
-        dtype: of every floating parameter afterwards; default: each keeps its own.
+        dtype: of every floating parameter afterwards; default: each keeps its own, or has the one from before it was
+            quantised.
         weights: name of an adapter -> its factor f, for a weighted sum: each weight becomes W0 + the sum of
             f (W' - W0), with W' as the adapter alone would merge it.
 
     Raises:
-        MmdoraError: not adapted; or no adapter of such a name.
+        MmdoraError: not adapted; no adapter of such a name; or a weighted sum on a quantised base.
     """
     if weights is not None:
         _write_sum(model, weights, dtype)
@@ -175,6 +181,7 @@ def merge(
         with torch.no_grad():
             for name, module in adapted_modules(model).items():
                 model.set_submodule(module.place(name), module.merge(dtype))
+    dequantize_all(model, dtype)
     for parameter in model.parameters():
         if dtype is not None and parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
@@ -187,6 +194,8 @@ def _write_sum(model: nn.Module, weights: Mapping[str, float], dtype: torch.dtyp
         wrong = f"no adapter {min(unknown)!r} on this model" if weights else "weights is empty"
         known = ", ".join(map(repr, adapters)) or "none; mmdora.load_adapter(model, folder, name=…) adds one"
         raise MmdoraError(f"merge: {wrong}; there is {known}")
+    if any(form_of(module) for module in model.modules()):
+        raise MmdoraError("merge: weights: a weighted sum needs weights that are not quantised; load the base without")
     use(model, None)
     sums: dict[nn.Parameter, torch.Tensor] = {}
     with torch.no_grad():

@@ -113,7 +113,7 @@ def candidates_of(model: nn.Module, parts: ModelParts, modality: str) -> Candida
         elif reason:
             candidates.refused[name] = reason
         else:
-            role = _role(name, modules, parts) if kind is AdaptedLinear else kind.kind
+            role = _role(name, modules, parts) if issubclass(kind, AdaptedLinear) else kind.kind
             candidates.roles[name] = "head" if module is head else role
     return candidates
 

@@ -22,6 +22,7 @@ from mmdora.adapt.fingerprint import fingerprint, same_base
 from mmdora.adapt.inject import adapted_modules, apply, check_untouched, check_usable, plan_of
 from mmdora.adapt.modality import find_parts
 from mmdora.adapt.plan import Plan
+from mmdora.adapt.quantized import quantized_by
 from mmdora.adapt.switch import adding
 from mmdora.adapter_files.check import check_scaling, check_tensors, expected_shapes
 from mmdora.adapter_files.experts import KEYS, nested_names, peft_key, with_own_names
@@ -101,7 +102,9 @@ def save_adapter(
         (folder / CONFIG).unlink(missing_ok=True)
     budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
     asked = {} if template is None else {"chat_template": template}
-    facts = {"format": 1, "mmdora": __version__, "base": name, **budget, **asked}
+    quantize = quantized_by(model, plan.parts)
+    packed = {} if quantize is None else {"quantize": asdict(quantize)}
+    facts = {"format": 1, "mmdora": __version__, "base": name, **budget, **asked, **packed}
     facts |= {"why": plan.reasons(), "plan": plan.to_dict()}
     # What a kill leaves between two of the files is seen by the checksums, which are written last.
     write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))

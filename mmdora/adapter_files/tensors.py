@@ -69,7 +69,7 @@ def to_file(module: Adapted, *, magnitude: bool) -> dict[str, Tensor]:
         if name == "magnitude":
             own = (module.row_norm() if own is None else own).view(shapes[key])
         elif own is None:
-            own = module.base_weight.new_zeros(shapes[key], dtype=torch.float32)
+            own = torch.zeros(shapes[key], device=module.base_weight.device)
         elif name == "lora_A" and isinstance(module, AdaptedConv):
             own = _spread(own, module.groups)
         tensors[key] = own.detach()

@@ -55,7 +55,13 @@ def _rows(name: str, run: Path, bases: dict[str, Base], say: Callable[[str], Any
     with tqdm(desc=f"analyzing {name}", unit="weight", leave=False, delay=1, disable=None) as bar:
         for index, point in enumerate(points):
             try:
-                base_name = locate(point.folder).base
+                location = locate(point.folder)
+                if location.quantize is not None:
+                    raise MmdoraError(
+                        f"{point.folder}: was trained on {location.quantize.type} weights, which are not in the files "
+                        "of its base; analyze measures runs on unquantised bases"
+                    )
+                base_name = location.base
                 if base_name not in bases:
                     bases[base_name] = Base(base_name)
                 adapter = MappedAdapter(name, point, bases[base_name])

@@ -18,6 +18,7 @@ def demo(
     access: Annotated[Access, Parameter(name="*", negative_bool=())] = Access(),  # noqa: B008 (a frozen value)
     queue: Count = 64,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    quantize: Literal["nf4", "fp4", "int8", "none"] | None = None,
     device: str | None = None,
     shared_base: Annotated[bool, Flag] = False,
     votes: Path | None = None,
@@ -36,6 +37,8 @@ def demo(
         Questions waiting or running at most; one more is told that the page is busy.
     dtype
         Of the weights; default: the checkpoint's own.
+    quantize
+        Quantise the language part while it is read; default: as an adapter was trained, none: not at all.
     device
         Of the models, such as cpu or cuda:1; default: the GPU if there is one.
     shared_base
@@ -57,6 +60,7 @@ def demo(
         access,
         queue=queue,
         dtype=dtype,
+        quantize=quantize,
         device=device,
         shared_base=shared_base,
         votes=votes,

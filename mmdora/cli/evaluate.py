@@ -68,6 +68,7 @@ def evaluate(
     out: Path = Path("runs/eval"),
     batch_size: Count = 64,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
+    quantize: Literal["nf4", "fp4", "int8", "none"] | None = None,
     list: Annotated[bool, Flag] = False,
     trust_remote_code: Annotated[bool, Flag] = False,
 ) -> None:
@@ -89,6 +90,8 @@ def evaluate(
         Questions per forward pass.
     dtype
         Of the weights; default: the checkpoint's own.
+    quantize
+        Quantise the language part while it is read; default: as an adapter was trained, none: not at all.
     list
         List tasks and suites.
     trust_remote_code
@@ -110,7 +113,7 @@ def evaluate(
     from mmdora.evaluate.models import EvaluationSettings, evaluate_on, source_of
     from mmdora.evaluate.processes import processes
 
-    settings = EvaluationSettings(out, questions.limit, batch_size, dtype, trust_remote_code)
+    settings = EvaluationSettings(out, questions.limit, batch_size, dtype, trust_remote_code, quantize)
     with stoppable(lambda: f"what was answered is kept below {out}; the same command goes on from there"):
         if questions.suite:
             run_suite(named, questions.suite, data, settings, questions.scores or ())

@@ -21,6 +21,7 @@ def export(
     *,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     parity: Literal["logits", "tensors"] | None = None,
+    requantize: Annotated[bool, Flag] = False,
     for_: Annotated[Literal["llama.cpp"] | None, Parameter(name="--for")] = None,
     push_to_hub: str | None = None,
     public: Annotated[bool, Flag] = False,
@@ -45,6 +46,8 @@ def export(
     parity
         Check the logits of both models, or every tensor without loading a model. Default: logits
         where the model in fp32 takes at most 1/8 of the available memory.
+    requantize
+        Quantise the merged weights again, as the base was for training, and say what that lost.
     for_
         Print the commands that convert the result for this engine.
     push_to_hub
@@ -64,7 +67,7 @@ def export(
 
     if push_to_hub:
         hub.check_repo(push_to_hub)
-    print(f"{out}: {write(run, out, dtype=dtype, parity=parity)}")
+    print(f"{out}: {write(run, out, dtype=dtype, parity=parity, requantize=requantize)}")
     if for_:
         print(llama_cpp_commands(out))
     if push_to_hub:

@@ -7,7 +7,7 @@ becomes a `RunConfig`; `Modality` also validates the dicts given to `mmdora.inje
 from mmdora.config.adapt import MAX_RANK, METHODS, MODALITIES, Adapt, Modality, as_modalities
 from mmdora.config.data import Data, ImageTokens, TaskData
 from mmdora.config.load import config_of, load_config
-from mmdora.config.model import Compose, Model
+from mmdora.config.model import Compose, Model, Quantize
 from mmdora.config.run import RunConfig
 from mmdora.config.training import Training
 from mmdora.config.validate import validate
@@ -22,6 +22,7 @@ __all__ = [
     "ImageTokens",
     "Modality",
     "Model",
+    "Quantize",
     "RunConfig",
     "TaskData",
     "Training",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 from pydantic.dataclasses import dataclass
 
 from mmdora.config.values import strict
@@ -30,6 +30,26 @@ class Compose:
 
 
 @dataclass(frozen=True, kw_only=True, config=strict)
+class Quantize:
+    """How linears of the base are quantised while it is loaded, by bitsandbytes."""
+
+    type: Annotated[
+        Literal["nf4", "fp4", "int8"], Field(description="of their weights: 4.1, 4.1 or 8 bits for each value")
+    ] = "nf4"
+    double: Annotated[
+        StrictBool, Field(description="the scales of nf4 and fp4 are quantised too; without it 4.5 bits")
+    ] = True
+    compute: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        Field(description="dtype of their products; default: bf16 with training.precision bf16, else model.dtype"),
+    ] = None
+    only: Annotated[
+        tuple[Literal["vision", "projector", "language"], ...],
+        Field(min_length=1, description="modalities whose linears are quantised; heads and embeddings never are"),
+    ] = ("language",)
+
+
+@dataclass(frozen=True, kw_only=True, config=strict)
 class Model:
     """The base that is adapted."""
 
@@ -39,6 +59,21 @@ class Model:
         Field(description="instead of base: a LLaVA of vision and language, written to training.output/base"),
     ] = None
     dtype: Annotated[Literal["fp32", "bf16", "fp16"], Field(description="of the frozen weights")] = "fp32"
+    quantize: Annotated[
+        Quantize | None,
+        Field(description="quantise the base while it is loaded; or one word, its type: nf4, fp4 or int8"),
+    ] = None
+    dequantize: Annotated[
+        StrictBool, Field(description="read a base whose files are quantised as one that is not, in dtype")
+    ] = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _type_is_enough(cls, values: Any) -> Any:
+        kwargs = getattr(values, "kwargs", values)
+        if isinstance(kwargs, dict) and isinstance(kwargs.get("quantize"), str):
+            kwargs["quantize"] = {"type": kwargs["quantize"]}
+        return values
 
     @model_validator(mode="before")
     @classmethod

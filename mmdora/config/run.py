@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from mmdora.config.adapt import Adapt
 from mmdora.config.data import Data
-from mmdora.config.model import Model
+from mmdora.config.model import Model, Quantize
 from mmdora.config.training import Training
 from mmdora.config.values import strict
 
@@ -55,6 +56,24 @@ class RunConfig:
                 "not mix the two; set model.dtype: bf16, or training.precision: fp32"
             )
         return self
+
+    @model_validator(mode="after")
+    def _packed_weights_are_frozen(self) -> RunConfig:
+        for modality in self.model.quantize.only if self.model.quantize is not None else ():
+            if getattr(self.adapt, modality).method == "full":
+                raise ValueError(
+                    f"model.quantize.only names {modality}, and adapt.{modality}.method full trains its weights, which "
+                    "packed ones cannot be; leave one out"
+                )
+        return self
+
+    @property
+    def quantize(self) -> Quantize | None:
+        """`model.quantize` with the dtype to compute in; None if the base is not quantised while it is loaded."""
+        own = self.model.quantize
+        if own is None or own.compute is not None:
+            return own
+        return replace(own, compute="bf16" if self.training.precision == "bf16" else self.model.dtype)
 
     @property
     def base(self) -> str:

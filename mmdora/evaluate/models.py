@@ -41,6 +41,7 @@ class EvaluationSettings:
     batch_size: int = 64
     dtype: str | None = None
     trust_remote_code: bool = False
+    quantize: Any = None
 
     def folder(self, source: TaskRecords) -> Path | None:
         """The folder of a task's results. Other splits and rehearsals have other folders, so they replace nothing."""
@@ -61,6 +62,7 @@ def evaluate(
     dtype: str | None = None,
     out: Path | str | None = None,
     trust_remote_code: bool = False,
+    quantize: Any = None,
 ) -> Evaluation:
     """Score a model by the answers it generates, as the task's papers do.
 
@@ -77,6 +79,7 @@ def evaluate(
         out: folder for answers, scores and pages, in TASK/model; None writes nothing. What a killed call has
             answered is taken up by the same call.
         trust_remote_code: whether to run code that a checkpoint brings along.
+        quantize: of a model that is opened here; as for `mmdora.load`.
 
     Returns:
         The answers and scores.
@@ -84,7 +87,7 @@ def evaluate(
     Raises:
         MmdoraError: there is no such model, data, task or split; or in the cases of `mmdora.evaluate.run.evaluate`.
     """
-    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code)
+    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code, quantize)
     return evaluate_on({ONLY: model}, source_of(data, task, split, images), settings).evaluations[ONLY]
 
 
@@ -100,6 +103,7 @@ def compare(
     dtype: str | None = None,
     out: Path | str | None = None,
     trust_remote_code: bool = False,
+    quantize: Any = None,
 ) -> Compared:
     """Score several models on the same questions, and tell by a paired test how each differs from the first.
 
@@ -124,7 +128,7 @@ def compare(
     if data is None:
         raise MmdoraError("compare: say on which data")
     named = {name: own for name, own in models.items() if not isinstance(own, Evaluation)}
-    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code)
+    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code, quantize)
     return evaluate_on(named, source_of(data, task, split, images), settings)
 
 
@@ -176,6 +180,7 @@ def opened(models: Mapping[str, Model], settings: EvaluationSettings) -> Iterato
                 dtype=settings.dtype,
                 device=device if device.startswith("cuda") else None,
                 trust_remote_code=settings.trust_remote_code,
+                quantize=settings.quantize,
             )
         yield name, model, processor
         del model

@@ -91,9 +91,11 @@ class Parity:
 class LogitCheck:
     """The logits of the unmerged model for some conversations, kept for the comparison with a written checkpoint.
 
+    Attributes:
+        asked: the conversations.
+
     Args:
         model: unmerged, fp32; it is not kept.
-        asked: the conversations.
         origin: where the conversations come from, in words for the report.
         trained: the tensors that were trained, from a merge from disk or from the model.
         dtype: dtype of the checkpoint to be written. In fp32 greedy answers are compared too.
@@ -108,7 +110,7 @@ class LogitCheck:
         trained: DiskMerge | TrainedModel,
         dtype: str,
     ):
-        self._asked, self._origin, self._trained, self._dtype = asked, origin, trained, dtype
+        self.asked, self._origin, self._trained, self._dtype = asked, origin, trained, dtype
         self._reference = outputs_of(model, processor, asked, text=dtype == "fp32")
         with nudged_inputs(model):
             self._own = distance(outputs_of(model, processor, asked, text=False), self._reference)
@@ -125,9 +127,9 @@ class LogitCheck:
         else:
             model, processor = _reload(folder)
             tensors = self._trained.parity(model, self._dtype)
-        written = outputs_of(model, processor, self._asked, text=self._dtype == "fp32")
+        written = outputs_of(model, processor, self.asked, text=self._dtype == "fp32")
         move_weights(model, DTYPES[self._dtype])
-        own = self._own + distance(outputs_of(model, processor, self._asked, text=False), written)
+        own = self._own + distance(outputs_of(model, processor, self.asked, text=False), written)
         return _compare(self._reference, written, own, tensors, self._origin)
 
 

@@ -28,6 +28,7 @@ from mmdora.export.layout import save_checkpoint
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.parity import LogitCheck, Parity, prompts
 from mmdora.export.place import beside, readable, writing
+from mmdora.export.quantized import dequantized_model, tell
 from mmdora.export.shards import UnsureError
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
@@ -35,9 +36,10 @@ from mmdora.files import read_json, write_json, write_whole
 from mmdora.models.chat_template import write_template
 from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
-from mmdora.models.load import load, load_processor, no_bars
+from mmdora.models.load import config_of, load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
 from mmdora.models.memory import check_memory, free_memory, shown
+from mmdora.models.quantize import format_of
 from mmdora.outputs.folder import check_new_folder
 from mmdora.records.row import Row
 
@@ -55,6 +57,7 @@ def export(
     rows: Sequence[Row] | None = None,
     scores: Mapping[str, Any] | None = None,
     parity: Literal["logits", "tensors"] | None = None,
+    requantize: bool = False,
     say: Callable[[str], Any] = print,
 ) -> Parity | TensorParity:
     """Write `source`, adapters merged, as an ordinary checkpoint to `out`.
@@ -62,6 +65,10 @@ def export(
     Merging from disk needs memory for some rows of one tensor. It wants safetensors of which transformers takes every
     tensor as it is; otherwise the model is loaded in fp32 and merged, and `say` gets the reason. Both ways write the
     same tensors, bit for bit; from disk they stay in as many files as the base has.
+
+    An adapter that was trained on a quantised base is merged, in memory, into the dequantised weights, and nothing that
+    is written is quantised. Merged into full-precision weights it would be another model; `say` gets how far that one
+    and the written one are from what was trained (docs/quantised.md).
 
     Args:
         source: run folder, adapter folder, or a plain checkpoint (folder, hub id, bundled name).
@@ -73,18 +80,25 @@ def export(
             "tensors" loads no model and compares rows of every written tensor with the equations in float64.
             Default: logits if `rows` are given or the model fits, that is, takes in fp32 at most an eighth of the
             available memory; else tensors. What was merged in memory is always compared by logits.
+        requantize: quantise the merged weights again, as the base was for training, and write that; `say` gets what it
+            lost.
         say: receives the lines meant for a person: how it is merged and compared, and why.
 
     Raises:
-        MmdoraError: if `out` is not empty, the disk is full, or the parity bounds do not hold.
+        MmdoraError: if `out` is not empty, the disk is full, or the parity bounds do not hold; or if `requantize` is
+            asked for and the base was not quantised.
     """
     out = Path(out)
     check_new_folder(out)
     location = locate(source)
+    if requantize and location.quantize is None:
+        raise MmdoraError(f"{source}: --requantize: this was not trained on a quantised base; leave it out")
     with beside(out) as folder:
         job = _begin(location, dtype, rows, parity, say)
         with writing(out, job.merged.size):
             measured = job.write(folder, say)
+            if location.quantize is not None and isinstance(job.measure, LogitCheck):
+                tell(location, folder, job.measure.asked, say, requantize=requantize)
             facts = job.facts(out.name, dict(scores or {}), measured)
             facts.write(folder)
             sees = family_of(load_processor(location.base)).sees
@@ -109,7 +123,7 @@ class _Job:
     config: RunConfig | None
     dtype: DtypeName
     merged: DiskMerge | _MergedModel
-    measure: Callable[[Path], Parity | TensorParity]
+    measure: LogitCheck | Callable[[Path], Parity | TensorParity]
 
     def write(self, folder: Path, say: Callable[[str], Any]) -> Parity | TensorParity:
         """Write the checkpoint and read it back.
@@ -121,7 +135,7 @@ class _Job:
         self.merged.write(folder)
         say(f"wrote {shown(self.merged.size)} in {time.monotonic() - begun:.1f} s")
         _complete(folder, self.base, self.location)
-        measured = self.measure(folder)
+        measured = self.measure.compare(folder) if isinstance(self.measure, LogitCheck) else self.measure(folder)
         measured.check()
         return measured
 
@@ -152,12 +166,14 @@ def _begin(
     base = base_folder(location.base)
     config = load_config(location.run / RUN_CONFIG) if location.run else None
     dtype = dtype or dtype_of(base)
-    disk, model = _from_disk(base, location.adapter, dtype, say), None
+    disk, model = None if location.quantize else _from_disk(base, location.adapter, dtype, say), None
+    if location.quantize is not None:
+        say(f"merging in memory: it was trained on {location.quantize.type} weights, which are dequantised first")
     if disk is None or _by_logits(disk, "logits" if rows is not None else parity, say):
         model, processor = _trained(location, disk)
         asked = prompts(config, rows, sees=family_of(processor).sees)
         trained = disk or TrainedModel(model, location.adapter)
-        measure = LogitCheck(model, processor, *asked, trained, dtype).compare
+        measure = LogitCheck(model, processor, *asked, trained, dtype)
     else:
         measure = partial(tensor_parity, disk)
     return _Job(location, base, config, dtype, disk or _MergedModel(model, base, dtype), measure)
@@ -167,12 +183,18 @@ def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
     """The unmerged model in fp32, and its processor. What a merge from disk has read and checked is not read again."""
     if disk is not None:
         check_memory(location.base, disk.base.model, "fp32", instead="--parity tensors, which loads no model")
+    if location.quantize is not None or _is_quantized(location):
+        return dequantized_model(location)
     if disk is None or disk.plan is None:
         return load(location)
     model, processor = load(replace(location, adapter=None))
     apply(model, disk.plan)
     fill(model, disk.plan, disk.adapter)
     return model, processor
+
+
+def _is_quantized(location: Location) -> bool:
+    return format_of(config_of(location.base)) is not None
 
 
 def _complete(folder: Path, base: Path, location: Location) -> None:

@@ -12,6 +12,7 @@ from mmdora.layers.embedding import AdaptedEmbedding
 from mmdora.layers.expert_weight import SUFFIX, ExpertWeight, expert_weights, is_experts
 from mmdora.layers.experts import AdaptedExperts, AdaptedExpertWeight
 from mmdora.layers.linear import AdaptedLinear
+from mmdora.layers.quantized import AdaptedQuantizedLinear
 
 __all__ = [
     "BIASES",
@@ -25,6 +26,7 @@ __all__ = [
     "AdaptedExpertWeight",
     "AdaptedExperts",
     "AdaptedLinear",
+    "AdaptedQuantizedLinear",
     "DropoutMode",
     "ExpertWeight",
     "Method",
@@ -37,13 +39,16 @@ __all__ = [
 ]
 
 KINDS: tuple[type[Adapted], ...] = (
+    AdaptedQuantizedLinear,
     AdaptedLinear,
     AdaptedConv,
     AdaptedEmbedding,
     AdaptedAttention,
     AdaptedExpertWeight,
 )
+"""The kinds, of which the first that fits a module adapts it. A quantised linear is a linear too, so it comes first."""
 BY_NAME = {kind.kind: kind for kind in KINDS}
+"""Name in plans and files -> kind. One name stands for quantised and plain linears, whose adapters are the same."""
 WEIGHTS = {kind.weight_name for kind in KINDS}
 """Names of the parameters of plain modules that are adapted."""
 BIASES = {kind.bias_name for kind in KINDS}
@@ -55,7 +60,7 @@ def kind_of(module: nn.Module) -> type[Adapted] | None:
 
     Whether this very module can be adapted is another question, which `problem` answers.
     """
-    return next((kind for kind in KINDS if isinstance(module, (*kind.plain, kind))), None)
+    return next((kind for kind in KINDS if kind.adapts(module)), None)
 
 
 def places(model: nn.Module) -> dict[str, nn.Module]:

@@ -90,6 +90,11 @@ class Adapted(nn.Module):
                 self.magnitude.copy_(norm.squared_norm(self.matrix(self.base_weight)).sqrt())
 
     @classmethod
+    def adapts(cls, module: nn.Module) -> bool:
+        """Whether this kind is for modules like this one, plain or adapted."""
+        return isinstance(module, (*cls.plain, cls))
+
+    @classmethod
     def problem(cls, base: nn.Module) -> str | None:
         """Say why this module cannot be adapted as this kind; None if it can."""
         name = type(base).__name__
@@ -104,7 +109,7 @@ class Adapted(nn.Module):
         if weight is None:
             return f"the weight of this {name} is computed from other tensors (a parametrisation)"
         if not weight.is_floating_point():
-            return f"its weight is {weight.dtype}; quantised modules are not supported yet"
+            return f"its weight is {weight.dtype}, quantised by a library that mmdora has no adapter for"
         return None
 
     @classmethod

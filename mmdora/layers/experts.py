@@ -88,7 +88,7 @@ class AdaptedExpertWeight(Adapted):
         if "forward" in getattr(base.owner, "shell", base.owner).__dict__:
             return "the forward of these very experts was replaced (accelerate does so)"
         if base.weight.is_floating_point() and base.weight.element_size() < 2:
-            return f"its weight is {base.weight.dtype}; quantised modules are not supported yet"
+            return f"its weight is {base.weight.dtype}; quantised experts are not supported yet"
         return super().problem(base)
 
     @classmethod

@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from mmdora.errors import MmdoraError
 from mmdora.layers.stamp import Stamp
 from mmdora.ops import linear, norm, reference, transforms
+from mmdora.ops.products import UPCAST_ROWS
 
 _steps = 0
 _slots = count()
@@ -42,8 +43,8 @@ class Scaled(Protocol):
     @property
     def scales(self) -> Scales: ...
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        """View the weight as the matrix W0 [O, I]."""
+    def matrix(self, weight: Tensor) -> Any:
+        """View the weight as the matrix W0 [O, I], whose rows may be dequantised when they are read."""
         ...
 
     def factors(self, lora_A: Tensor, lora_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,6 +134,9 @@ class Scales:
         module = self.module
         with torch.no_grad():
             matrix = module.matrix(weight)
+            if not isinstance(matrix, Tensor):
+                factors = (None, None) if lora_A is None or lora_B is None else module.factors(lora_A, lora_B)
+                return norm.norm_of_rows(matrix.split(UPCAST_ROWS), *factors, module.scaling)
             if self._base is not None and self._sees([weight]) and self._base[0].fits([weight], 0):
                 base = self._base[1]
             else:

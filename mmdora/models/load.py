@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +22,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.adapt.modality import is_text_only
+from mmdora.adapt.quantized import dequantize_all
 from mmdora.adapter_files.adapters import load_adapter
-from mmdora.config import Compose, ImageTokens, validate
+from mmdora.config import Compose, ImageTokens, Quantize, RunConfig, validate
 from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
 from mmdora.models.chat_template import set_template
-from mmdora.models.dtypes import DTYPES
+from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
+from mmdora.models.quantize import format_of, other_base, put_in, settings_of, settle
 
 
 def load(
@@ -40,6 +43,8 @@ def load(
     trust_remote_code: bool = False,
     image_tokens: ImageTokens | None = None,
     template: str | None = None,
+    quantize: Quantize | Mapping[str, Any] | str | None = None,
+    dequantize: bool = False,
 ) -> tuple[Any, Any]:
     """Open a model and its processor, ready for inference (`eval()` mode).
 
@@ -54,6 +59,9 @@ def load(
             processor's own.
         template: chat template (Jinja) to write conversations by; by default the one that the adapter was trained with,
             or else the base's own.
+        quantize: "nf4", "fp4" or "int8", or a dict of the keys of `model.quantize`, to quantise the base while it is
+            read; None for what an adapter was trained on, "none" for weights that are not quantised.
+        dequantize: whether files that are quantised (fp8, mxfp4, bitsandbytes) are read as plain weights in `dtype`.
 
     Returns:
         The model and its processor; that of a causal language model is its tokenizer.
@@ -65,6 +73,10 @@ def load(
     if dtype is not None and dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if not isinstance(name, (str, Path, Location)):
+        if quantize is not None:
+            raise MmdoraError(
+                "quantize: a base that is composed is quantised from its files; write it to a folder first"
+            )
         model, processor = _composed(name, DTYPES[dtype or "fp32"], device, image_tokens)
         set_template(processor, template)
         return model, processor
@@ -72,33 +84,52 @@ def load(
     base = location.base
     processor, shapes = _checked(base, trust_remote_code, template or location.template)
     taken: Any = dtype or own_dtype(shapes.config)
+    wanted = location.quantize if quantize is None and format_of(shapes.config) is None else settings_of(quantize)
+    with _one_line(base):
+        how = put_in(shapes, base, wanted, taken, dequantize)
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     with no_bars(), _one_line(base):
-        model, report = _read(location, DTYPES[taken], trust_remote_code)
+        model, report = _read(location, DTYPES[taken], trust_remote_code, how, device)
         if absent := sorted(report["missing_keys"]):
             raise MmdoraError(
                 f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
                 "transformers would fill them with random numbers"
             )
+    if dequantize and format_of(model.config) is not None:
+        dequantize_all(model, DTYPES[taken])
+    settle(model)
     set_in_model(model, settings)
     model.name_or_path = lasting_name(base)
     if location.adapter is not None:
         load_adapter(model, location.adapter)
+        if (line := other_base(location, model)) is not None:
+            warnings.warn(line, UserWarning, stacklevel=2)
     if device is not None:
         model.to(device)
     return model.eval(), processor
 
 
-def _read(location: Location, dtype: torch.dtype, trust_remote_code: bool) -> Any:
-    """The model, and what transformers says of the tensors that it found."""
-    kind = model_class(config_of(location.base, trust_remote_code=trust_remote_code))
-    return kind.from_pretrained(
+def _read(
+    location: Location, dtype: torch.dtype, trust_remote_code: bool, how: Any, device: str | torch.device | None
+) -> Any:
+    """The model, and what transformers says of the tensors that it found.
+
+    Args:
+        how: the config by which they are quantised or dequantised; None where they are read as they are.
+    """
+    config = config_of(location.base, trust_remote_code=trust_remote_code)
+    # Weights are quantised where they will be. Without a place transformers would take a GPU.
+    place: Any = {} if how is None and format_of(config) is None else {"device_map": {"": str(device or "cpu")}}
+    if how is not None:
+        place["quantization_config"] = how  # None would be taken for a base that is not quantised.
+    return model_class(config).from_pretrained(
         location.source,
         dtype=dtype,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
+        **place,
     )
 
 
@@ -171,24 +202,51 @@ def load_generation_config(name: str) -> GenerationConfig | None:
         return None
 
 
-def skeleton(name: str, *, trust_remote_code: bool = False) -> Any:
+def skeleton(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    dtype: DtypeName = "fp32",
+    quantize: Quantize | None = None,
+    dequantize: bool = False,
+) -> Any:
     """The model `name` with its shapes but without memory: each parameter is one zero, expanded.
 
     Only the config of the model is read.
 
+    Args:
+        dtype, quantize and dequantize: as for `load`.
+
     Raises:
-        MmdoraError: if there is no such model, or if it is an adapter.
+        MmdoraError: if there is no such model, or if it is an adapter; or in the cases of `put_in`.
     """
     if adapter_folder(name) is not None:
         raise MmdoraError(f"{name}: is an adapter; inspect its base, or read the plan.txt of its run")
     with _one_line(name):
         model = _on_meta(name, trust_remote_code)
+        put_in(model, name, quantize, dtype, dequantize)
     zeros: dict[int, nn.Parameter] = {}  # The key is the identity of a parameter, so that tied ones stay tied.
     for module in model.modules():
         for leaf, parameter in module.named_parameters(recurse=False):
+            if not parameter.is_floating_point():
+                continue  # It is packed, and is one number already.
             zero = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
             setattr(module, leaf, zeros.setdefault(id(parameter), zero))
     return model
+
+
+def skeleton_of(config: RunConfig | None, name: str | None = None, *, trust_remote_code: bool = False) -> Any:
+    """The skeleton of a config's base, quantised as the config says; or of the base `name`, without a config."""
+    if config is None:
+        return skeleton(name or "", trust_remote_code=trust_remote_code)
+    own: Any = config.model
+    return skeleton(
+        name or config.base,
+        trust_remote_code=trust_remote_code,
+        dtype=own.dtype,
+        quantize=config.quantize,
+        dequantize=own.dequantize,
+    )
 
 
 def _on_meta(name: str, trust_remote_code: bool) -> Any:

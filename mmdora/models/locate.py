@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, own_facts, refuse_pickle
-from mmdora.config import Data, ImageTokens, RunConfig, TaskData, validate
+from mmdora.config import Data, ImageTokens, Quantize, RunConfig, TaskData, validate
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, read_json
 from mmdora.outputs.folder import check_finished
@@ -35,6 +35,7 @@ class Location:
         run: folder of the run that the adapter belongs to; None if there is no such folder with a config.
         image_tokens: budget of tokens per image that the adapter was trained with.
         template: chat template that it was trained with; None if that is the base's own.
+        quantize: how the base was quantised while it was loaded for training; None if it was not.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Location:
     run: Path | None
     image_tokens: ImageTokens
     template: str | None = None
+    quantize: Quantize | None = None
 
     @property
     def source(self) -> str:
@@ -60,7 +62,8 @@ def locate(name: str | Path) -> Location:
     if adapter is None:
         return Location(str(name), str(name), None, None, ImageTokens())
     run = adapter.parent if (adapter.parent / RUN_CONFIG).is_file() else None
-    return Location(str(name), _base_of(adapter), adapter, run, image_tokens_of(adapter), _template_of(adapter))
+    own = image_tokens_of(adapter), _template_of(adapter), _quantize_of(adapter)
+    return Location(str(name), _base_of(adapter), adapter, run, *own)
 
 
 def bundled() -> tuple[str, ...]:
@@ -150,6 +153,11 @@ def _template_of(adapter: Path) -> str | None:
     if not isinstance(template, str | None):
         raise MmdoraError(f"{adapter / OURS}: chat_template is no text; restore the file")
     return template
+
+
+def _quantize_of(adapter: Path) -> Quantize | None:
+    kept = own_facts(adapter).get("quantize") if (adapter / OURS).is_file() else None
+    return None if kept is None else validate(Quantize, kept, where=lambda key: f"{adapter / OURS}: quantize")
 
 
 def check_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mmdora.errors import MmdoraError
+from mmdora.layers.dequantize import form_of, held_bytes, sizes
 from mmdora.models.dtypes import DTYPES, DtypeName, dtype_in_config
 
 Device = str | torch.device | None
@@ -74,11 +75,15 @@ def check_memory(
         processes: the processes on this machine that each load the model.
         instead: another way to the same end, half a sentence for the message.
     """
-    elements, own = sum(parameter.numel() for parameter in model.parameters()), own_dtype(model.config)
-    copies = 0 if dtype == own else elements * DTYPES[dtype].itemsize
+    elements, own = sum(sizes(model).values()), own_dtype(model.config)
+    packed = packed_bytes(model)
+    wide = sum(p.numel() for p in model.parameters() if p.is_floating_point()) * DTYPES[dtype].itemsize
+    copies = packed + (0 if dtype == own else wide)
+    if on_gpu(device) and packed:
+        copies = 0  # Weights that are quantised are read and quantised one by one where they will be.
     needs: list[tuple[Device, int]] = [(None, processes * (copies + (0 if on_gpu(device) else beside)))]
     if on_gpu(device):
-        needs.append((device, elements * DTYPES[dtype].itemsize + beside))
+        needs.append((device, packed + wide + beside))
     for place, need in needs:
         free = free_memory(place)
         if need <= free:
@@ -90,12 +95,24 @@ def check_memory(
             ways.append("free some, or raise the limit of the container")
         else:
             ways.append("free some, or take another device")
+        if not packed:
+            ways.append("quantise them (--quantize nf4, or model.quantize in a config)")
         where = "main memory" if place is None else f"memory on {place}"
         each = f" in {processes} processes" if processes > 1 and place is None else ""
         raise MmdoraError(
-            f"model {name!r}: {elements:,} weights as {dtype}{f' and {what}' if what else ''} need {shown(need)} of "
-            f"{where}{each}, and {shown(free)} is free; {'; or '.join(ways)}"
+            f"model {name!r}: {elements:,} weights as {_shown_as(model, dtype)}{f' and {what}' if what else ''} need "
+            f"{shown(need)} of {where}{each}, and {shown(free)} is free; {'; or '.join(ways)}"
         )
+
+
+def packed_bytes(model: nn.Module) -> int:
+    """Bytes of the quantised weights of a model, with their scales."""
+    return sum(held_bytes(module) for module in model.modules() if form_of(module) is not None)
+
+
+def _shown_as(model: nn.Module, dtype: DtypeName) -> str:
+    forms = {form for module in model.modules() if (form := form_of(module)) is not None}
+    return " and ".join([*sorted(forms), dtype])
 
 
 def shown(count: int) -> str:

@@ -1,4 +1,4 @@
-"""Computes the row norms of W0 + s B A without the dense product.
+"""Computes the row norms of W0 + s B A; without the dense product where W0 lies there as it is.
 
     ||V_j||^2 = ||W0_j||^2 + 2 s ((W0 A^T) * B).sum(1)_j + s^2 ((B A A^T) * B).sum(1)_j
 
@@ -6,6 +6,8 @@ This needs O(O R + R^2) memory. Where V is much shorter than W0 the sum cancels,
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -65,3 +67,26 @@ def row_norm(
                 dense = weight[part].to(dtype).addmm(lora_B[part], lora_A, alpha=scaling)
                 squared[part] = torch.linalg.vector_norm(dense, dim=1).square()
         return squared.sqrt_()
+
+
+def norm_of_rows(pieces: Iterable[Tensor], lora_A: Tensor | None, lora_B: Tensor | None, scaling: float) -> Tensor:
+    """||W0_j + s (B A)_j|| [O], fp32 or better, outside autograd, for a W0 of which some rows are there at a time.
+
+    B A is formed for these rows: it takes as many multiplications as W0 A^T would, and nothing cancels.
+
+    Args:
+        pieces: W0 [O, I] as consecutive pieces [rows, I], any float dtype.
+        lora_A: [R, I], or None for the norms of W0.
+        lora_B: [O, R].
+        scaling: s.
+    """
+    norms: list[Tensor] = []
+    start = 0
+    for part in pieces:
+        with torch.no_grad(), torch.autocast(part.device.type, enabled=False):
+            dense = part.to(wide(part.dtype) if lora_A is None else lora_A.dtype)
+            if lora_A is not None and lora_B is not None:
+                dense = dense.addmm(lora_B[start : start + len(part)], lora_A, alpha=scaling)
+            norms.append(torch.linalg.vector_norm(dense, dim=1))
+        start += len(part)
+    return torch.cat(norms)

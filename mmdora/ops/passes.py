@@ -63,19 +63,11 @@ def forward(
         keep: whether to keep z.
         learns: whether a backward may follow.
     """
-    device, acc, low = x.device.type, wide(x.dtype), low_rank_dtype(x)
-    branch, mask, hidden, up, z_kept = x, None, None, None, None
+    device, acc, low, z_kept = x.device.type, wide(x.dtype), low_rank_dtype(x), None
     with torch.autocast(device, enabled=False):
         base = weight.to(x.dtype)
-        if lora_A is not None and lora_B is not None:
-            # d(x): the factor 1 / (1 - p) that its elements still lack goes into s.
-            if p:
-                branch, mask, share = dropout.drop(x, p, as_torch=as_torch)
-                scaling = scaling / share
-            # h = d(x) A^T [T, R] and s B [O, R]. Where nothing is learned, s goes into h instead: an answer is made
-            # token by token, and then h is much smaller than B.
-            hidden = mm(branch, lora_A.to(low).T, low)
-            hidden, up = (hidden, (lora_B * scaling).to(low)) if learns else (hidden * scaling, lora_B.to(low))
+        how = {"as_torch": as_torch, "learns": learns}
+        branch, mask, hidden, up, scaling = low_rank(x, lora_A, lora_B, scaling, p, low, **how)
         if factor is not None:
             shift = None if bias is None else bias.to(acc)
             # z = x W0^T + h (s B)^T [T, O]. If the dtypes allow it, both products are summed here; else `compose`
@@ -90,7 +82,7 @@ def forward(
             assert hidden is not None and up is not None
             # LoRA: y = h (s B)^T + bias + x W0^T. The large product comes second: it is added in the accumulator,
             # before the one rounding.
-            y = hidden @ up.T if bias is None else torch.addmm(bias.to(low), hidden, up.T)
+            y = hidden @ up.T if bias is None else torch.addmm(bias.to(up.dtype), hidden, up.T)
             y = add_mm(y.to(x.dtype), x, base.T)
     return y, Kept(branch, mask, hidden, z_kept, scaling)
 
@@ -119,24 +111,73 @@ def backward(
         wants: whether the gradients of x, A and B are wanted.
         of_y: whether y is there, and c was large enough to divide by.
     """
-    (wants_x, wants_A, wants_B), acc = wants, wide(g.dtype)
-    dx = d_branch = dA = dB = dm = None
+    wants_x, dx, dm = wants[0], None, None
     with torch.autocast(weight.device.type, enabled=False):
         if factor is not None and inverse_norm is not None and kept.z is not None:
-            # From here on g stands for g * c. With y in the place of z, (y - bias) / c is z.
-            g, dm = scale_and_reduce(g, kept.z, factor, shift.to(acc) if of_y and shift is not None else None)
-            dm *= inverse_norm / factor if of_y else inverse_norm
-        if lora_A is not None and lora_B is not None and kept.hidden is not None:
-            low = kept.hidden.dtype
-            d_hidden = mm(g, (lora_B * kept.scaling).to(low), low)
-            # This is g^T h; the product h^T g, transposed, takes less time.
-            dB = mm(kept.hidden.T, g, acc).T.mul_(kept.scaling) if wants_B else None
-            dA = mm(d_hidden.T, kept.branch, acc) if wants_A else None
-            if wants_x:
-                d_branch = mm(d_hidden, lora_A.to(low), low).to(g.dtype)
-                if kept.mask is not None:
-                    d_branch = dropout.gradient(d_branch, kept.mask, p)
+            g, dm = scaled_gradient(g, kept.z, shift, factor, inverse_norm, of_y=of_y)
+        d_branch, dA, dB = low_rank_gradients(g, lora_A, lora_B, kept, p, wants)
         if wants_x:
             base = weight.to(g.dtype)
             dx = g @ base if d_branch is None else d_branch.addmm_(g, base)
     return dx, dA, dB, dm
+
+
+def low_rank(
+    x: Tensor,
+    lora_A: Tensor | None,
+    lora_B: Tensor | None,
+    scaling: float,
+    p: float,
+    low: torch.dtype,
+    *,
+    as_torch: bool,
+    learns: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, float]:
+    """d(x) without its factor, what dropout drew, h [T, R], s B [O, R], and s with dropout's factor in it.
+
+    Args:
+        low: the dtype of h, by `low_rank_dtype`, which has to be asked before autocast is disabled.
+
+    The other arguments are those of `forward`.
+    """
+    branch, mask = x, None
+    if lora_A is None or lora_B is None:
+        return branch, mask, None, None, scaling
+    # d(x): the factor 1 / (1 - p) that its elements still lack goes into s.
+    if p:
+        branch, mask, share = dropout.drop(x, p, as_torch=as_torch)
+        scaling = scaling / share
+    # h = d(x) A^T [T, R] and s B [O, R]. Where nothing is learned, s goes into h instead: an answer is made
+    # token by token, and then h is much smaller than B.
+    hidden = mm(branch, lora_A.to(low).T, low)
+    if learns:
+        return branch, mask, hidden, (lora_B * scaling).to(low), scaling
+    return branch, mask, hidden * scaling, lora_B.to(low), scaling
+
+
+def scaled_gradient(
+    g: Tensor, z: Tensor, shift: Tensor | None, factor: Tensor, inverse_norm: Tensor, *, of_y: bool
+) -> tuple[Tensor, Tensor]:
+    """g * c [T, O], and the gradient of m [O]; see `backward`. With y in the place of z, (y - bias) / c is z."""
+    shift = shift.to(factor.dtype) if of_y and shift is not None else None
+    g, dm = scale_and_reduce(g, z, factor, shift)
+    return g, dm.mul_(inverse_norm / factor if of_y else inverse_norm)
+
+
+def low_rank_gradients(
+    g: Tensor, lora_A: Tensor | None, lora_B: Tensor | None, kept: Kept, p: float, wants: tuple[bool, bool, bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x through d(x), of A and of B, for g * c [T, O]; see `backward`."""
+    (wants_x, wants_A, wants_B), acc = wants, wide(g.dtype)
+    if lora_A is None or lora_B is None or kept.hidden is None:
+        return None, None, None
+    d_branch, low = None, kept.hidden.dtype
+    d_hidden = mm(g, (lora_B * kept.scaling).to(low), low)
+    # This is g^T h; the product h^T g, transposed, takes less time.
+    dB = mm(kept.hidden.T, g, acc).T.mul_(kept.scaling) if wants_B else None
+    dA = mm(d_hidden.T, kept.branch, acc) if wants_A else None
+    if wants_x:
+        d_branch = mm(d_hidden, lora_A.to(low), low).to(g.dtype)
+        if kept.mask is not None:
+            d_branch = dropout.gradient(d_branch, kept.mask, p)
+    return d_branch, dA, dB

@@ -13,7 +13,7 @@ from mmdora.adapt.inject import make_plan
 from mmdora.config import RunConfig, Training
 from mmdora.errors import OutOfMemory
 from mmdora.families import family_of
-from mmdora.models.load import skeleton
+from mmdora.models.load import skeleton_of
 from mmdora.train.loader import Feed
 from mmdora.train.memory import estimate, typical_batch
 from mmdora.train.processes import Processes
@@ -30,7 +30,7 @@ def estimated(
 ) -> str:
     """A phrase with the memory that `mmdora inspect` estimates for `batch`, or for a typical batch if it is None."""
     try:
-        model = skeleton(config.base, trust_remote_code=trust_remote_code)
+        model = skeleton_of(config, trust_remote_code=trust_remote_code)
         on_cpu = (
             {name: value.cpu() for name, value in batch.items()}
             if batch

@@ -63,6 +63,10 @@ def begin(request: Request, processes: Processes) -> Begun:
         raise MmdoraError(
             "data.stream cannot be used with FSDP or DeepSpeed, which need an image in every micro-batch; leave one out"
         )
+    if config.model.quantize is not None and processes.sharded:
+        raise MmdoraError(
+            "model.quantize cannot be used with FSDP or DeepSpeed, which would shard packed weights; use DDP"
+        )
     if config.model.compose is not None:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 

@@ -22,7 +22,7 @@ from mmdora.families import family_of
 from mmdora.files import sha256
 from mmdora.models.chat_template import read_template
 from mmdora.models.dtypes import DTYPES
-from mmdora.models.load import check_base, load_processor, skeleton
+from mmdora.models.load import check_base, load_processor, skeleton_of
 from mmdora.models.memory import check_memory
 from mmdora.ops import backend
 from mmdora.records.images import FileRef, image_bytes
@@ -114,7 +114,7 @@ def check_plan(config: RunConfig, device: str | torch.device | None = None, *, t
             loading is compared with what is free.
     """
     check_base(config.base, trust_remote_code=trust_remote_code, template=read_template(config.data.template))
-    model = skeleton(config.base, trust_remote_code=trust_remote_code)
+    model = skeleton_of(config, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
     held = 0 if device is None else held_bytes(plan, config)
     local = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun and accelerate set it.

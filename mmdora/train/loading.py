@@ -18,6 +18,7 @@ from mmdora.config import RunConfig
 from mmdora.families import Family, family_of
 from mmdora.models.chat_template import read_template
 from mmdora.models.load import load, load_processor
+from mmdora.models.quantize import NONE
 from mmdora.train.early_stopping import Answers
 from mmdora.train.features import features_of
 from mmdora.train.packing import check_packing
@@ -70,6 +71,9 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
             trust_remote_code=trust,
             image_tokens=budget,
             template=template,
+            quantize=config.quantize or NONE,
+            dequantize=config.model.dequantize,
+            device=processes.device if config.quantize else None,
         )
         plan = inject(model, config.adapt)
         if training.precision == "bf16":

@@ -23,6 +23,7 @@ from mmdora.adapt.inject import apply, trainable_parameters
 from mmdora.adapt.plan import Plan
 from mmdora.config import RunConfig
 from mmdora.families import Family
+from mmdora.layers.dequantize import form_of, held_bytes
 from mmdora.train.ledger import BACKWARD, Ledger
 from mmdora.train.loss import ChunkedLoss
 
@@ -95,7 +96,7 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
     gradients = {m: sum(p.grad.nbytes for p in ps if p.grad is not None) for m, ps in parameters.items()}
     each = {"adamw": lambda p: 2 * p.nbytes, "adamw_8bit": lambda p: 2 * p.numel()}[training.optimizer]
     moments = {m: sum(map(each, ps)) for m, ps in parameters.items()}
-    return _summed(plan, config, ledger, trained, gradients, moments, batch)
+    return _summed(ledger, _frozen(model, plan, config), trained, gradients, moments, batch)
 
 
 def typical_batch(family: Family, config: RunConfig) -> dict[str, Tensor]:
@@ -104,17 +105,25 @@ def typical_batch(family: Family, config: RunConfig) -> dict[str, Tensor]:
     return family.example_batch(photo, config.training.batch_size, config.data.max_length, ANSWER_TOKENS)
 
 
+def _frozen(model: Any, plan: Plan, config: RunConfig) -> dict[str, int]:
+    """Modality -> bytes of the weights that do not train."""
+    size, bytes_of = BYTES[config.model.dtype], Counter[str]()
+    full = set(plan.full)
+    packed = {id(m.weight): held_bytes(m) for m in model.modules() if form_of(m) is not None}
+    for name, parameter in model.named_parameters():
+        if name not in full:
+            bytes_of[plan.parts.of(name) or "other"] += packed.get(id(parameter), size * parameter.numel())
+    return dict(bytes_of)
+
+
 def _summed(
-    plan: Plan,
-    config: RunConfig,
     ledger: Ledger,
+    frozen: dict[str, int],
     trained: dict[str, int],
     gradients: dict[str, int],
     moments: dict[str, int],
     batch: Mapping[str, Tensor],
 ) -> Estimate:
-    size = BYTES[config.model.dtype]
-    frozen = {m: size * (n - plan.full_sizes.get(m, 0)) for m, n in plan.base_sizes.items()}
     at_peak = dict(ledger.at_peak)
     in_backward = at_peak.pop(BACKWARD, 0)
     # Gradients are part of what backward made. Gradients that did not exist at the peak are made after others are
@@ -158,7 +167,11 @@ def _step(model: Any, inputs: dict[str, Any], plan: Plan, config: RunConfig, led
 
 def _without_memory(model: Any, dtype: torch.dtype) -> Any:
     """A copy of a model in which each parameter is a single element, expanded to the parameter's shape."""
-    shared = {id(p): torch.nn.Parameter(_thin(p, dtype), requires_grad=False) for p in model.parameters()}
+    # A quantised weight is one number in memory already, and its class knows what it stands for.
+    shared = {
+        id(p): torch.nn.Parameter(_thin(p, dtype), requires_grad=False) if p.is_floating_point() else p
+        for p in model.parameters()
+    }
     return copy.deepcopy(model, dict(shared))
 
 

@@ -26,8 +26,9 @@ from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Family, family_of
 from mmdora.layers import AdaptedExpertWeight
+from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models.chat_template import read_template
-from mmdora.models.load import check_base, load_generation_config, load_processor, skeleton
+from mmdora.models.load import check_base, load_generation_config, load_processor, skeleton_of
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch
@@ -44,7 +45,7 @@ def show_model(
         MmdoraError: if there is no such model, its parts cannot be found, or the config does not fit it.
     """
     console = console or Console()
-    model = skeleton(name, trust_remote_code=trust_remote_code)
+    model = skeleton_of(config, name, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt) if config else None
     console.print(module_tree(model, plan.parts if plan else find_parts(model), plan))
     if config is None or plan is None:
@@ -110,7 +111,7 @@ def _draw(
         marks[f"{path}.{leaf}"] for leaf, _ in module.named_parameters(recurse=False) if f"{path}.{leaf}" in marks
     }
     mark = marks.get(path) or next(iter(direct), None)
-    node = branch.add(f"{escape(label)}  [dim]{type(module).__name__}[/]  {_count(module)}{_mark(mark)}")
+    node = branch.add(f"{escape(label)}  [dim]{type(module).__name__}{_form(module)}[/]  {_count(module)}{_mark(mark)}")
     children = [
         (f"{path}.{leaf}", child) for leaf, child in module.named_children() if any(True for _ in child.parameters())
     ]
@@ -136,7 +137,12 @@ def _find(model: nn.Module, name: str) -> nn.Module | torch.Tensor:
 
 
 def _count(module: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in module.parameters()):,}"
+    return f"{sum(sizes(module).values()):,}"
+
+
+def _form(module: nn.Module) -> str:
+    form = form_of(module)
+    return "" if form is None else f", {form}"
 
 
 def _mark(mark: str | None) -> str:
@@ -146,7 +152,7 @@ def _mark(mark: str | None) -> str:
 def memory_table(memory: Estimate, config: RunConfig) -> Table:
     """A table of the memory at the peak of a training step on one device, by modality."""
     rows = [
-        (f"frozen weights, {config.model.dtype}", memory.frozen),
+        (f"frozen weights, {_shown_dtype(config)}", memory.frozen),
         ("trained weights", memory.trained),
         ("gradients", memory.gradients),
         ("moments of the optimizer", memory.moments),
@@ -157,10 +163,15 @@ def memory_table(memory: Estimate, config: RunConfig) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("", *MODALITIES, "other", "sum"):
         table.add_column(heading, justify="right" if heading else "left")
-    for name, sizes in rows:
-        table.add_row(name, *(_mib(sizes.get(m, 0)) for m in (*MODALITIES, "other")), _mib(sum(sizes.values())))
+    for name, held in rows:
+        table.add_row(name, *(_mib(held.get(m, 0)) for m in (*MODALITIES, "other")), _mib(sum(held.values())))
     table.add_row("sum", *[""] * (len(MODALITIES) + 1), _mib(memory.peak), style="bold")
     return table
+
+
+def _shown_dtype(config: RunConfig) -> str:
+    own = config.model.quantize
+    return config.model.dtype if own is None else f"{own.type} and {config.model.dtype}"
 
 
 def _mib(size: int) -> str:
@@ -178,7 +189,7 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
     check_base(config.base, trust_remote_code=trust_remote_code, template=read_template(data.template))
-    model = skeleton(config.base, trust_remote_code=trust_remote_code)
+    model = skeleton_of(config, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
     processor = _processor(config.base, config, trust_remote_code)
     family = family_of(processor)
