@@ -1,9 +1,9 @@
 """Writes an adapter alone, in the one form in which vLLM serves it over its base (`--enable-lora`).
 
-vLLM reads PEFT's files by its `vllm/lora/peft_helper.py`: one rank and one alpha for all modules (`rank_pattern` and
-`alpha_pattern` are not read), no DoRA, no `modules_to_save`. Of a vision-language model it serves what adapts the
-language model; adapters of other parts are dropped with a line in its log, and the answers are then others. So alpha is
-folded into B here, smaller ranks are filled up with zeros, and what would not be served is refused.
+vLLM reads PEFT's files by its `vllm/lora/peft_helper.py`: no DoRA, no `modules_to_save`, and before 0.32 one rank and
+one alpha for all modules (`rank_pattern` and `alpha_pattern` are not read). Of a vision-language model it serves what
+adapts the language model; adapters of other parts are dropped with a line in its log, and the answers are then others.
+So alpha is folded into B here, smaller ranks are filled up with zeros, and what would not be served is refused.
 """
 
 from __future__ import annotations
