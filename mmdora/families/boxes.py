@@ -50,24 +50,27 @@ def _each(box: Box, change: Callable[[float], float]) -> Box:
 
 
 def _to_pixels(box: Box, _: Size, seen: Size) -> Box:
-    width, height = seen
-    return tuple(float(round(value * side)) for value, side in zip(box, (width, height) * 2, strict=True))  # pyright: ignore[reportReturnType]
+    return _each(_sides(box, seen, lambda share, side: share * side), lambda value: float(round(value)))
 
 
 def _of_pixels(box: Box, _: Size, seen: Size) -> Box:
-    return tuple(value / side for value, side in zip(box, seen * 2, strict=True))  # pyright: ignore[reportReturnType]
+    return _sides(box, seen, lambda value, side: value / side)
 
 
 def _to_square(box: Box, size: Size, _: Size) -> Box:
-    side = max(size)
-    edges = zip(box, size * 2, strict=True)
-    return tuple((value * own + (side - own) / 2) / side for value, own in edges)  # pyright: ignore[reportReturnType]
+    longer = max(size)
+    return _sides(box, size, lambda share, side: (share * side + (longer - side) / 2) / longer)
 
 
 def _of_square(box: Box, size: Size, _: Size) -> Box:
-    side = max(size)
-    edges = zip(box, size * 2, strict=True)
-    return tuple((value * side - (side - own) / 2) / own for value, own in edges)  # pyright: ignore[reportReturnType]
+    longer = max(size)
+    return _sides(box, size, lambda share, side: (share * longer - (longer - side) / 2) / side)
+
+
+def _sides(box: Box, size: Size, change: Callable[[float, int], float]) -> Box:
+    """Every value of a box after `change` of it and the side of the picture along its axis."""
+    width, height = size
+    return change(box[0], width), change(box[1], height), change(box[2], width), change(box[3], height)
 
 
 def _list(box: Box, digits: int = 0) -> str:
@@ -129,7 +132,8 @@ class BoxRule:
     @classmethod
     def of(cls, processor: Any, boxes: Mapping[str, str] | None) -> BoxRule:
         """The rule of a config's `data.boxes`."""
-        return cls(processor, **{"declared": (boxes or {}).get("from"), "to": (boxes or {}).get("to")})
+        given = boxes or {}
+        return cls(processor, given.get("from"), given.get("to"))
 
     def written(self, row: Row) -> Row:
         """The row with its boxes as the model shall read and write them; without declared boxes, the row itself.

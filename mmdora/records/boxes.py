@@ -87,9 +87,14 @@ def find_boxes(text: str) -> list[Box]:
 
     `[x1, y1, x2, y2]`, `(x1, y1), (x2, y2)` and PaliGemma's four `<loc…>`, whose order is y1, x1, y2, x2.
     """
-    found = [(match.start(), tuple(map(float, match.groups()))) for match in _FOUR.finditer(text)]
-    found += [(match.start(), tuple(float(match[i]) for i in (2, 1, 4, 3))) for match in _PLACES.finditer(text)]
-    return [(box[0], box[1], box[2], box[3]) for _, box in sorted(found)]
+    found = [(match.start(), _box(match, (1, 2, 3, 4))) for match in _FOUR.finditer(text)]
+    found += [(match.start(), _box(match, (2, 1, 4, 3))) for match in _PLACES.finditer(text)]
+    return [box for _, box in sorted(found)]
+
+
+def _box(match: re.Match[str], order: tuple[int, int, int, int]) -> Box:
+    left, top, right, bottom = (float(match[group]) for group in order)
+    return left, top, right, bottom
 
 
 def iou(a: Box, b: Box) -> float:
@@ -117,4 +122,5 @@ def _shares(inside: str, form: str, size: Size, name: str) -> Box:
             f"record {name}: the box {inside.strip()[:60]} does not lie in its picture of {size[0]} x {size[1]} pixels "
             f"({form}: left, top, right, bottom)"
         )
-    return tuple(min(max(value, 0.0), 1.0) for value in box)  # pyright: ignore[reportReturnType]
+    left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in box)
+    return left, top, right, bottom

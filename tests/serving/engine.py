@@ -14,8 +14,8 @@ from typing import IO
 
 import httpx
 
-SECONDS = 900
-"""The most that a start may take: on two idle cores it takes 35 to 70 seconds."""
+SECONDS = 1800
+"""The most that a start may take: 35 to 70 seconds on two idle cores, and many times that on busy ones."""
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "VLLM_NO_USAGE_STATS": "1",
