@@ -4,6 +4,7 @@ VENV := .venv
 FLOOR := .venv-floor
 NEWEST := .venv-newest
 DOCS := .venv-docs
+SERVE := .venv-serve
 BIN := $(VENV)/bin
 ARGS ?=
 # Two workers with one thread each: the whole suite is sized for two cores. They take the files in the order that
@@ -12,7 +13,11 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart bench-quantised docs release audit clean
+=======
+.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart docs release audit clean serve-test
+>>>>>>> serve
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -67,6 +72,9 @@ test-trl: $(VENV)/.installed-trl  ## An injected model under transformers' Train
 gpu-test: $(VENV)/.installed-dev  ## On CUDA: train, kill, resume and merge in bf16; the Triton kernels against torch and float64
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/gpu $(ARGS)
 
+serve-test: $(VENV)/.installed-dev $(SERVE)/.installed  ## Exports served by a real vLLM on the CPU (7 GB in .venv-serve); writes docs/serving.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.serving $(SERVE)/bin/python $(ARGS)
+
 PRETRAIN := runs/pretrain
 pretrain: $(VENV)/.installed  ## Make the bundled base anew in runs/pretrain (about an hour on 2 cores)
 	$(BIN)/mmdora prep scenes --out $(PRETRAIN)/scenes --rows 80000 --held-out 2000 --presence 0.6
@@ -108,7 +116,7 @@ audit: $(VENV)/.installed-dev  ## Known vulnerabilities of what is installed
 	$(BIN)/pip-audit --local --skip-editable
 
 clean:  ## Remove the environments and build leftovers (runs/ stays)
-	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(DOCS) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(DOCS) $(SERVE) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 # A stamp per set of extras: installation is repeated only when pyproject.toml or the lock changes. pip and setuptools
 # are the lock's too, and an isolated build would fetch a setuptools of its own.
@@ -151,6 +159,12 @@ $(DOCS)/.installed: pyproject.toml constraints.txt tests/versions.py | $(DOCS)/b
 	$(DOCS)/bin/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
 	$(DOCS)/bin/python -m pip install --quiet -c constraints.txt -r $(DOCS)/docs.txt
 	$(DOCS)/bin/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	@touch $@
+
+# vLLM wants an older transformers than ours, so it has an environment of its own.
+$(SERVE)/.installed: tests/serving/requirements.txt | $(SERVE)/bin/python
+	$(SERVE)/bin/python -m pip install --quiet --upgrade pip
+	$(SERVE)/bin/python -m pip install -r tests/serving/requirements.txt
 	@touch $@
 
 newest: | $(NEWEST)/bin/python

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-Answer = tuple[list[str], int, int]
-"""Pieces of text, number of prompt tokens, number of answer tokens."""
+Answer = tuple[Any, ...]
+"""Pieces of text, number of prompt tokens, number of answer tokens; if the server can give token ids, as vLLM does
+where `return_token_ids` asks for them, also those of the prompt and those of the answer."""
 
 
 class Stub(ThreadingHTTPServer):
@@ -63,7 +64,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.end_headers()
         if mode == "refuse":
             return self._json(400, {"error": {"message": "maximum context\nlength is 4096"}})
-        pieces, prompt, answer = self.server.answer(body)
+        pieces, prompt, answer, *ids = self.server.answer(body)
+        prompt_ids, answer_ids = ids if ids and body.get("return_token_ids") else (None, None)
         self.send_response(200)
         self.send_header("content-type", "text/html" if mode == "html" else "text/event-stream")
         self.send_header("connection", "close")
@@ -73,8 +75,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(b"data: <html>no JSON</html>\n\n")
             return
         try:
-            for piece in pieces:
-                self._event({"choices": [{"index": 0, "delta": {"content": piece}}]})
+            if prompt_ids is not None:
+                role = {"index": 0, "delta": {"role": "assistant", "content": ""}}
+                self._event({"choices": [role], "prompt_token_ids": prompt_ids})
+            for number, piece in enumerate(pieces):
+                choice = {"index": 0, "delta": {"content": piece}}
+                if answer_ids is not None:
+                    last = number == len(pieces) - 1
+                    choice["token_ids"] = answer_ids[number:] if last else answer_ids[number : number + 1]
+                self._event({"choices": [choice]})
                 while mode == "hang":
                     time.sleep(0.05)
                     self._event({"choices": [{"index": 0, "delta": {}}]})
@@ -136,6 +145,10 @@ def checkpoint(folder: str) -> Callable[[dict[str, Any]], Answer]:
             ids = model.generate(**inputs, max_new_tokens=body["max_tokens"], do_sample=False)
         new = ids[0, inputs["input_ids"].shape[1] :]
         words = processor.tokenizer.decode(new, skip_special_tokens=True).split(" ")
-        return [word if i == 0 else f" {word}" for i, word in enumerate(words)], inputs["input_ids"].shape[1], len(new)
+        pieces, asked = (
+            [word if i == 0 else f" {word}" for i, word in enumerate(words)],
+            inputs["input_ids"][0].tolist(),
+        )
+        return pieces, len(asked), len(new), asked, new.tolist()
 
     return answer

@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +27,14 @@ from mmdora.adapter_files.check import check_scaling, check_tensors, expected_sh
 from mmdora.adapter_files.experts import KEYS, nested_names, peft_key, with_own_names
 from mmdora.adapter_files.files import (
     CONFIG,
-    FREE,
     OURS,
     PREFIX,
     WEIGHTS,
-    checksums,
     own_plan,
     pefts_name,
     read_config,
     read_tensors,
+    write_facts,
 )
 from mmdora.adapter_files.names import todays_names
 from mmdora.adapter_files.peft_config import check_config, write_peft_config
@@ -44,9 +42,8 @@ from mmdora.adapter_files.peft_plan import PeftAdapter, plan_from_peft
 from mmdora.adapter_files.tensors import file_rank, from_file, to_file, unlike_peft, wrong_in_peft
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
-from mmdora.files import with_checksum, write_json, write_whole
+from mmdora.files import write_json, write_whole
 from mmdora.layers import Adapted
-from mmdora.version import __version__
 
 __all__ = ["fingerprint", "load_adapter", "restore_adapter", "save_adapter"]
 
@@ -100,6 +97,7 @@ def save_adapter(
         write_json(folder / CONFIG, write_peft_config(plan, ranks, whole, base=name))
     else:
         (folder / CONFIG).unlink(missing_ok=True)
+<<<<<<< HEAD
     budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
     asked = {} if template is None else {"chat_template": template}
     quantize = quantized_by(model, plan.parts)
@@ -108,6 +106,9 @@ def save_adapter(
     facts |= {"why": plan.reasons(), "plan": plan.to_dict()}
     # What a kill leaves between two of the files is seen by the checksums, which are written last.
     write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))
+=======
+    write_facts(folder, plan, base=name, image_tokens=image_tokens, template=template)
+>>>>>>> serve
 
 
 def load_adapter(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from torch import Tensor
 
 from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.names import without_adapter_name
+from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
-from mmdora.files import checksum_holds, digest_of, read_json, sha256
+from mmdora.files import checksum_holds, digest_of, read_json, sha256, with_checksum, write_json
+from mmdora.version import __version__
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
 PICKLE = "adapter_model.bin"
@@ -108,6 +111,29 @@ def own_facts(folder: Path) -> dict[str, Any]:
             f"{path}: damaged: its content is not what was written; take it from a copy, or save the adapter again"
         )
     return {**values, "plan": plan}
+
+
+def write_facts(
+    folder: Path,
+    plan: Plan,
+    *,
+    base: str | None,
+    image_tokens: ImageTokens | None = None,
+    template: str | None = None,
+) -> None:
+    """Write `mmdora.json` beside the other files of an adapter, which must be complete: it holds their checksums, by
+    which it is seen when a kill came between two of them.
+
+    Args:
+        base: name or folder of the base.
+        image_tokens: the budget of tokens per picture of the training, if it had one.
+        template: the chat template of the training, if it was not the base's own.
+    """
+    budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
+    asked = {} if template is None else {"chat_template": template}
+    facts = {"format": 1, "mmdora": __version__, "base": base, **budget, **asked}
+    facts |= {"why": plan.reasons(), "plan": plan.to_dict()}
+    write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))
 
 
 def own_plan(folder: Path) -> Plan:

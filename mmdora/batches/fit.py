@@ -5,7 +5,7 @@ An image is never cut: a long row loses whole turns, is dropped, or is refused.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from mmdora.batches.lengths import kept, key_of, shortened, token_counts
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
+from mmdora.families.boxes import boxed
 from mmdora.families.family import naming
 from mmdora.files import sha256
 from mmdora.records.images import image_size
@@ -46,13 +47,16 @@ class Rows(Dataset[Row]):
         return row if not kept else changed(row, messages=row["messages"][:kept])
 
 
-def fit(records: Records, family: Family, max_length: int | None, policy: str) -> Rows:
+def fit(
+    records: Records, family: Family, max_length: int | None, policy: str, boxes: Mapping[str, str] | None = None
+) -> Rows:
     """Choose the rows to train on, and check each of them, so that none stops the run when its turn comes.
 
     Args:
         max_length: the limit in tokens per row, images included. With None no tokens are counted, and rows are
             grouped by their number of characters.
         policy: "error", "drop", or "shrink" (leave out turns from the end).
+        boxes: the config's `data.boxes`.
 
     Raises:
         MmdoraError: if a row is over the limit (policy "error"), if a row's first turn alone is over it (policy
@@ -60,6 +64,7 @@ def fit(records: Records, family: Family, max_length: int | None, policy: str) -
             family cannot read it, its answers cannot be told from its prompts, or an image or features are missing.
     """
     records.check_answered()
+    records = boxed(family.processor, records, boxes)
     rows = _within(records, family, max_length, policy)
     _check(rows, family, pictures=max_length is None)
     return rows

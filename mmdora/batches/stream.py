@@ -21,6 +21,7 @@ from mmdora.batches.shards import Shards, rows_of
 from mmdora.config import Data
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
+from mmdora.families.boxes import BoxRule
 from mmdora.families.family import naming
 from mmdora.records.record import content_of
 from mmdora.records.row import Row, changed
@@ -136,6 +137,7 @@ def admit(
             f"data.eval: holds the messages and images of record {name!r} of the stream; take it out of one"
         )
     with naming(row):
+        row = BoxRule.of(family.processor, data.boxes).written(row)
         family.check_row(row)
         family.check_pictures(row["messages"], len(row["images"]))
     if data.max_length is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -21,8 +22,13 @@ def export(
     *,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     parity: Literal["logits", "tensors"] | None = None,
+<<<<<<< HEAD
     requantize: Annotated[bool, Flag] = False,
     for_: Annotated[Literal["llama.cpp"] | None, Parameter(name="--for")] = None,
+=======
+    for_: Annotated[Literal["llama.cpp", "vllm"] | None, Parameter(name="--for")] = None,
+    adapter: Annotated[bool, Flag] = False,
+>>>>>>> serve
     push_to_hub: str | None = None,
     public: Annotated[bool, Flag] = False,
     preview: Annotated[bool, Flag] = False,
@@ -49,7 +55,10 @@ def export(
     requantize
         Quantise the merged weights again, as the base was for training, and say what that lost.
     for_
-        Print the commands that convert the result for this engine.
+        Print the commands that convert the result for llama.cpp, or serve it by vLLM.
+    adapter
+        With --for vllm: write the LoRA alone, with its scaling folded into B, to be served over its base. What vLLM
+        would not serve as trained (DoRA, other parts than the language model) is refused.
     push_to_hub
         USER/NAME on the Hugging Face hub, to which the result is sent; needs `hf auth login` or HF_TOKEN.
     public
@@ -61,6 +70,8 @@ def export(
     check_new_folder(out)
     if preview and not push_to_hub:
         raise MmdoraError("export: --preview shows what --push-to-hub USER/NAME would send; add that")
+    if adapter:
+        return _adapter_alone(run, out, for_, {"--dtype": dtype, "--parity": parity, "--push-to-hub": push_to_hub})
     from mmdora.export import hub
     from mmdora.export.llama_cpp import llama_cpp_commands
     from mmdora.export.run import export as write
@@ -69,7 +80,17 @@ def export(
         hub.check_repo(push_to_hub)
     print(f"{out}: {write(run, out, dtype=dtype, parity=parity, requantize=requantize)}")
     if for_:
-        print(llama_cpp_commands(out))
+        print(llama_cpp_commands(out) if for_ == "llama.cpp" else shlex.join(["vllm", "serve", str(out.absolute())]))
     if push_to_hub:
         send = hub.preview if preview else hub.push
         print(send(out, push_to_hub, private=not public))
+
+
+def _adapter_alone(run: str, out: Path, engine: str | None, others: dict[str, Any]) -> None:
+    if engine != "vllm":
+        raise MmdoraError("export: --adapter writes a LoRA alone for an engine that serves it so; add --for vllm")
+    if unused := [option for option, value in others.items() if value is not None]:
+        raise MmdoraError(f"export: {unused[0]} is for a merged checkpoint; leave it or --adapter out")
+    from mmdora.export.adapter_alone import export_adapter
+
+    print(export_adapter(run, out))

@@ -15,6 +15,7 @@ def verify(
     /,
     *,
     server: str,
+    base: str | None = None,
     data: Path | None = None,
     images: Path | None = None,
     limit: Count = 16,
@@ -31,6 +32,8 @@ def verify(
         The exported folder, opened here.
     server
         URL of an OpenAI-compatible server (vLLM, SGLang), http://HOST:PORT/v1, with #NAME if it serves several models.
+    base
+        The checkpoint's base; asked too, it tells whether the server answers as the base does.
     data
         Records whose first questions are asked; default: pictures of the easy-VQA test split.
     images
@@ -43,7 +46,10 @@ def verify(
         Of the weights here: the server's, for equal answers.
     """
     check_model(model)
+    if base is not None:
+        check_model(base)
     from mmdora.export.verify import summary
     from mmdora.export.verify import verify as run
 
-    print(summary(run(model, server, data=data, images=images, limit=limit, max_new_tokens=max_tokens, dtype=dtype)))
+    how = {"data": data, "images": images, "limit": limit, "max_new_tokens": max_tokens, "dtype": dtype}
+    print(summary(run(model, server, base=base, **how)))

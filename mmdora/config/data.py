@@ -10,6 +10,10 @@ from pydantic.dataclasses import dataclass
 
 from mmdora.config.values import Positive, strict
 
+BOX_FORMS = ("pixels", "relative")
+BOX_STYLES = ("pixels", "thousand", "qwen2", "internvl", "loc", "square", "shares")
+"""The ways to write a box of `families/boxes.py`."""
+
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class ImageTokens:
@@ -77,6 +81,13 @@ class Data:
     template: Annotated[
         Path | None, Field(description="Jinja file to write conversations by, in place of the base's chat template")
     ] = None
+    boxes: Annotated[
+        dict[Literal["from", "to"], str] | None,
+        Field(
+            description="what <box>x1, y1, x2, y2</box> in texts is: {from: pixels | relative, to: the family's own"
+            " way by default}; follows the picture's resizing"
+        ),
+    ] = None
     stream: Annotated[
         StrictBool,
         Field(
@@ -131,6 +142,14 @@ class Data:
                 raise ValueError(f"{key} is not for several tasks (each of data.tasks has its own files); leave it out")
         if self.eval_task != "exact":
             raise ValueError("eval_task belongs to each of data.tasks")
+        return self
+
+    @model_validator(mode="after")
+    def _boxes_are_known(self) -> Data:
+        known = {"from": BOX_FORMS, "to": BOX_STYLES}
+        for key, value in (self.boxes or {}).items():
+            if value not in known[key]:
+                raise ValueError(f"boxes: {key}: {value!r} is none of {', '.join(known[key])}")
         return self
 
     @property

@@ -10,15 +10,17 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from random import Random
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from mmdora.evaluate.scoring.rows import Prediction
 from mmdora.evaluate.tasks import Task
 from mmdora.files import write_whole
 from mmdora.html import data_uri, environment
+from mmdora.records.boxes import Box
 from mmdora.records.images import open_image
 from mmdora.records.reader import Records
 from mmdora.records.row import Row
@@ -27,6 +29,9 @@ TEMPLATE = "gallery.html.j2"
 SHOWN = 60  # The most questions on the page, so that its file stays at a few MB.
 SIDE = 256  # The longer side, in pixels, of the small copies of pictures.
 SMALL = 128  # A picture whose longer side has at most this many pixels is kept as PNG, without loss.
+REFERENCE = "the reference"
+COLOURS = ("#00b050", "#e00040", "#0070ff", "#ff9000", "#a000e0")
+"""Colours of the boxes: of the reference, and of up to four models."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,7 @@ class Card:
     question: str
     references: list[str]
     answers: list[tuple[str, str, float]]  # (model, text, score) of each answer
+    boxes: list[tuple[str, str]]  # (colour, whose) of the boxes drawn on the first picture; empty without any
 
 
 @dataclass(frozen=True)
@@ -108,13 +114,38 @@ def _kinds(answers: Mapping[str, Sequence[Prediction]]) -> list[Kind]:
 def _card(answers: Mapping[str, Sequence[Prediction]], number: int, record: Row) -> Card:
     rows = {name: rows[number] for name, rows in answers.items()}
     row = next(iter(rows.values()))
+    drawn = _drawn(rows)
+    pictures = [open_image(image) for image in record["images"]]
     return Card(
-        [_data_uri(open_image(image)) for image in record["images"]],
+        [_data_uri(_with_boxes(picture, () if number else drawn)) for number, picture in enumerate(pictures)],
         row.get("type") or "",
         row["question"],
         _references(row),
         [(name, own["prediction"], own["score"]) for name, own in rows.items()],
+        [(colour, whose) for colour, whose, _ in drawn],
     )
+
+
+def _drawn(rows: Mapping[str, Prediction]) -> list[tuple[str, str, list[Box]]]:
+    """(colour, whose, boxes) of the reference and of each model that named a box."""
+    own = {REFERENCE: next(iter(rows.values())).get("boxes", {}).get("answer", [])}
+    own |= {name: row.get("boxes", {}).get("prediction", []) for name, row in rows.items()}
+    named = [(whose, boxes) for whose, boxes in own.items() if boxes]
+    return [(colour, *pair) for colour, pair in zip(cycle(COLOURS), named, strict=False)]
+
+
+def _with_boxes(picture: Image.Image, drawn: Sequence[tuple[str, str, list[Box]]]) -> Image.Image:
+    """A copy of the picture, small as it is shown, with boxes drawn on it; the picture itself without any."""
+    if not drawn:
+        return picture
+    copy = picture.copy()
+    copy.thumbnail((SIDE, SIDE))
+    pen = ImageDraw.Draw(copy)
+    for colour, _, boxes in drawn:
+        for left, top, right, bottom in boxes:
+            edges = left * copy.width, top * copy.height, right * copy.width - 1, bottom * copy.height - 1
+            pen.rectangle((*edges[:2], max(edges[0], edges[2]), max(edges[1], edges[3])), outline=colour, width=2)
+    return copy
 
 
 def _references(row: Prediction) -> list[str]:

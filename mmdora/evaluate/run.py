@@ -31,11 +31,13 @@ from mmdora.evaluate.scoring.scorers import ready, score_rows
 from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
 from mmdora.families import Prompt
+from mmdora.families.boxes import BoxRule, boxed
 from mmdora.outputs.lock import locked
 from mmdora.outputs.stop import stoppable
 from mmdora.outputs.written import Written
 from mmdora.predict.answers import generate
 from mmdora.predict.likelihood import log_probabilities
+from mmdora.records.boxes import WRITTEN
 from mmdora.records.reader import Records
 from mmdora.records.row import Row
 from mmdora.version import __version__
@@ -152,6 +154,7 @@ def _begin(
     if out is not None and task.results is not None:
         task.results.check()
     asking = Asking(processor, task)
+    records = boxed(processor, records)
     questions = survey(records, asking, contents=out is not None)
     if questions.answered:
         ready(task.scorer)
@@ -191,6 +194,7 @@ def _finish(job: _Job, texts: list[str], reused: int, seconds: float) -> Evaluat
             write_predictions(Written(out), job.journal.key, rows)
         scored = [score_rows(job.task.scorer, rows) if job.answered else None]
     scores: Scores | None = broadcast_object_list(scored)[0]
+    rows = [_with_boxes(job, *pair) for pair in zip(job.records, rows, strict=True)]
     if scores is not None:
         rows = [{**row, "score": score} for row, score in zip(rows, scores.each, strict=True)]
     if main and out is not None:
@@ -200,6 +204,14 @@ def _finish(job: _Job, texts: list[str], reused: int, seconds: float) -> Evaluat
         write_complete(Written(out), job.task, job.records, rows, scores, facts)
         job.journal.remove()
     return Evaluation(job.task, rows, scores, reused, job.earlier)
+
+
+def _with_boxes(job: _Job, record: Row, row: Prediction) -> Prediction:
+    """The row with the boxes of its answer and its prediction, as shares of the picture, if its record declares any."""
+    if record["meta"].get(WRITTEN) is None or not record["images"]:
+        return row
+    rule = BoxRule.of(job.asking.family.processor, None)
+    return {**row, "boxes": {name: rule.found(record, row[name]) for name in ("answer", "prediction")}}
 
 
 def _answer(job: _Job, progress: bool) -> tuple[list[str], int]:

@@ -124,6 +124,7 @@ def _science(record: Mapping[str, Any], question: str) -> str:
 
 _TASKS = (
     Task("exact", "exact", "any records with short answers", _plain, 32),
+    Task("boxes", "boxes", "any records with meta.boxes_in: IoU of the first box", _plain, 64),
     Task("caption", "caption", "any records with meta.references", _plain, 64),
     Task("choice", "choice", "any records with meta.choices, answered by a letter", _then(LETTER), 1024),
     Task("likelihood", LIKELIHOOD, "any records with meta.choices, the most likely text", _plain,
@@ -145,6 +146,8 @@ _TASKS = (
     Task("mmbench", "mmbench", "MMBench, CircularEval", _then(LETTER), 1024, mmbench.DATASET, ("dev", "test")),
     Task("mmbench-plain", "mmbench-plain", "MMBench, each question once", _then(LETTER), 1024, mmbench.DATASET,
          ("dev", "test")),
+    Task("refcoco", "boxes", "RefCOCO, RefCOCO+, RefCOCOg: where something is", _plain, 64,
+         splits=("val", "testA", "testB", "test")),
     Task("nlvr2", "nlvr2", "NLVR2, two images", _then(TRUE_OR_FALSE, SHORT), 128, nlvr2.DATASET, ("test", "dev"),
          "nlvr", ("true", "false")),
     Task("coco-captions", "caption", "COCO captions", _plain, 128, coco_captions.DATASET, splits=("test", "val"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,55 +12,23 @@ import torch
 from mmdora.data_prep.easy_vqa import samples
 from mmdora.errors import MmdoraError
 from mmdora.export.parity import QUESTIONS
+from mmdora.export.verdict import Pair, Side, summary
 from mmdora.families import Prompt, ask, family_of
 from mmdora.models.load import load
-from mmdora.predict.answers import stream
+from mmdora.predict.answers import evaluating
 from mmdora.predict.endpoint import Endpoint, Usage
 from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records
 from mmdora.records.turns import prompt_messages
 
-
-@dataclass(frozen=True)
-class Side:
-    """The answer of the checkpoint or of the server; token counts are None if the server does not give them."""
-
-    text: str
-    prompt_tokens: int | None
-    answer_tokens: int | None
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One question and both answers."""
-
-    name: str
-    local: Side
-    served: Side
-
-    @property
-    def difference(self) -> str | None:
-        """A description of the first difference; None if there is none.
-
-        Token counts may differ by one, because a server may or may not count the end-of-turn token.
-        """
-        here, there = self.local, self.served
-        if here.prompt_tokens != there.prompt_tokens and there.prompt_tokens is not None:
-            counts = f"{here.prompt_tokens} tokens here, {there.prompt_tokens} there"
-            return f"the prompt has {counts} (another chat template or number of image tokens)"
-        if here.text != there.text:
-            start = next((i for i, (a, b) in enumerate(zip(here.text, there.text, strict=False)) if a != b), None)
-            at = min(len(here.text), len(there.text)) if start is None else start
-            return f"from character {at} on: {here.text[at : at + 60]!r} here, {there.text[at : at + 60]!r} there"
-        if there.answer_tokens is not None and here.answer_tokens not in (there.answer_tokens, there.answer_tokens + 1):
-            return f"the answer has {here.answer_tokens} tokens here, {there.answer_tokens} there"
-        return None
+__all__ = ["Pair", "Side", "summary", "verify"]
 
 
 def verify(
     model: str,
     server: str,
     *,
+    base: str | None = None,
     data: Path | None = None,
     images: Path | None = None,
     limit: int = 16,
@@ -74,6 +41,7 @@ def verify(
     Args:
         model: folder, hub id or bundled name of the checkpoint, which is opened here.
         server: address of the server, http://HOST:PORT/v1, if needed followed by #NAME of the model there.
+        base: the checkpoint's base, which is opened and asked too, after the checkpoint has left the memory.
         data: file of records whose first questions are asked; by default questions of the easy-VQA test split, or eight
             questions without a picture if the model reads text alone.
         images: root of the records' images; by default the folder of the file.
@@ -86,39 +54,32 @@ def verify(
         A pair for each question.
 
     Raises:
-        MmdoraError: if the model cannot be loaded, the server cannot be asked, or there are no questions.
+        MmdoraError: if a model cannot be loaded, the server cannot be asked, or there are no questions.
     """
     endpoint = Endpoint.parse(server)
     questions = list(_questions(data, images, limit))
     if not questions:
         raise MmdoraError(f"{data}: holds no questions")
-    opened, processor = load(model, dtype=dtype, device="cuda" if torch.cuda.is_available() else None)
+    opened, processor = _opened(model, dtype)
     if data is None and not family_of(processor).sees:
         questions = [(str(number), ask(question)) for number, question in enumerate(QUESTIONS[:limit], 1)]
+    ends = _stops(opened, processor)
     pairs = []
     for name, prompt in questions:
-        pair = Pair(name, _here(opened, processor, prompt, max_new_tokens), _there(endpoint, prompt, max_new_tokens))
+        here = _here(opened, processor, prompt, max_new_tokens)
+        pair = Pair(name, here, _there(endpoint, prompt, max_new_tokens, ends))
         if pair.difference:
             say(f"{name}: {pair.difference}")
         pairs.append(pair)
-    return pairs
-
-
-def summary(pairs: Sequence[Pair]) -> str:
-    """A sentence that says how many answers are equal, and whether their token counts are too.
-
-    Raises:
-        MmdoraError: if some answers differ; the message describes the first difference.
-    """
-    different = [pair for pair in pairs if pair.difference]
-    if different:
-        raise MmdoraError(
-            f"verify: {len(different)} of {len(pairs)} answers differ; the first: {different[0].name}: "
-            f"{different[0].difference}"
-        )
-    told = all(pair.served.answer_tokens is not None for pair in pairs)
-    counts = "prompts and answers of as many tokens" if told else "the server does not tell its token counts"
-    return f"{len(pairs)} answers equal, word for word; {counts}"
+    if base is None:
+        return pairs
+    del opened
+    opened, processor = _opened(base, dtype)
+    asked = zip(pairs, questions, strict=True)
+    return [
+        Pair(pair.name, pair.local, pair.served, _here(opened, processor, prompt, max_new_tokens))
+        for pair, (_, prompt) in asked
+    ]
 
 
 def _questions(data: Path | None, images: Path | None, limit: int) -> Iterator[tuple[str, Prompt]]:
@@ -132,14 +93,36 @@ def _questions(data: Path | None, images: Path | None, limit: int) -> Iterator[t
         yield record["id"], Prompt(prompt_messages(record), [open_image(image) for image in record["images"]])
 
 
+def _opened(name: str, dtype: str) -> tuple[Any, Any]:
+    return load(name, dtype=dtype, device="cuda" if torch.cuda.is_available() else None)
+
+
+def _stops(model: Any, processor: Any) -> list[int]:
+    return family_of(processor).ending.stops(model.generation_config)
+
+
 def _here(model: Any, processor: Any, prompt: Prompt, max_new_tokens: int) -> Side:
-    *_, last = stream(model, processor, prompt, max_new_tokens=max_new_tokens)
-    encoded = family_of(processor).encode_prompts([prompt])
-    return Side(last.text, encoded["input_ids"].shape[1], last.tokens)
+    family = family_of(processor)
+    inputs = family.encode_prompts([prompt]).to(model.device, dtype=model.dtype)
+    with evaluating(model):
+        made = model.generate(**inputs, **family.generation(model, max_new_tokens))
+    ids = family.new_ids(made, inputs)[0].tolist()
+    text = family.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    asked = tuple(inputs["input_ids"][0].tolist())
+    return Side(text, len(asked), len(ids), asked, _without_end(ids, _stops(model, processor)))
 
 
-def _there(endpoint: Endpoint, prompt: Prompt, max_new_tokens: int) -> Side:
+def _there(endpoint: Endpoint, prompt: Prompt, max_new_tokens: int, ends: Sequence[int]) -> Side:
     usage: list[Usage] = []
     # All but the last state go at once: those of a long answer would take memory by the square of its length.
     (last,) = deque(endpoint.stream(prompt, max_new_tokens=max_new_tokens, usage=usage), maxlen=1)
-    return Side(last.text, usage[0].prompt if usage else None, usage[0].answer if usage else None)
+    if not usage:
+        return Side(last.text, None, None)
+    told = usage[0]
+    answer = None if told.answer_ids is None else _without_end(told.answer_ids, ends)
+    return Side(last.text, told.prompt, told.answer, told.prompt_ids, answer)
+
+
+def _without_end(ids: Sequence[int], ends: Sequence[int]) -> tuple[int, ...]:
+    """An answer's tokens without the end of turn; a server may give it or leave it out."""
+    return tuple(ids[:-1] if ids and ids[-1] in ends else ids)

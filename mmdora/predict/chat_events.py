@@ -13,10 +13,17 @@ MAX_TOKENS = 10**9  # The largest count of tokens that is believed.
 
 @dataclass(frozen=True)
 class Usage:
-    """The numbers of tokens of a prompt and its answer, as the server counts them."""
+    """The numbers of tokens of a prompt and its answer, as the server counts them.
+
+    Attributes:
+        prompt_ids: the prompt's tokens; None if the server does not give them.
+        answer_ids: the answer's tokens, with or without its end; None likewise.
+    """
 
     prompt: int
     answer: int
+    prompt_ids: tuple[int, ...] | None = None
+    answer_ids: tuple[int, ...] | None = None
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Usage | None:
@@ -35,10 +42,16 @@ class Usage:
 
 @dataclass(frozen=True)
 class Event:
-    """What one event of a streamed answer adds: a piece of text, token counts, or nothing."""
+    """What one event of a streamed answer adds: a piece of text, token counts, or nothing.
+
+    Token ids come from servers that know `return_token_ids` (vLLM): those of the prompt once, those of the answer with
+    the piece of text that they write.
+    """
 
     text: str = ""
     usage: Usage | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    ids: tuple[int, ...] | None = None
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> Event:
@@ -55,7 +68,17 @@ class Event:
             raise MmdoraError(f"sends no answer: choices[0] is {short(repr(choice))}")
         delta = _typed(choice, "delta", dict) or {}
         usage = _typed(values, "usage", dict)
-        return cls(_typed(delta, "content", str) or "", Usage.parse(usage) if usage else None)
+        counted = Usage.parse(usage) if usage else None
+        return cls(
+            _typed(delta, "content", str) or "", counted, _ids(values, "prompt_token_ids"), _ids(choice, "token_ids")
+        )
+
+
+def _ids(values: dict[str, Any], key: str) -> tuple[int, ...] | None:
+    ids = _typed(values, key, list)
+    if ids and (wrong := [one for one in ids if type(one) is not int or not 0 <= one <= MAX_TOKENS]):
+        raise MmdoraError(f"sends a token that cannot be: {short(repr(wrong[0])[:100])}")
+    return None if ids is None else tuple(ids)
 
 
 def _typed(values: dict[str, Any], key: str, kind: type) -> Any:

@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -77,19 +77,23 @@ class Endpoint:
         `stop` closes the connection, which makes servers stop generating.
 
         Args:
-            usage: receives the server's token counts, if it gives them.
+            usage: receives the server's token counts, if it gives them. The server is then asked for token ids too.
 
         Raises:
             MmdoraError: if the server cannot be reached, refuses, redirects, is too slow, or sends something that is no
                 answer.
         """
         begun, times, text, counted = time.perf_counter(), [], "", None
-        body = self._body(prompt, max_new_tokens, temperature, top_p, seed)
+        tokens = _Tokens()
+        body = self._body(prompt, max_new_tokens, temperature, top_p, seed, with_ids=usage is not None)
         seconds = START_TIME + TOKEN_TIME * max_new_tokens
         events = in_time(self.host, lambda client: self._events(client, body), seconds, stop)
         try:
             for at, event in events:
                 counted = event.usage or counted
+                tokens.add(event)
+                if len(tokens.answer) > MAX_TEXT:
+                    raise MmdoraError(f"{self.host}: the answer does not end ({MAX_TEXT:,} tokens so far)")
                 if event.text:
                     times.append(at)
                     if len(text := text + event.text) > MAX_TEXT:
@@ -98,10 +102,12 @@ class Endpoint:
         finally:
             events.close()
         if counted is not None and usage is not None:
-            usage.append(counted)
+            usage.append(tokens.of(counted))
         yield Partial.timed(text, counted.answer if counted else len(times), begun, times)
 
-    def _body(self, prompt: Prompt, max_new_tokens: int, temperature: float, top_p: float, seed: int) -> bytes:
+    def _body(
+        self, prompt: Prompt, max_new_tokens: int, temperature: float, top_p: float, seed: int, *, with_ids: bool
+    ) -> bytes:
         """The request as JSON; in ASCII, so that half a surrogate pair in a question is no error here."""
         values = {
             "model": self.model,
@@ -113,6 +119,8 @@ class Endpoint:
             "stream": True,
             "stream_options": {"include_usage": True},
         }
+        if with_ids:
+            values["return_token_ids"] = True  # vLLM's; SGLang and llama.cpp ignore what they do not know.
         return json.dumps(values).encode()
 
     def _events(self, client: httpx.Client, body: bytes) -> Iterator[Event]:
@@ -136,6 +144,24 @@ class Endpoint:
 
         (served,) = (names for _, names in in_time(self.host, read, MODELS_TIME))
         return served
+
+
+class _Tokens:
+    """The token ids of a prompt and its answer, as the events of a stream bring them."""
+
+    def __init__(self) -> None:
+        self.prompt: tuple[int, ...] | None = None
+        self.answer: list[int] = []
+        self.told = False
+
+    def add(self, event: Event) -> None:
+        self.prompt = event.prompt_ids or self.prompt
+        self.told = self.told or event.ids is not None
+        self.answer += event.ids or ()
+
+    def of(self, counted: Usage) -> Usage:
+        """The counts, with the ids that came."""
+        return replace(counted, prompt_ids=self.prompt, answer_ids=tuple(self.answer) if self.told else None)
 
 
 def _names(values: dict[str, Any]) -> list[str]:

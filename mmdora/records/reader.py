@@ -7,8 +7,9 @@ name. No list or object per row is kept in memory.
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,19 @@ class Records:
             "max_turns": max_turns,
         }
         self._table = self._opened(source)
+        self._change: Callable[[Row], Row] | None = None
+        self._changed = ""
+
+    def changed_by(self, change: Callable[[Row], Row], name: str) -> Records:
+        """These records, whose rows are given out after `change`.
+
+        Args:
+            change: must be picklable; loader processes call it too.
+            name: what decides the change beside the rows and the processor, for the fingerprint; "" if nothing does.
+        """
+        other = copy.copy(self)
+        other._change, other._changed = change, name
+        return other
 
     def _opened(self, source: dict[str, Any]) -> Any:
         import datasets
@@ -68,13 +82,16 @@ class Records:
 
     def __getitem__(self, index: int) -> Row:
         kept = self._table[int(index)]
-        return row_of(json.loads(kept["json"]), self.root, kept.get(FILES))
+        return self._given(row_of(json.loads(kept["json"]), self.root, kept.get(FILES)))
 
     def __iter__(self) -> Iterator[Row]:
         for start in range(0, len(self), READ_AHEAD):
             kept = self._table[start : start + READ_AHEAD]
             for line, files in zip(kept["json"], kept.get(FILES, repeat(None)), strict=False):
-                yield row_of(json.loads(line), self.root, files)
+                yield self._given(row_of(json.loads(line), self.root, files))
+
+    def _given(self, row: Row) -> Row:
+        return row if self._change is None else self._change(row)
 
     @property
     def ids(self) -> Any:
@@ -114,8 +131,9 @@ class Records:
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes whenever the file of records, `max_turns` or the table's columns change."""
-        return self._table._fingerprint
+        """A hash that changes whenever the file of records, `max_turns`, the table's columns or a change of its rows
+        do."""
+        return self._table._fingerprint + self._changed
 
     @property
     def cache(self) -> Path:

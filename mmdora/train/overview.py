@@ -25,6 +25,7 @@ from mmdora.batches.survey import drawing, survey
 from mmdora.config import MODALITIES, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Family, family_of
+from mmdora.families.boxes import boxed
 from mmdora.layers import AdaptedExpertWeight
 from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models.chat_template import read_template
@@ -72,8 +73,9 @@ def show_data(
         MmdoraError: if there is no such model or file, or an image cannot be read.
     """
     config, console = config or RunConfig(), console or Console()
-    records = read_records(data, images or config.data.images, max_turns=config.data.max_turns)
     processor = _processor(name, config, trust_remote_code)
+    records = read_records(data, images or config.data.images, max_turns=config.data.max_turns)
+    records = boxed(processor, records, config.data.boxes)
     console.print(drawing(survey(records, family_of(processor), config)), highlight=False)
 
 
@@ -206,7 +208,7 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
             )
         else:
             records = read_records(source.train, source.images, max_turns=data.max_turns)
-            rows = fit(records, family, data.max_length, data.too_long)
+            rows = fit(records, family, data.max_length, data.too_long, data.boxes)
             rows_left, whole = (changed(rows[i], task=task or None) for i in range(len(rows))), f"{len(rows):,}"
         chosen = list(islice(rows_left, config.training.batch_size))
         console.print(f"{task}: " if task else "", end="")

@@ -17,6 +17,7 @@ from mmdora.batches.stream import BUFFER, Stream, admit
 from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig, TaskData
 from mmdora.families import Family
+from mmdora.families.boxes import boxed
 from mmdora.files import sha256
 from mmdora.records.reader import Records, read_records
 from mmdora.train.check import check_apart
@@ -82,7 +83,7 @@ def rows_of(sources: Sources, family: Family, config: RunConfig, processes: Proc
             family.check_task(name)
         if isinstance(source.train, Shards):
             return _stream(source, source.train, family, config, processes)
-        parts[name] = fit(source.train, family, data.max_length, data.too_long)
+        parts[name] = fit(source.train, family, data.max_length, data.too_long, data.boxes)
     if data.tasks is None:
         return parts[ONLY]
     return TaskRows(parts, [name for name, source in sources.items() if source.settings.soft_answers], seed)
@@ -100,7 +101,8 @@ def answers_of(sources: Sources, processor: Any, config: RunConfig) -> dict[str,
     for name, source in sources.items():
         if source.held_out is None or count is None:
             continue
-        records = [source.held_out[i] for i in range(min(count, len(source.held_out)))]
+        held_out = boxed(processor, source.held_out, config.data.boxes)
+        records = [held_out[i] for i in range(min(count, len(held_out)))]
         answers[f"eval_{name}" if name else "eval"] = Answers(
             processor, records, source.settings.eval_task, config.training.batch_size
         )
@@ -147,6 +149,6 @@ def _stream(source: TaskFiles, shards: Shards, family: Family, config: RunConfig
 
 def _held_out(name: str, source: TaskFiles, family: Family, config: RunConfig) -> Dataset[Any]:
     assert source.held_out is not None
-    rows, limit = fit(source.held_out, family, config.data.max_length, "drop"), config.data.eval_rows
+    rows, limit = fit(source.held_out, family, config.data.max_length, "drop", config.data.boxes), config.data.eval_rows
     chosen = rows if name == ONLY else TaskRows({name: rows})
     return chosen if limit is None else Subset(chosen, range(min(limit, len(chosen))))

@@ -62,6 +62,8 @@ EXAMPLES: dict[str, Any] = {
     "nlvr2": {"sentence": "Two dogs.", "label": "True", "identifier": "dev-1-0-0"},
     "okvqa": ("val2014", QUESTION, {"question_type": "one", "answers": [{"answer": "dog", "raw_answer": "dogs"}]}),
     "pope": {"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"},
+    "refcoco": {"image": "data/train2014/a.jpg", "sent": "left dog", "bbox": [1, 2, 30.5, 40], "width": 64,
+                "height": 48},
     "scienceqa": ("1", {"question": "Which?", "choices": ["a", "b"], "answer": 1, "hint": "", "image": None,
                         "grade": "grade2", "subject": "language", "split": "test"}),
     "sharegpt": {"conversations": [{"from": "human", "value": "<image>What?"}, {"from": "gpt", "value": "A dog."}],

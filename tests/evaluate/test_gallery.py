@@ -1,5 +1,6 @@
 """The page of errors and the tables: complete, escaped, self-contained, honest in their order."""
 
+import base64
 import io
 import itertools
 import re
@@ -92,6 +93,18 @@ def test_errors_are_shown_with_picture_references_and_scores(root):
     assert len(text) < 40_000, "a large picture goes in as a small copy"
     assert "2 of 3 answers" in text
     assert not re.search(r"""(?:src|href|action)\s*=\s*["'](?!data:)""", text) and "@import" not in text
+
+
+def test_boxes_are_drawn_on_the_picture_and_their_colours_named(root):
+    records = [asked(0, ["small.png"], "Where is it?", "[0, 0, 500, 500]", boxes_in="relative")]
+    boxes = {"answer": [(0.0, 0.0, 0.5, 0.5)], "prediction": [(0.5, 0.5, 1.0, 1.0)]}
+    rows = [row | {"boxes": boxes} for row in rows_of(records, ["[500, 500, 1000, 1000]"], [0.0])]
+    page = Page(page_of(root, records, {"dora": rows}, "boxes"))
+    assert "boxes:|the reference|dora|" in page.cards[0]
+    picture = Image.open(io.BytesIO(base64.b64decode(page.pictures[0].partition("base64,")[2]))).convert("RGB")
+    teal, places = (0, 128, 128), [(10, 0), (10, 31), (40, 32), (63, 50), (50, 10), (10, 50)]
+    seen = [picture.getpixel(place) for place in places]
+    assert seen[0] == seen[1] != teal and seen[2] == seen[3] not in (teal, seen[0]) and seen[4:] == [teal, teal]
 
 
 def test_where_models_differ_comes_first_and_the_page_stays_small(root):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,8 +21,11 @@ RECIPES: dict[str, Recipe] = {**qwen.RECIPES, **tiled.RECIPES, **gemma.RECIPES, 
 """Name of a family -> how its checkpoint is made."""
 
 
-def make(name: str, folder: Path, seed: int = 0) -> None:
+def make(name: str, folder: Path, seed: int = 0, *, text_config: Mapping[str, Any] | None = None) -> None:
     """Write a checkpoint of a family, with weights drawn by `seed`.
+
+    Args:
+        text_config: what of the language model's config is to be otherwise.
 
     Raises:
         ImportError: if the family's processor needs a package that is not installed.
@@ -32,7 +36,10 @@ def make(name: str, folder: Path, seed: int = 0) -> None:
             raise ImportError(f"{name}: its processor needs the package {package}; pip install {package}")
     processor = recipe.make_processor()
     torch.manual_seed(seed)
-    config = CONFIG_MAPPING[recipe.model or name](**recipe.config(processor))
+    keys = recipe.config(processor)
+    if text_config:
+        keys["text_config"] = {**keys["text_config"], **text_config}
+    config = CONFIG_MAPPING[recipe.model or name](**keys)
     model: Any = AutoModelForImageTextToText.from_config(config)
     louder(model)
     ends = processor.tokenizer.convert_tokens_to_ids(list(recipe.stops)) or None

@@ -29,6 +29,29 @@ def test_an_answer_comes_in_pieces_and_is_counted_by_the_server():
     assert seen[0].first_token_s and seen[0].first_token_s > 0 and seen[0].tokens_per_s is None
 
 
+def test_token_ids_are_asked_for_with_the_counts():
+    """The names are those of vLLM's `vllm/entrypoints/openai`: the prompt's ids come once, an answer's in pieces."""
+
+    def with_ids(body):
+        return [*words(body), [1, 2, 3], [7, 8, 9, 2]]
+
+    with serving(with_ids) as stub:
+        usage: list[Usage] = []
+        list(Endpoint(stub.url, "mine").stream(PROMPT, usage=usage))
+        list(Endpoint(stub.url, "mine").stream(PROMPT))
+        assert [body.get("return_token_ids") for body in stub.asked] == [True, None]
+    assert usage == [Usage(17, 4, (1, 2, 3), (7, 8, 9, 2))]
+
+
+@pytest.mark.parametrize("ids", [["a"], [-1], [1.5], [True]])
+def test_no_token_is_one_line(ids):
+    with (
+        serving(lambda body: [*words(body), [1], ids]) as stub,
+        pytest.raises(MmdoraError, match="a token that cannot be"),
+    ):
+        list(Endpoint(stub.url, "mine").stream(PROMPT, usage=[]))
+
+
 def test_the_request_is_openais():
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "be brief"}]},

@@ -211,7 +211,7 @@ def test_memory_is_bounded(name, monkeypatch):
             if name == "models" or name == "gzip":
                 refused(lambda: Endpoint.parse(url), "more than|compressed")
             else:
-                refused(lambda: _there(Endpoint(url, "m"), PROMPT, 8), "a line of more than|does not end")
+                refused(lambda: _there(Endpoint(url, "m"), PROMPT, 8, []), "a line of more than|does not end")
             most = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()

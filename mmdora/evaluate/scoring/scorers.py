@@ -13,6 +13,7 @@ Every scorer follows a published one, which its module names. Nothing here impor
 | pope | mean of the splits' F1 | type: the split |
 | mmbench | CircularEval accuracy | choices, index |
 | mmbench-plain | accuracy | choices, index |
+| boxes | share of boxes with an IoU of at least 0.5 | boxes_in: what the numbers are |
 | choice | accuracy | choices |
 | likelihood | accuracy of the most likely option | choices; without them the options are no and yes |
 | likelihood-per-character | accuracy of the option that is most likely per character | as likelihood |
@@ -32,6 +33,7 @@ import numpy as np
 
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring import (
+    boxes,
     choice,
     commonsense,
     gqa,
@@ -113,6 +115,7 @@ SCORERS: Mapping[str, Scorer] = {
     "pope": Scorer("mean F1", _each(pope.right), sum_up=pope.sum_up),
     "mmbench": Scorer("CircularEval accuracy", _each(mmbench.right), sum_up=mmbench.circular, unit=mmbench.question),
     "mmbench-plain": Scorer("accuracy", _each(mmbench.right), sum_up=mmbench.plain, unit=mmbench.question),
+    "boxes": Scorer("accuracy at IoU 0.5", _each(boxes.right), sum_up=boxes.sum_up),
     "choice": Scorer("accuracy", _each(choice.right), choice.letter, sum_up=choice.sum_up),
     "likelihood": Scorer("accuracy by likelihood", _each(likelihood.right), likelihood.by_sum),
     "likelihood-per-character": Scorer(
