@@ -13,11 +13,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart bench-quantised docs release audit clean
-=======
-.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test pretrain pretrain-vlbart docs release audit clean serve-test
->>>>>>> serve
+.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test serve-test pretrain pretrain-vlbart bench-quantised docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

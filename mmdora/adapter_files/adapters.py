@@ -97,18 +97,8 @@ def save_adapter(
         write_json(folder / CONFIG, write_peft_config(plan, ranks, whole, base=name))
     else:
         (folder / CONFIG).unlink(missing_ok=True)
-<<<<<<< HEAD
-    budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
-    asked = {} if template is None else {"chat_template": template}
     quantize = quantized_by(model, plan.parts)
-    packed = {} if quantize is None else {"quantize": asdict(quantize)}
-    facts = {"format": 1, "mmdora": __version__, "base": name, **budget, **asked, **packed}
-    facts |= {"why": plan.reasons(), "plan": plan.to_dict()}
-    # What a kill leaves between two of the files is seen by the checksums, which are written last.
-    write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))
-=======
-    write_facts(folder, plan, base=name, image_tokens=image_tokens, template=template)
->>>>>>> serve
+    write_facts(folder, plan, base=name, image_tokens=image_tokens, template=template, quantize=quantize)
 
 
 def load_adapter(

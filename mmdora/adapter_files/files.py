@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.names import without_adapter_name
-from mmdora.config import ImageTokens
+from mmdora.config import ImageTokens, Quantize
 from mmdora.errors import MmdoraError
 from mmdora.files import checksum_holds, digest_of, read_json, sha256, with_checksum, write_json
 from mmdora.version import __version__
@@ -120,6 +120,7 @@ def write_facts(
     base: str | None,
     image_tokens: ImageTokens | None = None,
     template: str | None = None,
+    quantize: Quantize | None = None,
 ) -> None:
     """Write `mmdora.json` beside the other files of an adapter, which must be complete: it holds their checksums, by
     which it is seen when a kill came between two of them.
@@ -128,10 +129,12 @@ def write_facts(
         base: name or folder of the base.
         image_tokens: the budget of tokens per picture of the training, if it had one.
         template: the chat template of the training, if it was not the base's own.
+        quantize: how the base was quantised in training, if it was.
     """
     budget = {} if image_tokens is None or image_tokens == ImageTokens() else {"image_tokens": asdict(image_tokens)}
     asked = {} if template is None else {"chat_template": template}
-    facts = {"format": 1, "mmdora": __version__, "base": base, **budget, **asked}
+    packed = {} if quantize is None else {"quantize": asdict(quantize)}
+    facts = {"format": 1, "mmdora": __version__, "base": base, **budget, **asked, **packed}
     facts |= {"why": plan.reasons(), "plan": plan.to_dict()}
     write_json(folder / OURS, with_checksum({**facts, "files": checksums(folder)}, FREE))
 

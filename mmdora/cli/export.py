@@ -22,13 +22,9 @@ def export(
     *,
     dtype: Literal["fp32", "bf16", "fp16"] | None = None,
     parity: Literal["logits", "tensors"] | None = None,
-<<<<<<< HEAD
     requantize: Annotated[bool, Flag] = False,
-    for_: Annotated[Literal["llama.cpp"] | None, Parameter(name="--for")] = None,
-=======
     for_: Annotated[Literal["llama.cpp", "vllm"] | None, Parameter(name="--for")] = None,
     adapter: Annotated[bool, Flag] = False,
->>>>>>> serve
     push_to_hub: str | None = None,
     public: Annotated[bool, Flag] = False,
     preview: Annotated[bool, Flag] = False,
@@ -71,7 +67,12 @@ def export(
     if preview and not push_to_hub:
         raise MmdoraError("export: --preview shows what --push-to-hub USER/NAME would send; add that")
     if adapter:
-        return _adapter_alone(run, out, for_, {"--dtype": dtype, "--parity": parity, "--push-to-hub": push_to_hub})
+        return _adapter_alone(
+            run,
+            out,
+            for_,
+            {"--dtype": dtype, "--parity": parity, "--push-to-hub": push_to_hub, "--requantize": requantize or None},
+        )
     from mmdora.export import hub
     from mmdora.export.llama_cpp import llama_cpp_commands
     from mmdora.export.run import export as write

@@ -109,7 +109,9 @@ def _read(location: Location, folder: Path) -> tuple[Plan, Mapping[str, Tensor]]
 
 
 def _other_prompts(location: Location, family: Family) -> str | None:
-    """Why vLLM, with the base's own files, would ask or end otherwise than in training; None if it would not."""
+    """Why vLLM, with the base's own files, would compute, ask or end otherwise than in training; None if not."""
+    if location.quantize is not None:
+        return f"it was trained on {location.quantize.type} weights, and vLLM would put it on the base's own"
     if location.image_tokens != ImageTokens():
         return "it gives pictures the base's number of tokens, and this adapter was trained with another"
     base = load_generation_config(location.base)

@@ -140,3 +140,11 @@ def test_prompts_of_the_training(tiny_llava, tmp_path):
 def test_options_that_do_not_go_together(options, message, tmp_path, capsys):
     assert main(["export", "tiny-llava", str(tmp_path / "out"), *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_adapter_of_quantised_weights_is_refused(tiny_llava, tmp_path):
+    model, _ = mmdora.load(tiny_llava, quantize="nf4")
+    mmdora.inject(model, LANGUAGE)
+    mmdora.save_adapter(model, tmp_path / "adapter", base=tiny_llava)
+    with pytest.raises(MmdoraError, match="was trained on nf4 weights"):
+        export_adapter(tmp_path / "adapter", tmp_path / "out")
