@@ -89,10 +89,6 @@ def test_ranks_and_alphas_become_one(of_peft, tiny_llava, tmp_path):
             {**LANGUAGE, "vision": {"method": "lora", "rank": 2}},
             r"adapters outside .* \(\d+ modules of the v",
         ),
-        (
-            {"language": {"method": "lora", "rank": 2, "targets": ["embed_tokens"]}},
-            "but an adapted embedding",
-        ),
     ],
 )
 def test_what_vllm_would_not_serve_is_refused(adapt, reason, tiny_llava, tmp_path, capsys):
