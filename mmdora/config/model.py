@@ -63,9 +63,10 @@ class Model:
         Quantize | None,
         Field(description="quantise the base while it is loaded; or one word, its type: nf4, fp4 or int8"),
     ] = None
+    # Runs of mmdora before 0.2 have no such key, and None is what a resume takes a missing one for.
     dequantize: Annotated[
-        StrictBool, Field(description="read a base whose files are quantised as one that is not, in dtype")
-    ] = False
+        StrictBool | None, Field(description="read a base whose files are quantised as one that is not, in dtype")
+    ] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -245,7 +245,7 @@ def skeleton_of(config: RunConfig | None, name: str | None = None, *, trust_remo
         trust_remote_code=trust_remote_code,
         dtype=own.dtype,
         quantize=config.quantize,
-        dequantize=own.dequantize,
+        dequantize=bool(own.dequantize),
     )
 
 

@@ -72,7 +72,7 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
             image_tokens=budget,
             template=template,
             quantize=config.quantize or NONE,
-            dequantize=config.model.dequantize,
+            dequantize=bool(config.model.dequantize),
             device=processes.device if config.quantize else None,
         )
         plan = inject(model, config.adapt)
