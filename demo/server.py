@@ -19,7 +19,6 @@ from fastapi.responses import PlainTextResponse
 from gradio import themes
 from gradio.utils import get_upload_folder
 
-from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo.access import Access
 from mmdora.demo.app import QUEUE, Page
 from mmdora.demo.cards import CSS, JS
@@ -29,6 +28,7 @@ from mmdora.demo.hosts import Allowed, Hosts
 from mmdora.demo.inside import Inside
 from mmdora.demo.logins import Logins, read_logins
 from mmdora.demo.pictures import MAX_UPLOAD
+from mmdora.demo.question_sets import examples_of, question_sets
 from mmdora.demo.upload_cache import UploadCache
 from mmdora.demo.votes import Votes
 from mmdora.errors import MmdoraError
@@ -66,7 +66,8 @@ def serve(
     shared_base: bool = False,
     votes: Path | None = None,
     results: Path | None = None,
-    examples: Sequence[tuple[Path, str]] | None = None,
+    examples: Path | None = None,
+    sessions: Path | None = None,
 ) -> None:
     """Load the models and serve the page until SIGINT or SIGTERM.
 
@@ -80,7 +81,9 @@ def serve(
         shared_base: whether to keep one base in memory for all adapters on it.
         votes: file that votes of blind comparisons are appended to.
         results: folder with runs and evaluations for "Look inside".
-        examples: pictures and questions to choose from; by default some of the easy-VQA test split.
+        examples: records, or a folder of `mmdora prep`, whose questions are the examples and the first set; by default
+            what the models' runs held out, or the easy-VQA test split.
+        sessions: folder that conversations are kept in; by default they end with the page.
 
     Raises:
         MmdoraError: if a model cannot be loaded, the port is in use, or other machines could reach the page without
@@ -90,9 +93,10 @@ def serve(
     named = parse_specs(specs)
     tally = Votes(list(named), votes)
     inside = Inside(named, results)
+    sets = question_sets(examples, inside.locations.values())
     columns = load_columns(specs, dtype=dtype, quantize=quantize, device=device, shared_base=shared_base)
     with upload_folder():
-        page = Page(columns, samples() if examples is None else examples, tally, inside, queue=queue)
+        page = Page(columns, examples_of(sets[0].rows), tally, inside, queue=queue, sets=sets, sessions=sessions)
         over = threading.Event()
         before = {name: signal.signal(name, lambda *_: over.set()) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -152,7 +156,7 @@ def launch(page: Page, access: Access, allowed: Allowed, logins: Logins | None) 
                 css=CSS,
                 head=FOOTER,
                 js=JS,
-                footer_links=["api", "settings"],
+                footer_links=["api"],
                 run_history=False,
                 ssr_mode=False,
                 enable_monitoring=False,

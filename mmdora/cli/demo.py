@@ -23,6 +23,8 @@ def demo(
     shared_base: Annotated[bool, Flag] = False,
     votes: Path | None = None,
     results: Path | None = None,
+    examples: Path | None = None,
+    sessions: Path | None = None,
 ) -> None:
     """Open a page where one to four models answer the same question side by side.
 
@@ -47,6 +49,12 @@ def demo(
         Append votes of blind comparisons to this JSONL file, with questions and answers, without addresses.
     results
         Folder with the runs and evaluations that "Look inside" shows, such as runs/quickstart.
+    examples
+        Records, or a folder of `mmdora prep`, that examples and "Many questions" are taken from; default: what a
+        model's run held out, else easy-VQA's test split.
+    sessions
+        Keep conversations in this folder, with their pictures, and list each visitor's own; default: until the page
+        ends. Links to conversations last 7 days.
     """
     for spec in models:
         name, _, model = spec.partition("=")
@@ -65,4 +73,6 @@ def demo(
         shared_base=shared_base,
         votes=votes,
         results=results,
+        examples=examples,
+        sessions=sessions,
     )

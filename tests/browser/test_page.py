@@ -114,9 +114,8 @@ def test_a_file_that_is_no_picture_is_told(visit, url, tmp_path):
     tab = visit(url)
     (tmp_path / "x.png").write_text("no picture")
     tab.page.locator("input[type=file]").first.set_input_files(tmp_path / "x.png")
-    tab.page.locator(".picture img").wait_for(state="attached")
-    tab.ask(None, QUESTION)
-    tab.page.get_by_text("not an image of a known format").wait_for()
+    tab.page.get_by_text("not an image of a known format").wait_for()  # at once, without a question
+    expect(tab.page.locator(".picture img")).to_have_count(0)
 
 
 def test_an_example_fills_picture_and_question(visit, url):
@@ -233,7 +232,7 @@ def test_a_blind_vote_reveals_the_names(visit, tiny_llava, endless):
 
 def test_a_link_repeats_a_comparison(visit, url):
     tab = visit(url)
-    tab.page.locator(".examples tr.tr-body").nth(1).click()
+    tab.page.locator(".examples button").nth(1).click()
     tab.page.locator(".picture img").wait_for()
     expect(tab.page.get_by_label("Question", exact=True)).to_have_value(samples(2)[1][1])
     settings(tab, "Max tokens", "6")
@@ -242,14 +241,17 @@ def test_a_link_repeats_a_comparison(visit, url):
     expect(tab.page.get_by_role("button", name="Copy link")).to_be_visible()
     tab.page.on("dialog", lambda dialog: dialog.dismiss())
     tab.page.get_by_role("button", name="Copy link").click()
-    tab.page.wait_for_url("**/?q=*")
-    assert "example=2" in tab.page.url and "n=6" in tab.page.url
-    again = visit(tab.page.url)
-    expect(again.page.get_by_label("Question", exact=True)).to_have_value(samples(2)[1][1])
+    tab.page.wait_for_url("**/?c=*")
+    again = visit(tab.page.url)  # another browser: it has the picture and the answers, and asks on
     again.page.locator(".picture img").wait_for()
-    again.page.get_by_role("button", name="Ask", exact=True).click()
     expect(again.cards("done")).to_have_count(3)
     assert again.texts() == tab.texts()
+    again.ask(None, "and where?")
+    expect(again.cards("done")).to_have_count(6)
+    again.page.reload()  # the same tab of the same browser
+    expect(again.page.locator(".asked")).to_have_text(["and where?", samples(2)[1][1]])
+    again.page.locator(".picture img").wait_for()
+    expect(again.page.get_by_label("number input for Max tokens")).to_have_value("6")
 
 
 def test_a_bad_link_and_settings_that_make_none_are_told(visit, url):
@@ -291,6 +293,22 @@ def test_results_can_be_taken_along(visit, url, button, name):
     assert download.value.suggested_filename == name
     text = download.value.path().read_text()
     assert QUESTION in text and all(answer in text for answer in tab.texts())
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["laptop", "phone"])
+def test_the_answer_is_on_the_first_screen(visit, url, width, height):
+    tab = visit(url, width=width, height=height)
+    settings(tab, "Max tokens", "1000")
+    tab.ask(PICTURE, QUESTION)
+    tab.page.locator(".turn .answer").first.wait_for()
+    tab.page.wait_for_timeout(1_500)  # A phone scrolls there smoothly.
+    box = tab.page.locator(".turn .answer .text").first.bounding_box()
+    assert box is not None and 0 <= box["y"] < height - 60, box
+    expect(tab.page.get_by_label("number input for Max tokens")).to_be_hidden()
+    text = tab.page.locator(".answer.running .text").first
+    tab.page.wait_for_function("document.querySelector('.answer.running .text')?.scrollTop > 0")  # with the text
+    expect(text).to_be_visible()
+    tab.page.keyboard.press("Escape")
 
 
 def test_every_control_has_a_name(visit, url):
