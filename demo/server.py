@@ -51,8 +51,8 @@ THEME = themes.Default(
     button_primary_background_fill_hover="*primary_700",
 )
 
-# On a phone Gradio hides the first link of the footer but leaves its dot, which this hides. `css` does not reach there.
-FOOTER = "<style>@media (max-width: 640px) { footer .divider { display: none !important; } }</style>"
+# Behind the only link of the footer Gradio leaves a dot, which this hides. `css` does not reach there.
+FOOTER = "<style>footer .divider { display: none !important; }</style>"
 
 
 def serve(
