@@ -32,6 +32,7 @@ from mmdora.demo.question_sets import examples_of, question_sets
 from mmdora.demo.upload_cache import UploadCache
 from mmdora.demo.votes import Votes
 from mmdora.errors import MmdoraError
+from mmdora.models.locate import SHIPPED
 
 LOCAL = Access()
 TRUSTED = "FORWARDED_ALLOW_IPS"
@@ -72,7 +73,7 @@ def serve(
     """Load the models and serve the page until SIGINT or SIGTERM.
 
     Args:
-        specs: NAME=MODEL for each column.
+        specs: NAME=MODEL for each column; none for the bundled base and its shipped adapters on one base.
         access: who may reach the page, and at which addresses.
         queue: most questions that wait or are answered.
         dtype: dtype of the weights, as for `load`; None for each checkpoint's own.
@@ -90,6 +91,8 @@ def serve(
             logins.
     """
     allowed, logins = admission(access)  # Loading the models takes long; what is wrong here is told before.
+    shared_base = shared_base or not specs
+    specs = specs or ("base=tiny-llava", *(f"{name}={folder}" for name, folder in SHIPPED.items()))
     named = parse_specs(specs)
     tally = Votes(list(named), votes)
     inside = Inside(named, results)

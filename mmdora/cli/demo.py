@@ -28,7 +28,10 @@ def demo(
 ) -> None:
     """Open a page where one to four models answer the same question side by side.
 
-    Examples: `mmdora demo base=tiny-llava lora=runs/quickstart/export/lora dora=runs/quickstart/export/dora`;
+    Without a model, it shows the bundled tiny-llava, and a LoRA and a DoRA of it that come with mmdora.
+
+    Examples: `mmdora demo`;
+    `mmdora demo base=tiny-llava lora=runs/quickstart/export/lora dora=runs/quickstart/export/dora`;
     `mmdora demo dora=out/dora served=openai:http://127.0.0.1:8000/v1#out/dora`
 
     Parameters
