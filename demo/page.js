@@ -67,6 +67,9 @@
       const address = new URL(query, location.href).href;
       history.replaceState(null, "", address);
       try {
+        sessionStorage.setItem("mmdora-link", location.search); // this tab has it already
+      } catch {} // a browser that keeps nothing
+      try {
         await navigator.clipboard.writeText(address);
         const button = document.querySelector("#link");
         const label = button.textContent;

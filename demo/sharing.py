@@ -22,12 +22,15 @@ KEPT = """() => {
   try {
     const made = () => Array.from(crypto.getRandomValues(new Uint8Array(16)), (b) => b.toString(16).padStart(2, "0"));
     if (!localStorage.getItem("mmdora")) localStorage.setItem("mmdora", made().join(""));
-    return [localStorage.getItem("mmdora"), sessionStorage.getItem("mmdora") ?? ""];
+    const link = location.search, opened = !link || sessionStorage.getItem("mmdora-link") === link;
+    sessionStorage.setItem("mmdora-link", link);
+    return [localStorage.getItem("mmdora"), (opened && sessionStorage.getItem("mmdora")) || ""];
   } catch {
     return ["", ""];  // a browser that keeps nothing
   }
 }"""
-"""Gives the browser's own secret, by which it finds its conversations, and the name of this tab's conversation."""
+"""Gives the browser's own secret, by which it finds its conversations, and the name of this tab's conversation: none
+where the address is a link that the tab has not opened yet."""
 SECRET = 64  # Characters of a browser's secret that are read; it makes 32.
 
 
@@ -71,17 +74,18 @@ class Sharing:
     def opened(self, request: gr.Request, secret: Any, before: Any) -> tuple[list[Any], str, str]:
         """What a page shows when it is loaded: pictures, question and settings; a problem; the list of earlier ones.
 
-        A link's conversation comes first, then the one that this browser tab had before the reload.
+        Args:
+            before: name of the conversation that this browser tab had before a reload; empty if there was none, or if
+                the address is a link that the tab has not opened yet.
         """
         query, owner = dict(request.query_params), _owner(request, secret)
-        own = "c" not in query and isinstance(before, str)
-        nothing: list[Any] = [gr.skip()] * (5 + len(vars(AnswerSettings())) - 1)
+        own = isinstance(before, str) and self.kept.owned(before, owner)
+        nothing: list[Any] = [gr.skip()] * (4 + len(vars(AnswerSettings())))
         try:
-            if "c" in query or (own and before and not query):
-                name = before if own else query["c"]
-                values = self._replayed(self.session_of(request), name)
+            if own or "c" in query:
+                values = self._replayed(self.session_of(request), before if own else query["c"])
                 # Nobody but its visitor changes a conversation; to others it is a copy.
-                self.session_of(request).name = name if own and self.kept.owned(name, owner) else ""
+                self.session_of(request).name = before if own else ""
             elif query.keys() & {"q", "example", "blind", *results.KEYS}:
                 question, settings, example, blind = results.from_link(query, len(self.examples))
                 picture = gr.skip() if example is None else str(self.examples[example][0])
@@ -90,7 +94,7 @@ class Sharing:
                 values = nothing
             return values, "", self.earlier(owner)
         except MmdoraError as error:
-            return nothing, "" if own else without_paths(str(error)), self.earlier(owner)
+            return nothing, without_paths(str(error)), self.earlier(owner)
 
     def _replayed(self, tab: Session, name: str) -> list[Any]:
         saved = self.kept.load(name)

@@ -1,10 +1,11 @@
 """The tab "Many questions", and long answers in other scripts, on a page whose models are functions."""
 
+import time
 import zipfile
 
 import pytest
 from browser.test_access import serious
-from browser.test_page import PICTURE
+from browser.test_page import PICTURE, settings
 from demo_page import free_port
 from playwright.sync_api import expect
 
@@ -24,8 +25,15 @@ ARABIC = "في الصورة مثلث أحمر صغير على خلفية زرق�
 
 
 def speaking(text):
+    """A model whose answer grows for half a second."""
     tokens = tuple(Token(word, 0.6, ((word, 0.6), ("und", 0.3))) for word in text.split()[:8])
-    return lambda prompt, settings, stop: iter([Partial(text, 40, 0.1, 20.0, tokens)])
+
+    def speak(prompt, settings, stop):
+        for part in range(1, 11):
+            time.sleep(0.05)
+            yield Partial(text[: len(text) * part // 10], 4 * part, 0.1, 20.0, tokens)
+
+    return speak
 
 
 def right(task, rows, stop):
@@ -111,3 +119,40 @@ def test_long_answers_in_german_and_arabic(visit, address, dark):
     tab.page.locator("button.label-wrap", has_text="Settings").click()
     expect(tab.page.get_by_label("number input for How much adapter?", exact=False)).to_be_visible()
     assert serious(tab) == []
+
+
+def test_a_link_carries_the_conversation_and_a_reload_keeps_it(visit, address):
+    tab = visit(address)
+    settings(tab, "Max tokens", "6")
+    tab.ask(PICTURE, "what is it?")
+    expect(tab.cards("done")).to_have_count(2)
+    tab.page.on("dialog", lambda dialog: dialog.dismiss())  # A page without HTTPS may have no clipboard.
+    tab.page.get_by_role("button", name="Copy link").click()
+    tab.page.wait_for_url("**/?c=*")
+    again = visit(tab.page.url)
+    expect(again.page.locator(".asked")).to_have_text(["what is it?"])
+    again.page.locator(".picture img").first.wait_for()
+    again.ask(None, "and where?")
+    expect(again.cards("done")).to_have_count(4)
+    again.page.wait_for_timeout(1_000)  # It is kept after the answer.
+    again.page.reload()
+    expect(again.page.locator(".asked")).to_have_text(["and where?", "what is it?"])
+    again.page.locator(".picture img").first.wait_for()
+    again.page.locator("button.label-wrap", has_text="Settings").click()
+    expect(again.page.get_by_label("number input for Max tokens")).to_have_value("6")
+    assert visit(tab.page.url).page.locator(".asked").count() <= 1, "the link stays what it was"
+
+
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["laptop", "phone"])
+def test_the_answer_is_on_the_first_screen(visit, address, width, height):
+    tab = visit(address, width=width, height=height)
+    settings(tab, "Max tokens", "6")
+    tab.ask(PICTURE, "what is it?")
+    expect(tab.cards("done")).to_have_count(2)
+    tab.page.wait_for_timeout(1_500)  # A phone scrolls there smoothly.
+    text = tab.page.locator(".turn .answer .text").first
+    box = text.bounding_box()
+    assert box is not None and 0 <= box["y"] < height - 60, box
+    assert text.evaluate("(text) => text.scrollTop") > 0, "it did not scroll with the text"
+    expect(tab.page.get_by_label("number input for Max tokens")).to_be_hidden()
+    expect(tab.page.locator(".examples")).to_be_hidden()

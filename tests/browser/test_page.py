@@ -248,10 +248,6 @@ def test_a_link_repeats_a_comparison(visit, url):
     assert again.texts() == tab.texts()
     again.ask(None, "and where?")
     expect(again.cards("done")).to_have_count(6)
-    again.page.reload()  # the same tab of the same browser
-    expect(again.page.locator(".asked")).to_have_text(["and where?", samples(2)[1][1]])
-    again.page.locator(".picture img").wait_for()
-    expect(again.page.get_by_label("number input for Max tokens")).to_have_value("6")
 
 
 def test_a_bad_link_and_settings_that_make_none_are_told(visit, url):
@@ -293,22 +289,6 @@ def test_results_can_be_taken_along(visit, url, button, name):
     assert download.value.suggested_filename == name
     text = download.value.path().read_text()
     assert QUESTION in text and all(answer in text for answer in tab.texts())
-
-
-@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)], ids=["laptop", "phone"])
-def test_the_answer_is_on_the_first_screen(visit, url, width, height):
-    tab = visit(url, width=width, height=height)
-    settings(tab, "Max tokens", "1000")
-    tab.ask(PICTURE, QUESTION)
-    tab.page.locator(".turn .answer").first.wait_for()
-    tab.page.wait_for_timeout(1_500)  # A phone scrolls there smoothly.
-    box = tab.page.locator(".turn .answer .text").first.bounding_box()
-    assert box is not None and 0 <= box["y"] < height - 60, box
-    expect(tab.page.get_by_label("number input for Max tokens")).to_be_hidden()
-    text = tab.page.locator(".answer.running .text").first
-    tab.page.wait_for_function("document.querySelector('.answer.running .text')?.scrollTop > 0")  # with the text
-    expect(text).to_be_visible()
-    tab.page.keyboard.press("Escape")
 
 
 def test_every_control_has_a_name(visit, url):

@@ -147,13 +147,17 @@ def test_a_link_is_a_copy_that_nobody_changes(page, picture):
     tabs["a"].turns.append(TURN)
     values, problem, _ = sharing.opened(visit("b", c=name), "other", "")
     assert not problem and values[0] and tabs["b"].turns == [TURN] and tabs["b"].name == ""
-    sharing.opened(visit("c"), "other", name)  # as if it were the visitor's own
-    assert tabs["c"].name == ""
-    tabs["c"].turns = []
+    values, _, _ = sharing.opened(visit("c"), "other", name)  # as if it were the visitor's own
+    assert values[0] == gr.skip() and "c" not in tabs
     changed, _ = sharing.save(visit("c"), "other", None, None, *GIVEN)
     assert changed != name and sharing.kept.load(name).turns == (TURN,)
     _, problem, _ = sharing.opened(visit("d", c="../../etc/passwd"), "other", "")
     assert problem.startswith("There is no such conversation")
+    own, _ = sharing.save(visit("b", c=name), "other", None, None, *GIVEN)
+    tabs["b"].turns.append(TURN)
+    sharing.save(visit("b", c=name), "other", None, None, *GIVEN)
+    sharing.opened(visit("f", c=name), "other", own)  # a reload of the tab that went on from the link
+    assert len(tabs["f"].turns) == 2 and tabs["f"].name == own
     assert sharing.link(visit("e"), "why?", *GIVEN).startswith("?q=why")
 
 
