@@ -15,11 +15,16 @@
     },
     true,
   );
+  let growing = false;
   new MutationObserver(() => {
-    if (!document.querySelector('.answers[aria-busy="true"]')) return chosen.clear();
-    document.querySelectorAll(".answer .text").forEach((text, place) => {
-      if (text.closest(".running")) text.scrollTop = chosen.get(place) ?? text.scrollHeight;
-    });
+    const turn = document.querySelector(".turn"); // the newest
+    const busy = Boolean(turn?.querySelector('[aria-busy="true"]'));
+    if (busy || growing)
+      turn?.querySelectorAll(".text").forEach((text, place) => {
+        text.scrollTop = chosen.get(place) ?? text.scrollHeight;
+      });
+    if (growing && !busy) chosen.clear();
+    growing = busy;
   }).observe(document.body, { subtree: true, childList: true });
   window.mmdora = {
     save(name, type, text) {
