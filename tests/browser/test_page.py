@@ -257,6 +257,7 @@ def test_a_bad_link_and_settings_that_make_none_are_told(visit, url):
     settings(tab, "Max tokens", "3")
     tab.ask(PICTURE, QUESTION)
     expect(tab.cards("done")).to_have_count(3)
+    tab.page.locator("button.label-wrap", has_text="Settings").click()  # Asking has folded them.
     tab.page.get_by_label("Seed (the same for every model)").fill("")
     tab.page.get_by_role("button", name="Copy link").click()
     expect(tab.page.get_by_text("seed", exact=False).locator("visible=true").last).to_be_visible()
@@ -297,7 +298,7 @@ def test_every_control_has_a_name(visit, url):
     nameless = tab.page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, img, a[href]')].filter((e) => {
         if (!e.checkVisibility() || e.type === 'file') return false;
-        if (e.getAttribute('alt') === '' && e.closest('tr')?.innerText.trim()) return false;  // decorates a text
+        if (e.getAttribute('alt') === '' && e.closest('tr, button')?.innerText.trim()) return false;  // decorates a text
         const name = e.getAttribute('aria-label') || e.getAttribute('alt') || e.title || e.innerText || e.placeholder ||
             [...(e.labels ?? [])].map((l) => l.innerText).join('');
         return !name?.trim();
