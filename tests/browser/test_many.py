@@ -155,4 +155,4 @@ def test_the_answer_is_on_the_first_screen(visit, address, width, height):
     assert box is not None and 0 <= box["y"] < height - 60, box
     assert text.evaluate("(text) => text.scrollTop") > 0, "it did not scroll with the text"
     expect(tab.page.get_by_label("number input for Max tokens")).to_be_hidden()
-    expect(tab.page.locator(".examples")).to_be_hidden()
+    expect(tab.page.locator(".examples button")).to_be_hidden()

@@ -298,7 +298,7 @@ def test_every_control_has_a_name(visit, url):
     nameless = tab.page.evaluate(
         """() => [...document.querySelectorAll('button, input, textarea, img, a[href]')].filter((e) => {
         if (!e.checkVisibility() || e.type === 'file') return false;
-        if (e.getAttribute('alt') === '' && e.closest('tr, button')?.innerText.trim()) return false;  // decorates a text
+        if (e.getAttribute('alt') === '' && e.closest('tr, button')?.innerText.trim()) return false;  // decorates
         const name = e.getAttribute('aria-label') || e.getAttribute('alt') || e.title || e.innerText || e.placeholder ||
             [...(e.labels ?? [])].map((l) => l.innerText).join('');
         return !name?.trim();
