@@ -13,13 +13,16 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test serve-test pretrain pretrain-vlbart bench-quantised docs release audit clean
+.PHONY: help quickstart demo test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 quickstart: $(VENV)/.installed  ## Adapt, evaluate, export and compare a real VLM (ARGS=--no-demo: no page)
 	$(BIN)/mmdora quickstart $(ARGS)
+
+demo: $(VENV)/.installed  ## The page with the bundled base and two adapters of it (ARGS="base=… mine=…": other models)
+	$(BIN)/mmdora demo $(ARGS)
 
 test: lint  ## Lint, type check, layer contract and the whole test suite
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
@@ -97,6 +100,14 @@ pretrain-vlbart: $(VENV)/.installed  ## Make tiny-vlbart anew in runs/pretrain/v
 	$(BIN)/python -m mmdora.pretrain.tiny_vlbart $(VLBART)/stage1_merged --louder-order
 	$(BIN)/mmdora train configs/tiny/pretrain_vlbart_2.yaml
 	$(BIN)/mmdora export $(VLBART)/stage2 $(VLBART)/tiny-vlbart
+
+SHIPPED := runs/shipped
+shipped-adapters: $(VENV)/.installed  ## Make the adapters that `mmdora demo` shows anew: those of the quickstart
+	$(BIN)/mmdora quickstart --no-demo --out $(SHIPPED)
+	for method in lora dora; do \
+	  cp $(SHIPPED)/$$method/adapter/adapter_config.json $(SHIPPED)/$$method/adapter/adapter_model.safetensors \
+	    $(SHIPPED)/$$method/adapter/mmdora.json mmdora/assets/easy-vqa/$$method/ || exit 1; \
+	done
 
 docs: $(DOCS)/.installed  ## Build the site of the guide into build/site; a dead link is an error
 	$(DOCS)/bin/python docs/site_pages.py build/docs

@@ -21,6 +21,7 @@ from mmdora.prepare import pictures
 from mmdora.prepare.dataset import Dataset, Origin
 from mmdora.prepare.run import write_splits
 from mmdora.records.record import Record, qa_record
+from mmdora.records.row import Row, row_of
 
 
 def prepare(out: Path) -> dict[str, int]:
@@ -74,6 +75,13 @@ def samples(count: int = 6) -> list[tuple[Path, str]]:
         if len(chosen) < count and image not in chosen and question not in chosen.values():
             chosen[image] = question
     return [(folder / "images" / f"{image}.png", question) for image, question in chosen.items()]
+
+
+def test_rows() -> list[Row]:
+    """The questions of the test split with the pictures where the package has them, in the order of `prepare`."""
+    folder = Path(str(files("easy_vqa"))) / "data" / "test"
+    records = _by_question(json.loads((folder / "questions.json").read_text(encoding="utf-8")))
+    return [row_of({**record, "images": [Path(record["images"][0]).name]}, folder / "images") for record in records]
 
 
 DATASET = Dataset(

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import lru_cache
 from html import escape
 from pathlib import Path
 
+from mmdora.demo.kept import Listed
+from mmdora.demo.pictures import thumbnail
 from mmdora.demo.results import shown
 from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.demo.words import Piece, marked
 from mmdora.evaluate.scoring.scores import Score
+from mmdora.predict.answers import Token
+from mmdora.records.images import FileRef
 
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 JS = (Path(__file__).parent / "page.js").read_text(encoding="utf-8")
 NOTE = """<p class="note">First token: time from the model's turn to its first token, the picture's preprocessing
 included. Tokens/s: after the first token, of answers of five tokens and more. Models on one device answer one after the
-other, in an order drawn anew for each question; waiting is not counted. <mark>Marked</mark> words differ between two
-answers.</p>"""
+other, in an order drawn anew for each question; waiting is not counted. Point at one of the first tokens for what else
+the model would have said there, before temperature; the fainter its line, the surer the model was. <mark>Marked</mark>
+words differ between two answers.</p>"""
 STATUS = {
     "idle": "ready",
     "queued": "in the queue",
@@ -57,6 +63,28 @@ def idle_html(kinds: Mapping[str, str]) -> str:
     """
     cards = "".join(_card(Answer(name), kind, None) for name, kind in kinds.items())
     return f'<div class="answers">{cards}</div>'
+
+
+def examples_html(examples: Iterable[tuple[Path | FileRef, str]]) -> str:
+    """The HTML of the examples: a button for each, with its picture and question; empty without examples."""
+    tiles = "".join(
+        f'<li><button type="button" data-example="{number}"><img alt="" src="{thumbnail(picture)}">'
+        f'<span dir="auto">{escape(text)}</span></button></li>'
+        for number, (picture, text) in enumerate(examples, 1)
+    )
+    return f'<p id="examples">Examples</p><ul aria-labelledby="examples">{tiles}</ul>' if tiles else ""
+
+
+def earlier_html(conversations: Sequence[Listed]) -> str:
+    """The HTML of a visitor's earlier conversations, as links."""
+    if not conversations:
+        return ""
+    lines = "".join(
+        f'<li><a href="?c={own.name}" dir="auto">{escape(own.title)}</a> '
+        f"<time>{datetime.fromtimestamp(own.time, UTC):%Y-%m-%d %H:%M} UTC</time></li>"
+        for own in conversations
+    )
+    return f"<details><summary>Earlier conversations ({len(conversations)})</summary><ul>{lines}</ul></details>"
 
 
 def conversation_html(
@@ -114,17 +142,55 @@ def _turn(turn: Turn, number: int, kinds: Mapping[str, str], pair: tuple[str, st
             same = (
                 f'<p class="same">{" and ".join(escape(answers[place].name) for place in places)}: the same answer</p>'
             )
+        elif told := parting(answers[places[0]], answers[places[1]]):
+            same = f'<p class="same">{escape(told)}</p>'
     cards = "".join(
-        _card(answer, "" if turn.hidden else kinds[answer.name], own, hidden=turn.hidden)
+        _card(answer, "" if turn.hidden else kinds.get(answer.name, ""), own, hidden=turn.hidden)
         for answer, own in zip(answers, pieces, strict=True)
     )
     busy = "false" if turn.over else "true"
     vote = f'<p class="vote">Your vote: <strong>{escape(turn.vote)}</strong></p>' if turn.vote else ""
     return (
         f'<section class="turn" aria-label="Question {number}"><header><span class="number">{number}</span>'
-        f'<div><p class="asked">{escape(turn.question)}</p>{_settings(turn.settings)}</div></header>'
+        f'<div><p class="asked" dir="auto">{escape(turn.question)}</p>{_settings(turn.settings)}</div></header>'
         f'<div class="answers" aria-live="polite" aria-busy="{busy}">{cards}</div>{same}{vote}</section>'
     )
+
+
+def parting(first: Answer, second: Answer) -> str:
+    """A sentence about the first token at which two answers part; empty if it is none of the first tokens."""
+    for place, (one, two) in enumerate(zip(first.first_tokens, second.first_tokens, strict=False), 1):
+        if one.text != two.text:
+            sides = (_side(first.name, one, two.text), _side(second.name, two, one.text))
+            return f"They part at token {place}: {'; '.join(sides)}."
+    return ""
+
+
+def _side(name: str, own: Token, other: str) -> str:
+    """What a model said where two answers part, and how likely it found the other's token."""
+    p = dict(own.likeliest).get(other)
+    share = f"under {own.likeliest[-1][1]:.1%}" if p is None else f"{p:.1%}"
+    return f"{name} said {_quoted(own.text)} ({own.p:.1%}; {_quoted(other)} {share})"
+
+
+def _quoted(token: str) -> str:
+    return f"“{token.strip() or token}”" if token else "(end)"
+
+
+def _tokens(answer: Answer) -> str:
+    """The first tokens, each of which tells the likeliest tokens at its place when it is pointed at or focused."""
+    if not answer.first_tokens:
+        return ""
+    told = []
+    for token in answer.first_tokens:
+        others = ", ".join(f"{_quoted(text)} {p:.1%}" for text, p in token.likeliest)
+        said = f"{_quoted(token.text)} {token.p:.1%}; likeliest here: {others}"
+        shade = f"{round(100 * (1 - token.p))}%"
+        told.append(
+            f'<span tabindex="0" role="img" title="{escape(said)}" aria-label="{escape(said)}" '
+            f'style="--doubt:{shade}">{escape(token.text.strip()) or "·"}</span>'
+        )
+    return f'<p class="tokens" aria-label="First tokens">{"".join(told)}</p>'
 
 
 def _places(turn: Turn, pair: tuple[str, str] | None) -> tuple[int, int] | None:
@@ -149,6 +215,8 @@ def _settings(settings: AnswerSettings) -> str:
     told = []
     if settings.temperature:
         told += [f"temperature {settings.temperature:g}", f"top-p {settings.top_p:g}", f"seed {settings.seed}"]
+    if settings.strength != 1:
+        told.append(f"adapters × {settings.strength:g}")
     if settings.system_prompt:
         told.append(f"system prompt: {settings.system_prompt}")
     return f'<p class="set">{escape(" · ".join(told))}</p>' if told else ""
@@ -167,11 +235,12 @@ def _card(answer: Answer, kind: str, pieces: Sequence[Piece] | None, *, hidden: 
         ("tokens", str(answer.tokens) if answer.tokens else "–"),
     )
     rows = "".join(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in figures)
-    below = '<p class="veil">Name and speed show after your vote.</p>' if hidden else f"<dl>{rows}</dl>"
+    speed = f"{_tokens(answer)}<dl>{rows}</dl>"
+    below = '<p class="veil">Name and speed show after your vote.</p>' if hidden else speed
     return (
         f'<section class="answer {answer.status}" aria-label="{name}: {STATUS[answer.status]}">'
         f"<header><h2>{name}</h2>{f'<p>{escape(kind)}</p>' if kind else ''}</header>"
-        f'<p class="text{faint}" tabindex="0">{text}</p>{error}{below}</section>'
+        f'<p class="text{faint}" tabindex="0" dir="auto">{text}</p>{error}{below}</section>'
     )
 
 

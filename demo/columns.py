@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,14 @@ import torch
 from PIL import Image
 
 from mmdora.adapt.inject import plan_of
+from mmdora.demo.answering import in_batches, local, served, switched
 from mmdora.demo.shared_base import SharedBase
 from mmdora.demo.turns import ALL_BAD, MAX_COLUMNS, TIE, UNDONE, AnswerSettings, ModelColumn
 from mmdora.errors import MmdoraError
 from mmdora.export.facts import methods_of, read_facts
-from mmdora.families import Prompt, ask, family_of
+from mmdora.families import ask, family_of
 from mmdora.models.load import load
 from mmdora.models.locate import Location, bundled, locate
-from mmdora.predict.answers import Partial, stream
 from mmdora.predict.endpoint import Endpoint
 
 SERVED = "openai:"
@@ -93,14 +93,17 @@ def load_columns(
         if key not in bases:
             model, processor = open_model(location)
             sees = family_of(processor).sees
-            return ModelColumn(name, describe(model, location), place, local(model, processor), sees)
+            reply = in_batches(model, processor)
+            return ModelColumn(name, describe(model, location), place, local(model, processor), sees, reply=reply)
         if key not in shared:
             shared[key] = SharedBase(*open_model(replace(locate(location.base), quantize=location.quantize)))
         base = shared[key]
         adapter = base.add(location) if location.adapter else None
         base.wear(adapter)
         kind = describe(base.model, location) + (", switched onto a shared base" if adapter else "")
-        return ModelColumn(name, kind, place, switched(base, adapter), family_of(base.processor).sees)
+        reply = in_batches(base.model, base.processor, lambda: base.wear(adapter))
+        sees = family_of(base.processor).sees
+        return ModelColumn(name, kind, place, switched(base, adapter), sees, adapter is not None, reply)
 
     columns = []
     for number, (name, path) in enumerate(named.items(), 1):
@@ -154,54 +157,6 @@ def locate_models(named: Mapping[str, str]) -> dict[str, Location]:
             except MmdoraError as error:
                 raise MmdoraError(f"column {name}: {error}") from None
     return locations
-
-
-def local(model: Any, processor: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
-    """A function by which a model in this process answers."""
-
-    def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
-        system = settings.system_prompt
-        if system and system not in family_of(processor).render(prompt.messages, generation_prompt=True):
-            raise MmdoraError("the chat template of this model has no place for a system prompt")
-        return stream(
-            model,
-            processor,
-            prompt,
-            max_new_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            stop=stop,
-        )
-
-    return speak
-
-
-def switched(base: SharedBase, adapter: Any) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
-    """A function by which an adapter on a shared base answers. Its caller has to hold the device's lock."""
-    speak = local(base.model, base.processor)
-
-    def switch(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
-        base.wear(adapter)
-        return speak(prompt, settings, stop)
-
-    return switch
-
-
-def served(endpoint: Endpoint) -> Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]:
-    """A function by which a server answers."""
-
-    def speak(prompt: Prompt, settings: AnswerSettings, stop: threading.Event) -> Iterator[Partial]:
-        return endpoint.stream(
-            prompt,
-            max_new_tokens=settings.max_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            stop=stop,
-        )
-
-    return speak
 
 
 def describe(model: Any, location: Location) -> str:

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 import torch
@@ -22,6 +22,11 @@ HEARTBEAT = 0.5  # Seconds until the same state is sent again: sending shows whe
 
 _devices: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
 """Device or server -> its lock. Each answers only one question at a time, so that timings are fair."""
+
+
+def held(place: str) -> threading.Lock:
+    """The lock of a device or server, for a `with` block in which one of its models answers."""
+    return _devices[place]
 
 
 def answer(
@@ -49,7 +54,7 @@ def answer(
     def work(place: str, chosen: list[int]) -> None:
         random.shuffle(chosen)
         try:
-            with _devices[place]:
+            with held(place):
                 for index in chosen:
                     for state in _one(columns[index], lambda i=index: prompt_of(turns, i, images), turns[-1], stop):
                         changes.put((index, state))
@@ -92,7 +97,7 @@ def _one(column: ModelColumn, prompt: Callable[[], Prompt], turn: Turn, stop: th
     yield state
     try:
         for part in column.speak(prompt(), turn.settings, stop):
-            state = replace(state, **asdict(part))
+            state = replace(state, **vars(part))
             yield state
         yield replace(state, status="stopped" if stop.is_set() else "done")
     except Exception as error:

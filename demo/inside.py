@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import copy
 from html import escape
 from itertools import combinations
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmdora.analysis import plots
-from mmdora.analysis.findings import correlations, number, summaries, verdicts
+from mmdora.analysis.findings import conclusions, correlations, number, summaries, verdicts
 from mmdora.analysis.run import analyze
 from mmdora.demo.columns import locate_models
 from mmdora.demo.differences import differences
@@ -20,7 +20,7 @@ from mmdora.evaluate.output import GALLERY
 from mmdora.evaluate.resume import METRICS
 from mmdora.evaluate.table import ScoreRow
 from mmdora.files import read_json, read_text
-from mmdora.html import LOG, curve, data_uri
+from mmdora.html import EVAL_LOSS, LOG, curve, data_uri
 from mmdora.models.locate import adapter_folder
 
 DEPTH = 3  # Levels of folders below the results that are searched; deeper levels hold other files, such as checkpoints.
@@ -48,10 +48,10 @@ class Inside:
         self.models = dict(models)
         runs = {self._model_of(path.parent): path.parent for path in _files_named(results, LOG)}
         runs |= {name: Path(path) for name, path in models.items() if (Path(path) / LOG).is_file()}
-        self.runs = {name: runs[name] for name in self._in_order(runs)}
+        self.runs = {name: runs[name] for name in self.models if name in runs}
         self.scores: dict[str, dict[str, Path]] = {}  # task -> model -> folder
         scored = {path.parent: self._model_of(path.parent) for path in _files_named(results, METRICS)}
-        for name in self._in_order(dict.fromkeys(scored.values())):
+        for name in self.models:
             for folder in (folder for folder, own in scored.items() if own == name):
                 task = str(read_json(folder / METRICS, "evaluation's file").get("task", ""))
                 self.scores.setdefault(task, {})[name] = folder
@@ -79,7 +79,8 @@ class Inside:
         cards = "".join(model_card(name, path, self.locations.get(name)) for name, path in self.models.items())
         parts = [f'<section><h2>The models</h2><div class="models">{cards}</div></section>']
         if curves := {name: points for name, run in self.runs.items() if (points := curve(run))}:
-            parts.append(curves_section(curves))
+            held_out = {name: points for name in curves if (points := curve(self.runs[name], EVAL_LOSS))}
+            parts.append(curves_section(curves, held_out))
         for task, folders in self.scores.items():
             if scored := [ScoreRow(name, values) for name, folder in folders.items() if (values := _scores(folder))]:
                 parts.append(scores_section(_titled("Evaluation", task), scored))
@@ -124,7 +125,8 @@ class Inside:
             f'<section><img alt="{told}" src="{uris[name]}"><p>{told}.</p></section>' for name, told in PICTURES.items()
         )
         lines = "".join(f"<p>{escape(line)}</p>" for line in verdicts(measured))
-        told = f"<h2>What the adapters did</h2>{wide(table(heads, body))}{lines}"
+        told = f"<h2>What the adapters did</h2>{_listed(conclusions(summaries(rows)))}{wide(table(heads, body))}"
+        told += f"<h3>Beside the paper's signs</h3>{lines}" if lines else ""
         return _page([f"<section>{told}</section>", pictures])
 
     def _of(self, *names: str) -> Inside:
@@ -139,17 +141,12 @@ class Inside:
         part.adapters = {name: folder for name, folder in self.adapters.items() if name in names}
         return part
 
-    def _in_order(self, names: Iterable[str]) -> list[str]:
-        """The names, those of the page's models first."""
-        rest = list(names)
-        return [name for name in self.models if name in rest] + [name for name in rest if name not in self.models]
-
-    def _model_of(self, folder: Path) -> str:
-        """The model that a folder of a run or evaluation belongs to, by name or path; else the folder's own name."""
+    def _model_of(self, folder: Path) -> str | None:
+        """The model of this page that a folder of a run or evaluation belongs to, by name or path; None if to none."""
         name = folder.name.casefold()
         fitting = [own for own in self.models if own.casefold() == name]
         fitting = fitting or [own for own, path in self.models.items() if Path(path).name.casefold() == name]
-        return fitting[0] if len(fitting) == 1 else folder.name
+        return fitting[0] if len(fitting) == 1 else None
 
 
 def _files_named(results: Path | None, file: str) -> Iterator[Path]:
@@ -175,6 +172,10 @@ def _scores(folder: Path) -> dict[str, Any] | None:
 
 def _titled(title: str, task: str) -> str:
     return f"{title}: {task}" if task else title
+
+
+def _listed(lines: list[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
 
 
 def _page(parts: list[str]) -> str:

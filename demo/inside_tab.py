@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
 import gradio as gr
 
 from mmdora.demo.inside import Inside
+from mmdora.demo.uploads import without_paths
 from mmdora.errors import MmdoraError
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1, "show_progress": "full"}
@@ -54,7 +54,6 @@ def told(show: Callable[..., str]) -> Callable[..., str]:
         try:
             return show(*given)
         except MmdoraError as error:
-            line = re.sub(r"[^\s'\"]*/", "", str(error))  # The message must not tell where the server keeps the file.
-            raise gr.Error(line, print_exception=False) from None
+            raise gr.Error(without_paths(str(error)), print_exception=False) from None
 
     return shown

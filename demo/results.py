@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 from mmdora.demo.turns import Answer, AnswerSettings, Turn
 from mmdora.errors import MmdoraError
 
-KEYS = {"n": "max_tokens", "t": "temperature", "p": "top_p", "s": "seed", "system": "system_prompt"}
+KEYS = {"n": "max_tokens", "t": "temperature", "p": "top_p", "s": "seed", "a": "strength", "system": "system_prompt"}
 WHOLE = ("max_tokens", "seed")
 
 

@@ -55,7 +55,8 @@ def _adapter_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
         sources = config.data.sources.items()
         facts["data"] = ", ".join(f"{task} {source.train.name}".strip() for task, source in sources) or "not stated"
         rows = training.batch_size * training.accumulation
-        facts["training"] = f"{training.steps} steps of {rows} rows, lr {training.lr:g}, seed {training.seed}"
+        length = f"{training.epochs:g} epochs" if training.steps is None else f"{training.steps} steps"
+        facts["training"] = f"{length}, {rows} rows a step, lr {training.lr:g}, seed {training.seed}"
     return facts, plan
 
 
@@ -76,18 +77,23 @@ def _checkpoint_facts(location: Location) -> tuple[dict[str, str], Plan | None]:
     return facts | told.shown_scores, told.plan
 
 
-def curves_section(curves: Mapping[str, list[tuple[int, float]]]) -> str:
+def curves_section(
+    curves: Mapping[str, list[tuple[int, float]]], held_out: Mapping[str, list[tuple[int, float]]]
+) -> str:
     """The HTML with training curves.
 
     Args:
-        curves: name of each run -> its points (step, loss).
+        curves: name of each run -> its points (step, training loss).
+        held_out: name of each run that was evaluated meanwhile -> its points (step, loss on held-out rows).
     """
     keys = "".join(
         f'<li><i style="background:var(--c{(index + 1) % 4})"></i>{escape(name)}</li>'
         for index, name in enumerate(curves)
     )
-    names = escape(", ".join(curves))
-    drawing = f'<div role="img" aria-label="Training loss over steps of {names}">{draw_curves(curves)}</div>'
+    keys += "<li>dashed: held-out rows</li>" if held_out else ""
+    names, what = escape(", ".join(curves)), "Training and held-out loss" if held_out else "Training loss"
+    drawn = draw_curves(curves, held_out, width=11.5)
+    drawing = f'<div role="img" aria-label="{what} over steps of {names}">{drawn}</div>'
     return f'<section><h2>Training</h2><div class="curves"><ul class="legend">{keys}</ul>{drawing}</div></section>'
 
 

@@ -19,7 +19,6 @@ from fastapi.responses import PlainTextResponse
 from gradio import themes
 from gradio.utils import get_upload_folder
 
-from mmdora.data_prep.easy_vqa import samples
 from mmdora.demo.access import Access
 from mmdora.demo.app import QUEUE, Page
 from mmdora.demo.cards import CSS, JS
@@ -29,9 +28,11 @@ from mmdora.demo.hosts import Allowed, Hosts
 from mmdora.demo.inside import Inside
 from mmdora.demo.logins import Logins, read_logins
 from mmdora.demo.pictures import MAX_UPLOAD
+from mmdora.demo.question_sets import examples_of, question_sets
 from mmdora.demo.upload_cache import UploadCache
 from mmdora.demo.votes import Votes
 from mmdora.errors import MmdoraError
+from mmdora.models.locate import SHIPPED
 
 LOCAL = Access()
 TRUSTED = "FORWARDED_ALLOW_IPS"
@@ -51,8 +52,8 @@ THEME = themes.Default(
     button_primary_background_fill_hover="*primary_700",
 )
 
-# On a phone Gradio hides the first link of the footer but leaves its dot, which this hides. `css` does not reach there.
-FOOTER = "<style>@media (max-width: 640px) { footer .divider { display: none !important; } }</style>"
+# Behind the only link of the footer Gradio leaves a dot, which this hides. `css` does not reach there.
+FOOTER = "<style>footer .divider { display: none !important; }</style>"
 
 
 def serve(
@@ -66,12 +67,13 @@ def serve(
     shared_base: bool = False,
     votes: Path | None = None,
     results: Path | None = None,
-    examples: Sequence[tuple[Path, str]] | None = None,
+    examples: Path | None = None,
+    sessions: Path | None = None,
 ) -> None:
     """Load the models and serve the page until SIGINT or SIGTERM.
 
     Args:
-        specs: NAME=MODEL for each column.
+        specs: NAME=MODEL for each column; none for the bundled base and its shipped adapters on one base.
         access: who may reach the page, and at which addresses.
         queue: most questions that wait or are answered.
         dtype: dtype of the weights, as for `load`; None for each checkpoint's own.
@@ -80,19 +82,24 @@ def serve(
         shared_base: whether to keep one base in memory for all adapters on it.
         votes: file that votes of blind comparisons are appended to.
         results: folder with runs and evaluations for "Look inside".
-        examples: pictures and questions to choose from; by default some of the easy-VQA test split.
+        examples: records, or a folder of `mmdora prep`, whose questions are the examples and the first set; by default
+            what the models' runs held out, or the easy-VQA test split.
+        sessions: folder that conversations are kept in; by default they end with the page.
 
     Raises:
         MmdoraError: if a model cannot be loaded, the port is in use, or other machines could reach the page without
             logins.
     """
     allowed, logins = admission(access)  # Loading the models takes long; what is wrong here is told before.
+    shared_base = shared_base or not specs
+    specs = specs or ("base=tiny-llava", *(f"{name}={folder}" for name, folder in SHIPPED.items()))
     named = parse_specs(specs)
     tally = Votes(list(named), votes)
     inside = Inside(named, results)
+    sets = question_sets(examples, inside.locations.values())
     columns = load_columns(specs, dtype=dtype, quantize=quantize, device=device, shared_base=shared_base)
     with upload_folder():
-        page = Page(columns, samples() if examples is None else examples, tally, inside, queue=queue)
+        page = Page(columns, examples_of(sets[0].rows), tally, inside, queue=queue, sets=sets, sessions=sessions)
         over = threading.Event()
         before = {name: signal.signal(name, lambda *_: over.set()) for name in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -152,7 +159,7 @@ def launch(page: Page, access: Access, allowed: Allowed, logins: Logins | None) 
                 css=CSS,
                 head=FOOTER,
                 js=JS,
-                footer_links=["api", "settings"],
+                footer_links=["api"],
                 run_history=False,
                 ssr_mode=False,
                 enable_monitoring=False,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncGenerator, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from mmdora.demo import compare
 from mmdora.demo.line import Line
@@ -28,6 +28,7 @@ class Session:
         pictures: files that the conversation is about.
         digests: SHA-256 of each picture.
         vote: name of the vote on the last turn, by which it can be taken back.
+        name: name under which it is kept; empty before it is.
         pair: names of the two models between whose answers words are marked, once the reader has chosen them.
         stop: ends the current answer when it is set.
         busy: whether a question is waiting or being answered.
@@ -38,6 +39,7 @@ class Session:
     pictures: tuple[Path, ...] = ()
     digests: tuple[str, ...] = ()
     vote: str | None = None
+    name: str = ""
     pair: tuple[str, str] | None = None
     stop: threading.Event = field(default_factory=threading.Event)
     busy: bool = False
@@ -76,25 +78,38 @@ class Session:
         self.stop.set()
 
 
-class Sessions:
-    """The sessions of all tabs, by the key that Gradio gives each tab."""
+class Closable(Protocol):
+    """What `Sessions` keeps for a tab."""
 
-    def __init__(self) -> None:
-        self._open: OrderedDict[str, Session] = OrderedDict()
-        self._lock = threading.Lock()
+    def close(self) -> None: ...
 
-    def __getitem__(self, key: str) -> Session:
+
+Kept = TypeVar("Kept", bound=Closable)
+
+
+class Sessions(Generic[Kept]):
+    """What is kept for each open tab, by the key that Gradio gives the tab.
+
+    Args:
+        make: makes it for a new tab.
+    """
+
+    def __init__(self, make: Callable[[], Kept]):
+        self._make, self._lock = make, threading.Lock()
+        self._open: OrderedDict[str, Kept] = OrderedDict()
+
+    def __getitem__(self, key: str) -> Kept:
         with self._lock:
-            session = self._open.setdefault(key, Session())
+            session = self._open[key] if key in self._open else self._open.setdefault(key, self._make())
             self._open.move_to_end(key)
             while len(self._open) > KEPT:
                 self._open.popitem(last=False)[1].close()
             return session
 
-    def now(self, key: str) -> Session:
+    def now(self, key: str) -> Kept:
         """The session, without marking it as used. If the tab is gone, an empty session that is not kept."""
         with self._lock:
-            return self._open.get(key, Session())
+            return self._open[key] if key in self._open else self._make()
 
     def close(self, key: str) -> None:
         with self._lock:
@@ -126,7 +141,7 @@ async def ask(
     digests = tuple(map(sha256, pictures))
     if session.busy:
         raise MmdoraError("The last question of this tab is still being answered; stop it first.")
-    earlier = session.turns if pictures == session.pictures else []
+    earlier = session.turns if digests == session.digests else []
     if len(earlier) >= MAX_TURNS:
         raise MmdoraError(f"A conversation has at most {MAX_TURNS} questions; clear it first.")
     turn = new_turn(columns, question, settings, blind=blind and len(columns) > 1)

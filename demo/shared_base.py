@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmdora.adapt.strength import Strength
 from mmdora.adapt.switch import adapters_of, use
 from mmdora.adapter_files.adapters import load_adapter
 from mmdora.config import ImageTokens
@@ -19,6 +20,7 @@ class SharedBase:
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
+        self._strengths: dict[str, Strength] = {}
 
     def add(self, location: Location) -> str:
         """Read an adapter of this base; gives the name by which `wear` knows it. The base wears none afterwards.
@@ -37,8 +39,16 @@ class SharedBase:
         if (name := str(folder)) not in adapters_of(self.model):
             load_adapter(self.model, folder, name=name)
         self.wear(None)
+        self._strengths.setdefault(name, Strength(self.model, adapters_of(self.model)[name]))
         return name
 
-    def wear(self, adapter: str | None) -> None:
-        """Replace the adapter that is worn by this one, or by none."""
+    def wear(self, adapter: str | None, strength: float = 1.0) -> None:
+        """Replace the adapter that is worn by this one, or by none.
+
+        Args:
+            strength: how much of the adapter acts, from 0 (the base) to 1 and beyond; see `adapt.strength`.
+        """
+        if adapter is not None and self._strengths[adapter].now != strength:
+            use(self.model, None)
+            self._strengths[adapter].set(strength)
         use(self.model, adapter)

@@ -11,13 +11,16 @@ from typing import Any, Literal
 from PIL import Image
 
 from mmdora.errors import MmdoraError
+from mmdora.evaluate.tasks import Task
 from mmdora.families import Prompt
-from mmdora.predict.answers import Partial
+from mmdora.predict.answers import Partial, Token
+from mmdora.records.row import Row
 
 MAX_COLUMNS = 4
 MAX_TURNS = 20
 MAX_QUESTION = 8_000  # Characters of question and system prompt together: far longer than a question about a picture.
 MAX_TOKENS = 1_024
+MAX_STRENGTH = 1.5  # Beyond it answers of most adapters fall apart.
 TIE, ALL_BAD, UNDONE = "tie", "all bad", "undone"
 """The votes that choose no model, and the word in a file of votes that takes an earlier vote back."""
 
@@ -25,6 +28,9 @@ TIE, ALL_BAD, UNDONE = "tie", "all bad", "undone"
 @dataclass(frozen=True)
 class AnswerSettings:
     """Settings of the generation, which are the same for every model.
+
+    Attributes:
+        strength: how much of each adapter acts; other than 1 for adapters on a shared base only.
 
     Raises:
         MmdoraError: if a value is out of range or of the wrong type; the message names it.
@@ -35,12 +41,14 @@ class AnswerSettings:
     top_p: float = 1.0
     seed: int = 0
     system_prompt: str = ""
+    strength: float = 1.0
 
     def __post_init__(self) -> None:
         _within("max tokens", self.max_tokens, 1, MAX_TOKENS, whole=True)
         _within("temperature", self.temperature, 0, 2)
         _within("top-p", self.top_p, 0.01, 1)
         _within("seed", self.seed, 0, 2**53, whole=True)
+        _within("how much adapter", self.strength, 0, MAX_STRENGTH)
         if not isinstance(self.system_prompt, str):
             raise MmdoraError(f"system prompt: expected text, found {type(self.system_prompt).__name__}")
         object.__setattr__(self, "system_prompt", self.system_prompt.strip())
@@ -56,6 +64,9 @@ class ModelColumn:
         place: device or server of the model. Columns of one place answer in turn, so that timings are fair.
         speak: function that yields the growing answer to a prompt; it ends soon after the event is set.
         sees: whether the model reads pictures.
+        scales: whether `AnswerSettings.strength` acts on it.
+        reply: function that gives the greedy answers to the questions of a task, in a batch; None if the model answers
+            one prompt at a time only, as one behind a server does.
     """
 
     name: str
@@ -63,6 +74,8 @@ class ModelColumn:
     place: str
     speak: Callable[[Prompt, AnswerSettings, threading.Event], Iterator[Partial]]
     sees: bool = True
+    scales: bool = False
+    reply: Callable[[Task, Sequence[Row], threading.Event], list[str]] | None = None
 
 
 Status = Literal["idle", "queued", "waiting", "running", "done", "stopped", "failed"]
@@ -74,6 +87,7 @@ class Answer:
 
     Attributes:
         position: position of the question in the queue, from 1; None once it is being answered.
+        first_tokens: the first tokens with their probabilities; empty for a model on a server.
     """
 
     name: str
@@ -84,6 +98,7 @@ class Answer:
     tokens_per_s: float | None = None
     error: str | None = None
     position: int | None = None
+    first_tokens: tuple[Token, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -8,7 +8,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from mmdora.errors import MmdoraError
-from mmdora.html import curve, data_uri, draw_curves, environment
+from mmdora.html import EVAL_LOSS, curve, data_uri, draw_curves, environment
 
 
 def test_the_environment_escapes_and_refuses_unknown_names(tmp_path):
@@ -29,6 +29,14 @@ def test_a_curve_has_every_logged_loss_a_loss_of_zero_too(tmp_path):
     lines = ['{"step": 1, "loss": 2.5}', '{"step": 1, "eval_loss": 2}', '{"step": 2, "loss": 0.0}']
     (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
     assert curve(tmp_path) == [(1, 2.5), (2, 0.0)]
+    assert curve(tmp_path, EVAL_LOSS) == [(1, 2.0)]
+
+
+def test_held_out_losses_are_dashed_and_ticks_are_plain_numbers():
+    curves = {"run": [(1, 2.0), (2, 0.3), (3, 0.02)]}
+    alone, both = draw_curves(curves), draw_curves(curves, {"run": [(1, 2.1), (3, 0.4)]}, width=11)
+    assert both.count("stroke-dasharray") > alone.count("stroke-dasharray")
+    assert ">0.05<" in alone and ">2<" in alone and "mathdefault" not in alone
 
 
 def test_a_log_that_is_being_written_and_one_that_is_none(tmp_path):

@@ -27,8 +27,8 @@ SOURCE_FILE = re.compile(r"(?<![\w./*{}<-])[\w/]+\.py\b")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#\s]+)")
 MODULE = re.compile(r"(?<![\w./-])mmdora(?:\.[A-Za-z_]\w*)+(?![\w/])")
 RUN_AS_MODULE = re.compile(r"\bpython -m (mmdora[\w.]*)")
-NOT_MODULES = ("mmdora.json", "mmdora.copy", "mmdora.save")
-"""A file, and two functions of the page's script."""
+NOT_MODULES = ("mmdora.json", "mmdora.copy", "mmdora.save", "mmdora.show", "mmdora.keep", "mmdora.filter")
+"""A file, and the functions of the page's script."""
 NOT_OURS = ("convert_hf_to_gguf.py", "convert_image_encoder_to_gguf.py")
 """Files of llama.cpp; `mmdora export --for llama.cpp` prints commands that call them."""
 LLAVA = re.compile(r"docs/(Data|Evaluation|Finetune_Custom_Data)\.md")

@@ -177,6 +177,24 @@ def verdicts(measured: Iterable[Correlation]) -> list[str]:
     return [c.verdict for c in chosen]
 
 
+def conclusions(found: Sequence[Summary]) -> list[str]:
+    """A sentence on each run: where its change lies, and whether it is more of direction or of magnitude."""
+    lines = []
+    for run in dict.fromkeys(own.run for own in found):
+        own = sorted((part for part in found if part.run == run), key=lambda part: -part.share)
+        most = own[0]
+        shares = ", ".join(f"{part.share:.0%} {part.modality} ({SHOWN[part.method]})" for part in own if part.share > 0)
+        told = f"{run}: of the whole change, {shares or 'nothing'}."
+        if most.delta_m is not None and most.delta_d is not None and most.share > 0:
+            means = (
+                f"the directions by {number(most.delta_d)} on average and changed magnitudes by {number(most.delta_m)}"
+            )
+            told += f" In the largest part it turned {means}; its change has an effective rank of "
+            told += f"{number(most.effective_rank)}."
+        lines.append(told)
+    return lines
+
+
 def number(value: float | None) -> str:
     """A number as text with three significant digits; very small and very large numbers have a power of ten."""
     if value is None:

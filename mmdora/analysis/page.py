@@ -10,7 +10,16 @@ from itertools import groupby
 from pathlib import Path
 
 from mmdora.analysis import plots
-from mmdora.analysis.findings import SHOWN, Correlation, correlations, last_rows, number, summaries, verdicts
+from mmdora.analysis.findings import (
+    SHOWN,
+    Correlation,
+    conclusions,
+    correlations,
+    last_rows,
+    number,
+    summaries,
+    verdicts,
+)
 from mmdora.analysis.rows import WeightRow
 from mmdora.html import data_uri, environment
 from mmdora.outputs.written import Written
@@ -61,6 +70,7 @@ def page_html(rows: Sequence[WeightRow], measured: Sequence[Correlation], pictur
     return pages.get_template(TEMPLATE).render(
         runs={run: last_rows(rows, run) for run in runs},
         steps={run: [step for step, _ in groupby(row.step for row in rows if row.run == run)] for run in runs},
+        conclusions=conclusions(summaries(rows)),
         verdicts=verdicts(measured),
         summaries=summaries(rows),
         correlations=[list(group) for _, group in groupby(measured, lambda c: (c.run, c.method, c.modality))],

@@ -23,10 +23,15 @@ def demo(
     shared_base: Annotated[bool, Flag] = False,
     votes: Path | None = None,
     results: Path | None = None,
+    examples: Path | None = None,
+    sessions: Path | None = None,
 ) -> None:
     """Open a page where one to four models answer the same question side by side.
 
-    Examples: `mmdora demo base=tiny-llava lora=runs/quickstart/export/lora dora=runs/quickstart/export/dora`;
+    Without a model, it shows the bundled tiny-llava, and a LoRA and a DoRA of it that come with mmdora.
+
+    Examples: `mmdora demo`;
+    `mmdora demo base=tiny-llava lora=runs/quickstart/export/lora dora=runs/quickstart/export/dora`;
     `mmdora demo dora=out/dora served=openai:http://127.0.0.1:8000/v1#out/dora`
 
     Parameters
@@ -47,6 +52,12 @@ def demo(
         Append votes of blind comparisons to this JSONL file, with questions and answers, without addresses.
     results
         Folder with the runs and evaluations that "Look inside" shows, such as runs/quickstart.
+    examples
+        Records, or a folder of `mmdora prep`, that examples and "Many questions" are taken from; default: what a
+        model's run held out, else easy-VQA's test split.
+    sessions
+        Keep conversations in this folder, with their pictures, and list each visitor's own; default: until the page
+        ends. Links to conversations last 7 days.
     """
     for spec in models:
         name, _, model = spec.partition("=")
@@ -65,4 +76,6 @@ def demo(
         shared_base=shared_base,
         votes=votes,
         results=results,
+        examples=examples,
+        sessions=sessions,
     )

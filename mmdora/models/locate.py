@@ -16,6 +16,8 @@ from mmdora.files import ordinary, read_json
 from mmdora.outputs.folder import check_finished
 
 ASSETS = Path(__file__).parent.parent / "assets"
+SHIPPED = {"LoRA": ASSETS / "easy-vqa" / "lora", "DoRA": ASSETS / "easy-vqa" / "dora"}
+"""The adapters of tiny-llava that come with this package (`make shipped-adapters`), by method."""
 OPEN_CLIP = "open_clip:"
 """How the name of a tower of open_clip begins."""
 ADDRESS = re.compile(r"[a-z][a-z0-9]+:/")

@@ -33,6 +33,7 @@ def generate(
     beams: int = 1,
     answers: Sequence[str] = (),
     progress: Callable[[int], object] | None = None,
+    stop: threading.Event | None = None,
 ) -> list[str]:
     """Generate the greedy answers, in the order of the prompts. Prompts of similar length are batched together.
 
@@ -40,6 +41,7 @@ def generate(
         beams: number of beams; with more than 1, beam search replaces greedy decoding.
         answers: the only answers that are allowed, in families that can be restricted to some (`Family.choices`).
         progress: called after each batch with the number of prompts it answered.
+        stop: cuts every answer short at its next token when it is set.
     """
     family = family_of(processor)
     longest_first = sorted(range(len(prompts)), key=lambda i: -prompts[i].characters)
@@ -51,6 +53,7 @@ def generate(
             if beams == 1:  # generate() repeats inputs for a beam search, but not a cache that it is given.
                 inputs = read_once(model, family, inputs, [prompts[i].images for i in chosen])
             how = family.generation(model, max_new_tokens, beams) | (family.only(answers) if answers else {})
+            how |= {} if stop is None else {"stopping_criteria": [_halting(stop)]}
             new = family.new_ids(model.generate(**inputs, **how), inputs)
             decoded = family.tokenizer.batch_decode(new, skip_special_tokens=True)
             for i, text in zip(chosen, decoded, strict=True):
@@ -64,6 +67,26 @@ TIMED = 5
 """The fewest tokens of an answer for which a rate is given; the rate of a shorter answer is mostly noise."""
 
 
+WATCHED = 16
+"""The tokens of an answer whose probabilities are kept: two models that part mostly do so in their first words."""
+LIKELIEST = 5
+"""The most likely tokens that are told at each place."""
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token of an answer, and what the model would have said there, before temperature and top-p.
+
+    Attributes:
+        p: its probability.
+        likeliest: the most likely tokens at its place, each with its probability.
+    """
+
+    text: str
+    p: float
+    likeliest: tuple[tuple[str, float], ...]
+
+
 @dataclass(frozen=True)
 class Partial:
     """An answer as far as it has been generated."""
@@ -72,9 +95,12 @@ class Partial:
     tokens: int  # tokens generated so far, the end-of-turn token included
     first_token_s: float | None  # seconds from the question to its first token, image preprocessing included
     tokens_per_s: float | None  # tokens per second after the first token; None while there are fewer than `TIMED`
+    first_tokens: tuple[Token, ...] = ()  # the first `WATCHED` tokens; empty if the model does not tell probabilities
 
     @classmethod
-    def timed(cls, text: str, tokens: int, begun: float, times: Sequence[float]) -> Partial:
+    def timed(
+        cls, text: str, tokens: int, begun: float, times: Sequence[float], first_tokens: Sequence[Token] = ()
+    ) -> Partial:
         """Make a partial answer with its rates.
 
         Args:
@@ -83,7 +109,7 @@ class Partial:
         """
         took = times[-1] - times[0] if times else 0.0
         rate = (tokens - 1) / took if tokens >= TIMED and took > 0 else None
-        return cls(text.strip(), tokens, times[0] - begun if times else None, rate)
+        return cls(text.strip(), tokens, times[0] - begun if times else None, rate, tuple(first_tokens))
 
 
 def stream(
@@ -110,17 +136,14 @@ def stream(
     begun, family = time.perf_counter(), family_of(processor)
     closed = threading.Event()
     events: SimpleQueue[Event] = SimpleQueue()
-
-    def halted(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
-        halt = closed.is_set() or (stop is not None and stop.is_set())
-        return torch.full((input_ids.shape[0],), halt, device=input_ids.device, dtype=torch.bool)
+    watch = _Watch(family.tokenizer)
 
     def work() -> None:
         model.generate(
             **_inputs(model, family, [prompt]),
             **family.generation(model, max_new_tokens),
-            logits_processor=_sampling(temperature, top_p, seed, model.device),
-            stopping_criteria=[halted],
+            logits_processor=LogitsProcessorList([watch, *_sampling(temperature, top_p, seed, model.device)]),
+            stopping_criteria=[_halting(closed, *([] if stop is None else [stop]))],
             streamer=_Tokens(events),
         )
 
@@ -130,10 +153,12 @@ def stream(
         for came, new in arriving:
             times.append(came)
             ids += new
+            watch.chosen(ids)
             # The first bytes of a character decode to U+FFFD, which is left out until the other bytes come.
             text = family.tokenizer.decode(ids, skip_special_tokens=True).rstrip("\ufffd")
-            yield Partial.timed(text, len(ids), begun, times)
-        yield Partial.timed(family.tokenizer.decode(ids, skip_special_tokens=True), len(ids), begun, times)
+            yield Partial.timed(text, len(ids), begun, times, watch.tokens)
+        whole = family.tokenizer.decode(ids, skip_special_tokens=True)
+        yield Partial.timed(whole, len(ids), begun, times, watch.tokens)
 
 
 Event = tuple[float, list[int]] | BaseException | None
@@ -182,6 +207,32 @@ class _Tokens(BaseStreamer):
         pass
 
 
+class _Watch(LogitsProcessor):
+    """Keeps the log-probabilities [V] of the first `WATCHED` tokens of one answer, and changes no score.
+
+    It is called in the thread that generates; `chosen` and `tokens` belong to the one that reads the stream. A token
+    comes out of the queue after its scores were kept.
+    """
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.tokens = tokenizer, list[Token]()
+        self._kept: list[torch.Tensor] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if len(self._kept) < WATCHED:
+            self._kept.append(scores[0].float().log_softmax(-1))
+        return scores
+
+    def chosen(self, ids: Sequence[int]) -> None:
+        """Tell what was chosen so far; `tokens` then holds a token for each of the first."""
+        for place in range(len(self.tokens), min(len(ids), len(self._kept))):
+            kept = self._kept[place]
+            best = kept.topk(min(LIKELIEST, len(kept)))
+            likeliest = zip(best.indices.tolist(), best.values.exp().tolist(), strict=True)
+            told = tuple((self.tokenizer.decode([token]), p) for token, p in likeliest)
+            self.tokens.append(Token(self.tokenizer.decode([ids[place]]), float(kept[ids[place]].exp()), told))
+
+
 class _Gumbel(LogitsProcessor):
     """Adds Gumbel(0, 1) noise from its own generator to the scores [B, V]."""
 
@@ -198,6 +249,16 @@ def _sampling(temperature: float, top_p: float, seed: int, device: torch.device)
         return LogitsProcessorList()
     nucleus = [TopPLogitsWarper(top_p)] if top_p < 1 else []
     return LogitsProcessorList([TemperatureLogitsWarper(float(temperature)), *nucleus, _Gumbel(seed, device)])
+
+
+def _halting(*events: threading.Event) -> Callable[..., torch.Tensor]:
+    """A criterion by which generation stops at the next token once one of the events is set."""
+
+    def halted(input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
+        halt = any(event.is_set() for event in events)
+        return torch.full((input_ids.shape[0],), halt, device=input_ids.device, dtype=torch.bool)
+
+    return halted
 
 
 def _inputs(model: Any, family: Family, prompts: Sequence[Prompt]) -> Any:

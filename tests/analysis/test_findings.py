@@ -7,6 +7,7 @@ from mmdora.analysis.findings import (
     ALL,
     EVERY,
     QUERY,
+    conclusions,
     correlation,
     correlations,
     number,
@@ -122,6 +123,19 @@ def test_summaries_are_of_the_last_checkpoint():
     assert language.matrices == 2 and language.share == pytest.approx(0.6)
     assert (language.delta_m, language.delta_d, language.effective_rank) == (2.0, pytest.approx(0.2), 4.0)
     assert language.relative == pytest.approx(1.0)  # 5 over 5
+
+
+def test_the_first_line_says_where_the_change_lies():
+    rows = [
+        row("a", 2, 0.5, 0.25, share=0.75),
+        row("b", 2, 0.1, 0.1, share=0.25, modality="vision", method="dora"),
+        row("c", 2, None, None, share=1.0, run="bias", modality="other", method="full"),
+    ]
+    assert conclusions(summaries(rows)) == [
+        "r: of the whole change, 75% language (LoRA), 25% vision (DoRA). In the largest part it turned the "
+        "directions by 0.25 on average and changed magnitudes by 0.5; its change has an effective rank of 2.",
+        "bias: of the whole change, 100% other (full fine-tuning).",
+    ]
 
 
 def test_places_in_their_order():

@@ -104,7 +104,7 @@ def _page(browser: Any, url: str, *, width: int = 1240, height: int = 900, dark:
 
 
 def _example(page: Any, number: int) -> None:
-    page.locator(".examples tr.tr-body").nth(number).click()
+    page.locator(".examples button").nth(number).click()
     page.locator(".picture img").wait_for()
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmdora.demo.columns import local
+from mmdora.demo.answering import local
 from mmdora.demo.turns import ModelColumn
 
 

@@ -20,9 +20,10 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 from mmdora.cli import main
-from mmdora.demo import app, cards, server
+from mmdora.data_prep.easy_vqa import samples
+from mmdora.demo import app, cards, server, talk
 from mmdora.demo.access import Access
-from mmdora.demo.columns import local
+from mmdora.demo.answering import local
 from mmdora.demo.hosts import Allowed
 from mmdora.demo.inside import Inside
 from mmdora.demo.session import Session
@@ -30,7 +31,7 @@ from mmdora.demo.turns import Answer, AnswerSettings, ModelColumn, Turn
 from mmdora.demo.votes import Votes, share
 from mmdora.errors import MmdoraError
 from mmdora.families import Prompt, ask
-from mmdora.predict.answers import generate
+from mmdora.predict.answers import Token, generate
 
 QUESTION = "what color is the shape?"
 
@@ -111,7 +112,7 @@ def test_models_that_read_text_alone_have_no_place_for_a_picture(columns):
     blind = [replace(column, sees=False) for column in columns]
     for given, sees in ((columns, True), ([columns[0], blind[1]], True), (blind, False)):
         with server.upload_folder():
-            page = app.Page(given, server.samples(1), Votes(["base", "dora"]), Inside({}))
+            page = app.Page(given, samples(1), Votes(["base", "dora"]), Inside({}))
             shown = json.dumps(page.blocks.get_config_file(), default=str)
         assert ("One picture, one conversation" in shown) == ("about the picture?" in shown) == sees
         assert len(page.examples) == sees
@@ -281,16 +282,51 @@ def test_equal_answers_say_so():
     assert "the same answer" not in cards.conversation_html([other], dict.fromkeys("ab", ""), ("a", "b"))
 
 
+def test_the_first_token_at_which_two_answers_part():
+    said = {"a": ("a", "red", "hat"), "b": ("a", "blue", "box")}
+    answers = tuple(
+        Answer(
+            name,
+            "done",
+            " ".join(words),
+            first_tokens=tuple(Token(word, 0.75, ((word, 0.75), ("red", 0.125))) for word in words),
+        )
+        for name, words in said.items()
+    )
+    page = cards.conversation_html([Turn("?", AnswerSettings(), answers, (0, 1))], dict.fromkeys("ab", ""), ("a", "b"))
+    assert "They part at token 2: a said “red” (75.0%; “blue” under 12.5%); b said “blue” (75.0%; “red” 12.5%)." in page
+    assert page.count('class="tokens"') == 2 and 'title="“hat” 75.0%; likeliest here: “hat” 75.0%, “red” 12.5%"' in page
+    hidden = Turn("?", AnswerSettings(), answers, (0, 1), blind=True)
+    page = cards.conversation_html([hidden], dict.fromkeys("ab", ""), ("a", "b"))
+    assert "part at" not in page and "tokens" not in page, "probabilities may tell the model"
+
+
+def test_a_later_visitor_sees_the_votes_until_then(columns):
+    page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
+    page.votes.counts["dora"] = 3
+    request = gr.Request(session_hash="later")
+    request.query_params = {}
+    assert "3" in page._opened(request, "", "")[-2]
+
+
+def test_an_example_is_chosen_by_its_number(columns):
+    with server.upload_folder():
+        page = app.Page(columns, samples(2), Votes(["base", "dora"]), Inside({}))
+        assert page._example_chosen(gr.EventData(None, {"example": "2"}))[1] == samples(2)[1][1]
+        for wrong in ("0", "3", "-1", "x", None, "9" * 9999):
+            assert page._example_chosen(gr.EventData(None, {"example": wrong})) == [gr.skip(), gr.skip()]
+
+
 def test_a_vote_is_taken_back_once_and_the_names_stay(columns):
     page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
     request = gr.Request(session_hash="a tab")
-    tab = page._of(request)
+    tab = page.talk.of(request)
     answers = (Answer("base", "done", "red"), Answer("dora", "done", "blue"))
     tab.turns = [Turn("what?", AnswerSettings(), answers, (1, 0), True)]
-    page._vote(0)(request)
+    page.talk.vote(0)(request)
     assert page.votes.counts["dora"] == 1 and tab.undoable
     for _ in range(2):
-        told, newest, *_ = page._undo(request)
+        told, newest, *_ = page.talk.undo(request)
         assert page.votes.counts["dora"] == 0 and told == "" and "Model A" not in newest and "dora" in newest
     assert not tab.undoable and not tab.votable
 
@@ -318,7 +354,7 @@ def test_without_login_no_route_answers_and_guessing_is_slowed_down(columns, pic
 def test_another_question_leaves_the_one_that_runs_stoppable(columns):
     page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
     tab = Session(busy=True)
-    ask, stop, *_ = page._controls(tab)
+    ask, stop, *_ = page.talk.controls(tab)
     assert (ask["interactive"], stop["interactive"]) == (False, True)
 
 
@@ -326,12 +362,12 @@ def test_what_comes_after_clear_shows_the_cleared_page(columns, picture, monkeyp
     """Clear's reply may overtake a state of the running answer; the last states that come must not undo it."""
     page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
     request = gr.Request(session_hash="a tab")
-    monkeypatch.setattr(app, "upload_paths", lambda *_: (picture,))
+    monkeypatch.setattr(talk, "upload_paths", lambda *_: (picture,))
 
     async def ask_and_clear():
-        asked = page._ask(request, None, None, QUESTION, 500, 0, 1, 0, "", False)
+        asked = page.talk.ask(request, None, None, QUESTION, 500, 0, 1, 0, "", False)
         before = await anext(asked)
-        cleared = page._clear(request)[2:]
+        cleared = page.talk.clear(request)[2:]
         return before, cleared, [state async for state in asked]
 
     before, cleared, [*_, shown, last] = asyncio.run(ask_and_clear())

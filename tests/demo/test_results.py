@@ -42,7 +42,7 @@ def test_json_has_everything():
     written = json.loads(as_json([turn], KINDS, {"sha256": "f00"}))
     assert written["picture"] == {"sha256": "f00"} and written["models"] == KINDS
     assert written["turns"][0]["settings"]["seed"] == 2
-    assert written["turns"][0]["answers"] == [answer.to_dict() for answer in ANSWERS]
+    assert written["turns"][0]["answers"] == json.loads(json.dumps([answer.to_dict() for answer in ANSWERS]))
 
 
 def test_markdown_holds_text_as_text():

@@ -109,3 +109,19 @@ def test_another_base_and_no_adapter_are_refused(adapters, tiny_llava):
         SharedBase(model, processor).add(locate(adapters / "lora"))
     with pytest.raises(MmdoraError, match="none of the models is an adapter"):
         load_columns(["base=tiny-llava"], shared_base=True)
+
+
+def test_the_page_scales_every_adapter_and_leaves_the_base(adapters):
+    specs = ["base=tiny-llava", *(f"{name}={adapters / name}" for name in PLANS)]
+    columns = load_columns(specs, shared_base=True, say=lambda _: None)
+    assert [column.scales for column in columns] == [False, True, True]
+    texts = {}
+    for strength in (1.0, 0.0, 1.0):
+        settings = AnswerSettings(max_tokens=12, strength=strength)
+        *_, last = answer(columns, [new_turn(columns, "what is it?", settings)], [PICTURE])
+        texts.setdefault(strength, []).append([state.text for state in last])
+    assert texts[0.0][0] == [texts[1.0][0][0]] * 3 and texts[1.0][0] == texts[1.0][1]
+    assert texts[1.0][0][2] != texts[1.0][0][0]
+    whole = load_columns(["base=tiny-llava"], say=lambda _: None)
+    *_, (told,) = answer(whole, [new_turn(whole, "what?", AnswerSettings(strength=0.5))], [PICTURE])
+    assert told.status == "failed" and "--shared-base" in (told.error or "")

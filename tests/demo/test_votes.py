@@ -55,7 +55,14 @@ def test_a_line_tells_what_was_voted_on_but_not_who(tmp_path):
         "models": ["dora", "base"],
         "vote": "dora",
         "question": "what?",
-        "settings": {"max_tokens": 128, "temperature": 0.0, "top_p": 1.0, "seed": 4, "system_prompt": ""},
+        "settings": {
+            "max_tokens": 128,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "seed": 4,
+            "system_prompt": "",
+            "strength": 1.0,
+        },
         "answers": {"base": "says base", "dora": "says dora"},
         "pictures": ["f00"],
     }

@@ -7,8 +7,8 @@ from PIL import Image
 from shrunken_vlbart import small_vlbart
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmdora.families import Prompt, ask
-from mmdora.predict.answers import _Gumbel, generate, stream
+from mmdora.families import Prompt, ask, family_of
+from mmdora.predict.answers import WATCHED, _Gumbel, generate, stream
 
 
 @pytest.fixture(scope="module")
@@ -161,3 +161,21 @@ def test_an_answer_of_a_decoder_ends_with_its_positions():
     assert len(answer) == 94, "a position is the start of every target"
     *_, last = stream(model, processor, ask("a?"), max_new_tokens=300)
     assert last.tokens == 95
+
+
+def test_the_first_tokens_tell_what_the_model_would_have_said(model, processor):
+    prompt, given = PROMPTS[0], {"max_new_tokens": WATCHED + 2}
+    *_, last = stream(model, processor, prompt, **given)
+    assert len(last.first_tokens) == WATCHED
+    encoded = family_of(processor).encode_prompts([prompt])
+    with torch.no_grad():
+        scores = model(**encoded).logits[0, -1]
+        scores[model.generation_config.eos_token_id] = -torch.inf
+        expected = scores.softmax(-1).topk(5)
+    first = last.first_tokens[0]
+    assert [text for text, _ in first.likeliest] == [processor.tokenizer.decode([i]) for i in expected.indices.tolist()]
+    assert [p for _, p in first.likeliest] == pytest.approx(expected.values.tolist(), rel=1e-3)
+    assert (first.text, first.p) == first.likeliest[0], "greedy takes the likeliest"
+    *_, hot = stream(model, processor, prompt, temperature=2.0, seed=1, **given)
+    assert hot.first_tokens[0].likeliest == first.likeliest, "they are the model's own, before temperature"
+    assert any(token.p < token.likeliest[0][1] for token in hot.first_tokens)
