@@ -17,6 +17,7 @@ from mmdora.config import MODALITIES, Modality, validate
 from mmdora.config.values import Number, Positive, Share, strict
 from mmdora.config.yaml_files import read_yaml
 from mmdora.errors import MmdoraError
+from mmdora.study.tasks import TASKS
 
 METHODS: Mapping[str, Mapping[str, Any]] = {
     "lora": {"method": "lora"},
@@ -124,12 +125,9 @@ class Study:
     @property
     def all_arms(self) -> dict[str, dict[str, Modality]]:
         """Name of an arm -> modality -> how it is adapted; a modality that an arm does not name is frozen."""
-        arms = {name: validate(dict[Place, Modality], how, lambda key: name) for name, how in self._grid_arms.items()}
+        given = self.grid.arms() if self.grid is not None else {}
+        arms = validate(dict[str, dict[Place, Modality]], given, lambda key: "grid")
         return {name: _by_modality(how) for name, how in {**arms, **self.arms}.items()}
-
-    @property
-    def _grid_arms(self) -> dict[str, dict[str, Any]]:
-        return self.grid.arms() if self.grid is not None else {}
 
 
 def _by_modality(how: Mapping[Place, Modality]) -> dict[str, Modality]:
@@ -146,4 +144,8 @@ def read_study(path: Path) -> Study:
     tree = read_yaml(path, "study")
     if not isinstance(tree, dict):
         raise MmdoraError(f"{path}: expected the keys of a study, found {type(tree).__name__}")
-    return validate(Study, tree, where=lambda key: str(path))
+    study = validate(Study, tree, where=lambda key: str(path))
+    missing = [task for task in study.tasks if task not in TASKS]
+    if missing:
+        raise MmdoraError(f"{path}: tasks: no task {missing[0]!r}; there are {', '.join(TASKS)}")
+    return study

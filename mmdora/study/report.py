@@ -115,8 +115,8 @@ def _pair(pair: PairFinding, at: str) -> Iterator[str]:
     costs = [(arm, own) for arm, own in ((pair.first, pair.tasks[0].first), (pair.second, pair.tasks[0].second))]
     seconds = [sum(getattr(one, side).cpu_seconds for one in pair.tasks) for side in ("first", "second")]
     yield (
-        f"{costs[0][0]} trains {costs[0][1].trainable:,} parameters, {costs[1][0]} {costs[1][1].trainable:,}; the cells "
-        f"of {costs[1][0]} took {seconds[1] / seconds[0]:.2f} times the CPU time of those of {costs[0][0]}.\n"
+        f"{costs[0][0]} trains {costs[0][1].trainable:,} parameters, {costs[1][0]} {costs[1][1].trainable:,}; the "
+        f"cells of {costs[1][0]} took {seconds[1] / seconds[0]:.2f} times the CPU time of those of {costs[0][0]}.\n"
     )
 
 
@@ -139,7 +139,9 @@ def sentence(pair: PairFinding) -> str:
     if pair.mean.seen:
         said = f"{pair.second if pair.mean.value > 0 else pair.first} is ahead: {mean}"
     one_seed = "" if pair.mean.seeds > 1 else " With one seed the interval is over questions alone, and too narrow."
-    return f"{said}; {pair.second} ahead on {won}, no difference seen on {tied}, {pair.first} ahead on {lost}.{one_seed}"
+    return (
+        f"{said}; {pair.second} ahead on {won}, no difference seen on {tied}, {pair.first} ahead on {lost}.{one_seed}"
+    )
 
 
 def _widths(study: Study, found: Sequence[Curve]) -> Iterator[str]:

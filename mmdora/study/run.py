@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -37,6 +38,7 @@ class Runner:
         out: the folder: data/, splits/, runs/, cells/ and results.jsonl.
         known: files of results that need not be made again.
         until: `time.monotonic()` after which no cell is begun.
+        given: name of a task -> its splits, of those that are there already.
     """
 
     out: Path
@@ -44,7 +46,7 @@ class Runner:
     tasks: Mapping[str, StudyTask] = field(default_factory=lambda: TASKS)
     until: float = float("inf")
     console: Console = field(default_factory=Console)
-    _splits: dict[str, Splits] = field(default_factory=dict)
+    given: dict[str, Splits] = field(default_factory=dict)
     _timed: list[float] = field(default_factory=list)
 
     @property
@@ -61,12 +63,12 @@ class Runner:
         results = self.results
         total, missing = planned(study), self.left(study, results)
         self.say(f"{study.title}: {total} cells, {total - missing} are there; about {self.hours(missing, results)}")
-        (self.out / "cells").mkdir(parents=True, exist_ok=True)
         with stoppable(lambda: f"finished cells are kept in {self.out}; the same command goes on from there"):
             while todo := [c for c in wanted(study, self.tasks, results) if c.key not in results.cells]:
                 if time.monotonic() > self.until:
                     break
-                if not any(self._one(study, cell, results) for cell in todo):
+                # `any` ends at the first cell that gave a result, since that may have changed what should run next.
+                if not any(self.one(study, cell, results) for cell in todo):
                     time.sleep(POLL_SECONDS)  # Other processes run all that could run now.
                 results = self.results
         results.write(self.out / RESULTS)
@@ -84,19 +86,25 @@ class Runner:
         each = sum(known) / len(known) if known else SECONDS_A_CELL
         return f"{cells * each / 3600:.1f} h ({each:.0f} s a cell, {'measured' if known else 'a guess'})"
 
+    @property
+    def seconds_a_cell(self) -> float:
+        """The mean time of the cells of this process."""
+        return sum(self._timed) / len(self._timed) if self._timed else SECONDS_A_CELL
+
     def say(self, line: str) -> None:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-    def _one(self, study: Study, cell: Cell, results: Results) -> bool:
+    def one(self, study: Study, cell: Cell, results: Results) -> bool:
         """Run a cell, unless another process does; whether it has a result now that it had not before."""
         path = self.out / "cells" / f"{cell.key}.json"
         if path.is_file():
             return True
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with locked_file(path):
                 if not path.is_file():
                     begun = time.monotonic()
-                    line = self._line(cell)
+                    line = self.line(cell)
                     write_whole(path, json.dumps(line) + "\n")
                     self._timed.append(time.monotonic() - begun)
         except Held:
@@ -111,17 +119,16 @@ class Runner:
         )
         return True
 
-    def _line(self, cell: Cell) -> dict:
-        splits = self.splits(cell.base, cell.task)
-        return run_cell(cell, splits, self.out / "runs" / cell.key)
+    def line(self, cell: Cell, folder: str = "runs") -> dict[str, Any]:
+        """Run a cell, and give its line of results; its run folder lies in `folder`."""
+        return run_cell(cell, self.splits(cell.base, cell.task), self.out / folder / cell.key)
 
     def splits(self, base: str, task: StudyTask) -> Splits:
         """The task's splits; the scores of base and question alone are noted the first time."""
-        if task.name not in self._splits:
-            self._splits[task.name] = splits_of(task, self.out)
-        splits = self._splits[task.name]
+        if task.name not in self.given:
+            self.given[task.name] = splits_of(task, self.out)
+        splits = self.given[task.name]
         path = self.out / "cells" / f"task-{base.replace('/', '--')}-{task.name}.json"
         if not path.is_file():
             write_whole(path, json.dumps(reference(base, task, splits)) + "\n", shared=True)
         return splits
-

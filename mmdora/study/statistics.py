@@ -1,4 +1,4 @@
-"""Intervals over seeds and questions, many comparisons at once, and what a design can see. No torch is imported here."""
+"""Intervals over seeds and questions, many comparisons at once, what a design can see. No torch is imported here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of one cell: an ordinary run of `mmdora train`, then the answers to the validation and the test questions."""
+"""The work of one cell: an ordinary run of `mmdora train`, then answers to the validation and test questions."""
 
 from __future__ import annotations
 
