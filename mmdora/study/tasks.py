@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmdora.data_prep import digits, easy_vqa, scenes
+from mmdora.data_prep import digits, easy_vqa, openmoji, scenes
 from mmdora.records.row import Row
 from mmdora.records.turns import answer_text
 
@@ -124,8 +124,17 @@ _TASKS = (
         "easy-vqa",
         easy_vqa.prepare,
         rows=1500,
-        steps=40,
+        steps=12,
         asks=_is_not_yes_or_no,
+    ),
+    StudyTask(
+        "openmoji",
+        "pictures drawn by people (OpenMoji), symbols not trained on: kind, number, colour",
+        "openmoji",
+        "openmoji",
+        openmoji.prepare,
+        rows=4000,
+        steps=200,
     ),
     _READ,
     replace(_DIGITS, name="digits-10%", about="handwritten digits, a tenth of the scans", rows=360),

@@ -105,6 +105,16 @@ def test_a_study_without_results_says_so(study: Study, tmp_path: Path) -> None:
     assert "Nothing can be said yet" in (tmp_path / "evidence.md").read_text(encoding="utf-8")
 
 
+def test_the_committed_page_is_what_the_committed_results_say(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    kept = read_results([root / "docs/evidence/results.jsonl"])
+    studies = {path: read_study(path) for path in sorted((root / "configs/study").glob("*.yaml"))}
+    write_report(studies, TASKS, kept, tmp_path / "evidence.md", "`docs/evidence/results.jsonl`")
+    assert (tmp_path / "evidence.md").read_text(encoding="utf-8") == (root / "docs/evidence.md").read_text("utf-8")
+    drawn = {path.name for path in (tmp_path / "evidence").glob("*.svg")}
+    assert drawn == {path.name for path in (root / "docs/evidence").glob("*.svg")}
+
+
 def test_scores_are_packed_without_loss() -> None:
     for each in ([1.0, 0.0, 1.0] * 7, [0.25, 1.0], [0.0] * 8):
         assert unpacked(packed(each)).tolist() == each
