@@ -136,7 +136,7 @@ def _picture(random: Random, symbol: str, count: int, sizes: Sequence[ImageFont.
     for column, row in random.sample(CELLS, count):
         x = column * quarter + random.randint(0, max(0, quarter - math.ceil(right - left) - 1))
         y = row * quarter + random.randint(0, max(0, quarter - math.ceil(bottom - top) - 1))
-        pen.text((x - left, y - top), symbol, font=sizes[chosen], embedded_color=True)
+        pen.text((x - left, y - top), symbol, font=sizes[chosen], fill="black", embedded_color=True)
     return picture
 
 

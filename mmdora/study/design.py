@@ -78,7 +78,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True, config=strict)
 class Expected:
-    """What the pilot found, from which the smallest difference that the design can see is computed beforehand."""
+    """What is assumed beforehand, from which the smallest difference that the design can see is computed."""
 
     differing: Annotated[Share, Field(gt=0, description="share of questions that two arms answer differently")]
     seed_spread: Annotated[Share, Field(description="standard deviation of an arm's score over seeds")]
