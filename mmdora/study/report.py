@@ -17,9 +17,9 @@ from mmdora.study.tasks import StudyTask
 
 HEAD = """# Evidence
 
-This page is written by `mmdora study`, from {results}; nobody edits it. There are results of {done}; the designs below
-name {planned} cells, some of them twice. What is missing is said in each section, and where too little is there, nothing
-is concluded. A task without a test score of LoRA between 40 and 95% in
+This page is written by `mmdora study`, from {results}; nobody edits it.
+There are results of {done}; the designs below name {planned} cells, some of them twice. What is missing is said in each
+section, and where too little is there, nothing is concluded. A task without a test score of LoRA between 40 and 95% in
 some cell has not been shown to tell methods apart.
 
 How it is measured. Every cell is an ordinary `mmdora train` run of a bundled base with about two million parameters,
@@ -91,8 +91,8 @@ def _section(
     yield (
         f"{there} of {whole} cells are done. Computed beforehand: with {len(study.seeds)} seeds, "
         f"{min(tasks[name].pictures for name in study.tasks)} test pictures a task, {study.expected.differing:.0%} of "
-        f"questions answered differently and a spread of {100 * study.expected.seed_spread:.1f} points over seeds (both assumed), the "
-        f"whole design sees a difference of {100 * one:.1f} points on one task and of {100 * every:.1f} in the mean "
+        f"questions answered differently and a spread of {100 * study.expected.seed_spread:.1f} points over seeds "
+        f"(both assumed), the whole design sees a difference of {100 * one:.1f} points on one task and of {100 * every:.1f} in the mean "
         "over its tasks in four of five cases.\n"
     )
     for shared in (False, True) if study.shared_rate is not None else (False,):
