@@ -108,11 +108,15 @@ def wanted(study: Study, tasks: Mapping[str, StudyTask], results: Results) -> li
         by_task.setdefault((group.base, group.task.name), []).append(group)
     for together in by_task.values():
         cells |= {cell.key: cell for group in together for cell in group.search()}
-        rates = [(group, {group.chosen(results), study.shared_rate} - {None}) for group in together]
+        rates = [(group, _known(group.chosen(results), study.shared_rate)) for group in together]
         for seed in study.seeds:
-            later = [group.cell(rate, seed) for group, known in rates for rate in sorted(known, key=float)]
+            later = [group.cell(rate, seed) for group, known in rates for rate in sorted(known)]
             cells |= {cell.key: cell for cell in later if cell.key not in cells}
     return list(cells.values())
+
+
+def _known(*rates: float | None) -> set[float]:
+    return {rate for rate in rates if rate is not None}
 
 
 def planned(study: Study) -> int:

@@ -92,7 +92,8 @@ def _section(
         f"{there} of {whole} cells are done. Computed beforehand: with {len(study.seeds)} seeds, "
         f"{min(tasks[name].pictures for name in study.tasks)} test pictures a task, {study.expected.differing:.0%} of "
         f"questions answered differently and a spread of {100 * study.expected.seed_spread:.1f} points over seeds "
-        f"(both assumed), the whole design sees a difference of {100 * one:.1f} points on one task and of {100 * every:.1f} in the mean "
+        f"(both assumed), the whole design sees a difference of {100 * one:.1f} points on one task and of "
+        f"{100 * every:.1f} in the mean "
         "over its tasks in four of five cases.\n"
     )
     for shared in (False, True) if study.shared_rate is not None else (False,):
