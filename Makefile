@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised docs release audit clean
+.PHONY: help quickstart demo evidence evidence-sample test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,15 @@ quickstart: $(VENV)/.installed  ## Adapt, evaluate, export and compare a real VL
 
 demo: $(VENV)/.installed  ## The page with the bundled base and two adapters of it (ARGS="base=… mine=…": other models)
 	$(BIN)/mmdora demo $(ARGS)
+STUDIES := $(sort $(wildcard configs/study/*.yaml))
+EVIDENCE := docs/evidence/results.jsonl
+evidence: $(VENV)/.installed-study  ## Run what is missing of the studies, on as many runs as it takes; writes docs/evidence.md
+	$(BIN)/mmdora study $(STUDIES) --results $(EVIDENCE) --report docs/evidence.md $(ARGS)
+
+evidence-sample: $(VENV)/.installed-study  ## A cell of the studies once more, held against the committed one; then the page
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/mmdora study $(STUDIES) --results $(EVIDENCE) --again 1 $(ARGS)
+	$(BIN)/mmdora study $(STUDIES) --results $(EVIDENCE) --report build/evidence.md --only-report
+	cmp build/evidence.md docs/evidence.md
 
 test: lint  ## Lint, type check, layer contract and the whole test suite
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(PYTEST)
@@ -145,6 +154,10 @@ $(VENV)/.installed-browser: $(VENV)/.installed-dev
 	$(call install,".[dev$(COMMA)browser]")
 	@touch $@
 
+$(VENV)/.installed-study: $(VENV)/.installed-dev
+	$(call install,".[dev$(COMMA)study]")
+	@touch $@
+
 $(VENV)/.installed-trl: $(VENV)/.installed-dev
 	$(call install,".[dev$(COMMA)trl]")
 	@touch $@
@@ -176,7 +189,7 @@ $(SERVE)/.installed: tests/serving/requirements.txt | $(SERVE)/bin/python
 
 newest: | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip setuptools
-	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl,docs,release]"
+	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl,study,docs,release]"
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

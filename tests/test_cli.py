@@ -17,7 +17,7 @@ from mmdora.cli import app, main
 from mmdora.cli.config_help import describe
 from mmdora.config import Compose, RunConfig
 
-COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "verify", "analyze", "prep", "env")
+COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "verify", "analyze", "study", "prep", "env")
 
 
 @pytest.fixture(autouse=True)

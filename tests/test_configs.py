@@ -18,7 +18,8 @@ from mmdora.evaluate.tasks import TASKS
 
 ROOT = Path(__file__).parent.parent
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))  # for its launcher, not for mmdora
-CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in ACCELERATE]
+STUDIES = sorted((ROOT / "configs/study").glob("*.yaml"))  # for `mmdora study`; tests/study reads them
+CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path not in [*ACCELERATE, *STUDIES]]
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 

@@ -194,6 +194,7 @@ _TASKS = (
     Task("scenes-ocr", "exact", "drawn words, to be read", _plain, 32, prefix="vqa"),
     Task("scenes-clips", "exact", "clips of moving shapes", _plain, 32),
     Task("scenes-clip-features", "exact", "the same clips as features, for VL-BART", _plain, 32, prefix="tvqa"),
+    Task("openmoji", "exact", "OpenMoji's pictures: kind, number and colour", _plain, 32, prefix="vqa"),
     Task("digits", "exact", "handwritten digits (scikit-learn's scans)", _plain, 32, prefix="vqa"),
 )  # fmt: skip
 TASKS: Mapping[str, Task] = {task.name: task for task in _TASKS}

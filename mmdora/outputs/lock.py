@@ -27,6 +27,12 @@ LOCK = ".mmdora-lock"
 """Name of the lock of a folder, inside it."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)
 """What a file system answers that has no locks, as some network file systems have none."""
+
+
+class Held(MmdoraError):  # noqa: N818 (nothing is wrong with the place)
+    """Another process writes there."""
+
+
 _held: set[int] = set()
 """Descriptors of the locks that this process holds."""
 
@@ -94,7 +100,7 @@ def _open(lock: Path, what: Path) -> int:
         except BlockingIOError:
             holder = _told(os.pread(descriptor, 1 << 16, 0))
             os.close(descriptor)
-            raise MmdoraError(
+            raise Held(
                 f"{what}: another run is writing there{holder}; wait for it, stop it, or name another place"
             ) from None
         except OSError as error:
