@@ -97,8 +97,9 @@ def build(case: Case) -> nn.Module:
 
 def _quantise(model: Any) -> None:
     """Put bitsandbytes's linears in nf4 in the places of the language model's, as transformers does when it loads."""
-    import bitsandbytes as bnb
+    import bitsandbytes
 
+    bnb: Any = bitsandbytes
     for name, linear in list(model.model.language_model.named_modules()):
         if name.rpartition(".")[2] not in LINEARS:
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -48,7 +49,7 @@ class Rows(Dataset[Row]):
 
 
 def fit(
-    records: Records, family: Family, max_length: int | None, policy: str, boxes: Mapping[str, str] | None = None
+    records: Records, family: Family, max_length: int | None, policy: str, boxes: Mapping[Any, str] | None = None
 ) -> Rows:
     """Choose the rows to train on, and check each of them, so that none stops the run when its turn comes.
 

@@ -104,7 +104,7 @@ OWN = {
 """Class name of a processor -> how its models were taught to write a box."""
 
 
-def boxed(processor: Any, records: Any, boxes: Mapping[str, str] | None = None) -> Any:
+def boxed(processor: Any, records: Any, boxes: Mapping[Any, str] | None = None) -> Any:
     """`Records`, or a list of rows, whose declared boxes are written as the models of this processor write them.
 
     Args:
@@ -130,7 +130,7 @@ class BoxRule:
     to: str | None = None
 
     @classmethod
-    def of(cls, processor: Any, boxes: Mapping[str, str] | None) -> BoxRule:
+    def of(cls, processor: Any, boxes: Mapping[Any, str] | None) -> BoxRule:
         """The rule of a config's `data.boxes`."""
         given = boxes or {}
         return cls(processor, given.get("from"), given.get("to"))

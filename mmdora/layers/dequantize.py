@@ -35,8 +35,9 @@ def form_of(module: nn.Module) -> Form | None:
 
 def sizes(model: nn.Module) -> dict[str, int]:
     """Name of a parameter -> the number of values that it stands for: of a packed one, more than its elements."""
-    packed = {id(m.weight): m.out_features * m.in_features for m in model.modules() if form_of(m)}
-    return {name: packed.get(id(own), own.numel()) for name, own in model.named_parameters()}  # pyright: ignore
+    linears: list[Any] = [module for module in model.modules() if form_of(module)]
+    packed = {id(linear.weight): linear.out_features * linear.in_features for linear in linears}
+    return {name: packed.get(id(own), own.numel()) for name, own in model.named_parameters()}
 
 
 def held_bytes(module: nn.Module) -> int:

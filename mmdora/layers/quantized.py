@@ -88,8 +88,8 @@ class AdaptedQuantizedLinear(AdaptedLinear):
 
     def merge(self, dtype: torch.dtype | None = None) -> nn.Module:
         """Give a plain linear, with W' rounded once to `dtype`; None is the dtype before the weight was quantised."""
-        dtype = dtype or self.matrix(self.weight).dtype
-        return _linear(self.merged_weight(), self.bias, dtype)
+        taken: torch.dtype = dtype or self.matrix(self.weight).dtype
+        return _linear(self.merged_weight(), self.bias, taken)
 
 
 def dequantized(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Linear:

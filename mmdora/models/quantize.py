@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, FineGrainedFP8Config, Mxfp4Config
+from transformers import BitsAndBytesConfig, FineGrainedFP8Config
 from transformers.pytorch_utils import Conv1D
 from transformers.quantizers.auto import AutoHfQuantizer
+from transformers.utils.quantization_config import Mxfp4Config
 
 from mmdora.adapt.modality import find_parts
 from mmdora.adapt.quantized import quantized_by
@@ -208,8 +209,9 @@ def _settings(quantize: Quantize, kept: list[str], dtype: DtypeName) -> BitsAndB
 
 def _pack(module: Any) -> None:
     """Give a quantised linear on the meta device a weight and scales of the packed shapes, without memory."""
-    import bitsandbytes as bnb  # pyright: ignore[reportMissingImports]
+    import bitsandbytes
 
+    bnb: Any = bitsandbytes
     rows, columns = module.out_features, module.in_features
     if form_of(module) == "int8":
         packed = _thin((rows, columns), torch.int8)

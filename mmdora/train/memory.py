@@ -109,7 +109,7 @@ def _frozen(model: Any, plan: Plan, config: RunConfig) -> dict[str, int]:
     """Modality -> bytes of the weights that do not train."""
     size, bytes_of = BYTES[config.model.dtype], Counter[str]()
     full = set(plan.full)
-    packed = {id(m.weight): held_bytes(m) for m in model.modules() if form_of(m) is not None}
+    packed: dict[int, int] = {id(m.weight): held_bytes(m) for m in model.modules() if form_of(m) is not None}
     for name, parameter in model.named_parameters():
         if name not in full:
             bytes_of[plan.parts.of(name) or "other"] += packed.get(id(parameter), size * parameter.numel())

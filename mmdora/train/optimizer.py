@@ -70,14 +70,15 @@ def optimizer_of(groups: Sequence[dict[str, Any]], model: nn.Module, training: T
     options = {"lr": training.lr, "betas": (0.9, training.adam_beta2), "eps": training.adam_eps}
     if training.optimizer == "adamw":
         return torch.optim.AdamW(groups, **options, fused=True)
-    import bitsandbytes  # pyright: ignore[reportMissingImports]
+    import bitsandbytes
 
-    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    optim: Any = bitsandbytes.optim
+    manager = optim.GlobalOptimManager.get_instance()
     for module in model.modules():
         # The gradients of embeddings are too uneven for 8 bits (section 2.3 of that paper).
         if isinstance(module, nn.Embedding):
             manager.register_module_override(module, "weight", {"optim_bits": 32})
-    return bitsandbytes.optim.AdamW(groups, **options, optim_bits=8)
+    return optim.AdamW(groups, **options, optim_bits=8)
 
 
 def schedule_of(optimizer: Any, training: Training, steps: int) -> Any:

@@ -48,7 +48,7 @@ def test_the_number_is_that_of_the_symbols_drawn(out: Path, records_of):
         picture = Image.open(out / record["images"][0]).convert("L")
         half = openmoji.SIDE // 2
         corners = [(x * half, y * half, (x + 1) * half, (y + 1) * half) for x, y in openmoji.CELLS]
-        drawn = sum(picture.crop(corner).getextrema()[0] < 200 for corner in corners)
+        drawn = sum(min(picture.crop(corner).tobytes()) < 200 for corner in corners)
         assert openmoji.NUMBERS[drawn - 1] == record["messages"][3]["content"][0]["text"]
 
 

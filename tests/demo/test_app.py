@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
+from typing import Any
 
 import gradio as gr
 import httpx
@@ -304,7 +305,7 @@ def test_the_first_token_at_which_two_answers_part():
 def test_a_later_visitor_sees_the_votes_until_then(columns):
     page = app.Page(columns, [], Votes(["base", "dora"]), Inside({}))
     page.votes.counts["dora"] = 3
-    request = gr.Request(session_hash="later")
+    request: Any = gr.Request(session_hash="later")
     request.query_params = {}
     assert "3" in page._opened(request, "", "")[-2]
 

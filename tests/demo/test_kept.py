@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import replace
+from typing import Any
 
 import gradio as gr
 import pytest
@@ -114,13 +115,13 @@ def page(kept, picture, monkeypatch, tmp_path):
     tabs: dict[str, Session] = {}
     sharing = Sharing(
         {"base": "", "dora": ""}, [(picture, "what is it?")], kept, listed=True,
-        session_of=lambda request: tabs.setdefault(request.session_hash, Session()),
+        session_of=lambda request: tabs.setdefault(str(request.session_hash), Session()),
     )  # fmt: skip
     return sharing, tabs
 
 
 def visit(tab, **query):
-    request = gr.Request(session_hash=tab)
+    request: Any = gr.Request(session_hash=tab)
     request.query_params = query
     return request
 

@@ -103,6 +103,7 @@ def test_whether_the_base_is_served(served, tiny_llava, tmp_path, capsys):
     inject(model, {"language": {"method": "lora", "rank": 2}})
     torch.manual_seed(0)
     for module in adapted_modules(model).values():
+        assert module.lora_B is not None
         torch.nn.init.normal_(module.lora_B, std=1.0)
         module.refresh()
     save_adapter(model, tmp_path / "lora", base="tiny-llava")

@@ -48,7 +48,7 @@ def test_output_and_gradients_are_those_of_the_dequantised_weight_in_float64(for
     x = torch.randn(5, 3, 48, requires_grad=True)
     fine = x.detach().double().requires_grad_()
     y = layer(x)
-    exact = fine @ reference.adapted_weight(whole, *own.values(), 2.0).T + layer.bias.double()
+    exact = fine @ reference.adapted_weight(whole, *own.values(), 2.0).T + layer.bias.double()  # pyright: ignore
     g = torch.randn_like(y)
     y.backward(g)
     exact.backward(g.double())

@@ -1,5 +1,6 @@
 import threading
 import time
+from typing import Any
 
 import pytest
 import torch
@@ -164,7 +165,7 @@ def test_an_answer_of_a_decoder_ends_with_its_positions():
 
 
 def test_the_first_tokens_tell_what_the_model_would_have_said(model, processor):
-    prompt, given = PROMPTS[0], {"max_new_tokens": WATCHED + 2}
+    prompt, given = PROMPTS[0], dict[str, Any](max_new_tokens=WATCHED + 2)
     *_, last = stream(model, processor, prompt, **given)
     assert len(last.first_tokens) == WATCHED
     encoded = family_of(processor).encode_prompts([prompt])

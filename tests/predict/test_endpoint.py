@@ -33,7 +33,7 @@ def test_token_ids_are_asked_for_with_the_counts():
     """The names are those of vLLM's `vllm/entrypoints/openai`: the prompt's ids come once, an answer's in pieces."""
 
     def with_ids(body):
-        return [*words(body), [1, 2, 3], [7, 8, 9, 2]]
+        return (*words(body), [1, 2, 3], [7, 8, 9, 2])
 
     with serving(with_ids) as stub:
         usage: list[Usage] = []
@@ -46,7 +46,7 @@ def test_token_ids_are_asked_for_with_the_counts():
 @pytest.mark.parametrize("ids", [["a"], [-1], [1.5], [True]])
 def test_no_token_is_one_line(ids):
     with (
-        serving(lambda body: [*words(body), [1], ids]) as stub,
+        serving(lambda body: (*words(body), [1], ids)) as stub,
         pytest.raises(MmdoraError, match="a token that cannot be"),
     ):
         list(Endpoint(stub.url, "mine").stream(PROMPT, usage=[]))

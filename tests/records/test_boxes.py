@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 from PIL import Image
 
@@ -15,7 +17,10 @@ def pictures(tmp_path):
 
 def row(root, answer, *images, question="Where?", **meta):
     user = [*({"type": "image"} for _ in images), {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": user}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+    messages: Any = [
+        {"role": "user", "content": user},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+    ]
     return row_of({"id": "r", "messages": messages, "images": list(images), "meta": meta}, root)
 
 
