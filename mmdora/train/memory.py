@@ -112,7 +112,8 @@ def _frozen(model: Any, plan: Plan, config: RunConfig) -> dict[str, int]:
     packed: dict[int, int] = {id(m.weight): held_bytes(m) for m in model.modules() if form_of(m) is not None}
     for name, parameter in model.named_parameters():
         if name not in full:
-            bytes_of[plan.parts.of(name) or "other"] += packed.get(id(parameter), size * parameter.numel())
+            own = packed.get(id(parameter)) or size * parameter.numel()
+            bytes_of[plan.parts.of(name) or "other"] += own
     return dict(bytes_of)
 
 
