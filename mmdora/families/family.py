@@ -162,7 +162,7 @@ class Family:
     @cached_property
     def expansions(self) -> Expansions:
         """What the processor writes in place of pictures."""
-        return Expansions(self.processor, self.placeholder)
+        return Expansions(self.processor, self.placeholder, self.read)
 
     def image_tokens(self, sizes: Sequence[Size]) -> list[int]:
         """The number of tokens of pictures that stand alone in their conversations, from their (height, width).
@@ -230,7 +230,7 @@ class Family:
         for row in rows:
             with naming(row):
                 images.append([open_image(image) for image in row["images"]])
-        encoded = encode(self.processor, texts, images, left=False, offsets=True)
+        encoded = self.read(texts, images, left=False, offsets=True)
         labels = self._labels(rows, encoded, spans)
         for index, row in enumerate(rows):
             if row.get("masked"):
@@ -243,6 +243,10 @@ class Family:
         special = needs_start_token(self.processor, texts)
         encoded = self.tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         self._labels(rows, encoded, spans)
+
+    def read(self, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False) -> Any:
+        """Texts and their pictures as the processor's tensors; the arguments are those of `template.encode`."""
+        return encode(self.processor, texts, images, left=left, offsets=offsets)
 
     def _written(self, rows: Sequence[Row]) -> tuple[list[str], list[list[tuple[int, int]]]]:
         """Each row as text, and the character spans of its answers."""
@@ -288,7 +292,7 @@ class Family:
         """One question about a picture as tensors, and its number of tokens."""
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
         text = self.render(question, generation_prompt=True)
-        encoded = encode(self.processor, [text], [[image]], left=False)
+        encoded = self.read([text], [[image]], left=False)
         return inputs_of(self.processor, encoded), encoded["input_ids"].shape[1]
 
     def packing_problem(self) -> str | None:
@@ -331,13 +335,13 @@ class Family:
         if any(prompt.features is not None for prompt in prompts):
             raise MmdoraError("a clip as features, which only a VL-BART can read; leave such records out")
         texts = [self.render(prompt.messages, generation_prompt=True) for prompt in prompts]
-        return encode(self.processor, texts, [prompt.images for prompt in prompts], left=True)
+        return self.read(texts, [prompt.images for prompt in prompts], left=True)
 
     def encode_conversation(self, prompt: Prompt) -> Any:
         """Encode one conversation without padding, to compute its logits; its last message may be an answer."""
         asks = prompt.messages[-1]["role"] != "assistant"
         text = self.render(prompt.messages, generation_prompt=asks)
-        return encode(self.processor, [text], [prompt.images], left=False)
+        return self.read([text], [prompt.images], left=False)
 
     def generation(self, model: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
         """Arguments for `generate`: greedy or beam search that stops at `stops`, with no sampling.
