@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cached_property
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -47,15 +46,18 @@ class Kosmos25(Appended):
 class Git(Appended):
     """GIT, whose model itself puts the picture's features before the text, so they are no tokens of a row."""
 
+    default = "{{- '[CLS]' }}" + Appended.default
+    """The question behind BERT's start token, as GIT's authors ask."""
+
     @cached_property
     def ending(self) -> Ending:
         """GIT's captions end with BERT's separator."""
         return Ending(self.tokenizer, self.tokenizer.sep_token)
 
     def _question_alone(self, prompt: Prompt) -> dict[str, Tensor]:
-        """As its authors ask: the start token and the question, without the end token of its BERT tokenizer."""
-        words = self.tokenizer
-        ids = words(self.render(prompt.messages, generation_prompt=True), add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[words.cls_token_id, *ids]])
+        """The processor's tokenizer would put BERT's end token behind the question."""
+        text = self.render(prompt.messages, generation_prompt=True)
+        words = self.tokenizer(text, add_special_tokens=False, return_tensors="pt")
         pixels = self.processor.image_processor(images=prompt.images, return_tensors="pt")
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)} | inputs_of(self.processor, pixels)
+        given = {name: words[name] for name in ("input_ids", "attention_mask")}
+        return given | inputs_of(self.processor, pixels)
