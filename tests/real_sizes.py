@@ -27,7 +27,9 @@ SIGLIP = {"model_type": "siglip_vision_model", **SO400M, "patch_size": 14, "visi
 CLIP_L = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}
 
 
-def words(width: int, inner: int, layers: int, heads: int, key_values: int, vocabulary: int, **more: Any) -> dict[str, Any]:
+def words(
+    width: int, inner: int, layers: int, heads: int, key_values: int, vocabulary: int, **more: Any
+) -> dict[str, Any]:
     return {
         "hidden_size": width,
         "intermediate_size": inner,
@@ -86,7 +88,10 @@ REAL: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
             "vision_config": {**SIGLIP, "image_size": 896},
             "mm_tokens_per_image": 256,
         },
-        {"image_processor": transformers.Gemma3ImageProcessor(size={"height": 896, "width": 896}), "image_seq_length": 256},
+        {
+            "image_processor": transformers.Gemma3ImageProcessor(size={"height": 896, "width": 896}),
+            "image_seq_length": 256,
+        },
     ),
     "smolvlm_2b": (
         "smolvlm",

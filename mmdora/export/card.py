@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from mmdora.adapter_files.files import OURS
 from mmdora.export.facts import ExportFacts
 
+
 def card(facts: ExportFacts, load: str, *, sees: bool = True) -> str:
     """The card as Markdown, with the hub's metadata as front matter.
 

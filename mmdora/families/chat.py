@@ -16,6 +16,8 @@ from mmdora.errors import MmdoraError
 from mmdora.families.template import apply_template, check_texts
 from mmdora.records.turns import Messages
 
+THOUGHT = "<think>\n\n</think>\n\n"
+"""What templates of Qwen3's kind write before the last answer if thinking is off: a thought without words."""
 QUESTION, ANSWER = "Qq", "Zz"
 """Texts of the conversation that is rendered; no template writes them by itself."""
 Strings = Literal["none", "answers", "all"]
@@ -80,12 +82,19 @@ class Chat:
     def _written(self, conversations: list[Messages], generation_prompt: bool, strings: Strings) -> list[str]:
         if strings != "none":
             conversations = [[_as_text(message, strings) for message in messages] for messages in conversations]
-        return apply_template(self.processor, conversations, generation_prompt)
+        # Models that can think aloud are asked, and taught, to answer at once.
+        return apply_template(self.processor, conversations, generation_prompt, enable_thinking=False)
 
 
 def said(role: str, text: str) -> dict[str, Any]:
     """A message of one text."""
     return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def without_thought(answer: str) -> str:
+    """An answer without the thought that it begins with, as it is scored."""
+    thought, end, rest = answer.partition("</think>")
+    return rest.lstrip() if end and thought.lstrip().startswith("<think>") else answer
 
 
 def _as_text(message: Any, strings: Strings) -> Any:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
-from mmdora.families.chat import Chat, said
+from mmdora.families.chat import THOUGHT, Chat, said
 from mmdora.families.ending import Ending, end_tokens, written_end
 from mmdora.families.expansion import Expansions, Size
 from mmdora.families.positions import RopeIndex
@@ -127,8 +127,31 @@ class Family:
         Raises:
             MmdoraError: if answers cannot be told from prompts.
         """
-        ending = self.ending
-        return render_with_answers(self.write, ending.added(messages), end_tokens(self.tokenizer), ending.next_turn)
+        ending, ends, added = self.ending, end_tokens(self.tokenizer), self.ending.added(messages)
+        thinks = []
+
+        def write(conversations: list[Messages], generation_prompt: bool) -> list[str]:
+            texts = self.write(conversations, generation_prompt)
+            thinks.append(any(THOUGHT in text for text in texts))
+            return [text.replace(THOUGHT, "") for text in texts]
+
+        text, spans = render_with_answers(write, added, ends, ending.next_turn)
+        (whole,) = self.write([added], False) if any(thinks) else (text,)
+        if whole == text:
+            return text, spans
+        # An empty thought before the last answer belongs to the prompt, as in generation.
+        start, end = spans[-1]
+        if whole != text[:start] + THOUGHT + text[start:]:
+            raise MmdoraError("the chat template writes thoughts elsewhere than before the last answer")
+        return whole, [*spans[:-1], (start + len(THOUGHT), end + len(THOUGHT))]
+
+    def thought_notes(self) -> list[str]:
+        """A sentence for the user before training, if the model is asked with an empty thought."""
+        if THOUGHT not in self.render([said("user", "a")], generation_prompt=True):
+            return []
+        return [
+            f"the chat template asks with an empty thought ({THOUGHT!r}): it belongs to the prompt, and is not learned"
+        ]
 
     def asked(self, messages: Messages, task: str | None, instruct: Callable[[str], str]) -> Messages:
         """The conversation with its last question worded for a task.
@@ -155,7 +178,7 @@ class Family:
         Args:
             generation_config: the base's; None if it has none.
         """
-        return [*self.chat.notes(), *self.ending.notes(generation_config)]
+        return [*self.chat.notes(), *self.thought_notes(), *self.ending.notes(generation_config)]
 
     # --- lengths in tokens
 

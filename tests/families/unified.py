@@ -1,4 +1,4 @@
-"""Chameleon and Emu3, which read a picture as words of their own, and GOT-OCR 2.0, whose processor writes the prompt."""
+"""Chameleon and Emu3, which read a picture as words of their own, and GOT-OCR 2.0, whose processor writes prompts."""
 
 from __future__ import annotations
 

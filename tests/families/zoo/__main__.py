@@ -1,4 +1,4 @@
-"""`python -m tests.families.zoo [NAME ...]` tries every architecture of transformers' registry and writes docs/zoo.md."""
+"""`python -m tests.families.zoo [NAME ...]` tries every architecture of the registry and writes docs/zoo.md."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from transformers.utils import logging
 from .check import ALL, FailedError, check, peft_works, takes
 from .small import ARCHITECTURES, NOT_BUILT, build
 
+NOWHERE = "not built"
 DOCS = Path(__file__).parents[3] / "docs" / "zoo.md"
 
 
 def tried(name: str) -> dict[str, str]:
     """The cells of an architecture: adapted layers of each part, what was compared, mmdora's and PEFT's verdict."""
     if name in NOT_BUILT:
-        return {"mmdora": "not built", "why": NOT_BUILT[name]}
+        return {"mmdora": NOWHERE, "why": NOT_BUILT[name]}
     try:
         model = build(name)
     except Exception as error:
-        return {"mmdora": "not built", "why": _line(error)}
+        return {"mmdora": NOWHERE, "why": _line(error)}
     row = {"compared": takes(model)}
     try:
         row |= {part: str(count) for part, count in check(model).items()} | {"mmdora": "ok"}
@@ -41,29 +42,32 @@ def _line(error: Exception) -> str:
     return said if isinstance(error, FailedError) else f"{type(error).__name__}: {said}"
 
 
+ABOUT = """\
+# Every architecture
+
+`make zoo` wrote this page. It builds every architecture of transformers' image-text-to-text registry with random
+parameters, a few thousand of most, and adapts its parts with DoRA: each alone, then all together. Each adapted layer
+starts as the base's, gets gradients, and gives the same merged as after saving and loading; taken off, it leaves the
+base's tensors. "Compared" says for which inputs the whole model was compared, too. PEFT's column is DoRA on
+`all-linear`: it can be made, and gives the same merged. Numbers are adapted layers.
+"""
+
+
 def page(rows: dict[str, dict[str, str]]) -> str:
+    """The results of the architectures as Markdown."""
     columns = ("vision", "projector", "language", ALL, "compared", "mmdora", "PEFT")
-    built = [row for row in rows.values() if row["mmdora"] != "not built"]
+    built = [row for row in rows.values() if row["mmdora"] != NOWHERE]
     ours, theirs = (sum(row.get(who) == "ok" for row in built) for who in ("mmdora", "PEFT"))
-    lines = [
-        "# Every architecture",
-        "",
-        "`make zoo` wrote this page. It builds every architecture of transformers' image-text-to-text registry with a few",
-        "thousand random parameters, and adapts its parts with DoRA: each alone, then all together. Each adapted layer",
-        "starts as the base's, gets gradients, and gives the same merged as after saving and loading; taken off, it leaves",
-        'the base\'s tensors. "Compared" says for which inputs the whole model was compared, too. PEFT\'s column is DoRA on',
-        "`all-linear`: it can be made, and gives the same merged. Numbers are adapted layers.",
-        "",
-        f"transformers {version('transformers')}, peft {version('peft')}: {len(rows)} architectures, {len(built)} built; "
-        f"mmdora {ours} of {len(built)}, PEFT {theirs} of {len(built)}.",
-        "",
-        f"| architecture | {' | '.join(columns)} |",
-        f"|---|{'---|' * len(columns)}",
-        *(f"| {name} | {' | '.join(row.get(key, '') for key in columns)} |" for name, row in rows.items()),
-    ]
-    for title, key in (("mmdora", "why"), ("PEFT", "PEFT's")):
+    versions = f"transformers {version('transformers')}, peft {version('peft')}"
+    counts = (
+        f"{len(rows)} architectures, {len(built)} built; mmdora {ours} of {len(built)}, PEFT {theirs} of {len(built)}"
+    )
+    lines = [ABOUT, f"{versions}: {counts}.", "", f"| architecture | {' | '.join(columns)} |"]
+    lines.append(f"|---|{'---|' * len(columns)}")
+    lines += [f"| {name} | {' | '.join(row.get(key, '') for key in columns)} |" for name, row in rows.items()]
+    for title, key in (("Not built, or not adapted by mmdora", "why"), ("Not adapted by PEFT", "PEFT's")):
         said = [f"- {name}: {row[key]}" for name, row in rows.items() if key in row]
-        lines += ["", f"What {title} could not do, or what could not be built:" if key == "why" else f"What {title} could not do:", "", *said] if said else []
+        lines += ["", f"{title}:", "", *said] if said else []
     return "\n".join(lines) + "\n"
 
 

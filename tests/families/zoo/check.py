@@ -29,9 +29,9 @@ class FailedError(Exception):
 def check(base: nn.Module) -> dict[str, int]:
     """DoRA on a model by each part that has a layer to adapt, and on all of them.
 
-    Each adapted layer gets random inputs. It starts as the base's; A, B and magnitude get a gradient; and after a merge,
-    or after saving and loading, it gives what the adapted one gave. The whole model does so too, for words and for
-    pictures, where its forward takes inputs of the usual form. Without the adapter, all tensors are the base's.
+    Each adapted layer gets random inputs. It starts as the base's; A, B and magnitude get a gradient; and after a
+    merge, or after saving and loading, it gives what the adapted one gave. The whole model does so too, for words and
+    for pictures, where its forward takes inputs of the usual form. Without the adapter, all tensors are the base's.
 
     Returns:
         Part, or "all" -> adapted layers.
@@ -115,9 +115,8 @@ def _whole(model: nn.Module) -> dict[str, Tensor | None]:
     random = torch.Generator().manual_seed(2)
     pixels = torch.randn(1, 3, height, width, generator=random)
     patch = getattr(seen, "patch_size", 8)
-    flat = torch.randn(
-        16, 3 * getattr(seen, "temporal_patch_size", 1) * (patch if isinstance(patch, int) else 8) ** 2, generator=random
-    )
+    numbers = 3 * getattr(seen, "temporal_patch_size", 1) * (patch if isinstance(patch, int) else 8) ** 2
+    flat = torch.randn(16, numbers, generator=random)
     forms: tuple[Mapping[str, Tensor], ...] = (
         {"pixel_values": pixels},
         {"pixel_values": flat, "image_grid_thw": torch.tensor([[1, 4, 4]])},
@@ -127,9 +126,10 @@ def _whole(model: nn.Module) -> dict[str, Tensor | None]:
     reading = getattr(owner, "get_image_features", None) or getattr(
         getattr(owner, "model", None), "get_image_features", None
     )
+    whole = {"pixel_values": pixels, "input_ids": ids}
     return {
         "words": _first(owner, ({"input_ids": ids}, {"input_ids": ids, "decoder_input_ids": ids})),
-        "pictures": _first(reading, forms) if reading is not None else _first(owner, ({"pixel_values": pixels, "input_ids": ids},)),
+        "pictures": _first(owner, (whole,)) if reading is None else _first(reading, forms),
     }
 
 

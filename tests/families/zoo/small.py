@@ -99,9 +99,7 @@ def _shrunk(default: Any, *, sees: bool) -> dict[str, Any]:
 
 def _joined(tree: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """A tree of settings with those of another in their places."""
-    deeper = {
-        key: _joined(tree[key], value) for key, value in own.items() if isinstance(value, dict) and key.endswith("_config")
-    }
+    deeper = {key: _joined(tree[key], value) for key, value in own.items() if key.endswith("_config")}
     return tree | own | deeper
 
 
@@ -114,14 +112,16 @@ def _ids(config: Any) -> dict[str, int]:
 FROM_FAMILIES = ("chameleon", "emu3", "gemma3n", "gemma4", "janus", "deepseek_vl_hybrid", "llama4")
 """Architectures whose sizes depend on each other in more ways than the rules know."""
 TIMM = {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": [28, 28], "patch_size": 14, "global_pool": ""}
+ROPE: dict[str, Any] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+FOUR = {"depths": [1] * 4, "embed_dim": [16] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4}
 OWN: dict[str, dict[str, Any]] = {
     "apertus1p5": {"audio_config": {"codebook_dim": 32}, "text_config": {"vocab_size": 270_000}},
-    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}}}},
+    "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE}}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
     "dots3_note": {"vision_config": {"pyramid_num_routed": [-1, 2], "adapter_out_dim": TEXT_WIDTH}},
-    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [3, 3, 2]}}},
-    "florence2": {"vision_config": {"depths": [1] * 4, "embed_dim": [16] * 4, "num_heads": [2] * 4, "num_groups": [2] * 4}},
+    "ernie4_5_vl_moe": {"text_config": {"rope_parameters": ROPE | {"mrope_section": [3, 3, 2]}}},
+    "florence2": {"vision_config": FOUR},
     "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
     "granite4_vision": {
         "vision_config": {"hidden_size": 64},
@@ -130,7 +130,7 @@ OWN: dict[str, dict[str, Any]] = {
         "downsample_rate": "1/2",
     },
     "hunyuan_vl": {"text_config": {"head_dim": 16}},
-    "hy_v4_vl": {"text_config": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]}}},
+    "hy_v4_vl": {"text_config": {"rope_parameters": ROPE | {"mrope_section": [2, 1, 1]}}},
     "inkling2": {"vision_config": {"text_hidden_size": TEXT_WIDTH}},
     "inkling2_loop": {"vision_config": {"text_hidden_size": TEXT_WIDTH}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
-from mmdora.layers import AdaptedLinear
 from families.zoo.check import ALL, FailedError, check, peft_works, takes
 from families.zoo.small import ARCHITECTURES, build
+
+from mmdora.layers import AdaptedLinear
 
 
 @pytest.mark.parametrize(("name", "compared"), [("llava", "words, pictures"), ("aya_vision", "words, pictures")])
