@@ -11,11 +11,11 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from mmdora.adapt.inject import inject, merge, trainable_parameters, unload
-from mmdora.adapt.modality import find_parts
+from mmdora.adapt.inject import inject, make_plan, merge, trainable_parameters, unload
 from mmdora.adapter_files.adapters import load_adapter, save_adapter
 from mmdora.config import MODALITIES
-from mmdora.layers import AdaptedAttention, AdaptedEmbedding, kind_of, places
+from mmdora.errors import MmdoraError
+from mmdora.layers import AdaptedAttention, AdaptedEmbedding
 
 CLOSE = 1e-4
 """max|a - b| / max(1, max|b|) that rounding in fp32 explains."""
@@ -39,16 +39,29 @@ def check(base: nn.Module) -> dict[str, int]:
     Raises:
         FailedError: with what went wrong.
     """
-    parts, found = find_parts(base), places(base)
-    mine = {part: [n for n, m in found.items() if parts.of(n) == part and kind_of(m)] for part in MODALITIES}
-    there = tuple(part for part in MODALITIES if mine[part])
+    there = tuple(part for part in MODALITIES if _has_layers(base, part))
     chosen = {part: (part,) for part in there} | {ALL: there}
     return {name: _check(base, parts) for name, parts in chosen.items()}
 
 
+def _settings(parts: tuple[str, ...]) -> dict[str, Any]:
+    return {part: {"method": "dora", "rank": 2} for part in parts}
+
+
+def _has_layers(base: nn.Module, part: str) -> bool:
+    """Whether a part has a layer that is adapted without being named."""
+    try:
+        make_plan(base, _settings((part,)))
+    except MmdoraError as error:
+        if "matches nothing" in str(error):
+            return False
+        raise
+    return True
+
+
 def _check(base: nn.Module, parts: tuple[str, ...]) -> int:
     model = copy.deepcopy(base)
-    plan = inject(model, {part: {"method": "dora", "rank": 2} for part in parts})
+    plan = inject(model, _settings(parts))
     names = [entry.name for entry in plan.entries if entry.kind != "expert"]
     for name in names:
         module = model.get_submodule(name)
