@@ -75,7 +75,7 @@ def snippet(name: str, folder: Path, family: Family) -> str:
     if not family.sees:
         return OF_TEXT.format(name=name)
     reader: Any = AutoProcessor.from_pretrained(folder)
-    if reader.chat_template is not None:
+    if reader.chat_template is not None and family.reads_conversations:
         return BY_PROCESSOR.format(name=name)
     text = family.render(ask(QUESTION, Image.new("RGB", (8, 8))).messages, generation_prompt=True)
     words = family.tokenizer

@@ -88,6 +88,8 @@ class GotOcr2(Family):
     Its questions are the tasks `OCR: ` and `OCR with format: `; one picture a row.
     """
 
+    reads_conversations = False
+
     default = (
         f"{{{{- '<|im_start|>' }}}}{GOT_SYSTEM}{{{{- '<|im_end|>' }}}}"
         "{%- for message in messages %}{{- '<|im_start|>' + message['role'] + '\\n' }}"

@@ -53,12 +53,19 @@ class Chat:
     @cached_property
     def strings(self) -> Strings:
         """Which messages the template wants as texts."""
+        talk = [said("user", QUESTION), said("assistant", ANSWER)]
         try:
-            (text,) = self._written([[said("user", QUESTION), said("assistant", ANSWER)]], False, "none")
-            return "answers" if repr(said("assistant", ANSWER)["content"]) in text else "none"
+            (text,) = self._written([talk], False, "none")
         except MmdoraError:
-            self._written([[said("user", QUESTION), said("assistant", ANSWER)]], False, "all")
+            self._written([talk], False, "all")
             return "all"
+        if repr(talk[1]["content"]) in text:
+            return "answers"
+        try:  # Qwen3's template writes nothing in place of a list.
+            (other,) = ("",) if QUESTION in text and ANSWER in text else self._written([talk], False, "all")
+        except MmdoraError:
+            other = ""
+        return "all" if QUESTION in other and ANSWER in other else "none"
 
     @cached_property
     def openings(self) -> tuple[str, str] | None:

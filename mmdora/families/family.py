@@ -53,6 +53,8 @@ class Family:
     """Whether prompt and answer form one sequence of tokens, in which each token is predicted from those before it."""
     sees = True
     """Whether it reads pictures."""
+    reads_conversations = True
+    """Whether `apply_chat_template` of its stock processor reads the pictures of a conversation, too."""
     image_id: int | None = None
     """The token that stands for a picture's features; None if there is none."""
 

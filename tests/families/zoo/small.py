@@ -119,7 +119,13 @@ OWN: dict[str, dict[str, Any]] = {
     "cohere_compass": {"text_config": {"rope_parameters": {"full_attention": ROPE}}},
     "deepseek_ocr2": {"text_config": {"mlp_layer_types": ["dense", "sparse"]}},
     "diffusion_gemma": {"text_config": {"num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24}},
-    "dots3_note": {"vision_config": {"pyramid_num_routed": [-1, 2], "adapter_out_dim": TEXT_WIDTH}},
+    "dots3_note": {
+        "vision_config": {
+            "pyramid_num_routed": [-1, 2],
+            "adapter_in_dim": VISION_WIDTH,
+            "adapter_out_dim": TEXT_WIDTH,
+        }
+    },
     "ernie4_5_vl_moe": {"text_config": {"rope_parameters": ROPE | {"mrope_section": [3, 3, 2]}}},
     "florence2": {"vision_config": FOUR},
     "glm5_next": {"text_config": {"qk_rope_head_dim": 0}},
@@ -134,7 +140,7 @@ OWN: dict[str, dict[str, Any]] = {
     "inkling2": {"vision_config": {"text_hidden_size": TEXT_WIDTH}},
     "inkling2_loop": {"vision_config": {"text_hidden_size": TEXT_WIDTH}},
     "molmo2": {"adapter_config": {"vision_feature_layer": [1, 0]}},
-    "muse_spark": {"audio_config": {"num_hidden_layers": 4}},
+    "muse_spark": {"audio_config": {"num_hidden_layers": 4, "out_hidden_size": TEXT_WIDTH}},
     "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
     "perception_lm": {"vision_config": {"architecture": "vit_pe_core_large_patch14_336", "model_args": TIMM}},
 }
