@@ -89,8 +89,10 @@ class Chat:
     def _written(self, conversations: list[Messages], generation_prompt: bool, strings: Strings) -> list[str]:
         if strings != "none":
             conversations = [[_as_text(message, strings) for message in messages] for messages in conversations]
-        # Models that can think aloud are asked, and taught, to answer at once.
-        return apply_template(self.processor, conversations, generation_prompt, enable_thinking=False)
+        # Models that can think aloud are asked, and taught, to answer at once. A processor warns of unknown variables.
+        template = getattr(self.processor, "chat_template", None)
+        thinks = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        return apply_template(self.processor, conversations, generation_prompt, **thinks)
 
 
 def said(role: str, text: str) -> dict[str, Any]:
