@@ -53,7 +53,7 @@ def _has_layers(base: nn.Module, part: str) -> bool:
     try:
         make_plan(base, _settings((part,)))
     except MmdoraError as error:
-        if "matches nothing" in str(error):
+        if "matches nothing" in str(error) or f"has no {part} part" in str(error):
             return False
         raise
     return True
