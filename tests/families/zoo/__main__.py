@@ -59,9 +59,8 @@ def page(rows: dict[str, dict[str, str]]) -> str:
     built = [row for row in rows.values() if row["mmdora"] != NOWHERE]
     ours, theirs = (sum(row.get(who) == "ok" for row in built) for who in ("mmdora", "PEFT"))
     versions = f"transformers {version('transformers')}, peft {version('peft')}"
-    counts = (
-        f"{len(rows)} architectures, {len(built)} built; mmdora {ours} of {len(built)}, PEFT {theirs} of {len(built)}"
-    )
+    counts = f"{len(rows)} of {len(ARCHITECTURES)} architectures were tried, and {len(built)} built; "
+    counts += f"mmdora adapts {ours} of these, and PEFT {theirs}"
     lines = [ABOUT, f"{versions}: {counts}.", "", f"| architecture | {' | '.join(columns)} |"]
     lines.append(f"|---|{'---|' * len(columns)}")
     lines += [f"| {name} | {' | '.join(row.get(key, '') for key in columns)} |" for name, row in rows.items()]
