@@ -121,7 +121,7 @@ class Appended(OnePicture):
         """The number of tokens of each picture, and of the marks that the processor writes around picture and text."""
         for size in sizes:
             if size not in self._more:
-                blank = Prompt([said("user", "a")], [Image.new("RGB", size[::-1])])
+                blank = Prompt([said("user", "a")], [Image.new("RGB", (size[1], size[0]))])
                 tokens = self._question_alone(blank)["input_ids"].shape[1]
                 self._more[size] = tokens - self._tokens(self.render(blank.messages, generation_prompt=True))
         return [self._more[size] for size in sizes]

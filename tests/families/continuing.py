@@ -26,7 +26,8 @@ def unigram() -> Any:
 
 
 def fuyu() -> Any:
-    pictures = transformers.FuyuImageProcessor(size={"height": 32, "width": 64}, patch_size={"height": 8, "width": 8})
+    small: dict[str, Any] = {"size": {"height": 32, "width": 64}, "patch_size": {"height": 8, "width": 8}}
+    pictures = transformers.FuyuImageProcessor(**small)
     return transformers.FuyuProcessor(pictures, unigram())
 
 
@@ -76,7 +77,8 @@ def kosmos2_config(processor: Any) -> dict[str, Any]:
 def kosmos2_5() -> Any:
     named = {"boi_token": "<image>", "eoi_token": "</image>", "image_token": "<s>"}
     words = tokenizer(bos="<s>", eos="</s>", pad="<pad>", named=named, words=("<ocr>", "<md>"))
-    pictures = transformers.Kosmos2_5ImageProcessor(patch_size={"height": 4, "width": 4})
+    small: dict[str, Any] = {"patch_size": {"height": 4, "width": 4}}
+    pictures = transformers.Kosmos2_5ImageProcessor(**small)
     return transformers.Kosmos2_5Processor(pictures, words, num_image_tokens=4)
 
 
