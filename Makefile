@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo evidence evidence-sample test test-slow test-floor test-newest test-trl newest lock lint format families browser browser-test gpu-test serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised docs release audit clean
+.PHONY: help quickstart demo evidence evidence-sample test test-slow test-floor test-newest test-trl newest lock lint format families zoo browser browser-test gpu-test serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ format: $(VENV)/.installed-dev  ## Format the code and mend what ruff can mend
 
 families: $(VENV)/.installed-dev  ## Every family down the whole path, on tiny checkpoints; writes docs/models.md
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.table
+
+zoo: $(VENV)/.installed-dev  ## DoRA on every architecture of transformers, each part alone and all; writes docs/zoo.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.families.zoo
 
 browser: $(VENV)/.installed-browser  ## Get Chromium, if there is none
 	$(BIN)/python tests/browser/chromium.py

@@ -23,6 +23,19 @@ CONFIGS = [path for path in sorted((ROOT / "configs").rglob("*.yaml")) if path n
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
+KINDS = {
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
+    "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
+    "OpenGVLab/InternVL3_5-8B-HF": "internvl",
+    "google/gemma-3-4b-it": "gemma3",
+    "HuggingFaceTB/SmolVLM2-2.2B-Instruct": "smolvlm",
+    "HuggingFaceTB/SmolVLM-256M-Instruct": "smolvlm",
+    "google/paligemma2-3b-pt-224": "paligemma",
+    "llava-hf/llava-onevision-qwen2-7b-ov-hf": "llava_onevision",
+}
+"""Base of a config -> its architecture."""
+
+
 def full_size_llava() -> LlavaConfig:
     """llava-hf/llava-1.5-7b-hf, as its config.json states it (vocabulary without the added image tokens)."""
     return LlavaConfig(
@@ -42,8 +55,8 @@ def full_size_llava() -> LlavaConfig:
 
 def shrunken_of(base: str) -> Any:
     """The architecture of a base (bundled, made by another recipe, or of the hub), a few layers small."""
-    if base == "Qwen/Qwen2.5-VL-7B-Instruct":
-        return shrunken("qwen2_5_vl")
+    if base in KINDS:
+        return shrunken(KINDS[base])
     if base == "yahma/llama-7b-hf":
         return shrunken_llama()
     if base == "tiny-vlbart" or "vlbart" in base:

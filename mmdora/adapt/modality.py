@@ -121,7 +121,8 @@ def is_text_only(config: Any) -> bool:
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return False
     if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        return True
+        # Phi-4 Multimodal reads pictures, and is registered as a text model alone.
+        return not any(kind == "vision" for _, kind in _subconfigs(config))
     named = getattr(config, "auto_map", None) or {}
     return "AutoModelForCausalLM" in named and not any("vision" in key for key in vars(config))
 

@@ -32,6 +32,7 @@ from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
 from mmdora.families import Prompt
 from mmdora.families.boxes import BoxRule, boxed
+from mmdora.families.chat import without_thought
 from mmdora.outputs.lock import locked
 from mmdora.outputs.stop import stoppable
 from mmdora.outputs.written import Written
@@ -249,7 +250,7 @@ def _ask(job: _Job, numbers: list[int], progress: bool) -> dict[int, list[str]]:
 def _answers(job: _Job, number: int, prompts: list[Prompt]) -> list[str]:
     """The answers to the questions of a batch: texts, or for each question the likelihoods of its options as JSON."""
     if job.task.options is None:
-        return generate(
+        texts = generate(
             job.model,
             job.processor,
             prompts,
@@ -258,6 +259,7 @@ def _answers(job: _Job, number: int, prompts: list[Prompt]) -> list[str]:
             beams=job.settings["beams"],
             answers=job.asking.answers,
         )
+        return [without_thought(text) for text in texts]
     rows = [job.records[row] for row in job.batches[number]]
     asked = [job.asking.continuations(row, prompt) for row, prompt in zip(rows, prompts, strict=True)]
     together = [option for options in asked for option in options]

@@ -10,42 +10,12 @@ from huggingface_hub import ModelCard, ModelCardData
 from mmdora.adapter_files.files import OURS
 from mmdora.export.facts import ExportFacts
 
-_LOAD_VISION = """\
-```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-model = AutoModelForImageTextToText.from_pretrained("{name}")
-processor = AutoProcessor.from_pretrained("{name}")
-content = [{{"type": "image", "path": "photo.jpg"}}, {{"type": "text", "text": "What is in the picture?"}}]
-inputs = processor.apply_chat_template(
-    [{{"role": "user", "content": content}}],
-    add_generation_prompt=True,
-    tokenize=True,
-    return_dict=True,
-    return_tensors="pt",
-).to(model.device, model.dtype)
-print(processor.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
-```"""
-_LOAD_TEXT = """\
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained("{name}")
-tokenizer = AutoTokenizer.from_pretrained("{name}")
-inputs = tokenizer.apply_chat_template(
-    [{{"role": "user", "content": "What is the capital of France?"}}],
-    add_generation_prompt=True,
-    return_dict=True,
-    return_tensors="pt",
-).to(model.device)
-print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))
-```"""
-
-
-def card(facts: ExportFacts, *, sees: bool = True) -> str:
+def card(facts: ExportFacts, load: str, *, sees: bool = True) -> str:
     """The card as Markdown, with the hub's metadata as front matter.
 
     Args:
+        load: Python code that loads the checkpoint and asks it a question.
         sees: whether the model reads pictures.
     """
     methods, licence = facts.methods, facts.licence
@@ -62,7 +32,7 @@ def card(facts: ExportFacts, *, sees: bool = True) -> str:
         f"`{facts.base}`"
         + (f", adapted with {', '.join(methods)} and merged" if methods else "")
         + f", by mmdora {facts.versions['mmdora']}. Weights: {facts.dtype}.",
-        f"## Load it\n\n{(_LOAD_VISION if sees else _LOAD_TEXT).format(name=facts.name)}",
+        f"## Load it\n\n```python\n{load}\n```",
     ]
     if facts.plan:
         parts.append(f"## What was adapted\n\n```\n{facts.plan}\n```")

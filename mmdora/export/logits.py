@@ -34,7 +34,8 @@ def outputs_of(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -
         inputs = family.encode_conversation(prompt).to(model.device)
         tokens = inputs["input_ids"][0]
         seen = tokens != getattr(processor, "image_token_id", -1)
-        logits.append(model(**inputs, use_cache=False).logits[0, seen].float().cpu())
+        rows = model(**inputs, use_cache=False).logits[0, -len(tokens) :]  # GIT's begin with those of the picture.
+        logits.append(rows[seen].float().cpu())
         ids.append(tokens.cpu())
     questions = [Prompt(_question(prompt), prompt.images, prompt.features) for prompt in asked]
     texts = generate(model, processor, questions, max_new_tokens=16, batch_size=1) if text else None

@@ -30,6 +30,7 @@ from mmdora.export.parity import LogitCheck, Parity, prompts
 from mmdora.export.place import beside, readable, writing
 from mmdora.export.quantized import dequantized_model, tell
 from mmdora.export.shards import UnsureError
+from mmdora.export.snippet import snippet
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
 from mmdora.files import read_json, write_json, write_whole
@@ -101,8 +102,9 @@ def export(
                 tell(location, folder, job.measure.asked, say, requantize=requantize)
             facts = job.facts(out.name, dict(scores or {}), measured)
             facts.write(folder)
-            sees = family_of(load_processor(location.base)).sees
-            write_whole(folder / "README.md", card(facts, sees=sees))
+            family = family_of(load_processor(location.base, template=location.template))
+            load_it = snippet(out.name, folder, family)
+            write_whole(folder / "README.md", card(facts, load_it, sees=family.sees))
             readable(folder)
     return measured
 

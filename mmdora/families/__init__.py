@@ -11,7 +11,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from mmdora.families.around import Chameleon, Emu3, GotOcr2, Janus
 from mmdora.families.blip import Blip2, InstructBlip
+from mmdora.families.continuing import Fuyu, Git, Kosmos2, Kosmos25
 from mmdora.families.family import IGNORE, Family
 from mmdora.families.glm import Glm4v
 from mmdora.families.llava import Llava
@@ -39,9 +41,17 @@ __all__ = [
 
 OWN: dict[str, type[Family]] = {
     "Blip2Processor": Blip2,
+    "ChameleonProcessor": Chameleon,
+    "Emu3Processor": Emu3,
+    "FuyuProcessor": Fuyu,
+    "GitProcessor": Git,
     "Glm46VProcessor": Glm4v,
     "Glm4vProcessor": Glm4v,
+    "GotOcr2Processor": GotOcr2,
     "InstructBlipProcessor": InstructBlip,
+    "JanusProcessor": Janus,
+    "Kosmos2Processor": Kosmos2,
+    "Kosmos2_5Processor": Kosmos25,
     "LlavaProcessor": Llava,
     "PaliGemmaProcessor": PaliGemma,
     "SmolVLMProcessor": SmolVLM,

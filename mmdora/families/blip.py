@@ -17,7 +17,8 @@ from torch import Tensor
 
 from mmdora.errors import MmdoraError
 from mmdora.families.expansion import Size
-from mmdora.families.family import Family, Features, naming
+from mmdora.families.family import Features, naming
+from mmdora.families.one_picture import OnePicture
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import IGNORE, inputs_of, needs_start_token
 from mmdora.records.images import open_image
@@ -32,33 +33,19 @@ TURNS = (
 )
 """A conversation whose turns are parted by blanks. A question ends with what asks for its answer, so the template needs
 no `add_generation_prompt`."""
-PICTURE = "this model answers questions about one picture; give exactly one"
 
 
-class Blip2(Family):
+class Blip2(OnePicture):
     """BLIP-2. A conversation is written as `Question: … Answer: … Question: … Answer:`."""
 
     default = TURNS.format(text=TEXT, before="Question: ", after=" Answer:")
-    """The chat template of a processor without one."""
 
     def __init__(self, processor: Any):
+        given = processor.chat_template
         super().__init__(processor)
         self.image_id = self.tokenizer.convert_tokens_to_ids(str(processor.image_token))
-        # The processor itself writes the picture's tokens, in no place that a text could name.
-        self.placeholder = None
-        # The processor reads no template from its folder, but the tokenizer does. Flan-T5 has no start token.
-        if processor.chat_template is None and self.tokenizer.bos_token is not None:
-            processor.chat_template = self.tokenizer.chat_template or self.default
-
-    def check_question(self, row: Row) -> None:
-        super().check_question(row)
-        self.check_pictures(row["messages"], len(row["images"]))
-        if any(message["role"] == "system" for message in row["messages"]):
-            raise MmdoraError("has a system message, which this model cannot read; leave it out")
-
-    def check_pictures(self, messages: Messages, images: int) -> None:
-        if images != 1:
-            raise MmdoraError(f"holds {images} images; {PICTURE}")
+        if self.tokenizer.bos_token is None:  # Flan-T5 has no start token, and cannot be taught by a template.
+            processor.chat_template = given
 
     def write(self, conversations: list[Messages], generation_prompt: bool) -> list[str]:
         if self.tokenizer.bos_token is None:
@@ -114,18 +101,7 @@ class Blip2(Family):
             return_tensors="pt",
         )
 
-    def example_question(self, image: Image.Image) -> tuple[dict[str, Tensor], int]:
-        question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
-        encoded = self.encode_prompts([Prompt(question, [image])])
-        return inputs_of(self.processor, encoded), encoded["input_ids"].shape[1]
-
-    def packing_problem(self) -> str | None:
-        return "its processor puts a picture before all text of a row"
-
-    def encode_prompts(self, prompts: Sequence[Prompt]) -> Any:
-        for prompt in prompts:
-            if len(prompt.images) != 1:
-                raise MmdoraError(PICTURE)
+    def encode_questions(self, prompts: Sequence[Prompt]) -> Any:
         texts = [self.render(prompt.messages, generation_prompt=True) for prompt in prompts]
         return self._read(texts, texts, [prompt.images for prompt in prompts], left=True)
 

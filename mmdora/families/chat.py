@@ -16,6 +16,8 @@ from mmdora.errors import MmdoraError
 from mmdora.families.template import apply_template, check_texts
 from mmdora.records.turns import Messages
 
+THOUGHT = "<think>\n\n</think>\n\n"
+"""What templates of Qwen3's kind write before the last answer if thinking is off: a thought without words."""
 QUESTION, ANSWER = "Qq", "Zz"
 """Texts of the conversation that is rendered; no template writes them by itself."""
 Strings = Literal["none", "answers", "all"]
@@ -51,12 +53,19 @@ class Chat:
     @cached_property
     def strings(self) -> Strings:
         """Which messages the template wants as texts."""
+        talk = [said("user", QUESTION), said("assistant", ANSWER)]
         try:
-            (text,) = self._written([[said("user", QUESTION), said("assistant", ANSWER)]], False, "none")
-            return "answers" if repr(said("assistant", ANSWER)["content"]) in text else "none"
+            (text,) = self._written([talk], False, "none")
         except MmdoraError:
-            self._written([[said("user", QUESTION), said("assistant", ANSWER)]], False, "all")
+            self._written([talk], False, "all")
             return "all"
+        if repr(talk[1]["content"]) in text:
+            return "answers"
+        try:  # Qwen3's template writes nothing in place of a list.
+            (other,) = ("",) if QUESTION in text and ANSWER in text else self._written([talk], False, "all")
+        except MmdoraError:
+            other = ""
+        return "all" if QUESTION in other and ANSWER in other else "none"
 
     @cached_property
     def openings(self) -> tuple[str, str] | None:
@@ -80,12 +89,21 @@ class Chat:
     def _written(self, conversations: list[Messages], generation_prompt: bool, strings: Strings) -> list[str]:
         if strings != "none":
             conversations = [[_as_text(message, strings) for message in messages] for messages in conversations]
-        return apply_template(self.processor, conversations, generation_prompt)
+        # Models that can think aloud are asked, and taught, to answer at once. A processor warns of unknown variables.
+        template = getattr(self.processor, "chat_template", None)
+        thinks = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        return apply_template(self.processor, conversations, generation_prompt, **thinks)
 
 
 def said(role: str, text: str) -> dict[str, Any]:
     """A message of one text."""
     return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+def without_thought(answer: str) -> str:
+    """An answer without the thought that it begins with, as it is scored."""
+    thought, end, rest = answer.partition("</think>")
+    return rest.lstrip() if end and thought.lstrip().startswith("<think>") else answer
 
 
 def _as_text(message: Any, strings: Strings) -> Any:

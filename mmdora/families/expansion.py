@@ -7,14 +7,13 @@ text around. Any other processor is asked with a blank picture of the same size,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from mmdora.errors import MmdoraError
-from mmdora.families.template import encode
 
 Size = tuple[int, int]
 """(height, width) of a picture in pixels."""
@@ -40,10 +39,11 @@ class Expansions:
     Args:
         processor: a processor of transformers.
         placeholder: text that marks the place of a picture; None if the family writes nothing in its place.
+        read: function that gives texts and pictures to the processor, as `Family.read` does.
     """
 
-    def __init__(self, processor: Any, placeholder: str | None):
-        self.processor, self.placeholder = processor, placeholder
+    def __init__(self, processor: Any, placeholder: str | None, read: Callable[..., Any]):
+        self.processor, self.placeholder, self._read = processor, placeholder, read
         self._kept: dict[tuple[Size, ...], list[Written]] = {}
 
     def tokens(self, sizes: Sequence[Size]) -> list[int]:
@@ -110,7 +110,7 @@ class Expansions:
         # Mllama's processor writes a start token where there is none, so the text has one already.
         text = (words.bos_token or "") + self.placeholder * len(sizes)
         try:
-            encoded = encode(self.processor, [text], [blank], left=False, offsets=True)
+            encoded = self._read([text], [blank], left=False, offsets=True)
         except Exception as error:  # It is the processor's own code, of a form that is not known here.
             reason = " ".join(str(error).split())[:200]
             shown = ", ".join(f"{width}x{height}" for height, width in sizes)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
-from mmdora.families.chat import Chat, said
+from mmdora.families.chat import THOUGHT, Chat, said
 from mmdora.families.ending import Ending, end_tokens, written_end
 from mmdora.families.expansion import Expansions, Size
 from mmdora.families.positions import RopeIndex
@@ -53,6 +53,8 @@ class Family:
     """Whether prompt and answer form one sequence of tokens, in which each token is predicted from those before it."""
     sees = True
     """Whether it reads pictures."""
+    reads_conversations = True
+    """Whether `apply_chat_template` of its stock processor reads the pictures of a conversation, too."""
     image_id: int | None = None
     """The token that stands for a picture's features; None if there is none."""
 
@@ -127,8 +129,31 @@ class Family:
         Raises:
             MmdoraError: if answers cannot be told from prompts.
         """
-        ending = self.ending
-        return render_with_answers(self.write, ending.added(messages), end_tokens(self.tokenizer), ending.next_turn)
+        ending, ends, added = self.ending, end_tokens(self.tokenizer), self.ending.added(messages)
+        thinks = []
+
+        def write(conversations: list[Messages], generation_prompt: bool) -> list[str]:
+            texts = self.write(conversations, generation_prompt)
+            thinks.append(any(THOUGHT in text for text in texts))
+            return [text.replace(THOUGHT, "") for text in texts]
+
+        text, spans = render_with_answers(write, added, ends, ending.next_turn)
+        (whole,) = self.write([added], False) if any(thinks) else (text,)
+        if whole == text:
+            return text, spans
+        # An empty thought before the last answer belongs to the prompt, as in generation.
+        start, end = spans[-1]
+        if whole != text[:start] + THOUGHT + text[start:]:
+            raise MmdoraError("the chat template writes thoughts elsewhere than before the last answer")
+        return whole, [*spans[:-1], (start + len(THOUGHT), end + len(THOUGHT))]
+
+    def thought_notes(self) -> list[str]:
+        """A sentence for the user before training, if the model is asked with an empty thought."""
+        if THOUGHT not in self.render([said("user", "a")], generation_prompt=True):
+            return []
+        return [
+            f"the chat template asks with an empty thought ({THOUGHT!r}): it belongs to the prompt, and is not learned"
+        ]
 
     def asked(self, messages: Messages, task: str | None, instruct: Callable[[str], str]) -> Messages:
         """The conversation with its last question worded for a task.
@@ -155,14 +180,14 @@ class Family:
         Args:
             generation_config: the base's; None if it has none.
         """
-        return [*self.chat.notes(), *self.ending.notes(generation_config)]
+        return [*self.chat.notes(), *self.thought_notes(), *self.ending.notes(generation_config)]
 
     # --- lengths in tokens
 
     @cached_property
     def expansions(self) -> Expansions:
         """What the processor writes in place of pictures."""
-        return Expansions(self.processor, self.placeholder)
+        return Expansions(self.processor, self.placeholder, self.read)
 
     def image_tokens(self, sizes: Sequence[Size]) -> list[int]:
         """The number of tokens of pictures that stand alone in their conversations, from their (height, width).
@@ -230,7 +255,7 @@ class Family:
         for row in rows:
             with naming(row):
                 images.append([open_image(image) for image in row["images"]])
-        encoded = encode(self.processor, texts, images, left=False, offsets=True)
+        encoded = self.read(texts, images, left=False, offsets=True)
         labels = self._labels(rows, encoded, spans)
         for index, row in enumerate(rows):
             if row.get("masked"):
@@ -243,6 +268,10 @@ class Family:
         special = needs_start_token(self.processor, texts)
         encoded = self.tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
         self._labels(rows, encoded, spans)
+
+    def read(self, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False) -> Any:
+        """Texts and their pictures as the processor's tensors; the arguments are those of `template.encode`."""
+        return encode(self.processor, texts, images, left=left, offsets=offsets)
 
     def _written(self, rows: Sequence[Row]) -> tuple[list[str], list[list[tuple[int, int]]]]:
         """Each row as text, and the character spans of its answers."""
@@ -288,7 +317,7 @@ class Family:
         """One question about a picture as tensors, and its number of tokens."""
         question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}]
         text = self.render(question, generation_prompt=True)
-        encoded = encode(self.processor, [text], [[image]], left=False)
+        encoded = self.read([text], [[image]], left=False)
         return inputs_of(self.processor, encoded), encoded["input_ids"].shape[1]
 
     def packing_problem(self) -> str | None:
@@ -331,13 +360,13 @@ class Family:
         if any(prompt.features is not None for prompt in prompts):
             raise MmdoraError("a clip as features, which only a VL-BART can read; leave such records out")
         texts = [self.render(prompt.messages, generation_prompt=True) for prompt in prompts]
-        return encode(self.processor, texts, [prompt.images for prompt in prompts], left=True)
+        return self.read(texts, [prompt.images for prompt in prompts], left=True)
 
     def encode_conversation(self, prompt: Prompt) -> Any:
         """Encode one conversation without padding, to compute its logits; its last message may be an answer."""
         asks = prompt.messages[-1]["role"] != "assistant"
         text = self.render(prompt.messages, generation_prompt=asks)
-        return encode(self.processor, [text], [prompt.images], left=False)
+        return self.read([text], [prompt.images], left=False)
 
     def generation(self, model: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
         """Arguments for `generate`: greedy or beam search that stops at `stops`, with no sampling.

@@ -34,4 +34,4 @@ class SmolVLM(Family):
 
     @cached_property
     def expansions(self) -> Tiles:
-        return Tiles(self.processor, self.placeholder)
+        return Tiles(self.processor, self.placeholder, self.read)

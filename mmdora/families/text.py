@@ -14,10 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from mmdora.errors import MmdoraError
-from mmdora.families.ending import end_tokens
 from mmdora.families.family import Family, naming
 from mmdora.families.prompt import Prompt
-from mmdora.families.template import apply_template, encode, inputs_of, render_with_answers
+from mmdora.families.template import apply_template, encode, inputs_of
 from mmdora.records.row import Row
 from mmdora.records.turns import Messages
 
@@ -34,8 +33,6 @@ ALPACA = (
 "Response:" is Alpaca-LoRA's, by which no token holds both the end of the prompt and the start of the answer. An answer
 follows each question in a prompt of this form, so it needs no `add_generation_prompt`."""
 PICTURED = "holds a picture, and this model reads text alone; leave such records out"
-THOUGHT = "<think>\n\n</think>\n\n"
-"""What templates of Qwen3's kind write before the last answer if thinking is off: a thought without words."""
 
 
 class Text(Family):
@@ -75,25 +72,8 @@ class Text(Family):
         joined = [[message | {"content": _text(message)} for message in messages] for messages in conversations]
         return apply_template(self.processor, joined, generation_prompt, enable_thinking=False)
 
-    def render_with_answers(self, messages: Messages) -> tuple[str, list[tuple[int, int]]]:
-        """As in the general family; an empty thought before the last answer belongs to the prompt, as in generation."""
-        ending, ends = self.ending, end_tokens(self.tokenizer)
-        added = ending.added(messages)
-
-        def write(conversations: list[Messages], generation_prompt: bool) -> list[str]:
-            return [text.replace(THOUGHT, "") for text in self.write(conversations, generation_prompt)]
-
-        text, spans = render_with_answers(write, added, ends, ending.next_turn)
-        (whole,) = self.write([added], False)
-        if whole == text:
-            return text, spans
-        start, end = spans[-1]
-        if whole != text[:start] + THOUGHT + text[start:]:
-            raise MmdoraError("the chat template writes thoughts elsewhere than before the last answer")
-        return whole, [*spans[:-1], (start + len(THOUGHT), end + len(THOUGHT))]
-
     def notes(self, generation_config: Any) -> list[str]:
-        return self.ending.notes(generation_config)
+        return [*self.thought_notes(), *self.ending.notes(generation_config)]
 
     def count_image_tokens(self, rows: Sequence[Row]) -> np.ndarray:
         for row in rows:

@@ -92,9 +92,11 @@ def features_made(model: Any, inputs: Mapping[str, Tensor]) -> int | str | None:
     """
     vision: Any = getattr(model.config, "vision_config", None)
     if "image_grid_thw" in inputs:  # The towers of Qwen and GLM-4V loop over the grid's values.
-        patch = vision.patch_size**2 * vision.temporal_patch_size * getattr(vision, "in_channels", 3)
-        if inputs["pixel_values"].shape[-1] != patch:
-            return f"nothing (patches of {inputs['pixel_values'].shape[-1]} numbers instead of {patch})"
+        channels = getattr(vision, "in_channels", getattr(vision, "num_channels", 3))
+        patch = vision.patch_size**2 * getattr(vision, "temporal_patch_size", 1) * channels
+        numbers = prod(inputs["pixel_values"].shape[1:])  # PaddleOCR's patches are not flattened.
+        if numbers != patch:
+            return f"nothing (patches of {numbers} numbers instead of {patch})"
         return int(inputs["image_grid_thw"].prod(-1).sum()) // vision.spatial_merge_size**2
     if getattr(vision, "model_type", None) == "pixtral" and "image_sizes" in inputs:  # So does Pixtral's over sizes.
         side = vision.patch_size * getattr(model.config, "spatial_merge_size", 1)

@@ -18,7 +18,7 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from mmdora.adapt.modality import is_text_only
@@ -271,6 +271,11 @@ def model_class(config: Any) -> Any:
     named = getattr(config, "auto_map", None) or {}
     if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in named:
         return AutoModelForImageTextToText
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise MmdoraError(
+            f"model {config.name_or_path!r}: {config.model_type!r} reads pictures, but the installed transformers has "
+            "no image-text-to-text class for it (AutoModelForImageTextToText), so it cannot be trained or asked here"
+        )
     raise MmdoraError(
         f"model {config.name_or_path!r}: its architecture {config.model_type!r} is neither an image-text-to-text nor a "
         "causal language model of the installed transformers"

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mmdora.families import IGNORE
-from mmdora.families.template import encode, inputs_of, labels_of
+from mmdora.families import IGNORE, family_of
+from mmdora.families.template import inputs_of, labels_of
 from mmdora.predict.answers import evaluating
 
 Continuation = tuple[str, str, list[Image.Image]]
@@ -42,7 +42,7 @@ def log_probabilities(
 
 def _sums(model: Any, processor: Any, batch: Sequence[Continuation]) -> list[float]:
     texts = [before + after for before, after, _ in batch]
-    encoded = encode(processor, texts, [images for _, _, images in batch], left=False, offsets=True)
+    encoded = family_of(processor).read(texts, [images for _, _, images in batch], left=False, offsets=True)
     spans = [[(len(before.rstrip(" ")), len(before + after))] for before, after, _ in batch]
     labels = torch.tensor([labels_of(encoded, row, spans[row]) for row in range(len(batch))], device=model.device)
     inputs = {name: _moved(value, model) for name, value in inputs_of(processor, encoded).items()}

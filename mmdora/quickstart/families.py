@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,16 +51,19 @@ class Family:
     Attributes:
         configs: method -> name of a file in configs/tiny; these files differ in the method only.
         tasks: name in `data.tasks` -> task; the name is "" if the configs have a single task.
+        pace: how long the steps take; None if nobody measured it, and then no time is foretold.
         quick: overrides of both configs for the short form.
+        base: what is adapted instead of the base in the configs; None for that one.
     """
 
     title: str
     configs: Mapping[str, str]
     tasks: Mapping[str, QuickTask]
     out: Path
-    pace: Pace
+    pace: Pace | None
     quick: Sequence[str]
     licences: Sequence[str] = field(default_factory=list)
+    base: str | None = None
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -96,3 +99,20 @@ FAMILIES: Mapping[str, Family] = {
         licences=(easy_vqa.DATASET.origin.licence, scenes.DATASET.origin.licence),
     ),
 }
+
+
+def of_base(base: str) -> Family:
+    """The quickstart of a base that the user names, by the configs of a small pretrained model.
+
+    Args:
+        base: hub id or checkpoint folder of a vision-language model.
+    """
+    own = Path(base).resolve().name if Path(base).is_dir() else base.rpartition("/")[2]
+    return replace(
+        FAMILIES["llava"],
+        title=f"{own} on easy-VQA: base, LoRA, DoRA",
+        configs={"LoRA": "smolvlm_lora", "DoRA": "smolvlm_dora"},
+        out=Path(f"runs/quickstart-{own.lower()}"),
+        pace=None,
+        base=base,
+    )

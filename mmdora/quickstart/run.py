@@ -26,7 +26,7 @@ from mmdora.html import curve
 from mmdora.models.load import load
 from mmdora.outputs.lock import locked
 from mmdora.outputs.written import FILES, Written
-from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask
+from mmdora.quickstart.families import EASY_VQA, FAMILIES, METHODS, Family, QuickTask, of_base
 from mmdora.quickstart.findings import BASELINE, TaskOutcome
 from mmdora.quickstart.report import Report, write_report
 from mmdora.quickstart.steps import Steps, duration
@@ -43,6 +43,7 @@ def quickstart(
     out: Path | None = None,
     *,
     family: str = "llava",
+    base: str | None = None,
     overrides: Iterable[str] = (),
     quick: bool = False,
     limit: int | None = None,
@@ -52,8 +53,10 @@ def quickstart(
     repeated.
 
     Args:
-        out: folder for all results; by default runs/quickstart or runs/quickstart-vl-bart, with "-quick" if `quick`.
+        out: folder for all results; by default runs/quickstart, or that with the name of family or base, with "-quick"
+            if `quick`.
         family: one of `FAMILIES`.
+        base: hub id or checkpoint folder of a pretrained vision-language model to adapt instead of the bundled one.
         overrides: config overrides for both runs, as for `mmdora train`.
         quick: take the short form: fewer training steps, and `QUICK_LIMIT` questions unless `limit` says how many.
         limit: the most questions of each task to evaluate on; None takes all.
@@ -66,7 +69,9 @@ def quickstart(
     if port is not None:
         _check_port(port)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # A process that trains refuses to start if it sees several.
-    chosen = FAMILIES[family]
+    if base is not None and family != "llava":
+        raise MmdoraError(f"--base: the quickstart of {family} has a base of its own; leave out --family or --base")
+    chosen = FAMILIES[family] if base is None else of_base(base)
     out = out or (chosen.out.with_name(f"{chosen.out.name}-quick") if quick else chosen.out)
     run = Quickstart(chosen, out, list(overrides), limit, quick)
     with locked(out):
@@ -174,7 +179,7 @@ class Quickstart:
                 5,
                 f"export {name}",
                 {"weights": self.digests[name], "base": self.digests["base"], "scores": shown},
-                (folder / "config.json", folder / "model.safetensors", folder / OURS),
+                (folder / "config.json", folder / OURS),  # A large base's weights are several files.
                 lambda r=self.runs[name], f=folder, s=shown: exported(r, f, s, self._indented),
             )
             self.console.print(f"    {self.parity[name]}", highlight=False)
@@ -227,6 +232,8 @@ class Quickstart:
     def _planned(self) -> dict[str, float]:
         """The seconds of the steps after the data, by title, on two idle cores."""
         pace = self.family.pace
+        if pace is None:
+            return {}
         planned = {f"train {name}": pace.step * (config.training.steps or 0) for name, config in self.configs.items()}
         for task, rows in self.questions.items():
             for model in ("base", *METHODS):

@@ -29,18 +29,20 @@ Say = Callable[[str], None]
 
 
 def run_config(family: Family, name: str, out: Path, overrides: list[str]) -> RunConfig:
-    """The shipped config of a run, with the quickstart's own data and folders.
+    """The shipped config of a run, with the quickstart's own base, data and folders.
 
     Raises:
         MmdoraError: if an override moves the data or the run folder.
     """
     data = out / "data"
-    paths = {"training.output": out / name.removeprefix("vlbart_")}
+    paths = {"training.output": out / name.rpartition("_")[2]}
     for task in family.tasks:
         key = f"data.tasks.{task}." if task else "data."
         paths |= {f"{key}train": data / task / "train.jsonl", f"{key}images": data / task}
     # A path as JSON is read back unchanged by YAML, whatever characters it has.
     ours = [f"--{key}={json.dumps(str(path))}" for key, path in paths.items()]
+    if family.base is not None:
+        ours.append(f"--model.base={json.dumps(family.base)}")
     config = load_config(CONFIGS / f"{name}.yaml", [*ours, *overrides])
     taken = [config.training.output, *(source.train for source in config.data.sources.values())]
     if taken != [path for key, path in paths.items() if not key.endswith("images")]:

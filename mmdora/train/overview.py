@@ -29,7 +29,8 @@ from mmdora.families.boxes import boxed
 from mmdora.layers import AdaptedExpertWeight
 from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models.chat_template import read_template
-from mmdora.models.load import check_base, load_generation_config, load_processor, skeleton_of
+from mmdora.models.image_tokens import set_image_tokens
+from mmdora.models.load import check_base, load_generation_config, skeleton_of
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch
@@ -47,13 +48,13 @@ def show_model(
     """
     console = console or Console()
     model = skeleton_of(config, name, trust_remote_code=trust_remote_code)
+    processor = _processor(name, config or RunConfig(), trust_remote_code)
     plan = make_plan(model, config.adapt) if config else None
     console.print(module_tree(model, plan.parts if plan else find_parts(model), plan))
     if config is None or plan is None:
         console.print("\nWhat would be trained: give a config, as in --config configs/tiny/dora.yaml")
         return
     console.print(f"\n{plan}\n", markup=False, highlight=False)
-    processor = _processor(name, config, trust_remote_code)
     batch = typical_batch(family_of(processor), config)
     console.print(memory_table(estimate(model, plan, config, batch), config))
 
@@ -80,9 +81,10 @@ def show_data(
 
 
 def _processor(name: str, config: RunConfig, trust_remote_code: bool) -> Any:
-    """The processor of a base, as training by this config has it."""
-    budget, template = config.data.image_tokens, read_template(config.data.template)
-    return load_processor(name, trust_remote_code=trust_remote_code, image_tokens=budget, template=template)
+    """The processor of a base, as training by this config has it, after a check that it fits the model."""
+    processor = check_base(name, trust_remote_code=trust_remote_code, template=read_template(config.data.template))
+    set_image_tokens(processor, config.data.image_tokens)
+    return processor
 
 
 def module_tree(model: nn.Module, parts: ModelParts, plan: Plan | None = None) -> Tree:
@@ -190,11 +192,9 @@ def show_batch(config: RunConfig, console: Console | None = None, *, trust_remot
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, console.print)
-    check_base(config.base, trust_remote_code=trust_remote_code, template=read_template(data.template))
+    family = family_of(_processor(config.base, config, trust_remote_code))
     model = skeleton_of(config, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
-    processor = _processor(config.base, config, trust_remote_code)
-    family = family_of(processor)
     console.print(f"{plan}\n", markup=False, highlight=False)
     for note in family.notes(load_generation_config(config.base)):
         console.print(f"note: {note}", highlight=False, markup=False)

@@ -11,6 +11,9 @@ from mmdora.errors import MmdoraError
 from mmdora.export.card import card
 from mmdora.export.facts import read_facts, run_facts
 from mmdora.export.run import export
+from mmdora.export.snippet import snippet
+from mmdora.families import family_of
+from mmdora.models.load import load_processor
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,8 @@ def test_the_facts_hold_what_the_card_says(out, tiny_llava):
     assert facts.run is not None and facts.run["data"] == ["where/records.jsonl"]
     assert facts.run["config"]["adapt"]["language"]["rank"] == 4 and "output" not in facts.run["config"]["training"]
     assert facts.plan is not None and facts.versions.keys() >= {"mmdora", "torch", "transformers"}
-    assert (out / "README.md").read_text() == card(facts)
+    code = snippet("out", out, family_of(load_processor(tiny_llava)))
+    assert (out / "README.md").read_text() == card(facts, code)
 
 
 def test_no_path_of_this_machine_and_no_defaults(out, tiny_llava):

@@ -14,10 +14,11 @@ import torch
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from . import blip, gemma, others, qwen, tiled
+from . import blip, continuing, deepseek, gemma, others, qwen, tiled, unified
 from .recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {**qwen.RECIPES, **tiled.RECIPES, **gemma.RECIPES, **others.RECIPES, **blip.RECIPES}
+MODULES = (qwen, tiled, gemma, others, deepseek, blip, unified, continuing)
+RECIPES: dict[str, Recipe] = {name: recipe for module in MODULES for name, recipe in module.RECIPES.items()}
 """Name of a family -> how its checkpoint is made."""
 
 

@@ -28,6 +28,36 @@ def gemma3_config(processor: Any) -> dict[str, Any]:
     return sizes | ids(processor, image_token_index="<image_soft_token>", **named)
 
 
+def gemma3n() -> Any:
+    named = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
+    named |= {"audio_token": "<audio_soft_token>", "boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>"}
+    return transformers.Gemma3nProcessor(
+        transformers.Gemma3nAudioFeatureExtractor(),
+        transformers.SiglipImageProcessor(size={"height": 64, "width": 64}, do_normalize=False),
+        tokenizer(named=named, words=TURNS, **GEMMA),
+        image_seq_length=256,
+    )
+
+
+def gemma3n_config(processor: Any) -> dict[str, Any]:
+    """Its tower is timm's MobileNetV5, which gives 16 x 16 features of width 2048 of any picture.
+
+    The audio tower is here for its weights alone.
+    """
+    layers = ["sliding_attention", "full_attention", "sliding_attention", "full_attention"]
+    words = text(processor, layer_types=layers, hidden_size_per_layer_input=8, laurel_rank=4, num_kv_shared_layers=2)
+    words |= {"num_hidden_layers": 4, "activation_sparsity_pattern": [0.0] * 4, "altup_num_inputs": 2}
+    words["vocab_size_per_layer_input"] = words["vocab_size"]
+    vision = {"model_args": {"channel_multiplier": 0.05}, "hidden_size": 2048, "vocab_size": 8}
+    audio = {"hidden_size": 16, "conf_num_attention_heads": 2, "conf_num_hidden_layers": 1, "vocab_size": 8}
+    audio |= {"sscp_conv_channel_size": [4, 2], "conf_attention_context_left": 3}
+    vision["vocab_offset"], audio["vocab_offset"] = words["vocab_size"], words["vocab_size"] + 8
+    named = {"boi_token_id": "<start_of_image>", "eoi_token_id": "<end_of_image>", "boa_token_id": "<start_of_audio>"}
+    named |= {"eoa_token_id": "<end_of_audio>", "audio_token_id": "<audio_soft_token>"}
+    sizes = {"vision_config": vision, "audio_config": audio, "text_config": words, "vision_soft_tokens_per_image": 256}
+    return sizes | ids(processor, image_token_id="<image_soft_token>", **named)
+
+
 def paligemma() -> Any:
     pictures: Any = transformers.SiglipImageProcessor(size=SQUARE)
     pictures.image_seq_length = 16
@@ -79,6 +109,7 @@ RECIPES = {
     "gemma3": Recipe(
         gemma3, gemma3_config, ("<eos>", "<end_of_turn>"), "gemma3", parts=NOT_PROJECTOR, full=("projector",)
     ),
+    "gemma3n": Recipe(gemma3n, gemma3n_config, ("<eos>", "<end_of_turn>"), "gemma3n", parts=("projector", "language")),
     "gemma4": Recipe(gemma4, gemma4_config, ("<eos>", "<turn|>"), "gemma4"),
     "paligemma": Recipe(paligemma, paligemma_config, ("<eos>",), without=False, turns=False),
     "paligemma2": Recipe(paligemma, paligemma2_config, ("<eos>",), model="paligemma", without=False, turns=False),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import re
 import shutil
 import time
 import traceback
@@ -15,7 +17,8 @@ from typing import Any
 import torch
 import yaml
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from PIL import Image
+from transformers import AutoModelForImageTextToText
 
 import mmdora
 from mmdora.batches.lengths import token_counts
@@ -24,6 +27,7 @@ from mmdora.demo import compare
 from mmdora.demo.columns import load_columns
 from mmdora.demo.turns import AnswerSettings, new_turn
 from mmdora.export.logits import outputs_of
+from mmdora.export.snippet import QUESTION
 from mmdora.families import IGNORE, ask, family_of
 from mmdora.models.load import load_processor
 from mmdora.records.images import open_image
@@ -202,24 +206,21 @@ class Walk:
         self.command("export", self.run_folder, self.out, *(("--parity", "tensors") if self.quick else ()))
 
     def stock(self) -> None:
-        """Stock transformers loads the export, reads a question as mmdora does, and gives the same logits."""
+        """The code of the card loads the export in stock transformers, reads a question as mmdora does, and gives the
+        same logits."""
         model, processor = mmdora.load(self.run_folder)
-        asked = ask("What colour is the square?", self.picture())
-        theirs: Any = AutoModelForImageTextToText.from_pretrained(self.out, dtype=torch.float32).eval()
-        reader = AutoProcessor.from_pretrained(self.out)
-        family = family_of(processor)
-        text = [family.render(asked.messages, generation_prompt=True)]
-        if reader.chat_template is not None:
-            text = reader.apply_chat_template([asked.messages], tokenize=False, add_generation_prompt=True)
-        ours = family.encode_prompts([asked])
-        start = reader.tokenizer.bos_token
-        special = {"add_special_tokens": False} if start and text[0].startswith(start) else {}
-        inputs = reader(text=text, images=[asked.images], return_tensors="pt", **special)
+        self.picture().save(self.folder / "photo.jpg")
+        (code,) = re.findall(r"```python\n(.*?)```", (self.out / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+        made: dict[str, Any] = {}
+        with contextlib.chdir(self.folder), redirect_stdout(io.StringIO()):
+            exec(code, made)
+        picture = Image.open(self.folder / "photo.jpg").convert("RGB")
+        ours, inputs = family_of(processor).encode_prompts([ask(QUESTION, picture)]), made["inputs"]
         inputs.pop("labels", None)
         if inputs["input_ids"].tolist() != ours["input_ids"].tolist():
             raise StepError("stock transformers reads a question as other tokens")
         with torch.no_grad():
-            self.equal(theirs(**inputs).logits, model(**ours).logits)
+            self.equal(made["model"].float()(**inputs).logits, model(**ours).logits)
 
     def peft(self) -> None:
         """PEFT loads the adapter onto the base, with the adapted model's logits."""

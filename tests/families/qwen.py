@@ -1,4 +1,4 @@
-"""The Qwen-VL line and GLM-4V, whose towers keep a picture's resolution."""
+"""The Qwen-VL line, GLM-4V and PaddleOCR-VL, whose towers keep a picture's resolution."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import transformers
 
-from .recipe import QWEN, QWEN_IMAGES, Recipe, ids, text
+from .recipe import CLIP, QWEN, QWEN_IMAGES, Recipe, ids, text
 from .words import tokenizer
 
 SIZE = {"shortest_edge": 16 * 64, "longest_edge": 64 * 64}
@@ -99,6 +99,27 @@ def glm4v(processor: Any) -> dict[str, Any]:
     return {"vision_config": vision, "text_config": words, **named}
 
 
+PADDLE = ("<|begin_of_sentence|>", "<|IMAGE_START|>", "<|IMAGE_END|>", "<|video_pad|>")
+
+
+def paddleocr_vl() -> Any:
+    words = tokenizer(bos="<s>", eos="</s>", pad="<unk>", named={"image_token": "<|IMAGE_PLACEHOLDER|>"}, words=PADDLE)
+    pictures = transformers.PaddleOCRVLImageProcessor(patch_size=4, merge_size=2, size=SIZE)
+    return transformers.PaddleOCRVLProcessor(pictures, words)
+
+
+def paddleocr_vl_config(processor: Any) -> dict[str, Any]:
+    vision = {**CLIP, "image_size": 32, "patch_size": 4, "spatial_merge_size": 2}
+    named = ids(
+        processor,
+        image_token_id="<|IMAGE_PLACEHOLDER|>",
+        video_token_id="<|video_pad|>",
+        vision_start_token_id="<|IMAGE_START|>",
+        vision_end_token_id="<|IMAGE_END|>",
+    )
+    return {"vision_config": vision, "text_config": text(processor, rope_parameters=MROPE), **named}
+
+
 ENDS = ("<|im_end|>", "<|endoftext|>")
 RECIPES = {
     "qwen2_vl": Recipe(lambda: qwen("Qwen2VL"), qwen2_vl, ENDS, "qwen2_vl"),
@@ -108,4 +129,5 @@ RECIPES = {
     "qwen3_5": Recipe(lambda: qwen("Qwen3VL"), qwen3_5, ENDS, "qwen3_vl"),
     "qwen3_5_moe": Recipe(lambda: qwen("Qwen3VL"), qwen3_5_moe, ENDS, "qwen3_vl"),
     "glm4v": Recipe(glm, glm4v, ("<|endoftext|>", "<|user|>"), "glm4v"),
+    "paddleocr_vl": Recipe(paddleocr_vl, paddleocr_vl_config, ("</s>",), "paddleocr_vl"),
 }

@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 from families.checkpoints import RECIPES
+from families.recipe import TEMPLATES
 from families.records import record
 from transformers import AutoProcessor
 
 from mmdora.errors import MmdoraError
 from mmdora.families import Family, family_of
-from mmdora.families.chat import said
+from mmdora.families.chat import said, without_thought
 
 TALK = record("t", [], [("What?", "A cat."), ("And?", "A dog.")])["messages"]
 
@@ -78,3 +79,20 @@ def test_a_base_without_a_template_is_told_what_to_do(tiny_llava: str):
     processor.chat_template = None
     with pytest.raises(MmdoraError, match=r"no chat template; name a file .*data\.template.* as chat_template\.jinja"):
         family_of(processor).render([said("user", "What?")])
+
+
+def test_an_empty_thought_before_the_last_answer_belongs_to_the_prompt():
+    """Qwen3's template, by which newer Qwen-VL models are asked."""
+    processor = RECIPES["qwen3_vl"].make_processor()
+    processor.chat_template = (TEMPLATES / "qwen3.jinja").read_text(encoding="utf-8")
+    own = family_of(processor)
+    text, spans = own.render_with_answers(TALK)
+    assert text.count("<think>\n\n</think>\n\n") == 1
+    assert [text[start:end] for start, end in spans] == ["A cat.<|im_end|>", "A dog.<|im_end|>"]
+    assert own.render(TALK[:3], generation_prompt=True) == text[: spans[1][0]]
+    assert "is not learned" in own.notes(None)[0]
+
+
+def test_a_thought_is_no_part_of_an_answer_that_is_scored():
+    assert without_thought("<think>\nIt purrs.\n</think>\n\nA cat.") == "A cat."
+    assert without_thought("A cat. </think>") == "A cat. </think>" and without_thought("<think> A") == "<think> A"

@@ -8,7 +8,7 @@ from text_bases import BASES, tokenizer_of
 
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Prompt, family_of
-from mmdora.families.text import THOUGHT
+from mmdora.families.chat import THOUGHT
 from mmdora.records.record import qa_record
 from mmdora.records.row import Row, row_of
 

@@ -86,6 +86,34 @@ def onevision_config(processor: Any) -> dict[str, Any]:
     return {"vision_config": vision, "text_config": words, "image_grid_pinpoints": GRIDS, **named}
 
 
+def llava_next_video() -> Any:
+    words = tokenizer(bos="<s>", eos="</s>", pad="<pad>", words=("<unk>", "<image>", "<video>"), adds_bos=True)
+    small: dict[str, Any] = {"size": {"shortest_edge": TILE}, "crop_size": SQUARE}
+    return transformers.LlavaNextVideoProcessor(
+        transformers.LlavaNextVideoVideoProcessor(**small),
+        transformers.LlavaNextImageProcessor(**small, image_grid_pinpoints=GRIDS),
+        words,
+        patch_size=4,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def granite_vision() -> Any:
+    end = "<|end_of_text|>"
+    words = tokenizer(bos=end, eos=end, pad=end, words=("<|system|>", "<|user|>", "<|assistant|>", "<image>"))
+    pictures = transformers.LlavaNextImageProcessor(size=SQUARE, crop_size=SQUARE, image_grid_pinpoints=GRIDS)
+    return transformers.LlavaNextProcessor(pictures, words, patch_size=4, vision_feature_select_strategy="full")
+
+
+def granite_config(processor: Any) -> dict[str, Any]:
+    """Granite Vision joins the outputs of several layers of its tower, and its language model has multipliers."""
+    words = text(processor, model_type="granite", embedding_multiplier=12.0, residual_multiplier=0.22)
+    vision = {"model_type": "siglip_vision_model", **SIGLIP}
+    more = {"vision_feature_layer": [-2, -1], "vision_feature_select_strategy": "full", "image_grid_pinpoints": GRIDS}
+    return {"vision_config": vision, "text_config": words, **more} | ids(processor, image_token_id="<image>")
+
+
 def internvl() -> Any:
     named = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     named |= {"video_token": "<video>"}
@@ -178,6 +206,10 @@ RECIPES = {
     "idefics3": Recipe(idefics3, idefics_config, ("<|end_of_text|>", "<end_of_utterance>"), "idefics3"),
     "llava": Recipe(llava, llava_config, ("</s>",), "llava"),
     "llava_next": Recipe(lambda: llava("LlavaNext", image_grid_pinpoints=GRIDS), llava_config, ("</s>",), "llava"),
+    "llava_next_video": Recipe(llava_next_video, llava_config, ("</s>",), "llava"),
+    "granite_vision": Recipe(
+        granite_vision, granite_config, ("<|end_of_text|>",), "granite_vision", model="llava_next"
+    ),
     "llava_onevision": Recipe(llava_onevision, onevision_config, ("<|im_end|>", "<|endoftext|>"), "llava_onevision"),
     "internvl": Recipe(internvl, internvl_config, ("<|im_end|>",), "internvl"),
     "deepseek_vl": Recipe(deepseek_vl, deepseek_config, ("<｜end▁of▁sentence｜>",), "deepseek_vl"),

@@ -175,7 +175,10 @@ def test_load_refuses_it(changed: Path) -> None:
         mmdora.load(changed)
 
 
-@pytest.mark.parametrize("option", [[], ["--dry-run"]], ids=["train", "dry-run"])
+INSPECT = ["inspect"]
+
+
+@pytest.mark.parametrize("option", [[], ["--dry-run"], INSPECT], ids=["train", "dry-run", "inspect"])
 def test_training_refuses_it_before_a_weight_is_read(
     option: list[str], changed: Path, scene_records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -185,7 +188,8 @@ def test_training_refuses_it_before_a_weight_is_read(
         f"data: {{train: {scene_records}, images: {scene_records.parent}}}\n"
         f"training: {{output: {tmp_path / 'run'}, steps: 1}}\n"
     )
-    assert main(["train", str(tmp_path / "c.yaml"), *option]) == 2
+    command = ["inspect", str(changed), "--config"] if option == INSPECT else ["train"]
+    assert main([*command, str(tmp_path / "c.yaml"), *(option if option != INSPECT else [])]) == 2
     assert "its model makes 65 features" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import processors
 import pytest
 import torch
+from families import checkpoints
 from PIL import Image
 from shrunken import ROPE, TEXT, shrunken
 from transformers import AutoProcessor
@@ -92,11 +93,15 @@ def base(tmp_path_factory):
     return folder
 
 
-def test_adapter_and_export_keep_it(base, tmp_path):
-    budget = ImageTokens(min=30, max=40)
+@pytest.mark.parametrize(("kind", "least", "most"), [("qwen", 30, 40), ("internvl", None, 12)])
+def test_adapter_and_export_keep_it(kind, least, most, base, tmp_path):
+    """Of a tower that keeps a picture's resolution, and of one that cuts it into tiles."""
+    if kind == "internvl":
+        checkpoints.make(kind, base := tmp_path / "base")
+    budget = ImageTokens(min=least, max=most)
     model, processor = load(base, image_tokens=budget)
     wanted = [tokens_of(processor, size) for size in PICTURES]
-    assert min(wanted) >= 30 and max(wanted) <= 40
+    assert min(wanted) >= (least or 1) and max(wanted) <= most
     assert wanted != [tokens_of(load_processor(str(base)), size) for size in PICTURES]
     inject(model, {"language": {"method": "dora", "rank": 2}})
     for _, parameter, _, _ in trainable_parameters(model):

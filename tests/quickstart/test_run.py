@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from families import checkpoints
 from few_easy_vqa import prepare_few
 from rich.console import Console
 
 from mmdora import cli
+from mmdora.config import load_config
 from mmdora.data_prep import easy_vqa, scenes
 from mmdora.errors import MmdoraError
 from mmdora.export import parity
@@ -123,6 +125,21 @@ def test_vlbart_learns_three_tasks_at_once(tmp_path: Path) -> None:
     model, processor = load(str(tmp_path / "out/export/dora"))
     assert type(model).__name__ == "VLBartForConditionalGeneration" and processor.default_task == "vqa"
     assert not any("lora" in name for name, _ in model.named_parameters())
+
+
+def test_a_base_of_the_users_own(tmp_path: Path) -> None:
+    """A folder of SmolVLM's architecture, as a hub's model would be."""
+    checkpoints.stand_in("num2words")
+    checkpoints.make("smolvlm", tmp_path / "own")
+    base = str(tmp_path / "own")
+    page = quickstart(tmp_path / "out", base=base, overrides=OVERRIDES, limit=2, port=None)
+    assert "own on easy-VQA" in page.read_text(encoding="utf-8")
+    for run in ("lora", "dora"):
+        kept = load_config(tmp_path / "out" / run / "config.yaml")
+        assert kept.model.base == base and kept.adapt.vision.method == run
+        assert (tmp_path / "out" / "export" / run / "config.json").is_file()
+    with pytest.raises(MmdoraError, match="vl-bart has a base of its own"):
+        quickstart(tmp_path / "other", base=base, family="vl-bart", port=None)
 
 
 def test_the_command_knows_every_family() -> None:
