@@ -164,12 +164,13 @@ def test_the_short_form_has_a_folder_and_a_limit_of_its_own(tmp_path: Path, monk
 
     monkeypatch.setattr(Quickstart, "base", stop)
     monkeypatch.chdir(tmp_path)
-    choices: list[dict[str, Any]] = [{}, {"quick": True}, {"quick": True, "limit": 7}, {"quick": True, "out": "mine"}]
+    mine = Path("mine")
+    choices: list[dict[str, Any]] = [{}, {"quick": True}, {"quick": True, "limit": 7}, {"quick": True, "out": mine}]
     for options in choices:
         with pytest.raises(MmdoraError, match="enough"):
             quickstart(port=None, **options)
     usual, short = Path("runs/quickstart"), Path("runs/quickstart-quick")
-    assert made == [(usual, None), (short, QUICK_LIMIT), (short, 7), ("mine", QUICK_LIMIT)]
+    assert made == [(usual, None), (short, QUICK_LIMIT), (short, 7), (mine, QUICK_LIMIT)]
 
 
 def test_the_time_left_is_told_at_the_pace_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
