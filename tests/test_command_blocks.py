@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import yaml
 
 from mmdora.cli import app
 from mmdora.cli.prep import datasets_app
 from mmdora.config import load_config
+from mmdora.config.load import config_of
 from mmdora.data_prep.table import DATASETS
 
 ROOT = Path(__file__).parents[1]
@@ -145,6 +147,15 @@ def test_the_python_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.Mo
         if block.document not in RUN_BY and not block.text.startswith(NEEDS_A_SERVER):
             exec(code, {})
             ran += 1
-    assert {block.language for block in blocks()} == {"", "python"}
+    assert {block.language for block in blocks()} == {"", "python", "yaml"}
     assert all((ROOT / test).is_file() for test in RUN_BY.values())
     assert ran and (tmp_path / "out/adapter/adapter_model.safetensors").is_file()
+
+
+def test_the_yaml_of_the_documents_is_part_of_a_config() -> None:
+    whole = yaml.safe_load((ROOT / "configs" / "tiny" / "dora.yaml").read_text())
+    for block in blocks():
+        if block.language == "yaml":
+            part = yaml.safe_load(block.text)
+            config = config_of({**whole, **{key: {**whole[key], **values} for key, values in part.items()}})
+            assert config.quantize is not None and config.quantize.type == "nf4"

@@ -16,7 +16,7 @@ from mmdora.adapter_files.adapters import load_adapter
 from mmdora.config import ImageTokens
 from mmdora.export.logits import Outputs, distance, outputs_of
 from mmdora.families import Prompt
-from mmdora.models.load import config_of, load, load_processor, model_class, no_bars
+from mmdora.models.load import format_of_files, load, load_processor, model_class, no_bars
 from mmdora.models.locate import Location
 from mmdora.models.quantize import NONE, format_of, saved_settings, settle
 
@@ -47,7 +47,7 @@ def tell(
     trained = _outputs(*load(location), asked)
     merged = _outputs(*load(_written(folder)), asked)
     said = f"logits against the {quantize.type} model that was trained: the written one {_apart(merged, trained)}"
-    if format_of(config_of(location.base)) is None:
+    if format_of_files(location.base) is None:
         with warnings.catch_warnings():
             # The line about a base in full precision is what is measured here.
             warnings.simplefilter("ignore", UserWarning)

@@ -37,10 +37,9 @@ from mmdora.files import read_json, write_json, write_whole
 from mmdora.models.chat_template import write_template
 from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
-from mmdora.models.load import config_of, load, load_processor, no_bars
+from mmdora.models.load import format_of_files, load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
 from mmdora.models.memory import check_memory, free_memory, shown
-from mmdora.models.quantize import format_of
 from mmdora.outputs.folder import check_new_folder
 from mmdora.records.row import Row
 
@@ -185,7 +184,7 @@ def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
     """The unmerged model in fp32, and its processor. What a merge from disk has read and checked is not read again."""
     if disk is not None:
         check_memory(location.base, disk.base.model, "fp32", instead="--parity tensors, which loads no model")
-    if location.quantize is not None or _is_quantized(location):
+    if location.quantize is not None or format_of_files(location.base) is not None:
         return dequantized_model(location)
     if disk is None or disk.plan is None:
         return load(location)
@@ -193,10 +192,6 @@ def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
     apply(model, disk.plan)
     fill(model, disk.plan, disk.adapter)
     return model, processor
-
-
-def _is_quantized(location: Location) -> bool:
-    return format_of(config_of(location.base)) is not None
 
 
 def _complete(folder: Path, base: Path, location: Location) -> None:

@@ -255,6 +255,16 @@ def _on_meta(name: str, trust_remote_code: bool) -> Any:
         return model_class(config).from_config(config, trust_remote_code=trust_remote_code)
 
 
+def format_of_files(name: str) -> str | None:
+    """The format in which the weights of a base are quantised in its files; None if they are not.
+
+    Raises:
+        MmdoraError: there is no such base, or it brings code of its own.
+    """
+    with _one_line(name):
+        return format_of(config_of(name))
+
+
 def config_of(name: str, *, trust_remote_code: bool = False) -> Any:
     """The config of a base, by the class of its architecture."""
     return AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
