@@ -26,7 +26,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.run import evaluate
 from mmdora.export.run import export
 from mmdora.families import Prompt
-from mmdora.models.load import skeleton
+from mmdora.models.base import skeleton
 from mmdora.predict.answers import generate
 from mmdora.records.reader import read_records, write_records
 from mmdora.records.row import changed

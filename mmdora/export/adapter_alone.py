@@ -29,8 +29,9 @@ from mmdora.errors import MmdoraError
 from mmdora.export.place import beside, readable, writing
 from mmdora.families import Family, family_of
 from mmdora.files import write_json, write_whole
+from mmdora.models.base import skeleton
 from mmdora.models.chat_template import FILE as TEMPLATE
-from mmdora.models.load import load_generation_config, load_processor, skeleton
+from mmdora.models.load import load_generation_config, load_processor
 from mmdora.models.locate import Location, locate
 from mmdora.outputs.folder import check_new_folder
 

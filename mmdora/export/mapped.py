@@ -18,8 +18,8 @@ from transformers import AutoConfig
 from mmdora.adapt.fingerprint import fingerprint
 from mmdora.export.layout import places
 from mmdora.export.shards import UnsureError, read_shards
+from mmdora.models.base import model_class
 from mmdora.models.dtypes import BYTES
-from mmdora.models.load import model_class
 
 
 class MappedCheckpoint:

@@ -23,8 +23,9 @@ from mmdora.export.logits import Outputs, decided, distance, move_weights, nudge
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Prompt, ask
+from mmdora.models.base import model_class
 from mmdora.models.dtypes import DTYPES
-from mmdora.models.load import load_processor, model_class, no_bars
+from mmdora.models.load import load_processor, no_bars
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records

@@ -16,7 +16,8 @@ from mmdora.adapter_files.adapters import load_adapter
 from mmdora.config import ImageTokens
 from mmdora.export.logits import Outputs, distance, outputs_of
 from mmdora.families import Prompt
-from mmdora.models.load import format_of_files, load, load_processor, model_class, no_bars
+from mmdora.models.base import format_of_files, model_class
+from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import Location
 from mmdora.models.quantize import NONE, format_of, saved_settings, settle
 

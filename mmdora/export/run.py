@@ -34,10 +34,11 @@ from mmdora.export.snippet import snippet
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
 from mmdora.families import Family, family_of
 from mmdora.files import read_json, write_json, write_whole
+from mmdora.models.base import format_of_files
 from mmdora.models.chat_template import write_template
 from mmdora.models.dtypes import DTYPES, DtypeName
 from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
-from mmdora.models.load import format_of_files, load, load_processor, no_bars
+from mmdora.models.load import load, load_processor, no_bars
 from mmdora.models.locate import RUN_CONFIG, Location, locate
 from mmdora.models.memory import check_memory, free_memory, shown
 from mmdora.outputs.folder import check_new_folder

@@ -9,28 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
 )
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
-from mmdora.adapt.modality import is_text_only
 from mmdora.adapt.quantized import dequantize_all
 from mmdora.adapter_files.adapters import load_adapter
-from mmdora.config import Compose, ImageTokens, Quantize, RunConfig, validate
+from mmdora.config import Compose, ImageTokens, Quantize, validate
 from mmdora.errors import MmdoraError
 from mmdora.models.agreement import check_agreement
+from mmdora.models.base import config_of, model_class, on_meta, one_line
 from mmdora.models.chat_template import set_template
-from mmdora.models.dtypes import DTYPES, DtypeName
+from mmdora.models.dtypes import DTYPES
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
-from mmdora.models.locate import Location, adapter_folder, bundled, check_folder, lasting_name, locate, resolve
+from mmdora.models.locate import Location, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
 from mmdora.models.quantize import format_of, other_base, put_in, settings_of, settle
 
@@ -85,11 +81,11 @@ def load(
     processor, shapes = _checked(base, trust_remote_code, template or location.template)
     taken: Any = dtype or own_dtype(shapes.config)
     wanted = location.quantize if quantize is None and format_of(shapes.config) is None else settings_of(quantize)
-    with _one_line(base):
+    with one_line(base):
         how = put_in(shapes, base, wanted, taken, dequantize)
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
-    with no_bars(), _one_line(base):
+    with no_bars(), one_line(base):
         model, report = _read(location, DTYPES[taken], trust_remote_code, how, device)
         if absent := sorted(report["missing_keys"]):
             raise MmdoraError(
@@ -164,7 +160,7 @@ def load_processor(
     Raises:
         MmdoraError: if there is no such model, it has no processor, or the processor cannot keep within `image_tokens`.
     """
-    with no_bars(), _one_line(name):
+    with no_bars(), one_line(name):
         of_text = model_class(config_of(name, trust_remote_code=trust_remote_code)) is AutoModelForCausalLM
         kind = AutoTokenizer if of_text else AutoProcessor
         processor = kind.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
@@ -188,8 +184,8 @@ def check_base(name: str, *, trust_remote_code: bool = False, template: str | No
 def _checked(name: str, trust_remote_code: bool, template: str | None) -> tuple[Any, Any]:
     """The processor of a base, and its model on the meta device, after `check_base`."""
     processor = load_processor(name, trust_remote_code=trust_remote_code, template=template)
-    with _one_line(name):
-        model = _on_meta(name, trust_remote_code)
+    with one_line(name):
+        model = on_meta(name, trust_remote_code)
         check_agreement(name, processor, model)
     return processor, model
 
@@ -200,96 +196,6 @@ def load_generation_config(name: str) -> GenerationConfig | None:
         return GenerationConfig.from_pretrained(resolve(name))
     except (OSError, ValueError):  # transformers raises these if there is no such file, or one that it cannot read.
         return None
-
-
-def skeleton(
-    name: str,
-    *,
-    trust_remote_code: bool = False,
-    dtype: DtypeName = "fp32",
-    quantize: Quantize | None = None,
-    dequantize: bool = False,
-) -> Any:
-    """The model `name` with its shapes but without memory: each parameter is one zero, expanded.
-
-    Only the config of the model is read.
-
-    Args:
-        dtype, quantize and dequantize: as for `load`.
-
-    Raises:
-        MmdoraError: if there is no such model, or if it is an adapter; or in the cases of `put_in`.
-    """
-    if adapter_folder(name) is not None:
-        raise MmdoraError(f"{name}: is an adapter; inspect its base, or read the plan.txt of its run")
-    with _one_line(name):
-        model = _on_meta(name, trust_remote_code)
-        put_in(model, name, quantize, dtype, dequantize)
-    zeros: dict[int, nn.Parameter] = {}  # The key is the identity of a parameter, so that tied ones stay tied.
-    for module in model.modules():
-        for leaf, parameter in module.named_parameters(recurse=False):
-            if not parameter.is_floating_point():
-                continue  # It is packed, and is one number already.
-            zero = nn.Parameter(torch.zeros((), dtype=parameter.dtype).expand(parameter.shape), requires_grad=False)
-            setattr(module, leaf, zeros.setdefault(id(parameter), zero))
-    return model
-
-
-def skeleton_of(config: RunConfig | None, name: str | None = None, *, trust_remote_code: bool = False) -> Any:
-    """The skeleton of a config's base, quantised as the config says; or of the base `name`, without a config."""
-    if config is None:
-        return skeleton(name or "", trust_remote_code=trust_remote_code)
-    own: Any = config.model
-    return skeleton(
-        name or config.base,
-        trust_remote_code=trust_remote_code,
-        dtype=own.dtype,
-        quantize=config.quantize,
-        dequantize=bool(own.dequantize),
-    )
-
-
-def _on_meta(name: str, trust_remote_code: bool) -> Any:
-    config = config_of(name, trust_remote_code=trust_remote_code)
-    with torch.device("meta"):
-        return model_class(config).from_config(config, trust_remote_code=trust_remote_code)
-
-
-def format_of_files(name: str) -> str | None:
-    """The format in which the weights of a base are quantised in its files; None if they are not.
-
-    Raises:
-        MmdoraError: there is no such base, or it brings code of its own.
-    """
-    with _one_line(name):
-        return format_of(config_of(name))
-
-
-def config_of(name: str, *, trust_remote_code: bool = False) -> Any:
-    """The config of a base, by the class of its architecture."""
-    return AutoConfig.from_pretrained(resolve(name), trust_remote_code=trust_remote_code)
-
-
-def model_class(config: Any) -> Any:
-    """The Auto class of transformers that builds and loads the model of a config.
-
-    Raises:
-        MmdoraError: if the architecture is neither an image-text-to-text nor a causal language model.
-    """
-    if is_text_only(config):
-        return AutoModelForCausalLM
-    named = getattr(config, "auto_map", None) or {}
-    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING or "AutoModelForImageTextToText" in named:
-        return AutoModelForImageTextToText
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise MmdoraError(
-            f"model {config.name_or_path!r}: {config.model_type!r} reads pictures, but the installed transformers has "
-            "no image-text-to-text class for it (AutoModelForImageTextToText), so it cannot be trained or asked here"
-        )
-    raise MmdoraError(
-        f"model {config.name_or_path!r}: its architecture {config.model_type!r} is neither an image-text-to-text nor a "
-        "causal language model of the installed transformers"
-    )
 
 
 @contextmanager
@@ -305,27 +211,3 @@ def no_bars() -> Iterator[None]:
     finally:
         if shown:
             enable_progress_bar()
-
-
-@contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turn the errors of transformers about a base into an MmdoraError of one line that says how to mend them."""
-    try:
-        check_folder(folder := Path(resolve(name)))
-        yield
-    except MmdoraError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        if "trust_remote_code" in reason or "custom code" in reason:
-            reason = "it brings code of its own, run only by mmdora inspect, train and eval with --trust-remote-code"
-        elif "safetensors" in reason and any(folder.glob("pytorch_model*.bin")):
-            reason = (
-                "its weights are a pickle (pytorch_model.bin), which can run code when read; convert it where you "
-                "trust it: AutoModelForImageTextToText.from_pretrained(FOLDER).save_pretrained(NEW), and copy its "
-                "other files"
-            )
-        known = ", ".join(bundled())
-        raise MmdoraError(
-            f"model {name!r}: cannot be loaded as a folder, a hub id or a bundled name ({known}): {reason}"
-        ) from None

@@ -13,7 +13,7 @@ from mmdora.adapt.inject import make_plan
 from mmdora.config import RunConfig, Training
 from mmdora.errors import OutOfMemory
 from mmdora.families import family_of
-from mmdora.models.load import skeleton_of
+from mmdora.models.base import skeleton_of
 from mmdora.train.loader import Feed
 from mmdora.train.memory import estimate, typical_batch
 from mmdora.train.processes import Processes

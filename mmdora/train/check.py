@@ -20,9 +20,10 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
 from mmdora.files import sha256
+from mmdora.models.base import skeleton_of
 from mmdora.models.chat_template import read_template
 from mmdora.models.dtypes import DTYPES
-from mmdora.models.load import check_base, load_processor, skeleton_of
+from mmdora.models.load import check_base, load_processor
 from mmdora.models.memory import check_memory
 from mmdora.ops import backend
 from mmdora.records.images import FileRef, image_bytes

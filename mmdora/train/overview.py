@@ -28,9 +28,10 @@ from mmdora.families import IGNORE, Family, family_of
 from mmdora.families.boxes import boxed
 from mmdora.layers import AdaptedExpertWeight
 from mmdora.layers.dequantize import form_of, sizes
+from mmdora.models.base import skeleton_of
 from mmdora.models.chat_template import read_template
 from mmdora.models.image_tokens import set_image_tokens
-from mmdora.models.load import check_base, load_generation_config, skeleton_of
+from mmdora.models.load import check_base, load_generation_config
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch

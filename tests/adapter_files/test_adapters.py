@@ -14,7 +14,7 @@ from mmdora.adapt.fingerprint import fingerprint, same_base
 from mmdora.adapt.inject import adapted_modules, inject, merge, plan_of
 from mmdora.adapter_files.adapters import load_adapter, save_adapter
 from mmdora.errors import MmdoraError
-from mmdora.models.load import skeleton
+from mmdora.models.base import skeleton
 
 PLANS = {
     "dora": {"vision": {"method": "dora", "rank": 4}, "language": {"method": "dora", "rank": 8, "alpha": 12}},

@@ -14,11 +14,11 @@ from tiny_run import first_turns
 import mmdora
 import mmdora.demo.columns as columns
 import mmdora.evaluate.models as evaluation
-import mmdora.models.load as loading
+import mmdora.models.base as bases
 import mmdora.models.memory as memory
 from mmdora.cli import main
 from mmdora.errors import MmdoraError
-from mmdora.models.load import skeleton
+from mmdora.models.base import skeleton
 from mmdora.models.memory import check_memory, free_memory
 
 GB = 10**9
@@ -134,7 +134,7 @@ def test_a_command_says_so_before_it_reads_weights(half, scene_records, tmp_path
     places = {"half": half, "records": scene_records, "tmp": tmp_path, "adapter": adapter}
     words = [word.format(config=tmp_path / "config.yaml", **places) for word in COMMANDS[command]]
     read: list[Any] = []
-    monkeypatch.setattr(loading.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: read.append(1))
+    monkeypatch.setattr(bases.AutoModelForImageTextToText, "from_pretrained", lambda *_, **__: read.append(1))
     free["cpu"] = 10**6
     assert main([command, *words]) == 2
     said = capsys.readouterr().err.strip().splitlines()[-1]

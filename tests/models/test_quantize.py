@@ -15,7 +15,7 @@ from mmdora.config import Quantize
 from mmdora.errors import MmdoraError
 from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models import quantize
-from mmdora.models.load import skeleton
+from mmdora.models.base import skeleton
 from mmdora.models.memory import packed_bytes
 
 pytest.importorskip("bitsandbytes", reason="pip install 'mmdora[quantize]'")

@@ -10,7 +10,8 @@ import mmdora
 from mmdora.adapt.inject import make_plan
 from mmdora.config import RunConfig, validate
 from mmdora.families import family_of
-from mmdora.models.load import load_processor, skeleton
+from mmdora.models.base import skeleton
+from mmdora.models.load import load_processor
 from mmdora.train.ledger import Ledger
 from mmdora.train.memory import estimate, typical_batch
 

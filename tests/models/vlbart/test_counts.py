@@ -7,7 +7,7 @@ import pytest
 
 from mmdora.adapt.inject import inject
 from mmdora.config import load_config
-from mmdora.models.load import skeleton
+from mmdora.models.base import skeleton
 from mmdora.models.open_clip.tower import tower_config
 from mmdora.models.vlbart.config import VLBartConfig
 
