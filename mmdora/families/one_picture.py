@@ -73,6 +73,14 @@ class OnePicture(Family):
         raise NotImplementedError
 
 
+def check_one_answer(row: Row) -> None:
+    """Raise an MmdoraError unless a row has one answer, at its end."""
+    if sum(message["role"] == "assistant" for message in row["messages"]) != 1:
+        raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
+    if row["messages"][-1]["role"] != "assistant":
+        raise MmdoraError("does not end with its answer; leave out what follows it")
+
+
 class Appended(OnePicture):
     """A family that continues a question: its processor reads the question, and the answer's tokens are put behind.
 
@@ -92,10 +100,7 @@ class Appended(OnePicture):
 
     def check_row(self, row: Row) -> None:
         super().check_row(row)
-        if sum(message["role"] == "assistant" for message in row["messages"]) != 1:
-            raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
-        if row["messages"][-1]["role"] != "assistant":
-            raise MmdoraError("does not end with its answer; leave out what follows it")
+        check_one_answer(row)
 
     def write(self, conversations: list[Messages], generation_prompt: bool) -> list[str]:
         """The last question, and its answer if it has one."""

@@ -20,6 +20,7 @@ from transformers import BatchFeature
 from mmdora.errors import MmdoraError
 from mmdora.families.ending import Ending
 from mmdora.families.family import Family, Features, naming
+from mmdora.families.one_picture import check_one_answer
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import IGNORE, inputs_of
 from mmdora.records.images import open_image
@@ -44,10 +45,7 @@ class PaliGemma(Family):
 
     def check_row(self, row: Row) -> None:
         super().check_row(row)
-        if sum(message["role"] == "assistant" for message in row["messages"]) != 1:
-            raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
-        if row["messages"][-1]["role"] != "assistant":
-            raise MmdoraError("does not end with its answer; leave out what follows it")
+        check_one_answer(row)
 
     def check_question(self, row: Row) -> None:
         super().check_question(row)

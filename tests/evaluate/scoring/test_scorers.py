@@ -82,7 +82,7 @@ def test_no_rows(task):
 
 def test_what_a_task_lacks_is_named():
     for task in set(SCORERS) - {"exact", "gqa", "caption"}:
-        with pytest.raises(MmdoraError, match=r"row 0: (no 'meta\.|a POPE label|the prediction)"):
+        with pytest.raises(MmdoraError, match=r"row 0: (no 'meta\.|a POPE label|the prediction|its answer 'teal' has no box)"):
             score_rows(task, ROWS[:1])
 
 
