@@ -15,7 +15,7 @@ import yaml
 
 from mmdora.cli import app, main
 from mmdora.cli.config_help import describe
-from mmdora.config import Compose, RunConfig
+from mmdora.config import Compose, Quantize, RunConfig
 
 COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "verify", "analyze", "study", "prep", "env")
 
@@ -103,7 +103,8 @@ def test_train_help_lists_every_config_key(capsys: pytest.CaptureFixture[str]) -
 
     every = {key.replace("adapt.language.", "adapt.MODALITY.") for key in keys(RunConfig().to_dict())}
     every = {key for key in every if not key.startswith(("adapt.vision.", "adapt.projector."))}
-    every = every - {"model.compose"} | {f"model.compose.{field.name}" for field in dataclasses.fields(Compose)}
+    for section, kind in {"model.compose": Compose, "model.quantize": Quantize}.items():
+        every = every - {section} | {f"{section}.{field.name}" for field in dataclasses.fields(kind)}
     described = {key.name: key for section in describe().values() for key in section}
     assert set(described) == every
     assert described["training.lr"].kind == "float" and "[default: 0.0001]" in described["training.lr"].text
