@@ -15,6 +15,7 @@ from mmdora.study.results import Results
 from mmdora.study.statistics import Difference
 from mmdora.study.tasks import StudyTask
 
+DESIGNS = "configs/study"
 HEAD = """# Evidence
 
 This page is written by `mmdora study`, from {results}; nobody edits it.
@@ -86,7 +87,7 @@ def _section(
     whole: int,
 ) -> Iterator[str]:
     yield f"## {study.title}\n"
-    yield f"{study.question.strip()} (`mmdora study configs/study/{file.name}`)\n"
+    yield f"{study.question.strip()} (`mmdora study {DESIGNS}/{file.name}`)\n"
     one, every = visible(study, tasks)
     yield (
         f"{there} of {whole} cells are done. Computed beforehand: with {len(study.seeds)} seeds, "
