@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,7 @@ def load_columns(
     if shared_base and not bases:
         raise MmdoraError("--shared-base: none of the models is an adapter; name adapter or run folders")
 
-    def open_model(location: Location) -> tuple[Any, Any]:
-        return load(location, dtype=dtype, quantize=quantize, device=None if place == "cpu" else place)
+    open_model = partial(load, dtype=dtype, quantize=quantize, device=None if place == "cpu" else place)
 
     def column(name: str, path: str) -> ModelColumn:
         if name not in locations:
@@ -92,8 +92,7 @@ def load_columns(
         key = location.base, location.quantize
         if key not in bases:
             model, processor = open_model(location)
-            sees = family_of(processor).sees
-            reply = in_batches(model, processor)
+            sees, reply = family_of(processor).sees, in_batches(model, processor)
             return ModelColumn(name, describe(model, location), place, local(model, processor), sees, reply=reply)
         if key not in shared:
             shared[key] = SharedBase(*open_model(replace(locate(location.base), quantize=location.quantize)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -66,16 +66,6 @@ def demo(
     access.check()
     from mmdora.demo.server import serve
 
-    serve(
-        models,
-        access,
-        queue=queue,
-        dtype=dtype,
-        quantize=quantize,
-        device=device,
-        shared_base=shared_base,
-        votes=votes,
-        results=results,
-        examples=examples,
-        sessions=sessions,
-    )
+    how: dict[str, Any] = {"dtype": dtype, "quantize": quantize, "device": device, "shared_base": shared_base}
+    files: dict[str, Any] = {"votes": votes, "results": results, "examples": examples, "sessions": sessions}
+    serve(models, access, queue=queue, **how, **files)

@@ -31,9 +31,8 @@ def export(
 ) -> None:
     """Merge an adapter into its base and write an ordinary checkpoint.
 
-    Merges tensor by tensor from the base's files, without loading the model; in memory where that
-    cannot be, and says why. Merges in fp32, rounds once, checks that the result is what was
-    trained, and fails if it is not. Stock transformers and serving engines load it.
+    Merges tensor by tensor from the base's files, without loading the model; in memory where that cannot be, and
+    says why. Merges in fp32, rounds once, checks that the result is what was trained, and fails if it is not.
 
     Example: `mmdora export runs/dora exports/dora --dtype bf16`
 
@@ -67,24 +66,36 @@ def export(
     if preview and not push_to_hub:
         raise MmdoraError("export: --preview shows what --push-to-hub USER/NAME would send; add that")
     if adapter:
-        return _adapter_alone(
-            run,
-            out,
-            for_,
-            {"--dtype": dtype, "--parity": parity, "--push-to-hub": push_to_hub, "--requantize": requantize or None},
-        )
+        others = {
+            "--dtype": dtype,
+            "--parity": parity,
+            "--requantize": requantize or None,
+            "--push-to-hub": push_to_hub,
+        }
+        return _adapter_alone(run, out, for_, others)
+    how: dict[str, Any] = {"dtype": dtype, "parity": parity, "requantize": requantize}
+    _merged(run, out, how, for_, push_to_hub, "preview" if preview else "public" if public else "private")
+
+
+def _merged(run: str, out: Path, how: dict[str, Any], engine: str | None, repo: str | None, way: str) -> None:
+    """Export, and send it to `repo` in one of the ways: private, public, or only as a preview."""
     from mmdora.export import hub
-    from mmdora.export.llama_cpp import llama_cpp_commands
     from mmdora.export.run import export as write
 
-    if push_to_hub:
-        hub.check_repo(push_to_hub)
-    print(f"{out}: {write(run, out, dtype=dtype, parity=parity, requantize=requantize)}")
-    if for_:
-        print(llama_cpp_commands(out) if for_ == "llama.cpp" else shlex.join(["vllm", "serve", str(out.absolute())]))
-    if push_to_hub:
-        send = hub.preview if preview else hub.push
-        print(send(out, push_to_hub, private=not public))
+    if repo:
+        hub.check_repo(repo)
+    print(f"{out}: {write(run, out, **how)}")
+    if engine:
+        print(_next_commands(out, engine))
+    if repo:
+        send = hub.preview if way == "preview" else hub.push
+        print(send(out, repo, private=way != "public"))
+
+
+def _next_commands(out: Path, engine: str) -> str:
+    from mmdora.export.llama_cpp import llama_cpp_commands
+
+    return llama_cpp_commands(out) if engine == "llama.cpp" else shlex.join(["vllm", "serve", str(out.absolute())])
 
 
 def _adapter_alone(run: str, out: Path, engine: str | None, others: dict[str, Any]) -> None:

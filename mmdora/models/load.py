@@ -51,10 +51,8 @@ def load(
         dtype: "fp32", "bf16" or "fp16" for the weights, whatever dtype the file has; None for the file's own.
         device: device to put the model on; None leaves it on the CPU.
         trust_remote_code: whether to run code that a checkpoint brings along.
-        image_tokens: budget of tokens for each image; by default the one that the adapter was trained with, or else the
-            processor's own.
-        template: chat template (Jinja) to write conversations by; by default the one that the adapter was trained with,
-            or else the base's own.
+        image_tokens: budget of tokens for each image; by default that of the adapter's training, else the processor's.
+        template: chat template (Jinja) of conversations; by default that of the adapter's training, else the base's.
         quantize: "nf4", "fp4" or "int8", or a dict of the keys of `model.quantize`, to quantise the base while it is
             read; None for what an adapter was trained on, "none" for weights that are not quantised.
         dequantize: whether files that are quantised (fp8, mxfp4, bitsandbytes) are read as plain weights in `dtype`.
@@ -63,19 +61,14 @@ def load(
         The model and its processor; that of a causal language model is its tokenizer.
 
     Raises:
-        MmdoraError: if there is no such model, it is neither an image-text-to-text nor a causal language model, or
-            memory is short for it.
+        MmdoraError: there is no such model, it is no image-text-to-text or causal language model, or memory is short.
     """
     if dtype is not None and dtype not in DTYPES:
         raise MmdoraError(f"dtype {dtype!r}: use one of {', '.join(DTYPES)}")
     if not isinstance(name, (str, Path, Location)):
         if quantize is not None:
-            raise MmdoraError(
-                "quantize: a base that is composed is quantised from its files; write it to a folder first"
-            )
-        model, processor = _composed(name, DTYPES[dtype or "fp32"], device, image_tokens)
-        set_template(processor, template)
-        return model, processor
+            raise MmdoraError("quantize: a composed base is quantised from its files; write it to a folder first")
+        return _composed(name, DTYPES[dtype or "fp32"], device, image_tokens, template)
     location = name if isinstance(name, Location) else locate(name)
     base = location.base
     processor, shapes = _checked(base, trust_remote_code, template or location.template)
@@ -85,13 +78,7 @@ def load(
         how = put_in(shapes, base, wanted, taken, dequantize)
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
-    with no_bars(), one_line(base):
-        model, report = _read(location, DTYPES[taken], trust_remote_code, how, device)
-        if absent := sorted(report["missing_keys"]):
-            raise MmdoraError(
-                f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
-                "transformers would fill them with random numbers"
-            )
+    model = _read(location, DTYPES[taken], trust_remote_code, how, device)
     if dequantize and format_of(model.config) is not None:
         dequantize_all(model, DTYPES[taken])
     settle(model)
@@ -109,11 +96,26 @@ def load(
 def _read(
     location: Location, dtype: torch.dtype, trust_remote_code: bool, how: Any, device: str | torch.device | None
 ) -> Any:
-    """The model, and what transformers says of the tensors that it found.
+    """The model with all its weights.
 
     Args:
         how: the config by which they are quantised or dequantised; None where they are read as they are.
     """
+    base = location.base
+    with one_line(base), no_bars():
+        model, report = _from_files(location, dtype, trust_remote_code, how, device)
+    if absent := sorted(report["missing_keys"]):
+        raise MmdoraError(
+            f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
+            "transformers would fill them with random numbers"
+        )
+    return model
+
+
+def _from_files(
+    location: Location, dtype: torch.dtype, trust_remote_code: bool, how: Any, device: str | torch.device | None
+) -> Any:
+    """The model, and what transformers says of the tensors that it found."""
     config = config_of(location.base, trust_remote_code=trust_remote_code)
     # Weights are quantised where they will be. Without a place transformers would take a GPU.
     place: Any = {} if how is None and format_of(config) is None else {"device_map": {"": str(device or "cpu")}}
@@ -134,6 +136,7 @@ def _composed(
     dtype: torch.dtype,
     device: str | torch.device | None,
     budget: ImageTokens | None,
+    template: str | None,
 ) -> tuple[Any, Any]:
     from mmdora.models.llava.compose import compose  # Only a composed base needs this.
 
@@ -142,6 +145,7 @@ def _composed(
     model: Any
     model, processor = compose(recipe)
     set_image_tokens(processor, budget or ImageTokens())
+    set_template(processor, template)
     return model.to(device=device, dtype=dtype), processor
 
 
