@@ -8,6 +8,7 @@ the answer. A model is asked with the prompt, so that is how the answers are wri
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -92,7 +93,8 @@ class Chat:
         # Models that can think aloud are asked, and taught, to answer at once. A processor warns of unknown variables.
         template = getattr(self.processor, "chat_template", None)
         thinks = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
-        return apply_template(self.processor, conversations, generation_prompt, **thinks)
+        # Older versions of transformers let a template change the messages, which are the caller's.
+        return apply_template(self.processor, copy.deepcopy(conversations), generation_prompt, **thinks)
 
 
 def said(role: str, text: str) -> dict[str, Any]:
