@@ -124,7 +124,7 @@ def _cancel(url: str, picture: Path, question: str) -> float:
             next(line for line in lines if '"running"' in line)
             free = time.monotonic() - begun
             for _ in lines:
-                pass
+                pass  # The stream is read to its end, as a browser does.
         return free
 
 

@@ -125,7 +125,7 @@ def _warm(column: ModelColumn, *, served: bool) -> ModelColumn:
     first = ask("?", Image.new("RGB", (64, 64)) if column.sees else None)
     try:
         for _ in column.speak(first, AnswerSettings(max_tokens=2), threading.Event()):
-            pass
+            pass  # The answer is not read; giving it once makes the next one as fast as all others.
     except MmdoraError:
         if not (served and column.sees):
             raise

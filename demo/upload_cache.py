@@ -108,7 +108,7 @@ def _removed(upload: Upload) -> bool:
             return False
         upload.path.unlink()
     except FileNotFoundError:
-        pass
+        pass  # Another sweep has removed it.
     return True
 
 
