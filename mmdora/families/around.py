@@ -61,6 +61,11 @@ class Chameleon(Family):
         super().__init__(processor)
         self._plain = copy(processor)
         self._plain.return_for_text_completion = True
+        if self.tokenizer.sep_token_id in self._plain(text=["a"])["input_ids"][0]:
+            raise MmdoraError(
+                "the processor of Chameleon puts a separator behind answers too, told not to; "
+                "pip install -U 'transformers>=5.23'"
+            )
         if getattr(processor, "chat_template", None) is None:
             processor.chat_template = self.tokenizer.chat_template or (
                 "{%- for message in messages %}"

@@ -77,7 +77,7 @@ class Blip2(OnePicture):
         words = self.tokenizer(
             texts, padding=True, padding_side="right", add_special_tokens=special, return_offsets_mapping=True
         )
-        labels = torch.tensor(self._labels(rows, words, spans))
+        labels = torch.tensor(self._labels(rows, words, texts, spans))
         for index, row in enumerate(rows):
             if row.get("masked"):
                 labels[index] = IGNORE

@@ -256,7 +256,7 @@ class Family:
             with naming(row):
                 images.append([open_image(image) for image in row["images"]])
         encoded = self.read(texts, images, left=False, offsets=True)
-        labels = self._labels(rows, encoded, spans)
+        labels = self._labels(rows, encoded, texts, spans)
         for index, row in enumerate(rows):
             if row.get("masked"):
                 labels[index] = [IGNORE] * len(labels[index])
@@ -267,7 +267,7 @@ class Family:
         texts, spans = self._written(rows)
         special = needs_start_token(self.processor, texts)
         encoded = self.tokenizer(texts, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
-        self._labels(rows, encoded, spans)
+        self._labels(rows, encoded, texts, spans)
 
     def read(self, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False) -> Any:
         """Texts and their pictures as the processor's tensors; the arguments are those of `template.encode`."""
@@ -285,12 +285,14 @@ class Family:
                 spans.append(answers)
         return texts, spans
 
-    def _labels(self, rows: Sequence[Row], encoded: Any, spans: list[list[tuple[int, int]]]) -> list[list[int]]:
+    def _labels(
+        self, rows: Sequence[Row], encoded: Any, texts: list[str], spans: list[list[tuple[int, int]]]
+    ) -> list[list[int]]:
         """The labels of each row, of which some have to be learned."""
         labels = []
         for index, row in enumerate(rows):
             with naming(row):
-                labels.append(labels_of(encoded, index, spans[index]))
+                labels.append(labels_of(encoded, index, texts[index], spans[index]))
                 if all(label == IGNORE for label in labels[-1]):
                     raise MmdoraError("no token to learn (every label is masked)")
         return labels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -221,23 +222,29 @@ def needs_start_token(processor: Any, texts: list[str]) -> bool:
     return not (start and texts[0].startswith(start))
 
 
-def labels_of(encoded: Any, row: int, spans: list[tuple[int, int]]) -> list[int]:
+def labels_of(encoded: Any, row: int, text: str, spans: list[tuple[int, int]]) -> list[int]:
     """Labels of one row: its ids inside the answer spans, `IGNORE` elsewhere.
 
     Args:
         encoded: the result of `encode(..., offsets=True)`, or of the tokenizer with `return_offsets_mapping`, in which
             images are not expanded.
-        spans: character spans before image placeholders were expanded.
+        text: the row as it was given to the processor.
+        spans: character spans of its answers in `text`, before image placeholders were expanded.
 
     Raises:
         MmdoraError: if a token lies across the start of an answer, because generation would then see other ids than
-            training.
+            training; if the processor has written more text than it tells, because the spans would then be wrong.
     """
     expanded = (encoded.get("text_replacement_offsets") or [[]] * (row + 1))[row]
     ends = [item["span"][1] for item in expanded]
     gained = [0] + [item["new_span"][1] - item["span"][1] for item in expanded]
     ids = torch.as_tensor(encoded["input_ids"][row]).tolist()
     offsets = encoded["offset_mapping"][row]
+    if max((end for _, end in offsets), default=0) > len(text) + gained[-1]:
+        raise MmdoraError(
+            "the processor adds text to the conversation and does not tell where, so its answers cannot be found; "
+            f"transformers {version('transformers')} may be too old for this model: pip install -U transformers"
+        )
     labels = [IGNORE] * len(ids)
     position = 0
     for span in spans:

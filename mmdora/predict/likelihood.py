@@ -44,7 +44,8 @@ def _sums(model: Any, processor: Any, batch: Sequence[Continuation]) -> list[flo
     texts = [before + after for before, after, _ in batch]
     encoded = family_of(processor).read(texts, [images for _, _, images in batch], left=False, offsets=True)
     spans = [[(len(before.rstrip(" ")), len(before + after))] for before, after, _ in batch]
-    labels = torch.tensor([labels_of(encoded, row, spans[row]) for row in range(len(batch))], device=model.device)
+    labels = [labels_of(encoded, row, texts[row], spans[row]) for row in range(len(batch))]
+    labels = torch.tensor(labels, device=model.device)
     inputs = {name: _moved(value, model) for name, value in inputs_of(processor, encoded).items()}
     # The logits at a position are those of the next token. Only positions with a label in some row are computed.
     wanted = (labels[:, 1:] != IGNORE).any(0).nonzero().squeeze(1)

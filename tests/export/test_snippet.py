@@ -24,7 +24,7 @@ WAYS = {
 """A family whose processor reads conversations, one that leaves them to the tokenizer, and ones that read a text."""
 
 
-@pytest.mark.parametrize("name", WAYS)
+@pytest.mark.parametrize("name", sorted(WAYS.keys() - checkpoints.TOO_OLD))
 def test_it_asks_what_mmdora_asks(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     checkpoints.make(name, tmp_path / "base")
     family = family_of(load_processor(str(tmp_path / "base")))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from importlib.machinery import ModuleSpec
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
+from packaging.version import Version
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -20,6 +22,8 @@ from .recipe import Recipe
 MODULES = (qwen, tiled, gemma, others, deepseek, blip, unified, continuing)
 RECIPES: dict[str, Recipe] = {name: recipe for module in MODULES for name, recipe in module.RECIPES.items()}
 """Name of a family -> how its checkpoint is made."""
+TOO_OLD = {name for name, recipe in RECIPES.items() if Version(version("transformers")) < Version(recipe.since)}
+"""Families that have to be refused with the installed transformers."""
 
 
 def make(name: str, folder: Path, seed: int = 0, *, text_config: Mapping[str, Any] | None = None) -> None:

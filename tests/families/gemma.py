@@ -109,7 +109,14 @@ RECIPES = {
     "gemma3": Recipe(
         gemma3, gemma3_config, ("<eos>", "<end_of_turn>"), "gemma3", parts=NOT_PROJECTOR, full=("projector",)
     ),
-    "gemma3n": Recipe(gemma3n, gemma3n_config, ("<eos>", "<end_of_turn>"), "gemma3n", parts=("projector", "language")),
+    "gemma3n": Recipe(
+        gemma3n,
+        gemma3n_config,
+        ("<eos>", "<end_of_turn>"),
+        "gemma3n",
+        parts=("projector", "language"),
+        since="5.23",
+    ),
     "gemma4": Recipe(gemma4, gemma4_config, ("<eos>", "<turn|>"), "gemma4"),
     "paligemma": Recipe(paligemma, paligemma_config, ("<eos>",), without=False, turns=False),
     "paligemma2": Recipe(paligemma, paligemma2_config, ("<eos>",), model="paligemma", without=False, turns=False),

@@ -41,6 +41,7 @@ class Recipe:
         without: whether it may have none.
         turns: whether it may have two turns.
         broken: why the family cannot compute in a released transformers, which ends its way before training.
+        since: the oldest transformers with whose processor it can be trained, if older ones have the family too.
     """
 
     processor: Callable[[], Any]
@@ -55,6 +56,7 @@ class Recipe:
     without: bool = True
     turns: bool = True
     broken: str | None = None
+    since: str = "0"
 
     def make_processor(self) -> Any:
         """The processor with its chat template."""

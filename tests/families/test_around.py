@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from families import records
-from families.checkpoints import RECIPES
+from families.checkpoints import RECIPES, TOO_OLD
 from transformers import Phi4MultimodalConfig
 
 from mmdora.cli import main
@@ -29,7 +29,7 @@ def row(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return read_records(records.write(tmp_path_factory.mktemp("around"))[0])[0]
 
 
-@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("name", sorted(LEARNED.keys() - TOO_OLD))
 def test_a_row_is_the_stock_prompt_and_its_answer(name: str, row: Any) -> None:
     family = family_of(RECIPES[name].make_processor())
     picture = open_image(row["images"][0])

@@ -64,7 +64,7 @@ def got_ocr2_config(processor: Any) -> dict[str, Any]:
 
 NO_TOWER: dict[str, Any] = {"parts": ("language",)}
 RECIPES = {
-    "chameleon": Recipe(chameleon, chameleon_config, ("</s>",), **NO_TOWER),
+    "chameleon": Recipe(chameleon, chameleon_config, ("</s>",), **NO_TOWER, since="5.23"),
     "emu3": Recipe(emu3, emu3_config, ("<|extra_204|>",), "llava", **NO_TOWER),
     "got_ocr2": Recipe(got_ocr2, got_ocr2_config, ("<|im_end|>",), several=False, without=False),
 }

@@ -25,4 +25,5 @@ def test_a_merge_that_forgets_the_adapter_is_found(monkeypatch: pytest.MonkeyPat
 
 
 def test_every_architecture_of_the_registry_is_tried() -> None:
-    assert len(ARCHITECTURES) == len(set(ARCHITECTURES)) > 90
+    """transformers 5.17 has 85, 5.24 has 98."""
+    assert len(ARCHITECTURES) == len(set(ARCHITECTURES)) >= 85
