@@ -138,11 +138,12 @@ clean:  ## Remove the environments and build leftovers (runs/ stays)
 	rm -rf $(VENV) $(FLOOR) $(NEWEST) $(DOCS) $(SERVE) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache
 
 # A stamp per set of extras: installation is repeated only when pyproject.toml or the lock changes. pip and setuptools
-# are the lock's too, and an isolated build would fetch a setuptools of its own.
+# are the lock's too, and an isolated build would fetch a setuptools of its own. pip would compile every module of torch,
+# which takes as long as the rest of the installation; Python compiles the few that are imported.
 COMMA := ,
 define install
 	$(BIN)/python -m pip install --quiet --upgrade -c constraints.txt pip setuptools
-	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e $(1)
+	$(BIN)/python -m pip install --no-compile -c constraints.txt --no-build-isolation -e $(1)
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
@@ -172,7 +173,7 @@ $(VENV)/.installed-release: $(VENV)/.installed-dev
 $(FLOOR)/.installed: pyproject.toml tests/versions.py | $(FLOOR)/bin/python
 	$(FLOOR)/bin/python tests/versions.py floor > $(FLOOR)/floor.txt
 	$(FLOOR)/bin/python -m pip install --quiet --upgrade pip
-	$(FLOOR)/bin/python -m pip install -r $(FLOOR)/floor.txt
+	$(FLOOR)/bin/python -m pip install --no-compile -r $(FLOOR)/floor.txt
 	$(FLOOR)/bin/python -m pip install --no-build-isolation --no-deps -e .
 	@touch $@
 
@@ -192,7 +193,7 @@ $(SERVE)/.installed: tests/serving/requirements.txt | $(SERVE)/bin/python
 
 newest: | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip setuptools
-	$(NEWEST)/bin/python -m pip install --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl,study,docs,release]"
+	$(NEWEST)/bin/python -m pip install --no-compile --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl,study,docs,release]"
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
