@@ -61,7 +61,7 @@ def _written(method: ast.FunctionDef) -> set[str]:
 
 
 def _source(value: ast.expr) -> str:
-    """What an expression takes its tensor from: `self.leaf` of `self.leaf(x).view(2)`, `y` of `y[0].transpose(0, 1)`."""
+    """What an expression takes its tensor from: `self.leaf` of `self.leaf(x).view(2)`, and `y` of `y[0].flatten()`."""
     while True:
         if isinstance(value, ast.Call):
             value = value.func

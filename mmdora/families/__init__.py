@@ -15,6 +15,7 @@ from mmdora.families.around import Chameleon, Emu3, GotOcr2, Janus
 from mmdora.families.blip import Blip2, InstructBlip
 from mmdora.families.continuing import Fuyu, Git, Kosmos2, Kosmos25
 from mmdora.families.family import IGNORE, Family
+from mmdora.families.florence import Florence2
 from mmdora.families.glm import Glm4v
 from mmdora.families.llava import Llava
 from mmdora.families.paligemma import PaliGemma
@@ -27,6 +28,7 @@ __all__ = [
     "IGNORE",
     "Blip2",
     "Family",
+    "Florence2",
     "Glm4v",
     "InstructBlip",
     "Llava",
@@ -43,6 +45,7 @@ OWN: dict[str, type[Family]] = {
     "Blip2Processor": Blip2,
     "ChameleonProcessor": Chameleon,
     "Emu3Processor": Emu3,
+    "Florence2Processor": Florence2,
     "FuyuProcessor": Fuyu,
     "GitProcessor": Git,
     "Glm46VProcessor": Glm4v,

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmdora.errors import MmdoraError
-from mmdora.families.chat import THOUGHT, Chat, said
+from mmdora.families import thoughts
+from mmdora.families.chat import Chat, said
 from mmdora.families.ending import Ending, end_tokens, written_end
 from mmdora.families.expansion import Expansions, Size
 from mmdora.families.positions import RopeIndex
@@ -130,30 +131,14 @@ class Family:
             MmdoraError: if answers cannot be told from prompts.
         """
         ending, ends, added = self.ending, end_tokens(self.tokenizer), self.ending.added(messages)
-        thinks = []
-
-        def write(conversations: list[Messages], generation_prompt: bool) -> list[str]:
-            texts = self.write(conversations, generation_prompt)
-            thinks.append(any(THOUGHT in text for text in texts))
-            return [text.replace(THOUGHT, "") for text in texts]
-
-        text, spans = render_with_answers(write, added, ends, ending.next_turn)
-        (whole,) = self.write([added], False) if any(thinks) else (text,)
-        if whole == text:
-            return text, spans
-        # An empty thought before the last answer belongs to the prompt, as in generation.
-        start, end = spans[-1]
-        if whole != text[:start] + THOUGHT + text[start:]:
-            raise MmdoraError("the chat template writes thoughts elsewhere than before the last answer")
-        return whole, [*spans[:-1], (start + len(THOUGHT), end + len(THOUGHT))]
+        if thoughts.thinks(self.processor):
+            return render_with_answers(self.write, added, ends, ending.next_turn, last_alone=True)
+        template = str(getattr(self.processor, "chat_template", None))
+        return thoughts.render_at_once(self.write, added, ends, ending.next_turn, template)
 
     def thought_notes(self) -> list[str]:
-        """A sentence for the user before training, if the model is asked with an empty thought."""
-        if THOUGHT not in self.render([said("user", "a")], generation_prompt=True):
-            return []
-        return [
-            f"the chat template asks with an empty thought ({THOUGHT!r}): it belongs to the prompt, and is not learned"
-        ]
+        """A sentence for the user before training, if the model thinks or is asked with an empty thought."""
+        return thoughts.notes(self.processor, self.render([said("user", "a")], generation_prompt=True))
 
     def asked(self, messages: Messages, task: str | None, instruct: Callable[[str], str]) -> Messages:
         """The conversation with its last question worded for a task.

@@ -12,7 +12,8 @@ from transformers import AutoProcessor
 
 from mmdora.errors import MmdoraError
 from mmdora.families import Family, family_of
-from mmdora.families.chat import said, without_thought
+from mmdora.families.chat import said
+from mmdora.families.thoughts import without_thought
 
 TALK = record("t", [], [("What?", "A cat."), ("And?", "A dog.")])["messages"]
 
