@@ -83,9 +83,7 @@ class Data:
     ] = None
     thoughts: Annotated[
         StrictBool,
-        Field(
-            description="learn the thoughts <think> … </think> that answers begin with, and ask for them; off: none"
-        ),
+        Field(description="learn the thoughts <think> … </think> that answers begin with, and ask for them; off: none"),
     ] = False
     boxes: Annotated[
         dict[Literal["from", "to"], str] | None,

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mmdora.families.around import Chameleon, Emu3, GotOcr2, Janus
+from mmdora.families.around import Chameleon, Emu3, GotOcr2, Janus, Molmo2
 from mmdora.families.blip import Blip2, InstructBlip
 from mmdora.families.continuing import Fuyu, Git, Kosmos2, Kosmos25
 from mmdora.families.family import IGNORE, Family
@@ -56,6 +56,7 @@ OWN: dict[str, type[Family]] = {
     "Kosmos2Processor": Kosmos2,
     "Kosmos2_5Processor": Kosmos25,
     "LlavaProcessor": Llava,
+    "Molmo2Processor": Molmo2,
     "PaliGemmaProcessor": PaliGemma,
     "SmolVLMProcessor": SmolVLM,
     "VLBartProcessor": VLBart,
