@@ -14,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from mmdora.families.around import Chameleon, Emu3, GotOcr2, Janus, Molmo2
 from mmdora.families.blip import Blip2, InstructBlip
 from mmdora.families.continuing import Fuyu, Git, Kosmos2, Kosmos25
-from mmdora.families.family import IGNORE, Family
+from mmdora.families.family import Family
 from mmdora.families.florence import Florence2
 from mmdora.families.glm import Glm4v
 from mmdora.families.llava import Llava
 from mmdora.families.paligemma import PaliGemma
 from mmdora.families.prompt import Prompt, ask
 from mmdora.families.smolvlm import SmolVLM
+from mmdora.families.template import IGNORE
 from mmdora.families.text import Text
 from mmdora.families.vlbart import VLBart
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from mmdora.errors import MmdoraError
 from mmdora.families.ending import Ending
-from mmdora.families.family import Family, Shown, naming
+from mmdora.families.family import Family
+from mmdora.families.learning import Shown
 from mmdora.families.template import IGNORE
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import answer_text
 
 

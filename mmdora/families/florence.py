@@ -18,12 +18,12 @@ from transformers import BatchFeature
 from mmdora.errors import MmdoraError
 from mmdora.families.encoder_decoder import EncoderDecoder
 from mmdora.families.expansion import Size
-from mmdora.families.family import Features, naming
+from mmdora.families.learning import Features
 from mmdora.families.one_picture import LAST_QUESTION, OnePicture, check_one_answer, last_question
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import inputs_of
 from mmdora.records.images import open_image
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages, answer_text, prompt_messages
 
 

@@ -16,11 +16,12 @@ from mmdora.errors import MmdoraError
 from mmdora.families.chat import said
 from mmdora.families.ending import Ending
 from mmdora.families.expansion import Size
-from mmdora.families.family import Family, Features, naming
+from mmdora.families.family import Family
+from mmdora.families.learning import Features
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import IGNORE, inputs_of
 from mmdora.records.images import open_image
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages, answer_text, prompt_messages
 
 LAST_QUESTION = "{%- for part in messages[-1]['content'] if part['type'] == 'text' %}{{- part['text'] }}{%- endfor %}"

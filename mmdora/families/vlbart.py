@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from mmdora.families.encoder_decoder import EncoderDecoder
-from mmdora.families.family import Features, naming
+from mmdora.families.learning import Features
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import encode, with_question
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages, prompt_messages
 
 
