@@ -12,7 +12,7 @@ from mmdora.errors import MmdoraError
 from mmdora.families import thoughts
 from mmdora.families.chat import Chat, said
 from mmdora.families.ending import Ending, end_tokens, written_end
-from mmdora.families.template import check_places, check_texts, encode, render_with_answers, with_question
+from mmdora.families.template import check_places, check_texts, encode, with_question
 from mmdora.records.row import Row
 from mmdora.records.turns import Messages
 
@@ -86,7 +86,7 @@ class Conversations:
         """
         ending, ends, added = self.ending, end_tokens(self.tokenizer), self.ending.added(messages)
         if thoughts.thinks(self.processor):
-            return render_with_answers(self.write, added, ends, ending.next_turn, last_alone=True)
+            return thoughts.render_with_thought(self.write, added, ends, ending.next_turn)
         template = str(getattr(self.processor, "chat_template", None))
         return thoughts.render_at_once(self.write, added, ends, ending.next_turn, template)
 

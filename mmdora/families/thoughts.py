@@ -74,6 +74,23 @@ def render_at_once(
     return whole, [*spans[:-1], (start + len(EMPTY), end + len(EMPTY))]
 
 
+def render_with_thought(
+    write: Write, messages: Messages, ends: tuple[str, ...], next_turn: str | None
+) -> tuple[str, Spans]:
+    """The rendered conversation and the span of its last answer, with the thought that this begins with.
+
+    The arguments are those of `render_with_answers`.
+
+    Raises:
+        MmdoraError: the template drops the thought; or answers cannot be told from prompts.
+    """
+    text, spans = render_with_answers(write, messages, ends, next_turn, last_alone=True)
+    last = next((message for message in reversed(messages) if message["role"] == "assistant"), None)
+    if last is not None and _has_thought(last) and END_OF_THOUGHT not in text[slice(*spans[-1])]:
+        raise MmdoraError("the chat template drops the thought of its answer; give one that keeps it (data.template)")
+    return text, spans
+
+
 def _has_thought(message: Any) -> bool:
     texts = (part.get("text", "") for part in message["content"])
     return message["role"] == "assistant" and any(END_OF_THOUGHT in text for text in texts)

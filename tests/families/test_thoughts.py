@@ -63,6 +63,18 @@ def test_a_template_without_thoughts_is_refused_with_them() -> None:
     assert [text[start:end] for start, end in spans] == [f"{THOUGHT}<|im_end|>"]  # There it is a text like any other.
 
 
+def test_a_template_that_drops_the_thought_is_refused() -> None:
+    processor = processor_of("qwen3", thoughts=True)
+    processor.chat_template = (
+        f"{THINKS}{{% for m in messages %}}{{{{ m['role'] + '\\n' + m['content'].split('</think>')[-1] }}}}<|im_end|>"
+        "{% endfor %}{{ 'assistant\\n' if add_generation_prompt }}"
+    )
+    with pytest.raises(
+        MmdoraError, match=r"drops the thought of its answer; give one that keeps it \(data\.template\)"
+    ):
+        family_of(processor).render_with_answers(TALK)
+
+
 def test_adapter_and_export_ask_for_thoughts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = write_base("qwen3", tmp_path / "base")
     write_records(tmp_path / "train.jsonl", [record(str(number), [], [("What?", THOUGHT)]) for number in range(4)])
