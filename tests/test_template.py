@@ -12,12 +12,13 @@ from tiny_run import config_of, silent
 from transformers import AutoProcessor, AutoTokenizer
 
 import mmdora
+from mmdora.config import Data
 from mmdora.demo.columns import load_columns
 from mmdora.errors import MmdoraError
 from mmdora.export.run import export
 from mmdora.families import ask, family_of
 from mmdora.files import sha256
-from mmdora.models.chat_template import read_template, write_template
+from mmdora.models.chat_template import template_of, write_template
 from mmdora.models.load import load_processor
 from mmdora.models.locate import locate, with_lasting_paths
 from mmdora.records.reader import write_records
@@ -90,7 +91,7 @@ def test_a_file_that_is_no_template_is_refused(folder: Path, tmp_path: Path):
         overview.show_batch(config_of(tree(folder, str(tmp_path / "absent.jinja"))))
     (tmp_path / "empty.jinja").write_text("\n")
     with pytest.raises(MmdoraError, match="is empty"):
-        read_template(tmp_path / "empty.jinja")
+        template_of(Data(template=tmp_path / "empty.jinja"))
     (tmp_path / "broken.jinja").write_text("{% for message in %}")
     with pytest.raises(MmdoraError, match="the chat template fails: TemplateSyntaxError"):
         overview.show_batch(config_of(tree(folder, str(tmp_path / "broken.jinja"))))

@@ -48,7 +48,7 @@ def fingerprint(model: nn.Module, without: Container[str] = ()) -> dict[str, Any
             shape = tuple(parameter.shape)
             if isinstance(module, nn.Linear) and leaf == "weight":
                 # A quantised weight is packed into another shape; this is the one it stands for.
-                shape = (module.out_features, module.in_features)
+                shape = (int(module.out_features), int(module.in_features))
             structure.update(f"{path}.{leaf} {shape}\n".encode())
             name = f"{path}.{leaf}" if path else leaf
             if parameter.is_floating_point() and parameter.numel() and name not in without:

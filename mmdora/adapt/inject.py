@@ -10,6 +10,7 @@ from torch import nn
 
 from mmdora.adapt.entries import check_adaptable, entries_of
 from mmdora.adapt.fingerprint import fingerprint
+from mmdora.adapt.in_place import writes_into
 from mmdora.adapt.modality import ModelParts, find_parts
 from mmdora.adapt.plan import Entry, Plan
 from mmdora.adapt.quantized import dequantize_all
@@ -135,6 +136,8 @@ def apply(model: nn.Module, plan: Plan, *, keep_base: bool = False) -> Plan:
             dropout=entry.dropout,
             dropout_mode=entry.dropout_mode,
         )
+        path, _, leaf = entry.name.rpartition(".")
+        adapted.output_written = writes_into(type(model.get_submodule(path)), leaf)
         model.set_submodule(adapted.place(entry.name), adapted.install())
     for name in plan.full:
         model.get_parameter(name).requires_grad_(True)

@@ -24,6 +24,9 @@ from mmdora.adapter_files.tensors import TWICE, unlike_peft
 from mmdora.errors import MmdoraError
 from mmdora.layers import AdaptedExpertWeight, ExpertWeight, kind_of, places
 
+ONE_EXPERT = re.compile(r"\.experts\.\d+\.")
+"""In the name of a linear of one expert, which a fused parameter of all experts has no place for."""
+
 
 @dataclass(frozen=True)
 class PeftAdapter:
@@ -67,6 +70,11 @@ def plan_from_peft(model: nn.Module, adapter: PeftAdapter, parts: ModelParts) ->
     _take_out_embeddings(adapter, modules)
     ranks = _ranks(adapter, modules)
     if absent := [name for name in ranks if name not in modules]:
+        if apart := next((name for name in absent if ONE_EXPERT.search(name)), None):
+            raise MmdoraError(
+                f"{adapter.folder}: adapts single experts ({apart}), as PEFT did under transformers 4, and this base "
+                "holds them fused; merge it with peft under transformers 4, and take the merged checkpoint as the base"
+            )
         raise MmdoraError(
             f"{adapter.folder}: {type(model).__name__} has no module {absent[0]}; load the adapter's own base"
         )

@@ -17,11 +17,10 @@ from mmdora.batches.lengths import kept, key_of, shortened, token_counts
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
 from mmdora.families.boxes import boxed
-from mmdora.families.family import naming
 from mmdora.files import sha256
 from mmdora.records.images import image_size
 from mmdora.records.reader import Records
-from mmdora.records.row import Row, changed
+from mmdora.records.row import Row, changed, naming
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from mmdora.config import Data
 from mmdora.errors import MmdoraError
 from mmdora.families import Family
 from mmdora.families.boxes import BoxRule
-from mmdora.families.family import naming
 from mmdora.records.record import content_of
-from mmdora.records.row import Row, changed
+from mmdora.records.row import Row, changed, naming
 
 BUFFER = 1000
 """Rows in the shuffle buffer if the config sets none. All are in memory, with their images if those are packed."""

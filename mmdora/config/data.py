@@ -81,6 +81,10 @@ class Data:
     template: Annotated[
         Path | None, Field(description="Jinja file to write conversations by, in place of the base's chat template")
     ] = None
+    thoughts: Annotated[
+        StrictBool,
+        Field(description="learn the thoughts <think> … </think> that answers begin with, and ask for them; off: none"),
+    ] = False
     boxes: Annotated[
         dict[Literal["from", "to"], str] | None,
         Field(

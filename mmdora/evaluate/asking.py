@@ -15,13 +15,12 @@ from PIL import Image
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import Task
 from mmdora.families import Prompt, family_of
-from mmdora.families.family import naming
 from mmdora.files import ordinary, sha256
 from mmdora.predict.likelihood import Continuation
 from mmdora.records.features import open_features
 from mmdora.records.images import FileRef, image_bytes, open_image
 from mmdora.records.reader import Records
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages, prompt_messages
 
 WINDOW = 16

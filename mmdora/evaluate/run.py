@@ -32,7 +32,7 @@ from mmdora.evaluate.scoring.scores import Scores
 from mmdora.evaluate.tasks import Task, task_of
 from mmdora.families import Prompt
 from mmdora.families.boxes import BoxRule, boxed
-from mmdora.families.chat import without_thought
+from mmdora.families.thoughts import without_thought
 from mmdora.outputs.lock import locked
 from mmdora.outputs.stop import stoppable
 from mmdora.outputs.written import Written

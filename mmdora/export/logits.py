@@ -32,7 +32,7 @@ def outputs_of(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -
     family = family_of(processor)
     for prompt in asked:
         inputs = family.encode_conversation(prompt).to(model.device)
-        tokens = inputs["input_ids"][0]
+        tokens = inputs.get("decoder_input_ids", inputs["input_ids"])[0]
         seen = tokens != getattr(processor, "image_token_id", -1)
         rows = model(**inputs, use_cache=False).logits[0, -len(tokens) :]  # GIT's begin with those of the picture.
         logits.append(rows[seen].float().cpu())

@@ -11,15 +11,17 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from mmdora.families.around import Chameleon, Emu3, GotOcr2, Janus
+from mmdora.families.around import Chameleon, Emu3, GotOcr2, Janus, Molmo2
 from mmdora.families.blip import Blip2, InstructBlip
 from mmdora.families.continuing import Fuyu, Git, Kosmos2, Kosmos25
-from mmdora.families.family import IGNORE, Family
+from mmdora.families.family import Family
+from mmdora.families.florence import Florence2
 from mmdora.families.glm import Glm4v
 from mmdora.families.llava import Llava
 from mmdora.families.paligemma import PaliGemma
 from mmdora.families.prompt import Prompt, ask
 from mmdora.families.smolvlm import SmolVLM
+from mmdora.families.template import IGNORE
 from mmdora.families.text import Text
 from mmdora.families.vlbart import VLBart
 
@@ -27,6 +29,7 @@ __all__ = [
     "IGNORE",
     "Blip2",
     "Family",
+    "Florence2",
     "Glm4v",
     "InstructBlip",
     "Llava",
@@ -43,6 +46,7 @@ OWN: dict[str, type[Family]] = {
     "Blip2Processor": Blip2,
     "ChameleonProcessor": Chameleon,
     "Emu3Processor": Emu3,
+    "Florence2Processor": Florence2,
     "FuyuProcessor": Fuyu,
     "GitProcessor": Git,
     "Glm46VProcessor": Glm4v,
@@ -53,6 +57,7 @@ OWN: dict[str, type[Family]] = {
     "Kosmos2Processor": Kosmos2,
     "Kosmos2_5Processor": Kosmos25,
     "LlavaProcessor": Llava,
+    "Molmo2Processor": Molmo2,
     "PaliGemmaProcessor": PaliGemma,
     "SmolVLMProcessor": SmolVLM,
     "VLBartProcessor": VLBart,

@@ -51,6 +51,15 @@ class Emu3(Family):
         return encode(self.processor, bare, images, left=left, offsets=offsets)
 
 
+class Molmo2(Family):
+    """Molmo 2, whose processor puts a start token before each text that has none."""
+
+    def write(self, conversations: list[Messages], generation_prompt: bool) -> list[str]:
+        start = self.tokenizer.bos_token or self.tokenizer.eos_token
+        texts = super().write(conversations, generation_prompt)
+        return [text if text.startswith(start) else start + text for text in texts]
+
+
 class Chameleon(Family):
     """Chameleon, whose processor puts a separator behind a question, and whose checkpoints have no chat template.
 

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from mmdora.errors import MmdoraError
 from mmdora.families.expansion import Size
-from mmdora.families.family import Features, naming
+from mmdora.families.learning import Features
 from mmdora.families.one_picture import OnePicture
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import IGNORE, inputs_of, needs_start_token
 from mmdora.records.images import open_image
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages
 
 TEXT = "{%- for part in message['content'] if part['type'] == 'text' %}{{- part['text'] }}{%- endfor %}"

@@ -15,10 +15,9 @@ from typing import Any, Literal
 
 from mmdora.errors import MmdoraError
 from mmdora.families.template import apply_template, check_texts
+from mmdora.families.thoughts import thinks
 from mmdora.records.turns import Messages
 
-THOUGHT = "<think>\n\n</think>\n\n"
-"""What templates of Qwen3's kind write before the last answer if thinking is off: a thought without words."""
 QUESTION, ANSWER = "Qq", "Zz"
 """Texts of the conversation that is rendered; no template writes them by itself."""
 Strings = Literal["none", "answers", "all"]
@@ -90,22 +89,17 @@ class Chat:
     def _written(self, conversations: list[Messages], generation_prompt: bool, strings: Strings) -> list[str]:
         if strings != "none":
             conversations = [[_as_text(message, strings) for message in messages] for messages in conversations]
-        # Models that can think aloud are asked, and taught, to answer at once. A processor warns of unknown variables.
-        template = getattr(self.processor, "chat_template", None)
-        thinks = {"enable_thinking": False} if "enable_thinking" in str(template) else {}
+        # Models that can think aloud answer at once, unless `data.thoughts` says otherwise. A processor warns of
+        # unknown variables.
+        known = "enable_thinking" in str(getattr(self.processor, "chat_template", None))
+        at_once = {"enable_thinking": False} if known and not thinks(self.processor) else {}
         # Older versions of transformers let a template change the messages, which are the caller's.
-        return apply_template(self.processor, copy.deepcopy(conversations), generation_prompt, **thinks)
+        return apply_template(self.processor, copy.deepcopy(conversations), generation_prompt, **at_once)
 
 
 def said(role: str, text: str) -> dict[str, Any]:
     """A message of one text."""
     return {"role": role, "content": [{"type": "text", "text": text}]}
-
-
-def without_thought(answer: str) -> str:
-    """An answer without the thought that it begins with, as it is scored."""
-    thought, end, rest = answer.partition("</think>")
-    return rest.lstrip() if end and thought.lstrip().startswith("<think>") else answer
 
 
 def _as_text(message: Any, strings: Strings) -> Any:

@@ -16,13 +16,16 @@ from mmdora.errors import MmdoraError
 from mmdora.families.chat import said
 from mmdora.families.ending import Ending
 from mmdora.families.expansion import Size
-from mmdora.families.family import Family, Features, naming
+from mmdora.families.family import Family
+from mmdora.families.learning import Features
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import IGNORE, inputs_of
 from mmdora.records.images import open_image
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages, answer_text, prompt_messages
 
+LAST_QUESTION = "{%- for part in messages[-1]['content'] if part['type'] == 'text' %}{{- part['text'] }}{%- endfor %}"
+"""A template that writes the last question of a conversation as it is."""
 PICTURE = "this model answers questions about one picture; give exactly one"
 ALONG_TEXT = {"input_ids": None, "labels": IGNORE}
 """Inputs [rows, tokens] -> what pads them; None stands for the padding token."""
@@ -88,7 +91,7 @@ class Appended(OnePicture):
     answer. The question is the last of its conversation.
     """
 
-    default = "{%- for part in messages[-1]['content'] if part['type'] == 'text' %}{{- part['text'] }}{%- endfor %}"
+    default = LAST_QUESTION
 
     @cached_property
     def ending(self) -> Ending:
@@ -104,7 +107,7 @@ class Appended(OnePicture):
 
     def write(self, conversations: list[Messages], generation_prompt: bool) -> list[str]:
         """The last question, and its answer if it has one."""
-        asked = [_question(messages) for messages in conversations]
+        asked = [last_question(messages) for messages in conversations]
         written = self.chat.write(asked, True)
         return [
             text + (answer_text({"messages": messages}) if messages[-1]["role"] == "assistant" else "")
@@ -192,7 +195,7 @@ class Appended(OnePicture):
         return batch
 
 
-def _question(messages: Messages) -> Messages:
+def last_question(messages: Messages) -> Messages:
     """The last question of a conversation alone."""
     asked = prompt_messages({"messages": messages}) if messages[-1]["role"] == "assistant" else messages
     return asked[-1:]

@@ -19,12 +19,13 @@ from transformers import BatchFeature
 
 from mmdora.errors import MmdoraError
 from mmdora.families.ending import Ending
-from mmdora.families.family import Family, Features, naming
+from mmdora.families.family import Family
+from mmdora.families.learning import Features
 from mmdora.families.one_picture import check_one_answer
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import IGNORE, inputs_of
 from mmdora.records.images import open_image
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages, answer_text, prompt_messages
 
 

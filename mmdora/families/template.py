@@ -94,7 +94,7 @@ def with_question(messages: Messages, word: Callable[[str], str]) -> Messages:
 
 
 def render_with_answers(
-    write: Write, messages: Messages, ends: Sequence[str], next_turn: str | None = None
+    write: Write, messages: Messages, ends: Sequence[str], next_turn: str | None = None, *, last_alone: bool = False
 ) -> tuple[str, list[tuple[int, int]]]:
     """The rendered conversation and the character spans [start, end) of its answers, end-of-turn token included.
 
@@ -104,11 +104,13 @@ def render_with_answers(
     Args:
         ends: end-of-turn tokens; the template may write one of them after an answer.
         next_turn: the token that opens the next turn, where it counts as the end of the answer before it.
+        last_alone: whether the last answer is the only one to find.
 
     Raises:
         MmdoraError: if the template does not write a conversation as a continuation of its prefix.
     """
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    answers = answers[-1:] if last_alone else answers
     before = write([messages[:i] for i in answers], True)
     cuts = sorted({*(i + 1 for i in answers), len(messages)})
     after = write([messages[:cut] for cut in cuts], False)

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from mmdora.errors import MmdoraError
-from mmdora.families.family import Family, naming
+from mmdora.families.family import Family
 from mmdora.families.prompt import Prompt
 from mmdora.families.template import apply_template, encode, inputs_of
-from mmdora.records.row import Row
+from mmdora.records.row import Row, naming
 from mmdora.records.turns import Messages
 
 ALPACA = (

@@ -45,6 +45,8 @@ class Adapted(nn.Module):
     calls: ClassVar[tuple[str, ...]] = ("forward",)
     weight_name: ClassVar[str] = "weight"
     bias_name: ClassVar[str] = "bias"
+    output_written: bool = False
+    """Whether the model writes into this module's output, so that backward cannot read it there; `inject` finds out."""
 
     lora_A: nn.Parameter | None  # noqa: N815 (the paper's and PEFT's names)
     lora_B: nn.Parameter | None  # noqa: N815

@@ -27,6 +27,7 @@ class Scaled(Protocol):
 
     scaling: float
     training: bool
+    output_written: bool
 
     @property
     def base_weight(self) -> Tensor: ...

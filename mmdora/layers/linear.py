@@ -43,7 +43,8 @@ class AdaptedLinear(Adapted):
 
     @classmethod
     def shapes(cls, base: Any, rank: int) -> dict[str, tuple[int, ...]]:
-        rows, columns = base.out_features, base.in_features
+        # Inkling's tower computes its widths by torch, so they are tensors.
+        rows, columns = int(base.out_features), int(base.in_features)
         return {"lora_A": (rank, columns), "lora_B": (rows, rank), "magnitude": (rows,)}
 
 

@@ -66,7 +66,8 @@ def current(module: Scaled) -> linear.Scale | None:
         return linear.Scale(*_scale(module.scales.slot, *parts, magnitude.detach()), keep=True)
     if transforms.wrapped((*parts, magnitude)):
         return module.scales.under_transform(*parts, magnitude)
-    return module.scales.of(*parts, magnitude)
+    scale = module.scales.of(*parts, magnitude)
+    return scale._replace(keep=True) if module.output_written else scale
 
 
 def factors(module: Scaled, dtype: torch.dtype) -> tuple[Tensor | None, Tensor | None]:

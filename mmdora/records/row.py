@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict, cast
 
+from mmdora.errors import MmdoraError
 from mmdora.records.images import FileRef
 from mmdora.records.record import Record
 from mmdora.records.turns import Messages
@@ -57,3 +59,12 @@ def row_of(record: Record, root: Path, files: Sequence[bytes] | None = None) -> 
 def changed(row: Row, **changes: Any) -> Row:
     """A copy of the row with some of its keys changed."""
     return cast(Row, {**row, **changes})
+
+
+@contextmanager
+def naming(row: Row) -> Iterator[None]:
+    """Put the row's name in front of the message of an MmdoraError that is raised inside."""
+    try:
+        yield
+    except MmdoraError as error:
+        raise MmdoraError(f"record {row['id']}: {error}") from None

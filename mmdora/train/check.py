@@ -21,7 +21,7 @@ from mmdora.evaluate.tasks import task_of
 from mmdora.families import family_of
 from mmdora.files import sha256
 from mmdora.models.base import skeleton_of
-from mmdora.models.chat_template import read_template
+from mmdora.models.chat_template import template_of
 from mmdora.models.dtypes import DTYPES
 from mmdora.models.load import check_base, load_processor
 from mmdora.models.memory import check_memory
@@ -114,7 +114,7 @@ def check_plan(config: RunConfig, device: str | torch.device | None = None, *, t
         device: where the whole model will be trained; None if each device gets a part of it. Then only the memory for
             loading is compared with what is free.
     """
-    check_base(config.base, trust_remote_code=trust_remote_code, template=read_template(config.data.template))
+    check_base(config.base, trust_remote_code=trust_remote_code, template=template_of(config.data))
     model = skeleton_of(config, trust_remote_code=trust_remote_code)
     plan = make_plan(model, config.adapt)
     held = 0 if device is None else held_bytes(plan, config)

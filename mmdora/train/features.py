@@ -8,7 +8,7 @@ from torch.utils.data import Subset
 
 from mmdora.config import RunConfig
 from mmdora.families import Family
-from mmdora.families.family import Features
+from mmdora.families.learning import Features
 from mmdora.train.processes import Processes
 
 

@@ -16,7 +16,7 @@ from mmdora.batches.stream import Stream
 from mmdora.batches.tasks import TaskRows
 from mmdora.config import RunConfig
 from mmdora.families import Family, family_of
-from mmdora.models.chat_template import read_template
+from mmdora.models.chat_template import template_of
 from mmdora.models.load import load, load_processor
 from mmdora.models.quantize import NONE
 from mmdora.train.early_stopping import Answers
@@ -59,7 +59,7 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
         MmdoraError: if model, data and config do not fit together.
     """
     with processes.together():
-        budget, training, template = config.data.image_tokens, config.training, read_template(config.data.template)
+        budget, training, template = config.data.image_tokens, config.training, template_of(config.data)
         processor = load_processor(config.base, trust_remote_code=trust, image_tokens=budget, template=template)
         family = family_of(processor)
         rows = rows_of(sources, family, config, processes)

@@ -29,7 +29,7 @@ from mmdora.families.boxes import boxed
 from mmdora.layers import AdaptedExpertWeight
 from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models.base import skeleton_of
-from mmdora.models.chat_template import read_template
+from mmdora.models.chat_template import template_of
 from mmdora.models.image_tokens import set_image_tokens
 from mmdora.models.load import check_base, load_generation_config
 from mmdora.records.reader import read_records
@@ -83,7 +83,7 @@ def show_data(
 
 def _processor(name: str, config: RunConfig, trust_remote_code: bool) -> Any:
     """The processor of a base, as training by this config has it, after a check that it fits the model."""
-    processor = check_base(name, trust_remote_code=trust_remote_code, template=read_template(config.data.template))
+    processor = check_base(name, trust_remote_code=trust_remote_code, template=template_of(config.data))
     set_image_tokens(processor, config.data.image_tokens)
     return processor
 

@@ -22,6 +22,7 @@ from transformers import set_seed
 
 from mmdora.config import RunConfig, config_of
 from mmdora.errors import Interrupted, OutOfMemory
+from mmdora.models.chat_template import template_of
 from mmdora.models.locate import with_lasting_paths
 from mmdora.train.batch_size import estimated, is_out_of_memory, out_of_memory
 from mmdora.train.begin import Begun, Request, begin, hold, silent
@@ -147,7 +148,7 @@ def assembled(
     reports: list[Report] = []
     if processes.main:
         reports = [RunLog(config.training.output / LOG, feed.rows_per_step), *reporters(config)]
-    template = loaded.processor.chat_template if config.data.template is not None else None
+    template = loaded.processor.chat_template if template_of(config.data) is not None else None
     checkpoints = Checkpoints(config, processes, trained, facts, feed.pieces, template)
     say = tqdm.write if processes.main else silent  # tqdm.write does not disturb the progress bar.
     objective = Objective(

@@ -213,3 +213,13 @@ def test_biases_and_norms_of_a_modality_train_beside_its_adapters(bias, norms):
 def test_biases_and_norms_that_are_not_there(adapt, message):
     with pytest.raises(MmdoraError, match=message):
         make_plan(shrunken_llava(), adapt)
+
+
+def test_widths_that_torch_computed_become_numbers():
+    """Inkling's tower computes the widths of its layers by torch, so they are tensors."""
+    model = shrunken_llava()
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            module.out_features = torch.tensor(module.out_features)
+    plan = make_plan(model, EXAMPLE)
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == make_plan(shrunken_llava(), EXAMPLE)

@@ -140,6 +140,16 @@ def test_tensors_that_target_parameters_does_not_name_are_refused(tmp_path):
         load_adapter(mixture("aria"), tmp_path)
 
 
+def test_single_experts_of_transformers_4_are_refused_with_the_way_out(tmp_path):
+    pefts("qwen3_vl_moe", 8, tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    for key, shape in (("lora_A", (3, 8)), ("lora_B", (8, 3))):
+        tensors[f"{PREFIX}0.mlp.experts.1.gate_proj.{key}.weight"] = torch.randn(shape)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(MmdoraError, match=r"adapts single experts \(.*\.experts\.1\.gate_proj\).*merge it with peft"):
+        load_adapter(mixture("qwen3_vl_moe", 8), tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore:.*carries no fingerprint")
 @pytest.mark.parametrize("width", [8, 12])
 def test_tensors_of_a_wrong_size_are_listed(width, tmp_path):

@@ -16,10 +16,10 @@ from packaging.version import Version
 from transformers import AutoModelForImageTextToText, GenerationConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from . import blip, continuing, deepseek, gemma, others, qwen, tiled, unified
+from . import blip, continuing, deepseek, gemma, molmo, others, qwen, tiled, unified
 from .recipe import Recipe
 
-MODULES = (qwen, tiled, gemma, others, deepseek, blip, unified, continuing)
+MODULES = (qwen, tiled, gemma, others, deepseek, blip, unified, continuing, molmo)
 RECIPES: dict[str, Recipe] = {name: recipe for module in MODULES for name, recipe in module.RECIPES.items()}
 """Name of a family -> how its checkpoint is made."""
 TOO_OLD = {name for name, recipe in RECIPES.items() if Version(version("transformers")) < Version(recipe.since)}
@@ -48,9 +48,9 @@ def make(name: str, folder: Path, seed: int = 0, *, text_config: Mapping[str, An
     model: Any = AutoModelForImageTextToText.from_config(config)
     louder(model)
     ends = processor.tokenizer.convert_tokens_to_ids(list(recipe.stops)) or None
-    model.generation_config = GenerationConfig(
-        eos_token_id=ends, pad_token_id=processor.tokenizer.pad_token_id, bos_token_id=processor.tokenizer.bos_token_id
-    )
+    words, starts = processor.tokenizer, getattr(model.config.get_text_config(), "decoder_start_token_id", None)
+    named = {"pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id, "decoder_start_token_id": starts}
+    model.generation_config = GenerationConfig(eos_token_id=ends, **named)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 

@@ -83,7 +83,8 @@ def kosmos2_5() -> Any:
 
 
 def kosmos2_5_config(processor: Any) -> dict[str, Any]:
-    vision = {**CLIP, "head_dim": 8, "patch_embed_hidden_size": 48}
+    """Its processor always gives 4,096 patches, so its tower is as small as it can be."""
+    vision = {**CLIP, "num_hidden_layers": 1, "num_attention_heads": 1, "head_dim": 8, "patch_embed_hidden_size": 48}
     return {"vision_config": vision, "text_config": kosmos_text(processor), "latent_query_num": 4}
 
 

@@ -166,6 +166,7 @@ class Walk:
             labels = family.batch([row])["labels"][0]
             text = family.tokenizer.decode(labels[labels != IGNORE])
             said = [m["content"][0]["text"] for m in row["messages"] if m["role"] == "assistant"]
+            text = text if family.one_stream else text.removeprefix(family.tokenizer.bos_token)
             bare = text.replace(family.ending.token or "", "|")
             if [part.strip() for part in bare.split("|")] != [*said, ""]:
                 raise StepError(f"learns {text!r} of {said}")

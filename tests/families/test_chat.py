@@ -12,7 +12,7 @@ from transformers import AutoProcessor
 
 from mmdora.errors import MmdoraError
 from mmdora.families import Family, family_of
-from mmdora.families.chat import said, without_thought
+from mmdora.families.chat import said
 
 TALK = record("t", [], [("What?", "A cat."), ("And?", "A dog.")])["messages"]
 
@@ -91,8 +91,3 @@ def test_an_empty_thought_before_the_last_answer_belongs_to_the_prompt():
     assert [text[start:end] for start, end in spans] == ["A cat.<|im_end|>", "A dog.<|im_end|>"]
     assert own.render(TALK[:3], generation_prompt=True) == text[: spans[1][0]]
     assert "is not learned" in own.notes(None)[0]
-
-
-def test_a_thought_is_no_part_of_an_answer_that_is_scored():
-    assert without_thought("<think>\nIt purrs.\n</think>\n\nA cat.") == "A cat."
-    assert without_thought("A cat. </think>") == "A cat. </think>" and without_thought("<think> A") == "<think> A"

@@ -8,7 +8,7 @@ from text_bases import BASES, tokenizer_of
 
 from mmdora.errors import MmdoraError
 from mmdora.families import IGNORE, Prompt, family_of
-from mmdora.families.chat import THOUGHT
+from mmdora.families.thoughts import EMPTY
 from mmdora.records.record import qa_record
 from mmdora.records.row import Row, row_of
 
@@ -66,8 +66,8 @@ def test_an_empty_thought_is_part_of_the_prompt():
     family = family_of(tokenizer_of("qwen3"))
     text, spans = family.render_with_answers(row(*PAIRS)["messages"])
     assert [text[start:end] for start, end in spans] == ["blue<|im_end|>", "so it is<|im_end|>"]
-    assert text.count(THOUGHT) == 1 and text[: spans[1][0]].endswith(THOUGHT)
-    assert family.render(row(*PAIRS)["messages"][:1], generation_prompt=True).endswith(THOUGHT)
+    assert text.count(EMPTY) == 1 and text[: spans[1][0]].endswith(EMPTY)
+    assert family.render(row(*PAIRS)["messages"][:1], generation_prompt=True).endswith(EMPTY)
 
 
 def test_a_base_without_a_template_is_asked_as_alpaca_was():
