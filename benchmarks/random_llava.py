@@ -1,4 +1,8 @@
-"""Writes a checkpoint with LLaVA-1.5-7B's layout and random weights, and an adapter for it, for measurements."""
+"""Writes a checkpoint with LLaVA-1.5-7B's layout and random weights, and an adapter for it, for measurements.
+
+The tokenizer is that of the bundled `tiny-llava`, whose ids fit into the larger vocabulary; the pictures are 336 pixels
+wide and high and have 576 tokens, as LLaVA-1.5's.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ def make_base(folder: Path, layers: int, small: bool) -> None:
 
     from mmdora.export.layout import config_dtype, hub_state
     from mmdora.export.shards import SINGLE, read_shard, write_index
+    from mmdora.models.load import load_processor
 
     hidden, wide, words = (512, 1376, 4096) if small else (4096, 11008, 32064)
     tower: dict[str, Any] = {"num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14}
@@ -31,8 +36,18 @@ def make_base(folder: Path, layers: int, small: bool) -> None:
         num_attention_heads=heads,
         num_key_value_heads=heads,
         vocab_size=words,
+        max_position_embeddings=4096,
     )
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**tower), text_config=text)
+    processor = load_processor("tiny-llava")
+    processor.patch_size = tower["patch_size"]
+    processor.image_processor.size = processor.image_processor.crop_size = {"height": 336, "width": 336}
+    processor.save_pretrained(folder)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**tower),
+        text_config=text,
+        image_token_index=processor.image_token_id,
+        vision_feature_layer=-2,
+    )
     with torch.device("meta"):
         model = LlavaForConditionalGeneration(config)
     config_dtype(config, torch.bfloat16)
