@@ -13,14 +13,12 @@ SHARD = 5 * 10**9
 """The most bytes of a file, as in checkpoints on the hub."""
 
 
-def make_base(folder: Path, layers: int, small: bool) -> None:
-    """Write a base file by file; no more than one file's tensors are in memory."""
+def write_config(folder: Path, layers: int, small: bool) -> Any:
+    """Write config and processor into a folder, which may not be there yet; gives the model on the meta device."""
     import torch
-    from safetensors.torch import save_file
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-    from mmdora.export.layout import config_dtype, hub_state
-    from mmdora.export.shards import SINGLE, read_shard, write_index
+    from mmdora.export.layout import config_dtype
     from mmdora.models.load import load_processor
 
     hidden, wide, words = (512, 1376, 4096) if small else (4096, 11008, 32064)
@@ -53,6 +51,18 @@ def make_base(folder: Path, layers: int, small: bool) -> None:
     config_dtype(config, torch.bfloat16)
     config.architectures = [type(model).__name__]
     config.save_pretrained(folder)
+    return model
+
+
+def make_base(folder: Path, layers: int, small: bool) -> None:
+    """Write a base file by file; no more than one file's tensors are in memory."""
+    import torch
+    from safetensors.torch import save_file
+
+    from mmdora.export.layout import hub_state
+    from mmdora.export.shards import SINGLE, read_shard, write_index
+
+    model = write_config(folder, layers, small)
     files: list[dict[str, torch.Size]] = [{}]
     size = 0
     for name, tensor in hub_state(model).items():
@@ -61,16 +71,30 @@ def make_base(folder: Path, layers: int, small: bool) -> None:
             size = 0
         files[-1][name] = tensor.shape
         size += 2 * tensor.numel()
-    generator = torch.Generator().manual_seed(0)
+    drawn = torch.empty(2**24 + 1, dtype=torch.bfloat16).normal_(0, 0.02, generator=torch.Generator().manual_seed(0))
+    used = 0
     written = {}
     for number, shapes in enumerate(files, 1):
         path = folder / (SINGLE if len(files) == 1 else f"model-{number:05}-of-{len(files):05}.safetensors")
         tensors = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
         for tensor in tensors.values():
-            tensor.normal_(0, 0.02, generator=generator)
+            used = _fill(tensor.view(-1), drawn, used)
         save_file(tensors, path, {"format": "pt"})
         written[path.name] = read_shard(path).tensors
     write_index(folder, written)
+
+
+def _fill(flat: Any, drawn: Any, used: int) -> int:
+    """Copy random numbers, beginning behind the `used` ones; gives how many are used then.
+
+    They come again after 17 million, because drawing 7 billion takes minutes. No two rows of a weight are equal.
+    """
+    begin = 0
+    while begin < len(flat):
+        part = flat[begin : begin + len(drawn) - used]
+        part.copy_(drawn[used : used + len(part)])
+        begin, used = begin + len(part), (used + len(part)) % len(drawn)
+    return used
 
 
 def make_adapter(base: Path, folder: Path, rank: int) -> int:

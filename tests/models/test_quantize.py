@@ -77,7 +77,13 @@ def named(tiny_llava: str, folder: Path, **own: object) -> Path:
 
 @pytest.mark.parametrize(
     ("method", "way"),
-    [("gptq", "load the checkpoint that it was made from"), ("fp8", "model.dequantize: true"), ("awq", "nf4")],
+    [
+        ("gptq", "load the checkpoint that it was made from"),
+        ("fp8", "model.dequantize: true"),
+        ("awq", "nf4"),
+        ("torchao", "nf4"),
+        ("compressed-tensors", "nf4"),
+    ],
 )
 def test_other_formats_are_refused_in_one_line(tiny_llava, tmp_path, method, way):
     folder = named(tiny_llava, tmp_path / method, quant_method=method, bits=4)
