@@ -32,7 +32,7 @@ def in_fp8(base: str, folder: Path, **own: Any) -> tuple[Path, dict[str, torch.T
     """
     shutil.copytree(base, folder)
     settings = FineGrainedFP8Config(**own, modules_to_not_convert=["vision_tower", "multi_modal_projector", "lm_head"])
-    operation = Fp8Quantize(SimpleNamespace(quantization_config=settings))
+    operation: Any = Fp8Quantize(SimpleNamespace(quantization_config=settings))
     state, values = load_file(folder / "model.safetensors"), {}
     for name in [name for name in state if LINEAR.search(name)]:
         made = operation.convert({name: state.pop(name)})
@@ -70,7 +70,8 @@ def test_fp8_is_read_as_plain_weights_and_trained_on(own: Any, tiny_llava: str, 
 def in_mxfp4(folder: Path) -> dict[str, torch.Tensor]:
     """Write a tiny GPT-OSS with its experts in mxfp4, as its files have them; gives the values they stand for."""
     tokenizer = tokenizer_of("qwen3")
-    config = GptOssConfig(**SMALL, vocab_size=len(tokenizer), num_local_experts=2, num_experts_per_tok=1)
+    own: Any = SMALL | {"vocab_size": len(tokenizer), "num_local_experts": 2, "num_experts_per_tok": 1}
+    config = GptOssConfig(**own)
     config.intermediate_size = config.hidden_size = 64  # Blocks have 32 values.
     GptOssForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
