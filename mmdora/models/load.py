@@ -28,7 +28,7 @@ from mmdora.models.dtypes import DTYPES
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
-from mmdora.models.quantize import format_of, other_base, put_in, settings_of, settle
+from mmdora.models.quantize import cast_rest, format_of, other_base, put_in, settings_of, settle
 
 
 def load(
@@ -79,6 +79,8 @@ def load(
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     model = _read(location, DTYPES[taken], trust_remote_code, how, device)
+    if how is None and format_of(model.config) is not None:
+        cast_rest(model, DTYPES[taken])
     if dequantize and format_of(model.config) is not None:
         dequantize_all(model, DTYPES[taken])
     settle(model)
