@@ -79,8 +79,6 @@ def load(
     check_memory(base, shapes, taken, device)
     settings = set_image_tokens(processor, image_tokens or location.image_tokens)
     model = _read(location, DTYPES[taken], trust_remote_code, how, device)
-    if how is None and format_of(model.config) is not None:
-        cast_rest(model, DTYPES[taken])
     if dequantize and format_of(model.config) is not None:
         dequantize_all(model, DTYPES[taken])
     settle(model)
@@ -111,6 +109,8 @@ def _read(
             f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
             "transformers would fill them with random numbers"
         )
+    if how is None and format_of(model.config) is not None:
+        cast_rest(model, dtype)
     return model
 
 
