@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
+import tempfile
+import time
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
 RESULTS = Path(__file__).parent / "results"
+EVERY = 0.05
+"""Seconds between two readings of a process's memory, which are short beside the merge of a shard."""
 
 
 def machine() -> dict[str, str]:
@@ -44,6 +49,44 @@ def memory_of(pid: int | str = "self") -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     raise OSError(f"/proc/{pid}/status has no RssAnon")
+
+
+class Run(NamedTuple):
+    """The time and memory of one process."""
+
+    wall: float  # seconds
+    cpu: float  # seconds, user and system
+    anonymous: int  # bytes without mapped files, the largest that was seen
+    resident: int  # bytes with the pages of mapped files, the largest
+    said: str  # what it printed
+
+
+def measured(command: list[str]) -> Run:
+    """Run a command to its end and measure it.
+
+    Raises:
+        SystemExit: if it failed; its own message is printed.
+    """
+    begun, peak = time.monotonic(), 0
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                break
+            try:
+                peak = max(peak, memory_of(process.pid))
+            except OSError:  # The process has just ended.
+                continue
+            time.sleep(EVERY)
+        wall = time.monotonic() - begun
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            log.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed:\n{log.read()}")
+        log.seek(0)
+        said = log.read()
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak, usage.ru_maxrss * 1024, said)
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:

@@ -17,56 +17,17 @@ import argparse
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from harness import memory_of, show, write
+from harness import Run, measured, show, write
 from random_llava import make_adapter, make_base
 
-EVERY = 0.05
-"""Seconds between two readings of a process's memory, which are short beside the merge of a shard."""
-
 WAYS = ("cp", "mmdora: imports alone", "mmdora: merge", "mmdora: export", "PEFT")
-
-
-class Run(NamedTuple):
-    """The time and memory of one process."""
-
-    wall: float  # seconds
-    cpu: float  # seconds, user and system
-    anonymous: int  # bytes, the largest that was seen
-
-
-def measured(command: list[str]) -> Run:
-    """Run a command to its end and measure it.
-
-    Raises:
-        SystemExit: if it failed; its own message is printed.
-    """
-    begun, peak = time.monotonic(), 0
-    with tempfile.TemporaryFile("w+") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                break
-            try:
-                peak = max(peak, memory_of(process.pid))
-            except OSError:  # The process has just ended.
-                continue
-            time.sleep(EVERY)
-        wall = time.monotonic() - begun
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            log.seek(0)
-            raise SystemExit(f"{' '.join(command)} failed:\n{log.read()}")
-    return Run(wall, usage.ru_utime + usage.ru_stime, peak)
 
 
 def do(way: str, base: Path, adapter: Path, out: Path) -> None:
@@ -139,7 +100,7 @@ def compare(folder: Path, layers: int, rank: int, rounds: int, small: bool) -> t
     peft = runs["PEFT"]
     rows = []
     for way, mine in runs.items():
-        wall, cpu, memory = (statistics.median(values) for values in zip(*mine, strict=True))
+        wall, cpu, memory = (statistics.median(values) for values in zip(*(run[:3] for run in mine), strict=True))
         ratio = statistics.median(run.wall / peer.wall for run, peer in zip(mine, peft, strict=True))
         rows.append(
             {

@@ -1,6 +1,6 @@
 """Measures training on a base in 4 bits: the step beside PEFT's QLoRA and QDoRA, and what may be merged into what.
 
-    python benchmarks/quantised.py            # tables, results/quantised_{cpu,cuda}.{json,md}
+    python benchmarks/quantised.py            # tables, results/quantised{,_cuda}.{json,md}
     python benchmarks/quantised.py --quick    # few rounds, nothing written
 
 The step is measured as in `step.py`: all variants share one base, whose language linears are bitsandbytes's in nf4, and
@@ -87,15 +87,24 @@ def main() -> None:
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     case = Case(**{**vars(WIDTH_7B if device == "cuda" else SMALL), "quantised": True})
-    tables = {describe(case): steps(case, 5 if options.quick else options.rounds, measures_memory=not options.quick)}
-    show(describe(case), tables[describe(case)])
+    name, command = (
+        f"quantised{'_cuda' * (device == 'cuda')}",
+        f"python benchmarks/quantised.py --rounds {options.rounds}",
+    )
+    tables: dict[str, list[dict[str, Any]]] = {}
+
+    def found(title: str, rows: list[dict[str, Any]]) -> None:
+        """Show a table, and write it with those before it, so that a run which is cut leaves what it has measured."""
+        tables[title] = rows
+        show(title, rows)
+        if not options.quick:
+            print(write(name, command, tables))
+
+    found(describe(case), steps(case, 5 if options.quick else options.rounds, measures_memory=not options.quick))
     with tempfile.TemporaryDirectory() as folder:
         for form in ("nf4", "fp4"):
             title = f"DoRA trained on tiny-llava in {form}, held-out questions about drawn scenes"
-            tables[title] = merges(form, *((20, 40) if options.quick else (200, 400)), Path(folder))
-            show(title, tables[title])
-    if not options.quick:
-        print(write(f"quantised_{device}", "python benchmarks/quantised.py", tables))
+            found(title, merges(form, *((20, 40) if options.quick else (200, 400)), Path(folder)))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from mmdora.demo.turns import ALL_BAD, MAX_COLUMNS, TIE, UNDONE, AnswerSettings,
 from mmdora.errors import MmdoraError
 from mmdora.export.facts import methods_of, read_facts
 from mmdora.families import ask, family_of
+from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models.load import load
 from mmdora.models.locate import Location, bundled, locate
 from mmdora.predict.endpoint import Endpoint
@@ -164,16 +165,17 @@ def describe(model: Any, location: Location) -> str:
     Raises:
         MmdoraError: if its `mmdora.json` is damaged.
     """
-    size = sum(parameter.numel() for parameter in model.parameters())
+    size, forms = sum(sizes(model).values()), {form for module in model.modules() if (form := form_of(module))}
+    stored = f" in {' and '.join(sorted(forms))}" if forms else ""
     if plan := plan_of(model):
         share = f"{_short(plan.trainable)} of {_short(size)} trained"
-        return f"{_methods(methods_of(plan))} on {Path(model.name_or_path).name}, {share}"
+        return f"{_methods(methods_of(plan))} on {Path(model.name_or_path).name}{stored}, {share}"
     if location.base in bundled():
         kind = "base"
     else:
         facts = read_facts(Path(location.source))
         kind = f"{_methods(facts.methods)}, merged" if facts and facts.methods else "checkpoint"
-    return f"{kind}, {_short(size)} parameters"
+    return f"{kind}{stored}, {_short(size)} parameters"
 
 
 def _is_hub_id(path: str) -> bool:

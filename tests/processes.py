@@ -6,11 +6,23 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils.launch import prepare_multi_gpu_env
 from tiny_run import exit_code, forked
 
 PATIENCE = 120  # Seconds after which processes are taken to wait for one another forever; a run takes much less.
+
+FSDP2 = Path(__file__).parents[1] / "configs" / "accelerate" / "8_gpus_fsdp2.yaml"
+
+
+@cache
+def of_the_launcher(config: Path) -> dict[str, str]:
+    """What `accelerate launch` with a committed config puts into the environment of each process."""
+    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(config), "train"]))
+    return prepare_multi_gpu_env(args)
 
 
 def free_port() -> int:

@@ -110,8 +110,11 @@ class Adapted(nn.Module):
         weight = base._parameters.get(cls.weight_name)
         if weight is None:
             return f"the weight of this {name} is computed from other tensors (a parametrisation)"
-        if not weight.is_floating_point():
-            return f"its weight is {weight.dtype}, quantised by a library that mmdora has no adapter for"
+        # torchao's tensors have the dtype that they were made from.
+        torchao = type(weight).__module__.partition(".")[0] == "torchao"
+        if torchao or not weight.is_floating_point():
+            stored = f"torchao's {type(weight).__name__}" if torchao else weight.dtype
+            return f"its weight is {stored}, quantised by a library that mmdora has no adapter for"
         return None
 
     @classmethod

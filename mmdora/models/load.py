@@ -28,7 +28,7 @@ from mmdora.models.dtypes import DTYPES
 from mmdora.models.image_tokens import set_image_tokens, set_in_model
 from mmdora.models.locate import Location, lasting_name, locate, resolve
 from mmdora.models.memory import check_memory, own_dtype
-from mmdora.models.quantize import format_of, other_base, put_in, settings_of, settle
+from mmdora.models.quantize import cast_rest, format_of, other_base, put_in, settings_of, settle
 
 
 def load(
@@ -109,6 +109,8 @@ def _read(
             f"model {base!r}: {len(absent)} tensors are missing in its files, such as {', '.join(absent[:3])}; "
             "transformers would fill them with random numbers"
         )
+    if how is None and format_of(model.config) is not None:
+        cast_rest(model, dtype)
     return model
 
 

@@ -166,6 +166,18 @@ def settle(model: nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False  # pyright: ignore
 
 
+def cast_rest(model: Any, dtype: torch.dtype) -> None:
+    """Give the weights that are not packed their dtype, in a model whose files bitsandbytes quantised.
+
+    transformers 5.24 leaves every tensor called `weight` in the dtype of its file there, and casts all others.
+    """
+    narrow = dtype != torch.float32
+    kept = {*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())} if narrow else set()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not kept.intersection(name.split(".")):
+            parameter.data = parameter.data.to(dtype)
+
+
 def saved_settings(model: Any) -> None:
     """Write the linears that were left out by their plain names into a model's config, as other tools expect them."""
     own = model.config.quantization_config

@@ -23,6 +23,7 @@ from mmdora.evaluate.scoring.metrics import majority_baseline
 from mmdora.evaluate.table import scores_table
 from mmdora.files import sha256
 from mmdora.html import curve
+from mmdora.layers.dequantize import sizes
 from mmdora.models.load import load
 from mmdora.outputs.lock import locked
 from mmdora.outputs.written import FILES, Written
@@ -127,7 +128,7 @@ class Quickstart:
         model, _ = load(self.base_name)
         weights = b"".join(parameter.detach().float().cpu().numpy().tobytes() for parameter in model.parameters())
         self._base_digest = {"base": sha256(weights)}
-        self.size = sum(parameter.numel() for parameter in model.parameters())
+        self.size = sum(sizes(model).values())
         self.console.print(
             f"[bold cyan]1/7[/] [bold]base[/] {self.base_name}, {self.size:,} parameters", highlight=False
         )

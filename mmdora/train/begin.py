@@ -10,6 +10,7 @@ from typing import Any
 
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.models.base import format_of_files
 from mmdora.outputs.lock import locked
 from mmdora.train.check import check_output, check_plan
 from mmdora.train.loading import Say
@@ -63,14 +64,14 @@ def begin(request: Request, processes: Processes) -> Begun:
         raise MmdoraError(
             "data.stream cannot be used with FSDP or DeepSpeed, which need an image in every micro-batch; leave one out"
         )
-    if config.model.quantize is not None and processes.sharded:
-        raise MmdoraError(
-            "model.quantize cannot be used with FSDP or DeepSpeed, which would shard packed weights; use DDP"
-        )
     if config.model.compose is not None:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
+    if processes.sharded and (config.model.quantize or (format_of_files(config.base) and not config.model.dequantize)):
+        raise MmdoraError(
+            "a quantised base cannot be used with FSDP or DeepSpeed, which would shard packed weights; use DDP"
+        )
     device = None if processes.sharded else processes.device
     check_plan(config, device, trust_remote_code=request.trust)
     return begun

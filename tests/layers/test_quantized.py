@@ -173,3 +173,11 @@ def test_what_cannot_be_done_is_said_in_one_line():
     fresh = bnb.nn.Linear8bitLt(48, 96, has_fp16_weights=True)
     with pytest.raises(MmdoraError, match="quantised anew in each forward"):
         adapted(fresh, "dora")
+
+
+def test_tensors_of_torchao_are_refused_although_they_say_they_are_floats():
+    packed = type("Int8Tensor", (torch.Tensor,), {"__module__": "torchao.quantization"})
+    linear = nn.Linear(48, 96)
+    linear.weight = nn.Parameter(linear.weight.detach().as_subclass(packed))
+    with pytest.raises(MmdoraError, match="its weight is torchao's Int8Tensor, quantised by a library"):
+        adapted(linear, "dora")

@@ -16,6 +16,7 @@ from mmdora.errors import MmdoraError
 from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models import quantize
 from mmdora.models.base import skeleton
+from mmdora.models.dtypes import DTYPES
 from mmdora.models.memory import packed_bytes
 
 pytest.importorskip("bitsandbytes", reason="pip install 'mmdora[quantize]'")
@@ -67,6 +68,20 @@ def test_files_that_bitsandbytes_quantised_load_train_and_say_so(tiny_llava, tmp
         mmdora.load(tmp_path, quantize="nf4")
 
 
+@pytest.mark.parametrize(("stored", "asked"), [("bf16", "fp32"), ("fp32", "bf16")])
+def test_packed_files_are_read_in_the_dtype_that_is_asked_for(stored: str, asked: str, tiny_llava: str, tmp_path: Path):
+    model, processor = mmdora.load(tiny_llava, quantize="nf4", dtype=stored)
+    quantize.saved_settings(model)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for dequantize in (False, True):
+        again, _ = mmdora.load(tmp_path, dtype=asked, dequantize=dequantize)
+        assert {p.dtype for p in again.parameters() if p.is_floating_point()} == {DTYPES[asked]}
+        with torch.no_grad():
+            picture = torch.zeros(1, 3, 64, 64, dtype=DTYPES[asked])
+            again(input_ids=torch.tensor([[1, *[3] * 64, 5, 6]]), pixel_values=picture)
+
+
 def named(tiny_llava: str, folder: Path, **own: object) -> Path:
     """A copy of the base whose config says that its weights are quantised in some way."""
     shutil.copytree(tiny_llava, folder)
@@ -77,7 +92,13 @@ def named(tiny_llava: str, folder: Path, **own: object) -> Path:
 
 @pytest.mark.parametrize(
     ("method", "way"),
-    [("gptq", "load the checkpoint that it was made from"), ("fp8", "model.dequantize: true"), ("awq", "nf4")],
+    [
+        ("gptq", "load the checkpoint that it was made from"),
+        ("fp8", "model.dequantize: true"),
+        ("awq", "nf4"),
+        ("torchao", "nf4"),
+        ("compressed-tensors", "nf4"),
+    ],
 )
 def test_other_formats_are_refused_in_one_line(tiny_llava, tmp_path, method, way):
     folder = named(tiny_llava, tmp_path / method, quant_method=method, bits=4)

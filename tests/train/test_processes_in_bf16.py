@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
-from processes import finished, launched
+from processes import FSDP2, finished, launched, of_the_launcher
 from safetensors.torch import load_file
 from tiny_run import config_of, curve, first_turns, silent, tree_for
 from torch.distributed.fsdp import FSDPModule
@@ -23,7 +20,6 @@ from mmdora.errors import MmdoraError
 from mmdora.train import train
 from mmdora.train.saving import Checkpoints
 
-FSDP2 = Path(__file__).parents[2] / "configs" / "accelerate" / "8_gpus_fsdp2.yaml"
 ADAPTER = "adapter/adapter_model.safetensors"
 CLOSE = 2**-8
 """What losses may differ by, relative: half a step of bf16, in which products are rounded. Where parameters are
@@ -46,18 +42,11 @@ def tree(records: Path, output: Path, **training: Any) -> dict[str, Any]:
     return found
 
 
-@cache
-def of_the_launcher() -> dict[str, str]:
-    """What `accelerate launch` with the committed config puts into the environment of each process."""
-    args, _, _ = _validate_launch_command(launch_command_parser().parse_args(["--config_file", str(FSDP2), "train"]))
-    return prepare_multi_gpu_env(args)
-
-
 def two(values: dict[str, Any], *more: str, fsdp: bool = False) -> Path:
     """Train in two processes with half the accumulation; each notes the dtypes it computes and reduces in."""
     output = Path(values["training"]["output"])
     values["training"] |= {"accumulation": 1}
-    settings = of_the_launcher() if fsdp else {}
+    settings = of_the_launcher(FSDP2) if fsdp else {}
     (path := output.with_suffix(".yaml")).write_text(yaml.safe_dump(values))
 
     def before(index: int) -> None:
