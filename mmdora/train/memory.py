@@ -12,7 +12,7 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -36,6 +36,18 @@ ANSWER_TOKENS = 128
 
 
 @dataclass(frozen=True)
+class Held:
+    """A parameter of the adapted model: its name, bytes, and bytes of an element."""
+
+    name: str
+    modality: str
+    shape: tuple[int, ...]
+    size: int
+    width: int
+    trains: bool
+
+
+@dataclass(frozen=True)
 class Estimate:
     """Bytes on one device at the peak of a step; dictionaries are modality -> bytes.
 
@@ -48,6 +60,9 @@ class Estimate:
         buffers: other tensors that backward makes.
         rows: number of rows in a micro-batch.
         tokens: number of tokens in a row.
+        gathered: weights that are whole on a device while they compute, though it holds only a shard of them.
+        sent: buffers in which gradients are sent to other devices.
+        held: the parameters, whose bytes are those of `frozen` and `trained`.
     """
 
     frozen: dict[str, int]
@@ -58,11 +73,14 @@ class Estimate:
     buffers: int
     rows: int
     tokens: int
+    gathered: int = 0
+    sent: int = 0
+    held: tuple[Held, ...] = field(default=(), repr=False)
 
     @property
     def peak(self) -> int:
         held = (self.frozen, self.trained, self.gradients, self.moments, self.activations)
-        return sum(sum(part.values()) for part in held) + self.buffers
+        return sum(sum(part.values()) for part in held) + self.buffers + self.gathered + self.sent
 
     def __str__(self) -> str:
         return f"{self.peak / 2**30:.1f} GiB for {self.rows} rows of {self.tokens:,} tokens"
