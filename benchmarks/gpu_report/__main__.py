@@ -61,7 +61,9 @@ def command(small: bool) -> Command:
     return lambda stage, file: [sys.executable, "-m", "gpu_report.stage", stage.name, str(file), *more]
 
 
-def report(stages: Sequence[Stage], folder: Path, started_by: Command, title: str, seconds: float = 60 * MINUTES) -> bool:
+def report(
+    stages: Sequence[Stage], folder: Path, started_by: Command, title: str, seconds: float = 60 * MINUTES
+) -> bool:
     """Run the stages, write `FOLDER/N_NAME.json` and `.log` for each, and `FOLDER/gpu.md` after each.
 
     Args:

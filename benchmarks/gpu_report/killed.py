@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import yaml
 from gpu_report.sheet import Sheet
+from safetensors.torch import load_file
 
 import mmdora
 from mmdora.data_prep import scenes
@@ -52,7 +53,8 @@ def measure(sheet: Sheet) -> None:
         mmdora.export(run, root / "merged", dtype="bf16", say=told.append)
         for line in "\n".join(told).splitlines():
             sheet.note(f"export: {line.strip()}".replace(str(root), "…"))
-        dtypes = {str(p.dtype) for p in mmdora.load(root / "merged")[0].parameters()}
+        files = (root / "merged").glob("*.safetensors")
+        dtypes = {str(tensor.dtype) for file in files for tensor in load_file(file).values()}
         sheet.row(TABLE, what="dtypes of the merged checkpoint", found=", ".join(sorted(dtypes)))
         if torch.cuda.is_available() and not done["device"].startswith("cuda"):
             raise SystemExit(f"the run was on {done['device']}")

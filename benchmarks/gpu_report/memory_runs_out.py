@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import gc
+import io
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +38,12 @@ def measure(sheet: Sheet) -> None:
 
         mmdora.train(config("all"), say=print)
         with _limited(rows // 2, sheet):
-            said: list[str] = []
             begun = time.monotonic()
-            mmdora.train(config("halved", find_batch_size=True), say=said.append)
-            took = f"{time.monotonic() - begun:.1f}"
-            line = next((line for line in said if "out of memory" in line), "never out of memory")
+            # Below a progress bar, tqdm writes the lines of a run.
+            with redirect_stdout(io.StringIO()) as said:
+                mmdora.train(config("halved", find_batch_size=True), say=print)
+            took, lines = f"{time.monotonic() - begun:.1f}", said.getvalue().splitlines()
+            line = next((line for line in lines if "out of memory" in line), "never out of memory")
             sheet.row(TABLE, training="find_batch_size: true", seconds=took, line=line)
             begun = time.monotonic()
             try:

@@ -33,7 +33,7 @@ RECIPE = Case(
     device="cuda",
     checkpointing=True,
 )
-SMALL = Case(hidden=128, intermediate=256, layers=2, batch=2, length=32, rank=4, dtype="bf16", checkpointing=True)
+SMALL = Case(hidden=128, intermediate=256, layers=1, batch=2, length=32, rank=4, dtype="bf16", checkpointing=True)
 DROPOUT = 0.05
 AGAIN = f"{PEER} again"
 MAIN = (PEER, AGAIN, "PEFT DoRA", "mmdora LoRA", "mmdora DoRA")
@@ -45,7 +45,7 @@ def measure(sheet: Sheet) -> None:
     case = SMALL if sheet.small else RECIPE
     _against_the_estimate(sheet, case)
     for rank, names, rounds, most in ((case.rank, MAIN, 3, 90), (3 * case.rank, AT_384, 2, 45)):
-        _beside_peft(sheet, replace(case, rank=rank), names, 1 if sheet.small else rounds, most, goals=names is MAIN)
+        beside_peft(sheet, replace(case, rank=rank), names, 1 if sheet.small else rounds, most, goals=names is MAIN)
         _forget()
 
 
@@ -61,13 +61,15 @@ def _against_the_estimate(sheet: Sheet, case: Case) -> None:
     )
 
 
-def _beside_peft(sheet: Sheet, case: Case, names: tuple[str, ...], rounds: int, most: float, *, goals: bool) -> None:
+def beside_peft(sheet: Sheet, case: Case, names: tuple[str, ...], rounds: int, most: float, *, goals: bool) -> None:
     """Rounds in turns, as many as `most` seconds allow; the table is written after each round."""
     base = build(case)
     _forget()
     own = sum(t.nbytes for t in {id(t): t for t in (*base.parameters(), *base.buffers())}.values())
     steps = {name: Step(name, base, case, DROPOUT) for name in names}
-    waits = {name: _waits(step, case) for name, step in steps.items()}  # This warms up too.
+    for step in steps.values():
+        step()
+    waits = {name: _waits(step) if goals and case.device == "cuda" else "" for name, step in steps.items()}
     times: dict[str, list[float]] = {name: [] for name in names}
     peaks = dict.fromkeys(names, 0)
     end = time.monotonic() + most
@@ -89,12 +91,12 @@ def _beside_peft(sheet: Sheet, case: Case, names: tuple[str, ...], rounds: int, 
             sheet.rows(GOALS, _goals(times, peaks))
 
 
-def _row(name: str, times: dict[str, list[float]], peaks: dict[str, int], waits: dict[str, int]) -> dict[str, Any]:
+def _row(name: str, times: dict[str, list[float]], peaks: dict[str, int], waits: dict[str, Any]) -> dict[str, Any]:
     row = {"variant": name, "seconds": f"{statistics.median(times[name]):.3f}"}
     row["/ PEFT LoRA"] = f"{_ratio(times, name, PEER):.3f}"
     row["peak, GiB"] = f"{peaks[name] / 2**30:.2f}" if peaks[name] else "not on a CPU"
     row["memory / PEFT LoRA"] = f"{peaks[name] / peaks[PEER]:.3f}" if peaks[PEER] else ""
-    return row | {"waits for the device": str(waits[name])}
+    return row | {"waits for the device": waits[name]}
 
 
 def _goals(times: dict[str, list[float]], peaks: dict[str, int]) -> list[dict[str, str]]:
@@ -115,11 +117,8 @@ def _ratio(times: dict[str, list[float]], name: str, peer: str) -> float:
     return statistics.median(a / b for a, b in zip(times[name], times[peer], strict=True))
 
 
-def _waits(step: Step, case: Case) -> int:
-    """How often the host waits for the device in the second of two steps; 0 on a CPU."""
-    step()
-    if case.device != "cuda":
-        return 0
+def _waits(step: Step) -> int:
+    """How often the host waits for the device in a step."""
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -15,6 +15,7 @@ from mmdora.train.check import check_output, check_plan
 from mmdora.train.loading import Say
 from mmdora.train.processes import Processes
 from mmdora.train.resume import check_changes, find_checkpoint
+from mmdora.train.spread import check_sharded
 
 
 @dataclass(frozen=True)
@@ -59,14 +60,8 @@ def begin(request: Request, processes: Processes) -> Begun:
     begun.check(request, {"processes": processes.count, "data": {}})
     if not config.data.sources:
         raise MmdoraError("data.train: give the file of records to train on")
-    if config.data.stream and processes.sharded:
-        raise MmdoraError(
-            "data.stream cannot be used with FSDP or DeepSpeed, which need an image in every micro-batch; leave one out"
-        )
-    if config.model.quantize is not None and processes.sharded:
-        raise MmdoraError(
-            "model.quantize cannot be used with FSDP or DeepSpeed, which would shard packed weights; use DDP"
-        )
+    if processes.sharded:
+        check_sharded(config)
     if config.model.compose is not None:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 

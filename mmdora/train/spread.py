@@ -55,6 +55,9 @@ class Spread:
         return f"each of {self.processes} devices, {self.strategy}"
 
 
+ALONE = Spread(1)
+
+
 def check_sharded(config: RunConfig) -> None:
     """Raise an MmdoraError if a config cannot be trained where parameters or their state are sharded."""
     if config.data.stream:
