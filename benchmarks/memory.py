@@ -76,6 +76,17 @@ def measure(asked: Measured) -> dict[str, Any]:
     peak = _Peak()
     if case.device == "cpu":
         peak.start()
+    took, trainable, batch = _two_steps(asked, config)
+    taken = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak.stop() - imported
+    base = build_skeleton(case)
+    plan = make_plan(base, config.adapt)
+    assert plan.trainable == trainable
+    return {"estimate": estimate(base, plan, config, batch).peak, "measured": taken, "seconds": took}
+
+
+def _two_steps(asked: Measured, config: RunConfig) -> tuple[float, int, dict[str, torch.Tensor]]:
+    """Train; gives the seconds of the second step, the number of trained parameters, and the batch on the CPU."""
+    case = asked.case
     model: Any = build(case)
     if case.device == "cuda":  # The weights were made in fp32.
         torch.cuda.reset_peak_memory_stats()
@@ -103,13 +114,7 @@ def measure(asked: Measured) -> dict[str, Any]:
         optimizer.zero_grad()
 
     took = [seconds(step, case.device) for _ in range(2)]
-    taken = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak.stop() - imported
-    cpu = {name: value.cpu() for name, value in batch.items()}
-    del model, optimizer, batch, step
-    base = build_skeleton(case)
-    estimated = estimate(base, make_plan(base, config.adapt), config, cpu)
-    assert plan.trainable == make_plan(base, config.adapt).trainable
-    return {"estimate": estimated.peak, "measured": taken, "seconds": took[-1]}
+    return took[-1], plan.trainable, {name: value.cpu() for name, value in batch.items()}
 
 
 def build_skeleton(case: Case) -> Any:

@@ -8,11 +8,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gpu_report.recipe import DROPOUT, SMALL
-from gpu_report.sheet import Sheet
 from measures import describe, seconds
 from torch._dynamo.utils import counters
 from variants import PEER, WIDTH_7B, Case, Step, build
+
+from gpu_report.recipe import DROPOUT, SMALL
+from gpu_report.sheet import Sheet
 
 NAMES = ("mmdora DoRA", "mmdora LoRA", PEER)
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from gpu_report.recipe import SMALL
-from gpu_report.sheet import Sheet
 from measures import describe
 from quantised import steps
 from variants import WIDTH_7B
+
+from gpu_report.recipe import SMALL
+from gpu_report.sheet import Sheet
 
 
 def measure(sheet: Sheet) -> None:

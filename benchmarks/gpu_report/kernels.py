@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from gpu_report.sheet import Sheet
 
@@ -34,7 +35,8 @@ def _run(words: list[str], sheet: Sheet) -> tuple[Counter[str], list[str]]:
     command = [sys.executable, "-m", "pytest", "-v", "--color=no", "--noconftest", "-p", "no:cacheprovider", *words]
     environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if sheet.small else {})}
     counts, bad = Counter[str](), list[str]()
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:  # fmt: skip
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, **pipes) as process:
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="")  # into the log of the stage

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 import yaml
-from gpu_report.sheet import Sheet
 from safetensors.torch import load_file
 
 import mmdora
+from gpu_report.sheet import Sheet
 from mmdora.data_prep import scenes
 
 TABLE = "a run that was killed"

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_report.sheet import Sheet
 from transformers import LlavaForConditionalGeneration
 
 import mmdora
+from gpu_report.sheet import Sheet
 from mmdora.data_prep import scenes
 from mmdora.errors import OutOfMemory
 

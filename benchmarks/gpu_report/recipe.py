@@ -15,10 +15,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from gpu_report.sheet import Sheet
 from measures import describe, seconds
-from memory import Measured, measure as memory_of_a_step
+from memory import Measured
+from memory import measure as memory_of_a_step
 from variants import PEER, Case, Step, build
+
+from gpu_report.sheet import Sheet
 
 RECIPE = Case(
     hidden=4096,

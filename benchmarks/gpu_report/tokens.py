@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from decode import MERGED, TOKENS, asking
-from gpu_report.recipe import RECIPE, SMALL
-from gpu_report.sheet import Sheet
 from measures import describe, interleaved
 from variants import Case, batch_of, build, ours, peft
 
 import mmdora
+from gpu_report.recipe import RECIPE, SMALL
+from gpu_report.sheet import Sheet
 
 TABLE = "tokens per second, batch 1, with the key-value cache"
 

@@ -1,4 +1,4 @@
-"""What is installed, whether Triton's kernels can be launched, and whether `mm(out_dtype)` does what `ops` counts on."""
+"""What is installed, whether Triton's kernels can be launched, and whether `mm(out_dtype)` sums in fp32."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from datetime import date
 from pathlib import Path
 
 import torch
+
 from gpu_report.page import FACTS
 from gpu_report.sheet import Sheet
-
 from mmdora.env import collect
 from mmdora.ops import backend
 from mmdora.ops.products import mm

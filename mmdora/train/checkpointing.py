@@ -7,6 +7,9 @@ from typing import Any
 from mmdora.adapt.modality import ModelParts
 from mmdora.errors import MmdoraError
 
+FLAG = "gradient_checkpointing"
+"""The attribute by which transformers turns a layer's checkpointing on."""
+
 
 def checkpoint_activations(model: Any, what: bool | tuple[str, ...], parts: ModelParts) -> None:
     """Turn activation checkpointing on, by transformers' own layers.
@@ -33,4 +36,4 @@ def checkpoint_activations(model: Any, what: bool | tuple[str, ...], parts: Mode
             f"these parts have: {able}"
         )
     for name, module in layers.items():
-        module.gradient_checkpointing = parts.of(name) in what
+        setattr(module, FLAG, parts.of(name) in what)

@@ -17,9 +17,9 @@ import mmdora
 
 BENCHMARKS = Path(mmdora.__file__).parents[1] / "benchmarks"
 STAND_INS = {
-    "fails": "from gpu_report.sheet import Sheet; Sheet(f, True).row('half', got='this far'); raise SystemExit('no luck')",
-    "hangs": "import subprocess, time; subprocess.Popen(['sh', '-c', 'sleep 600; :', str(f)]); print('begun'); time.sleep(600)",
-    "works": "from gpu_report.sheet import Sheet; Sheet(f, True).row('found', answer='4|2')",
+    "fails": "Sheet(f, True).row('half', got='this far'); raise SystemExit('no luck')",
+    "hangs": "import subprocess, time; subprocess.Popen(['sh', '-c', 'sleep 600; :', str(f)]); time.sleep(600)",
+    "works": "Sheet(f, True).row('found', answer='4|2')",
 }
 
 
@@ -32,7 +32,8 @@ def gpu_report(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def stand_in(stage: Any, file: Path) -> list[str]:
-    return [sys.executable, "-c", f"from pathlib import Path; f = Path({str(file)!r})\n{STAND_INS[stage.name]}"]
+    before = f"from pathlib import Path\nfrom gpu_report.sheet import Sheet\nf = Path({str(file)!r})\n"
+    return [sys.executable, "-c", before + STAND_INS[stage.name]]
 
 
 def test_each_stage_is_recorded_and_the_rest_goes_on(gpu_report, tmp_path):

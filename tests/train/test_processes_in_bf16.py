@@ -79,16 +79,22 @@ def two(values: dict[str, Any], *more: str, fsdp: bool = False) -> Path:
             model = self.trained.model
             trained = [p for p in model.parameters() if p.requires_grad]
             sharded: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+            frozen = [p for p in model.parameters() if not p.requires_grad]
+            states = self.trained.optimizer.state.values()
+            moments = [value for state in states for value in state.values() if value.ndim]
             found = {
                 "dtypes": {str(p.dtype) for p in trained},
                 "kinds": {type(p.data).__name__ for p in trained},
                 "summed in": {str(module._get_fsdp_state()._mp_policy.reduce_dtype) for module in sharded},
                 "gathered": {type(module).__name__ for module in sharded},
-                "bytes": [_bytes(p.detach() for p in model.parameters() if not p.requires_grad), _bytes(trained),
-                          _bytes(v for state in self.trained.optimizer.state.values() for v in state.values() if v.ndim)],
+                "bytes": [
+                    _bytes(p for p in model.parameters() if not p.requires_grad),
+                    _bytes(trained),
+                    _bytes(moments),
+                ],
                 "whole": [max(whole, default=0)],
                 "buckets": list(getattr(self.trained.wrapped, "_get_ddp_logging_data", dict)().items()),
-            }  # fmt: skip
+            }
             (output.parent / f"{output.name}-{index}.json").write_text(json.dumps({k: [*v] for k, v in found.items()}))
             write_result(self, folder, best)
 
@@ -102,7 +108,7 @@ def two(values: dict[str, Any], *more: str, fsdp: bool = False) -> Path:
 
 def _bytes(tensors: Any) -> int:
     """What this process holds of tensors."""
-    return sum(local(tensor).nbytes for tensor in tensors)
+    return sum(local(tensor.detach()).nbytes for tensor in tensors)
 
 
 def _count_whole() -> list[int]:

@@ -23,6 +23,7 @@ TREE = {
     "data": {"max_length": 64},
     "training": {"batch_size": 1},
 }
+TINY = ["--config", "configs/tiny/dora.yaml"]
 CONFIG = validate(RunConfig, TREE, where=str)
 
 
@@ -64,7 +65,7 @@ def test_gradients_of_fsdp2_are_whole_with_accumulation(base):
     ("words", "line"),
     [
         (["--processes", "2"], "--processes: the memory of a device needs a config (--config)"),
-        (["--config", "configs/tiny/dora.yaml", "--processes", "0"], "--processes 0: must be at least 1"),
+        ([*TINY, "--processes", "0"], "--processes 0: must be at least 1"),
         (
             [
                 "--config",
