@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo evidence evidence-sample test test-slow test-floor test-newest test-trl newest lock lint format families zoo browser browser-test gpu-test gpu-report serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised docs release audit clean
+.PHONY: help bench-e2e quickstart demo evidence evidence-sample test test-slow test-floor test-newest test-trl newest lock lint format families zoo browser browser-test gpu-test gpu-report serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ browser-test: browser  ## The page in a real headless browser
 
 bench-quantised: $(VENV)/.installed-dev  ## A step on a base in 4 bits beside PEFT's, and what may be merged into what
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quantised.py $(ARGS)
+
+bench-e2e: $(VENV)/.installed-trl  ## A whole training beside TRL's SFTTrainer with PEFT: CPU time and memory
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python benchmarks/e2e.py $(ARGS)
 
 test-trl: $(VENV)/.installed-trl  ## An injected model under transformers' Trainer and TRL's trainers
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/train/test_other_trainers.py $(ARGS)

@@ -6,9 +6,10 @@
 The same base, rows, order of sizes, steps and batch go through `mmdora.train` and through `SFTTrainer` with PEFT's LoRA
 and DoRA: rank 16 on all linears of the language model, AdamW, fp32, without activation checkpointing (TRL's default is
 to use it), without evaluation and checkpoints. Rows have one picture and a question; the loss is on the answer in both,
-and a row of the table says on how many tokens. Every run is a process of its own, forked after the imports, and runs
-take turns. Time is process CPU time, so that a busy machine counts little. Memory is the largest resident size of the
-process above that before the run. `TRL LoRA again` is the peer measured twice: how far it is from 1 is the noise.
+and a note says on how many tokens. Every run is a process of its own, forked after the imports, and runs take turns.
+Both write what they always write; what a start takes is a part of it. Time is process CPU time, so that a busy machine
+counts little. Memory is the largest resident size of the process above that before the run. `TRL LoRA again` is the peer
+measured twice: how far it is from 1 is the noise.
 
 The shapes are those of Qwen2.5-VL and LLaVA with random weights, small, but with a language model that dominates; their
 vocabulary is as small a part of it as in a 7B, so that the loss in chunks gains no more than there.
@@ -63,7 +64,7 @@ class Shape:
     hidden: int = 1024
     layers: int = 2
     batch: int = 4
-    steps: int = 4
+    steps: int = 8
     answer: int = 128  # tokens of an answer, about
 
     def __str__(self) -> str:
@@ -143,9 +144,9 @@ def trl_trainer(shape: Shape, base: Path, rows: Path, out: Path, method: str) ->
     return trl.SFTTrainer(
         model=AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32),
         args=trl.SFTConfig(
-            str(out), max_steps=shape.steps, per_device_train_batch_size=shape.batch, learning_rate=RATE, max_length=None,
-            lr_scheduler_type="cosine", warmup_steps=1, gradient_checkpointing=False, bf16=False, use_cpu=True,
-            save_strategy="no", logging_steps=10, report_to=[], disable_tqdm=True,
+            str(out), max_steps=shape.steps, per_device_train_batch_size=shape.batch, learning_rate=RATE,
+            max_length=None, lr_scheduler_type="cosine", warmup_steps=1, gradient_checkpointing=False, bf16=False,
+            use_cpu=True, save_strategy="no", logging_steps=10, report_to=[], disable_tqdm=True,
         ),
         train_dataset=table,
         processing_class=AutoProcessor.from_pretrained(base),

@@ -120,10 +120,15 @@ def _scaled(whole: Mapping[str, int], shards: Mapping[str, int], trained: Mappin
     return {modality: int(size * shards[modality] / trained[modality]) for modality, size in whole.items()}
 
 
+def blocks_of(model: Any) -> list[str]:
+    """Names of the modules that are gathered one at a time: those of the classes that the model names for it."""
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    return [name for name, module in model.named_modules() if type(module).__name__ in names]
+
+
 def _gathered(held: Iterable[Held], model: Any) -> tuple[int, int]:
     """Bytes that are whole at a time, and bytes of the gradients of the unit of which most trains."""
-    names = set(getattr(model, "_no_split_modules", None) or ())
-    blocks = [f"{name}." for name, module in model.named_modules() if type(module).__name__ in names]
+    blocks = [f"{name}." for name in blocks_of(model)]
     # Blocks inside of blocks are units of their own, so the innermost one counts.
     of_block, trains = Counter[str](), Counter[str]()
     outside, embedding = 0, _embedding(model)

@@ -88,7 +88,7 @@ def two(values: dict[str, Any], *more: str, fsdp: bool = False) -> Path:
                 "summed in": {str(module._get_fsdp_state()._mp_policy.reduce_dtype) for module in sharded},
                 "gathered": {type(module).__name__ for module in sharded},
                 "bytes": [
-                    _bytes(p for p in model.parameters() if not p.requires_grad),
+                    _bytes(frozen),
                     _bytes(trained),
                     _bytes(moments),
                 ],
