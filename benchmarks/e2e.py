@@ -8,8 +8,8 @@ and DoRA: rank 16 on all linears of the language model, AdamW, fp32, without act
 to use it), without evaluation and checkpoints. Rows have one picture and a question; the loss is on the answer in both,
 and a note says on how many tokens. Every run is a process of its own, forked after the imports, and runs take turns.
 Both write what they always write; what a start takes is a part of it. Time is process CPU time, so that a busy machine
-counts little. Memory is the largest resident size of the process above that before the run. `TRL LoRA again` is the peer
-measured twice: how far it is from 1 is the noise.
+counts little. Memory is the largest resident size of the process above that before the run. `TRL LoRA again` is the
+peer measured twice: how far it is from 1 is the noise.
 
 The shapes are those of Qwen2.5-VL and LLaVA with random weights, small, but with a language model that dominates; their
 vocabulary is as small a part of it as in a 7B, so that the loss in chunks gains no more than there.
