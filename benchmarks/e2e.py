@@ -28,6 +28,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,8 @@ def by_trl(shape: Shape, base: Path, rows: Path, out: Path, method: str) -> None
 
 def trl_trainer(shape: Shape, base: Path, rows: Path, out: Path, method: str) -> Any:
     import datasets
-    import trl
 
+    trl: Any = import_module("trl")  # It is an extra.
     records = [json.loads(line) for line in rows.read_text().splitlines()]
     chats = [
         {"prompt": r["messages"][:1], "completion": r["messages"][1:], "images": [str(rows.parent / r["images"][0])]}
@@ -236,7 +237,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds per shape (default: 3)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    import trl  # noqa: F401  # Imports belong to no run.
+    trl: Any = import_module("trl")
+    print(f"trl {trl.__version__}, {mmdora.train.__name__}")  # Both import what they need by now.
 
     tables: dict[str, list[dict[str, Any]]] = {}
     notes = []

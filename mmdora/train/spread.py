@@ -20,8 +20,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from torch import nn
-
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.train.memory import Estimate, Held
@@ -143,7 +141,7 @@ def _gathered(held: Iterable[Held], model: Any) -> tuple[int, int]:
     return outside + 2 * max(of_block.values(), default=0), max(trains.values(), default=0)
 
 
-def _embedding(model: nn.Module | Any) -> str | None:
+def _embedding(model: Any) -> str | None:
     """Name of the input embedding's weight, a unit of its own that is not kept; None if the output head shares it."""
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if embedding is None or (head is not None and head.weight is embedding.weight):

@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 WAYS: dict[str, Callable[[Any, Path], Any]] = {
     "spread": lambda model, folder: dispatch_model(model, dict.fromkeys(PARTS, "cpu"), force_hooks=True),
     "a part on disk": lambda model, folder: dispatch_model(
-        model, {**dict.fromkeys(PARTS, "cpu"), "lm_head": "disk"}, offload_dir=folder, main_device="cpu"
+        model, {**dict.fromkeys(PARTS, "cpu"), "lm_head": "disk"}, offload_dir=folder, main_device=CPU
     ),
     "all in main memory": lambda model, folder: cpu_offload(model, CPU),
     "all on disk": lambda model, folder: disk_offload(model, folder, CPU),

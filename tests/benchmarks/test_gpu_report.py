@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,7 @@ STAND_INS = {
 @pytest.fixture
 def gpu_report(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import gpu_report.__main__ as module
-
-    return module
+    return import_module("gpu_report.__main__")
 
 
 def stand_in(stage: Any, file: Path) -> list[str]:
@@ -76,11 +75,9 @@ def test_every_stage_has_its_module(gpu_report):
 
 def test_a_stage_in_its_small_form(gpu_report, tmp_path, monkeypatch):
     """A part of the recipe's, in this process: torch is imported already."""
-    from gpu_report import recipe
-    from gpu_report.sheet import Sheet
-
+    recipe: Any = import_module("gpu_report.recipe")
     monkeypatch.setattr(recipe, "MAIN", recipe.AT_384)
-    sheet = Sheet(tmp_path / "recipe.json", small=True)
+    sheet = recipe.Sheet(tmp_path / "recipe.json", small=True)
     recipe.beside_peft(sheet, recipe.SMALL, recipe.MAIN, rounds=1, most=1, goals=True)
     beside, goals = json.loads((tmp_path / "recipe.json").read_text())["tables"].values()
     assert [row["variant"] for row in beside] == ["PEFT LoRA", "PEFT DoRA", "mmdora DoRA"]
