@@ -25,6 +25,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
 from harness import memory_of, show, write
+from measures import seconds
 from variants import Case, batch_of, build
 
 from mmdora.adapt.inject import inject, make_plan, trainable_parameters
@@ -49,11 +50,12 @@ class Measured:
     rank: int = 16
     dropout: float = 0.0
     case: Case = MODEL
+    tower: bool = True  # whether the tower is adapted too, where the method is not full
 
     def config(self) -> RunConfig:
         low = {"method": self.method, **({} if self.method == "full" else {"rank": self.rank, "dropout": self.dropout})}
         adapt = {
-            "vision": {"method": "none" if self.method == "full" else self.method},
+            "vision": {"method": self.method if self.tower and self.method != "full" else "none"},
             "projector": {"method": "full"},
         }
         tree = {
@@ -68,13 +70,26 @@ class Measured:
 
 
 def measure(asked: Measured) -> dict[str, Any]:
-    """Estimated and measured peak in bytes. It has to run in a process of its own."""
+    """Estimated and measured peak in bytes, and the seconds of the second step. It needs a process of its own."""
     config, case = asked.config(), asked.case
     imported = memory_of() if case.device == "cpu" else 0
     peak = _Peak()
     if case.device == "cpu":
         peak.start()
+    took, trainable, batch = _two_steps(asked, config)
+    taken = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak.stop() - imported
+    base = build_skeleton(case)
+    plan = make_plan(base, config.adapt)
+    assert plan.trainable == trainable
+    return {"estimate": estimate(base, plan, config, batch).peak, "measured": taken, "seconds": took}
+
+
+def _two_steps(asked: Measured, config: RunConfig) -> tuple[float, int, dict[str, torch.Tensor]]:
+    """Train; gives the seconds of the second step, the number of trained parameters, and the batch on the CPU."""
+    case = asked.case
     model: Any = build(case)
+    if case.device == "cuda":  # The weights were made in fp32.
+        torch.cuda.reset_peak_memory_stats()
     batch = batch_of(case, model)
     plan = inject(model, config.adapt)
     if config.training.precision == "bf16":
@@ -86,7 +101,8 @@ def measure(asked: Measured) -> dict[str, Any]:
     model.train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
     chunked = ChunkedLoss(model)
-    for _ in range(2):
+
+    def step() -> None:
         with torch.autocast(case.device, torch.bfloat16, enabled=case.dtype == "bf16"):
             if asked.chunked:
                 with chunked.applied():
@@ -96,13 +112,9 @@ def measure(asked: Measured) -> dict[str, Any]:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    taken = torch.cuda.max_memory_allocated() if case.device == "cuda" else peak.stop() - imported
-    cpu = {name: value.cpu() for name, value in batch.items()}
-    del model, optimizer, batch, loss
-    base = build_skeleton(case)
-    estimated = estimate(base, make_plan(base, config.adapt), config, cpu)
-    assert plan.trainable == make_plan(base, config.adapt).trainable
-    return {"estimate": estimated.peak, "measured": taken}
+
+    took = [seconds(step, case.device) for _ in range(2)]
+    return took[-1], plan.trainable, {name: value.cpu() for name, value in batch.items()}
 
 
 def build_skeleton(case: Case) -> Any:

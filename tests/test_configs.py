@@ -13,8 +13,10 @@ from shrunken_vlbart import small_vlbart
 from transformers import CLIPVisionConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from mmdora.adapt.inject import inject, make_plan, trainable_parameters
-from mmdora.config import load_config
+from mmdora.config import RunConfig, load_config
+from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import TASKS
+from mmdora.train.spread import blocks_of, check_sharded
 
 ROOT = Path(__file__).parent.parent
 ACCELERATE = sorted((ROOT / "configs/accelerate").glob("*.yaml"))  # for its launcher, not for mmdora
@@ -70,6 +72,18 @@ def targets(plan, modality):
     return Counter(entry.name.rpartition(".")[2] for entry in plan.entries if entry.modality == modality)
 
 
+def check_launched(model: Any, config: RunConfig) -> None:
+    """Each way to launch several processes takes the config, or refuses it in one line for its reason.
+
+    Where parameters are sharded, blocks have to be there that can be gathered one at a time.
+    """
+    assert blocks_of(model), f"{type(model).__name__} names no blocks, so FSDP2 would gather all of it at once"
+    if config.model.quantize is None and not config.data.stream:
+        return check_sharded(config)
+    with pytest.raises(MmdoraError, match=r"^(a quantised base|data\.stream) cannot be used with FSDP or DeepSpeed.*$"):
+        check_sharded(config)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_loads_with_a_runnable_header_and_plans(path):
     name = path.relative_to(ROOT).as_posix()
@@ -83,7 +97,9 @@ def test_loads_with_a_runnable_header_and_plans(path):
     for given in (*(path for s in sources for path in (s.train, s.eval, s.images)), config.training.output):
         assert given is None or not given.is_absolute()
     assert all(source.eval_task in TASKS for source in sources)
-    plan = make_plan(shrunken_of(config.base), config.adapt)
+    model = shrunken_of(config.base)
+    plan = make_plan(model, config.adapt)
+    check_launched(model, config)
     for row in plan.by_modality():
         section = getattr(config.adapt, row.modality)
         assert row.method.partition("+")[0] == section.method  # and how many tensors train beside
@@ -228,7 +244,8 @@ def test_accelerate_takes_its_configs(path, monkeypatch):
     monkeypatch.setattr("accelerate.commands.launch.is_deepspeed_available", lambda: True)
     args, _, _ = _validate_launch_command(launch_command_parser().parse_args(words[2:]))
     assert args.module and args.training_script == "mmdora" and args.training_script_args[0] == "train"
-    expected = {"8_gpus_fsdp2": "use_fsdp", "8_gpus_zero3": "use_deepspeed", "8_gpus_ddp": "multi_gpu"}.get(path.stem)
+    expected = {"8_gpus_fsdp2": "use_fsdp", "8_gpus_zero2": "use_deepspeed", "8_gpus_zero3": "use_deepspeed",
+                "8_gpus_ddp": "multi_gpu"}.get(path.stem)  # fmt: skip
     assert {name for name in ("use_fsdp", "use_deepspeed", "multi_gpu") if getattr(args, name)} == {expected} - {None}
     if path.stem == "8_gpus_fsdp2":
         environment = prepare_multi_gpu_env(args)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmdora.adapt.dispatched import check_in_one_place
 from mmdora.adapt.entries import check_adaptable, entries_of
 from mmdora.adapt.fingerprint import fingerprint
 from mmdora.adapt.in_place import writes_into
@@ -39,6 +40,7 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
         MmdoraError: already adapted; parts not found; a target without a match; nothing to train.
     """
     check_untouched(model)
+    check_in_one_place(model)
     check_usable(model)
     if not isinstance(adapt, Adapt):
         adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")

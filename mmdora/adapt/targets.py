@@ -192,12 +192,18 @@ def _only_read(parent: type[nn.Module], leaf: str) -> bool:
     """
     own = [kind for kind in parent.__mro__ if kind is not object and not kind.__module__.startswith("torch.")]
     try:
-        lines = [line for kind in own for line in inspect.getsource(kind).splitlines() if "init" not in line]
+        lines = [line for kind in own for line in _lines_of(kind) if "init" not in line]
     except (OSError, TypeError):
         return False
     uses = [use for line in lines for use in re.findall(rf"\bself\.{re.escape(leaf)}\b(?!\s*=[^=])([\w.]*)", line)]
     read = [use for use in uses if re.match(r"\.weight\b(?!\.(dtype|device|shape|size|ndim)\b)", use)]
     return bool(read) and all(use.startswith(".") for use in uses)
+
+
+@cache
+def _lines_of(kind: type) -> list[str]:
+    """The code of a class, to find which Python parses the whole file."""
+    return inspect.getsource(kind).splitlines()
 
 
 def _role(name: str, modules: dict[str, nn.Module], parts: ModelParts) -> str:

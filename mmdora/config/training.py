@@ -35,7 +35,10 @@ class Training:
         StrictBool,
         Field(description="out of memory: halve the micro-batch and go on, with as many rows per step"),
     ] = False
-    gradient_checkpointing: StrictBool = False
+    gradient_checkpointing: Annotated[
+        StrictBool | tuple[Literal["vision", "language"], ...],
+        Field(description="activations are computed again in backward; or of these modalities: [language]"),
+    ] = False
     chunked_loss: Annotated[
         StrictBool,
         Field(description="logits of labelled positions only, in chunks: the same loss, less memory"),

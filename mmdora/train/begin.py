@@ -10,12 +10,12 @@ from typing import Any
 
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
-from mmdora.models.base import format_of_files
 from mmdora.outputs.lock import locked
 from mmdora.train.check import check_output, check_plan
 from mmdora.train.loading import Say
 from mmdora.train.processes import Processes
 from mmdora.train.resume import check_changes, find_checkpoint
+from mmdora.train.spread import check_sharded
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,12 @@ def begin(request: Request, processes: Processes) -> Begun:
     begun.check(request, {"processes": processes.count, "data": {}})
     if not config.data.sources:
         raise MmdoraError("data.train: give the file of records to train on")
-    if config.data.stream and processes.sharded:
-        raise MmdoraError(
-            "data.stream cannot be used with FSDP or DeepSpeed, which need an image in every micro-batch; leave one out"
-        )
+    if processes.sharded:
+        check_sharded(config)
     if config.model.compose is not None:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
-    if processes.sharded and (config.model.quantize or (format_of_files(config.base) and not config.model.dequantize)):
-        raise MmdoraError(
-            "a quantised base cannot be used with FSDP or DeepSpeed, which would shard packed weights; use DDP"
-        )
     device = None if processes.sharded else processes.device
     check_plan(config, device, trust_remote_code=request.trust)
     return begun

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from mmdora.adapt.plan import Plan
 from mmdora.config import RunConfig
 from mmdora.families import Family
 from mmdora.layers.dequantize import form_of, held_bytes
+from mmdora.train.checkpointing import checkpoint_activations
 from mmdora.train.ledger import BACKWARD, Ledger
 from mmdora.train.loss import ChunkedLoss
 
@@ -33,6 +34,18 @@ PHOTO_SIZE = (640, 480)
 """Width and height in pixels of the picture in a typical row: the usual size in COCO."""
 ANSWER_TOKENS = 128
 """Tokens of the answer in a typical row if the config has no `data.max_length`, enough for a few sentences."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A parameter of the adapted model: its name, bytes, and bytes of an element."""
+
+    name: str
+    modality: str
+    shape: tuple[int, ...]
+    size: int
+    width: int
+    trains: bool
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,9 @@ class Estimate:
         buffers: other tensors that backward makes.
         rows: number of rows in a micro-batch.
         tokens: number of tokens in a row.
+        gathered: weights that are whole on a device while they compute, though it holds only a shard of them.
+        sent: buffers in which gradients are sent to other devices.
+        held: the parameters, whose bytes are those of `frozen` and `trained`.
     """
 
     frozen: dict[str, int]
@@ -58,11 +74,14 @@ class Estimate:
     buffers: int
     rows: int
     tokens: int
+    gathered: int = 0
+    sent: int = 0
+    held: tuple[Held, ...] = field(default=(), repr=False)
 
     @property
     def peak(self) -> int:
         held = (self.frozen, self.trained, self.gradients, self.moments, self.activations)
-        return sum(sum(part.values()) for part in held) + self.buffers
+        return sum(sum(part.values()) for part in held) + self.buffers + self.gathered + self.sent
 
     def __str__(self) -> str:
         return f"{self.peak / 2**30:.1f} GiB for {self.rows} rows of {self.tokens:,} tokens"
@@ -81,11 +100,10 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
     with ledger:
         apply(twin, plan)
         trained, parameters = _trained(twin, config.training.precision == "bf16")
+        held = _held(model, twin, plan, config)
         if training.gradient_checkpointing:
             twin.enable_input_require_grads()
-            # transformers renamed this method in 5.23 and warns if the old name is used.
-            enable = getattr(twin, "activation_checkpointing_enable", None) or twin.gradient_checkpointing_enable
-            enable({"use_reentrant": False})
+            checkpoint_activations(twin, training.gradient_checkpointing, plan.parts)
         twin.train()
         inputs = ledger.given(batch)
         kept = ledger.live - sum(value.nbytes for value in inputs.values() if value.is_floating_point())
@@ -96,7 +114,8 @@ def estimate(model: Any, plan: Plan, config: RunConfig, batch: Mapping[str, Tens
     gradients = {m: sum(p.grad.nbytes for p in ps if p.grad is not None) for m, ps in parameters.items()}
     each = {"adamw": lambda p: 2 * p.nbytes, "adamw_8bit": lambda p: 2 * p.numel()}[training.optimizer]
     moments = {m: sum(map(each, ps)) for m, ps in parameters.items()}
-    return _summed(ledger, _frozen(model, plan, config), trained, gradients, moments, batch)
+    frozen = _by_modality(one for one in held if not one.trains)
+    return replace(_summed(ledger, frozen, trained, gradients, moments, batch), held=held)
 
 
 def typical_batch(family: Family, config: RunConfig) -> dict[str, Tensor]:
@@ -105,15 +124,25 @@ def typical_batch(family: Family, config: RunConfig) -> dict[str, Tensor]:
     return family.example_batch(photo, config.training.batch_size, config.data.max_length, ANSWER_TOKENS)
 
 
-def _frozen(model: Any, plan: Plan, config: RunConfig) -> dict[str, int]:
-    """Modality -> bytes of the weights that do not train."""
-    size, bytes_of = BYTES[config.model.dtype], Counter[str]()
-    full = set(plan.full)
+def _held(model: Any, twin: Any, plan: Plan, config: RunConfig) -> tuple[Held, ...]:
+    """The parameters of the adapted `twin` of a model, with which it shares packed weights."""
+    size = BYTES[config.model.dtype]
     packed: dict[int, int] = {id(m.weight): held_bytes(m) for m in model.modules() if form_of(m) is not None}
-    for name, parameter in model.named_parameters():
-        if name not in full:
-            own = packed.get(id(parameter)) or size * parameter.numel()
-            bytes_of[plan.parts.of(name) or "other"] += own
+    trains = {id(parameter): modality for _, parameter, modality, _ in trainable_parameters(twin)}
+    found = []
+    for name, parameter in twin.named_parameters():
+        modality = trains.get(id(parameter)) or plan.parts.of(name) or "other"
+        width = parameter.element_size() if id(parameter) in trains else size
+        own = packed.get(id(parameter)) or width * parameter.numel()
+        found.append(Held(name, modality, tuple(parameter.shape), own, width, id(parameter) in trains))
+    return tuple(found)
+
+
+def _by_modality(held: Iterable[Held]) -> dict[str, int]:
+    """Modality -> bytes."""
+    bytes_of = Counter[str]()
+    for one in held:
+        bytes_of[one.modality] += one.size
     return dict(bytes_of)
 
 

@@ -12,10 +12,12 @@ import torch
 from torch import nn
 from transformers import get_scheduler
 
+from mmdora.adapt.inject import plan_of
 from mmdora.adapter_files.adapters import restore_adapter
 from mmdora.config import RunConfig, Training
 from mmdora.errors import MmdoraError
 from mmdora.train import fsdp
+from mmdora.train.checkpointing import checkpoint_activations
 from mmdora.train.groups import parameter_groups
 from mmdora.train.processes import Processes
 
@@ -48,9 +50,9 @@ def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, che
     training = config.training
     model.config.use_cache = False  # A key-value cache is of no use in training.
     if training.gradient_checkpointing:
-        # transformers renamed this method in 5.23 and warns if the old name is used.
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        plan = plan_of(model)
+        assert plan is not None
+        checkpoint_activations(model, training.gradient_checkpointing, plan.parts)
     with processes.together():  # DDP waits for all processes, so none of them may fail alone before that.
         if not processes.sharded:
             model.to(processes.device)

@@ -35,14 +35,23 @@ from mmdora.models.load import check_base, load_generation_config
 from mmdora.records.reader import read_records
 from mmdora.records.row import changed
 from mmdora.train.memory import Estimate, estimate, typical_batch
+from mmdora.train.spread import ALONE, Spread, check_sharded, per_device
 
 SHOWN_ROWS = 3  # The most rows of the first batch that are printed.
 
 
 def show_model(
-    name: str, config: RunConfig | None = None, console: Console | None = None, *, trust_remote_code: bool = False
+    name: str,
+    config: RunConfig | None = None,
+    console: Console | None = None,
+    *,
+    trust_remote_code: bool = False,
+    spread: Spread = ALONE,
 ) -> None:
     """Print the module tree by modality; with a config also the plan and the memory that training needs.
+
+    Args:
+        spread: over how many devices the training is spread, and how.
 
     Raises:
         MmdoraError: if there is no such model, its parts cannot be found, or the config does not fit it.
@@ -56,8 +65,11 @@ def show_model(
         console.print("\nWhat would be trained: give a config, as in --config configs/tiny/dora.yaml")
         return
     console.print(f"\n{plan}\n", markup=False, highlight=False)
+    if spread.processes > 1 and spread.strategy != "ddp":
+        check_sharded(config)
     batch = typical_batch(family_of(processor), config)
-    console.print(memory_table(estimate(model, plan, config, batch), config))
+    alone = estimate(model, plan, config, batch)
+    console.print(memory_table(per_device(alone, model, config, spread), config, spread))
 
 
 def show_data(
@@ -154,7 +166,7 @@ def _mark(mark: str | None) -> str:
     return f"  [bold green]← {mark}[/]" if mark else ""
 
 
-def memory_table(memory: Estimate, config: RunConfig) -> Table:
+def memory_table(memory: Estimate, config: RunConfig, spread: Spread = ALONE) -> Table:
     """A table of the memory at the peak of a training step on one device, by modality."""
     rows = [
         (f"frozen weights, {_shown_dtype(config)}", memory.frozen),
@@ -164,7 +176,10 @@ def memory_table(memory: Estimate, config: RunConfig) -> Table:
         ("activations", memory.activations),
         ("buffers of backward", {"other": memory.buffers}),
     ]
-    title = f"Memory at the peak of a training step, MiB: {memory.rows} rows of {memory.tokens:,} tokens"
+    of_all = ("gathered weights", memory.gathered), ("sent gradients", memory.sent)
+    rows += [(name, {"other": size}) for name, size in of_all if size]
+    where = f" on {spread}" if spread.processes > 1 else ""
+    title = f"Memory at the peak of a training step{where}, MiB: {memory.rows} rows of {memory.tokens:,} tokens"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for heading in ("", *MODALITIES, "other", "sum"):
         table.add_column(heading, justify="right" if heading else "left")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -15,10 +16,20 @@ from processes import FSDP2, finished, launched, of_the_launcher
 from safetensors.torch import load_file
 from tiny_run import config_of, curve, first_turns, silent, tree_for
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from transformers import LlavaForConditionalGeneration as Llava
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
+from mmdora.adapt.inject import make_plan
 from mmdora.errors import MmdoraError
+from mmdora.families import family_of
+from mmdora.models.base import skeleton
+from mmdora.models.load import load_processor
 from mmdora.train import train
+from mmdora.train.memory import Estimate, estimate, typical_batch
 from mmdora.train.saving import Checkpoints
+from mmdora.train.sharded import local
+from mmdora.train.spread import Spread, per_device
 
 ADAPTER = "adapter/adapter_model.safetensors"
 CLOSE = 2**-8
@@ -51,17 +62,27 @@ def two(values: dict[str, Any], *more: str, fsdp: bool = False) -> Path:
 
     def before(index: int) -> None:
         os.environ |= {name: value for name, value in settings.items() if "FSDP" in name}
-        write_result = Checkpoints.write_result
+        write_result, whole = Checkpoints.write_result, _count_whole()
 
         def noting(self, folder, best):
             model = self.trained.model
             trained = [p for p in model.parameters() if p.requires_grad]
             sharded: list[Any] = [module for module in model.modules() if isinstance(module, FSDPModule)]
+            frozen = [p for p in model.parameters() if not p.requires_grad]
+            states = self.trained.optimizer.state.values()
+            moments = [value for state in states for value in state.values() if value.ndim]
             found = {
                 "dtypes": {str(p.dtype) for p in trained},
                 "kinds": {type(p.data).__name__ for p in trained},
                 "summed in": {str(module._get_fsdp_state()._mp_policy.reduce_dtype) for module in sharded},
                 "gathered": {type(module).__name__ for module in sharded},
+                "bytes": [
+                    _bytes(frozen),
+                    _bytes(trained),
+                    _bytes(moments),
+                ],
+                "whole": [max(whole, default=0)],
+                "buckets": list(getattr(self.trained.wrapped, "_get_ddp_logging_data", dict)().items()),
             }
             (output.parent / f"{output.name}-{index}.json").write_text(json.dumps({k: [*v] for k, v in found.items()}))
             write_result(self, folder, best)
@@ -74,7 +95,29 @@ def two(values: dict[str, Any], *more: str, fsdp: bool = False) -> Path:
     return output
 
 
-def noted(run: Path) -> list[dict[str, list[str]]]:
+def _bytes(tensors: Any) -> int:
+    """What this process holds of tensors."""
+    return sum(local(tensor.detach()).nbytes for tensor in tensors)
+
+
+def _count_whole() -> list[int]:
+    """Bytes of the parameters that are whole, each time that a block of the language model computes."""
+    forward, block, models, found = Llava.forward, LlamaDecoderLayer.forward, [], []
+
+    def of_model(self, *args, **kwargs):
+        models[:] = [self]
+        return forward(self, *args, **kwargs)
+
+    def of_block(self, *args, **kwargs):
+        if models:
+            found.append(sum(p.nbytes for p in models[0].parameters() if not isinstance(p, DTensor)))
+        return block(self, *args, **kwargs)
+
+    Llava.forward, LlamaDecoderLayer.forward = functools.wraps(forward)(of_model), functools.wraps(block)(of_block)
+    return found
+
+
+def noted(run: Path) -> list[dict[str, Any]]:
     return [json.loads((run.parent / f"{run.name}-{index}.json").read_text()) for index in (0, 1)]
 
 
@@ -110,8 +153,30 @@ def sharded(records: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return two(tree(records, tmp_path_factory.mktemp("sharded") / "run"), fsdp=True)
 
 
+def estimated(records: Path, strategy: Any) -> Estimate:
+    """What `mmdora inspect` says of each of two devices."""
+    config, model = config_of(tree(records, Path("run"), accumulation=1)), skeleton("tiny-llava", dtype="bf16")
+    batch = typical_batch(family_of(load_processor("tiny-llava")), config)
+    alone = estimate(model, make_plan(model, config.adapt), config, batch)
+    return per_device(alone, model, config, Spread(2, strategy))
+
+
 def test_two_processes_are_one(records: Path, alone: Path, tmp_path: Path) -> None:
-    same(two(tree(records, tmp_path / "run")), alone)
+    run = two(tree(records, tmp_path / "run"))
+    same(run, alone)
+    expected = estimated(records, "ddp")
+    for found in noted(run):
+        assert found["bytes"] == [sum(part.values()) for part in (expected.frozen, expected.trained, expected.moments)]
+        assert sum(map(int, dict(found["buckets"])["bucket_sizes"].split(","))) == expected.sent
+
+
+def test_the_estimate_counts_what_each_of_two_sharded_processes_holds(records: Path, sharded: Path) -> None:
+    expected, found = estimated(records, "fsdp2"), noted(sharded)
+    for number, part in enumerate((expected.frozen, expected.trained, expected.moments)):
+        # The first process has the larger part where a parameter cannot be halved.
+        assert found[0]["bytes"][number] == sum(part.values()) >= found[1]["bytes"][number]
+    for one in found:
+        assert 0.6 * expected.gathered < one["whole"][0] <= expected.gathered
 
 
 def test_sharded_processes_are_one(alone: Path, sharded: Path) -> None:
