@@ -63,7 +63,7 @@ def walk(name: str, python: Path, folder: Path) -> Iterator[Seen]:
     merged = {kind: folder / "merged" / kind for kind in ("dora", "lora")}
     for kind, adapter in (("dora", dora), ("lora", lora)):
         export(adapter, merged[kind], say=lambda _: None)
-    export_adapter(lora, folder / "for_vllm", say=lambda _: None)
+    export_adapter(lora, folder / "for_vllm", engine="vllm", say=lambda _: None)
     with engine(python, merged["dora"], "dora") as url:
         yield name, "DoRA of all parts, merged", *verified(merged["dora"], f"{url}#dora", base)
         yield name, "the same, in a column of the page", *column(merged["dora"], f"{url}#dora")
