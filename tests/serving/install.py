@@ -28,5 +28,5 @@ def pip(*arguments: str) -> None:
 
 if __name__ == "__main__":
     pip("--quiet", "--upgrade", "pip")
-    pip("--no-deps", ENGINE)
+    pip("--quiet", "--no-deps", ENGINE)
     pip(*TORCH, *(need for need in requires(ENGINE.partition("==")[0]) or () if not OWN.match(need)))
