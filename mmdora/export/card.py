@@ -46,9 +46,10 @@ def adapter_card(facts: ExportFacts, load: str, *, sees: bool = True, serve: str
 
 
 def _head(facts: ExportFacts, sees: bool, library: str) -> str:
-    relation: dict[str, Any] = {"base_model_relation": "adapter"} if library == "peft" else {}
+    base = facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None  # It has to be a hub id.
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if base and library == "peft" else {}
     data = ModelCardData(
-        base_model=facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None,  # It has to be a hub id.
+        base_model=base,
         library_name=library,
         pipeline_tag="image-text-to-text" if sees else "text-generation",
         license=facts.licence or "other",

@@ -3,8 +3,8 @@
 PYTHON is that of the environment with vLLM (`make serve-test` makes it). For each base a DoRA of all parts is merged
 and served; a LoRA of the language model is served over its base (`--enable-lora`) and compared with its merged export.
 `mmdora verify` asks each server, and a column of the page too. As controls, a server that serves another export and one
-that serves the base are asked; both have to be found out. Without names all bases are taken, and docs/serving.md is
-written.
+that serves the base are asked; both have to be found out. Without names all bases are taken. docs/serving.md gets
+their rows, and keeps those of other bases that were seen with the same versions.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ HEAD = 32
 LORA = {"language": {"method": "lora", "rank": 4, "alpha": 400, "targets": ["attention", "mlp"]}}
 """Its alpha is large because `moved_adapter` moves B a little only, and the base's answers have to be others."""
 SIZES: dict[str, dict[str, Any]] = {
-    "llava": {"head_dim": HEAD},
     "qwen2_5_vl": {
         "head_dim": HEAD,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
@@ -49,6 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 """Family of `tests.families` -> what of its language model is made otherwise, for the sake of the engine."""
 BASES = ("tiny-llava", *SIZES)
+"""The bundled base, which is a LLaVA, and tiny random ones of other families."""
 ASKED: dict[str, Any] = {"limit": 16, "max_new_tokens": 24, "say": lambda line: None}
 
 Seen = tuple[str, str, str, bool]
@@ -101,14 +101,20 @@ def column(model: Path, server: str) -> tuple[str, bool]:
 
 
 def write(rows: list[Seen], versions: str) -> None:
-    """Put the table between its marks in docs/serving.md."""
+    """Put rows between the marks in docs/serving.md, in place of those of the same bases, or of other versions."""
     text = DOCS.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
+    within, found, after = rest.partition(END)
     if not found:
         raise SystemExit(f"{DOCS}: has no marks {BEGIN} and {END}")
-    cells = "\n".join(f"| {name} | {what} | {said.replace('|', ' ')} |" for name, what, said, _ in rows)
-    table = f"| base | served | seen |\n|---|---|---|\n{cells}"
+    cells: dict[str, list[str]] = {base: [] for base in BASES}
+    for line in within.splitlines()[5:] if within.startswith(f"\n{versions}:\n") else ():
+        cells[line.removeprefix("| ").partition(" | ")[0]].append(line)
+    for base in {base for base, *_ in rows}:
+        cells[base] = [f"| {base} | {what} | {said.replace('|', ' ')} |" for own, what, said, _ in rows if own == base]
+    table = "\n".join(
+        ["| base | served | seen |", "|---|---|---|", *(line for lines in cells.values() for line in lines)]
+    )
     DOCS.write_text(f"{before}{BEGIN}\n{versions}:\n\n{table}\n{END}{after}", encoding="utf-8")
 
 
@@ -125,8 +131,7 @@ def main(python: Path, names: list[str]) -> int:
             for row in walk(name, python, Path(folder)):
                 rows.append(row)
                 print(f"{'ok ' if row[3] else 'NOT'} {' | '.join(row[:3])}".replace(folder, ""), flush=True)
-        if not names:  # What was seen so far is kept if a later base ends this.
-            write(rows, versions)
+        write(rows, versions)  # What was seen so far is kept if a later base ends this.
     return int(not all(ok for *_, ok in rows))
 
 
