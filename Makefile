@@ -195,9 +195,8 @@ $(DOCS)/.installed: pyproject.toml constraints.txt tests/versions.py | $(DOCS)/b
 	@touch $@
 
 # vLLM wants an older transformers than ours, so it has an environment of its own.
-$(SERVE)/.installed: tests/serving/requirements.txt | $(SERVE)/bin/python
-	$(SERVE)/bin/python -m pip install --quiet --upgrade pip
-	$(SERVE)/bin/python -m pip install -r tests/serving/requirements.txt
+$(SERVE)/.installed: tests/serving/install.py | $(SERVE)/bin/python
+	$(SERVE)/bin/python tests/serving/install.py
 	@touch $@
 
 newest: | $(NEWEST)/bin/python

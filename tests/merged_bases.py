@@ -16,7 +16,7 @@ import mmdora
 from mmdora.adapt.inject import trainable_parameters
 from mmdora.export.layout import save_checkpoint
 from mmdora.export.merge_disk import DiskMerge
-from mmdora.export.run import _MergedModel
+from mmdora.export.merge_memory import MergedModel
 
 MOE = {
     "vision_config": {"depth": 2, "hidden_size": 16, "num_heads": 2, "patch_size": 4, "image_size": 16},
@@ -73,7 +73,7 @@ def in_memory(base: Path, adapter: Path | None, dtype: str, folder: Path) -> Pat
     if adapter:
         mmdora.load_adapter(model, adapter)
     folder.mkdir()
-    _MergedModel(model, base, dtype).write(folder)  # type: ignore[arg-type]
+    MergedModel(model, base, dtype).write(folder)  # type: ignore[arg-type]
     return folder
 
 

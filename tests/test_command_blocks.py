@@ -42,7 +42,7 @@ OTHERS = {
     "lint-imports": "`make lint` runs it",
     "pytest": "`make test` runs it",
     "scontrol": "SLURM, which was not available",
-    "vllm": "an engine that was not available (docs/checked.md)",
+    "vllm": "an engine; `make serve-test` starts it with these options, by its module",
 }
 """Commands of others: the first word of a line -> why no test parses it."""
 PLACEHOLDERS = {"CONFIG", "MODEL", "RUN", "OUT", "BASE", "FOLDER", "NAME"}

@@ -28,6 +28,7 @@ def export(
     push_to_hub: str | None = None,
     public: Annotated[bool, Flag] = False,
     preview: Annotated[bool, Flag] = False,
+    scores: list[Path] | None = None,
 ) -> None:
     """Merge an adapter into its base and write an ordinary checkpoint.
 
@@ -52,57 +53,70 @@ def export(
     for_
         Print the commands that convert the result for llama.cpp, or serve it by vLLM.
     adapter
-        With --for vllm: write the LoRA alone, with its scaling folded into B, to be served over its base. What vLLM
-        would not serve as trained (DoRA, other parts than the language model) is refused.
+        Write the adapter alone, as it was trained, with a model card. With --for vllm: a LoRA with its scaling folded
+        into B, to be served over its base; what vLLM would not serve as trained (DoRA, other parts than the language
+        model) is refused.
     push_to_hub
         USER/NAME on the Hugging Face hub, to which the result is sent; needs `hf auth login` or HF_TOKEN.
     public
         Make that repository public; one that is there already stays what it is.
     preview
         With --push-to-hub: export, show the files and the card that would be sent, and send nothing.
+    scores
+        Result of `mmdora eval` for the card: metrics.json or its folder, one for each task; repeatable.
     """
     check_model(run)
     check_new_folder(out)
     if preview and not push_to_hub:
         raise MmdoraError("export: --preview shows what --push-to-hub USER/NAME would send; add that")
+    how = {"dtype": dtype, "parity": parity, "requantize": requantize}
     if adapter:
-        others = {
-            "--dtype": dtype,
-            "--parity": parity,
-            "--requantize": requantize or None,
-            "--push-to-hub": push_to_hub,
-        }
-        return _adapter_alone(run, out, for_, others)
-    how: dict[str, Any] = {"dtype": dtype, "parity": parity, "requantize": requantize}
-    _merged(run, out, how, for_, push_to_hub, "preview" if preview else "public" if public else "private")
+        _check_alone(for_, how)
+        _send_to(push_to_hub, run, adapter=True)
+        _adapter_alone(run, out, for_, scores or [])
+    else:
+        _send_to(push_to_hub, run, adapter=False)
+        _merged(run, out, how, for_, scores or [])
+    if push_to_hub:
+        from mmdora.export import hub
+
+        print((hub.preview if preview else hub.push)(out, push_to_hub, private=not public))
 
 
-def _merged(run: str, out: Path, how: dict[str, Any], engine: str | None, repo: str | None, way: str) -> None:
-    """Export, and send it to `repo` in one of the ways: private, public, or only as a preview."""
+def _check_alone(engine: str | None, how: dict[str, Any]) -> None:
+    if unused := [key for key, value in how.items() if value]:
+        raise MmdoraError(f"export: --{unused[0]} is for a merged checkpoint; leave it or --adapter out")
+    if engine == "llama.cpp":
+        raise MmdoraError("export: --for llama.cpp is for a merged checkpoint; leave it or --adapter out")
+
+
+def _send_to(repo: str | None, run: str, *, adapter: bool) -> None:
+    """Check, before anything is written, that the result can be sent to `repo`."""
+    if repo is None:
+        return
     from mmdora.export import hub
-    from mmdora.export.run import export as write
 
-    if repo:
-        hub.check_repo(repo)
-    print(f"{out}: {write(run, out, **how)}")
-    if engine:
-        print(_next_commands(out, engine))
-    if repo:
-        send = hub.preview if way == "preview" else hub.push
-        print(send(out, repo, private=way != "public"))
+    hub.check_repo(repo)
+    if adapter:
+        hub.check_base(run)
 
 
-def _next_commands(out: Path, engine: str) -> str:
+def _merged(run: str, out: Path, how: dict[str, Any], engine: str | None, scores: list[Path]) -> None:
     from mmdora.export.llama_cpp import llama_cpp_commands
+    from mmdora.export.run import export as write
+    from mmdora.export.scores import read_scores
 
-    return llama_cpp_commands(out) if engine == "llama.cpp" else shlex.join(["vllm", "serve", str(out.absolute())])
+    print(f"{out}: {write(run, out, scores=read_scores(scores), **how)}")
+    if engine == "llama.cpp":
+        print(llama_cpp_commands(out))
+    elif engine == "vllm":
+        print(shlex.join(["vllm", "serve", str(out.absolute())]))
 
 
-def _adapter_alone(run: str, out: Path, engine: str | None, others: dict[str, Any]) -> None:
-    if engine != "vllm":
-        raise MmdoraError("export: --adapter writes a LoRA alone for an engine that serves it so; add --for vllm")
-    if unused := [option for option, value in others.items() if value is not None]:
-        raise MmdoraError(f"export: {unused[0]} is for a merged checkpoint; leave it or --adapter out")
+def _adapter_alone(run: str, out: Path, engine: Literal["vllm"] | None, scores: list[Path]) -> None:
     from mmdora.export.adapter_alone import export_adapter
+    from mmdora.export.scores import read_scores
 
-    print(export_adapter(run, out))
+    command = export_adapter(run, out, engine=engine, scores=read_scores(scores))
+    if command:
+        print(command)

@@ -1,58 +1,59 @@
-"""Writes an adapter alone, in the one form in which vLLM serves it over its base (`--enable-lora`).
-
-vLLM reads PEFT's files by its `vllm/lora/peft_helper.py`: no DoRA, no `modules_to_save`, and before 0.32 one rank and
-one alpha for all modules (`rank_pattern` and `alpha_pattern` are not read). Of a vision-language model it serves what
-adapts the language model; adapters of other parts are dropped with a line in its log, and the answers are then others.
-So alpha is folded into B here, smaller ranks are filled up with zeros, and what would not be served is refused.
-"""
+"""Writes an adapter alone, with a model card: as it was trained, or as vLLM serves it over its base."""
 
 from __future__ import annotations
 
-import shlex
-from collections import Counter
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn.functional import pad
 
-from mmdora.adapt.plan import Entry, Plan
+from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.adapters import read_adapter
-from mmdora.adapter_files.files import CONFIG, OURS, PREFIX, WEIGHTS, own_plan, write_facts
+from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, own_plan, write_facts
 from mmdora.adapter_files.peft_config import write_peft_config
-from mmdora.config import ImageTokens
+from mmdora.config import load_config
 from mmdora.errors import MmdoraError
+from mmdora.export import vllm_lora
+from mmdora.export.card import adapter_card
+from mmdora.export.facts import ExportFacts, licence_of, methods_of, run_facts, shown_base, token_facts, versions
 from mmdora.export.place import beside, readable, writing
+from mmdora.export.snippet import adapter_snippet
 from mmdora.families import Family, family_of
 from mmdora.files import write_json, write_whole
 from mmdora.models.base import skeleton
 from mmdora.models.chat_template import FILE as TEMPLATE
-from mmdora.models.load import load_generation_config, load_processor
-from mmdora.models.locate import Location, locate
+from mmdora.models.dtypes import DTYPES
+from mmdora.models.load import load_processor
+from mmdora.models.locate import RUN_CONFIG, Location, locate
 from mmdora.outputs.folder import check_new_folder
 
-MAX_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The values of vLLM's `--max-lora-rank` (`vllm/config/lora.py`)."""
 
-
-def export_adapter(source: Path | str, out: Path | str, *, say: Callable[[str], Any] = print) -> str:
-    """Write the adapter of `source` to the new folder `out`, for vLLM.
+def export_adapter(
+    source: Path | str,
+    out: Path | str,
+    *,
+    engine: Literal["vllm"] | None = None,
+    scores: Mapping[str, Any] | None = None,
+    say: Callable[[str], Any] = print,
+) -> str | None:
+    """Write the adapter of `source` to the new folder `out`, with a model card.
 
     Args:
         source: run folder or adapter folder, of mmdora or of PEFT.
-        out: a new or empty folder. PEFT and mmdora load what is written there too.
+        out: a new or empty folder. PEFT and mmdora load what is written there.
+        engine: "vllm" folds the scaling of a LoRA into B; None leaves the files of the adapter as they are.
+        scores: name -> number, text or numbers of an evaluation (`read_scores`), for the card.
         say: receives a line about what was written.
 
     Returns:
-        The command that serves it.
+        For vLLM the command that serves it, else None.
 
     Raises:
-        MmdoraError: there is no adapter, or vLLM would not serve it as it was trained; the message names the merged
-            export, which it serves.
+        MmdoraError: there is no adapter, its files are damaged, or vLLM would not serve it as it was trained; the
+            message names the merged export, which it serves.
     """
     out = Path(out)
     check_new_folder(out)
@@ -61,47 +62,38 @@ def export_adapter(source: Path | str, out: Path | str, *, say: Callable[[str], 
         raise MmdoraError(f"{source}: is no adapter; give a run folder or an adapter folder")
     plan, tensors = _read(location, location.adapter)
     family = family_of(load_processor(location.base, template=location.template))
-    if problem := unserved(plan) or _other_prompts(location, family):
+    problem = None if engine is None else vllm_lora.unserved(plan) or vllm_lora.other_prompts(location, family)
+    if problem:
         raise MmdoraError(
             f"{source}: vLLM would not serve this as trained: {problem}; merge it: mmdora export {source} OUT"
         )
-    rank = max(entry.rank for entry in plan.entries)
-    written = replace(plan, entries=tuple(_folded(entry, rank) for entry in plan.entries))
-    factors = {name: tensor for entry in plan.entries for name, tensor in _factors(entry, tensors, rank).items()}
-    template = _own_template(location, family)
-    with beside(out) as folder, writing(out, sum(tensor.nbytes for tensor in factors.values())):
-        write_whole(folder / WEIGHTS, lambda path: save_file(factors, path, metadata={"format": "pt"}))
-        ranks = {entry.name: rank for entry in plan.entries}
-        write_json(folder / CONFIG, write_peft_config(written, ranks, [], base=location.base))
+    template = None if engine is None else _own_template(location, family)
+    with beside(out) as folder, writing(out, sum(tensor.nbytes for tensor in tensors.values())):
+        if engine is None:
+            _copy(location.adapter, folder)
+        else:
+            plan, tensors = vllm_lora.folded(plan, tensors)
+            _write_folded(location, plan, tensors, folder)
         if template is not None:
             write_whole(folder / TEMPLATE, template)
-        if (location.adapter / OURS).exists():  # PEFT's adapters do not tell their base's values, so neither does this.
-            write_facts(folder, written, base=location.base, template=location.template)
+        served = None if engine is None else _served(shown_base(location.base), out.name, out.name, plan, template)
+        facts = _facts(location, out.name, plan, tensors, dict(scores or {}))
+        text = adapter_card(facts, adapter_snippet(out.name, sees=family.sees), sees=family.sees, serve=served)
+        write_whole(folder / "README.md", text)
         readable(folder)
-    say(f"{out}: LoRA of {len(plan.entries)} modules, rank {rank}, its scaling folded into B")
-    return _command(location, out, rank, template is not None)
+    if engine is None:
+        say(f"{out}: {', '.join(methods_of(plan))} of {len(plan.entries)} modules, as trained")
+        return None
+    say(f"{out}: LoRA of {len(plan.entries)} modules, rank {plan.entries[0].rank}, its scaling folded into B")
+    return _served(location.source, str(out.absolute()), out.name, plan, template)
 
 
-def unserved(plan: Plan) -> str | None:
-    """Why vLLM would serve this adapter otherwise than it was trained; None if it would not."""
-    if plan.has_magnitudes:
-        methods = sorted({entry.method for entry in plan.entries if entry.method != "lora"})
-        return f"it has no {' and no '.join(methods)}, only LoRA"
-    if plan.full:
-        return f"it reads no tensors that were trained in full ({len(plan.full)}, {plan.full[0]} first)"
-    elsewhere = Counter(entry.modality for entry in plan.entries if entry.modality != "language")
-    if elsewhere:
-        told = ", ".join(f"{count} modules of the {modality}" for modality, count in elsewhere.items())
-        return f"it drops the adapters outside of the language model ({told})"
-    if other := next((entry for entry in plan.entries if entry.kind != "linear"), None):
-        return f"{other.name} is no linear but an adapted {other.kind}"
-    if (rank := max(entry.rank for entry in plan.entries)) > MAX_RANKS[-1]:
-        return f"its largest rank is {MAX_RANKS[-1]}, and this adapter's is {rank}"
-    return None
+def _read(location: Location, folder: Path) -> tuple[Plan, dict[str, Tensor]]:
+    """The plan and the tensors of an adapter, checked against the modules of its base, of which no weight is read.
 
-
-def _read(location: Location, folder: Path) -> tuple[Plan, Mapping[str, Tensor]]:
-    """The plan and the tensors of an adapter, checked against the modules of its base, of which no weight is read."""
+    Raises:
+        MmdoraError: the files are damaged, or fit no module of the base.
+    """
 
     def same(_: Any) -> Mapping[str, Any]:
         return own_plan(folder).fingerprint if (folder / OURS).exists() else {}
@@ -109,16 +101,20 @@ def _read(location: Location, folder: Path) -> tuple[Plan, Mapping[str, Tensor]]
     return read_adapter(skeleton(location.base), folder, same)
 
 
-def _other_prompts(location: Location, family: Family) -> str | None:
-    """Why vLLM, with the base's own files, would compute, ask or end otherwise than in training; None if not."""
-    if location.quantize is not None:
-        return f"it was trained on {location.quantize.type} weights, and vLLM would put it on the base's own"
-    if location.image_tokens != ImageTokens():
-        return "it gives pictures the base's number of tokens, and this adapter was trained with another"
-    base = load_generation_config(location.base)
-    if family.ending.stops(base) != family.ending.base_stops(base):
-        return f"it stops where the base does, and this adapter ends its answers with {family.ending.token}"
-    return None
+def _copy(adapter: Path, folder: Path) -> None:
+    for name in (WEIGHTS, CONFIG, OURS):
+        # A plan of parts trained in full has no config of PEFT, and an adapter of PEFT has no file of ours.
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, folder / name)
+
+
+def _write_folded(location: Location, plan: Plan, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    write_whole(folder / WEIGHTS, lambda path: save_file(dict(tensors), path, metadata={"format": "pt"}))
+    ranks = {entry.name: entry.rank for entry in plan.entries}
+    write_json(folder / CONFIG, write_peft_config(plan, ranks, [], base=location.base))
+    assert location.adapter is not None
+    if (location.adapter / OURS).exists():  # PEFT's adapters do not tell their base's values, so neither does this.
+        write_facts(folder, plan, base=location.base, template=location.template)
 
 
 def _own_template(location: Location, family: Family) -> str | None:
@@ -127,23 +123,26 @@ def _own_template(location: Location, family: Family) -> str | None:
     return None if template == load_processor(location.base).chat_template else template
 
 
-def _folded(entry: Entry, rank: int) -> Entry:
-    return replace(entry, rank=rank, alpha=float(rank), scaling=1.0)
+def _served(base: str, folder: str, name: str, plan: Plan, template: str | None) -> str:
+    file = None if template is None else f"{folder}/{TEMPLATE}"
+    return vllm_lora.command(base, folder, name, plan.entries[0].rank, file)
 
 
-def _factors(entry: Entry, tensors: Mapping[str, Tensor], rank: int) -> dict[str, Tensor]:
-    """Name in the file -> A [rank, I] and scaling B [O, rank] in fp32, for one adapted linear."""
-    lora_A, lora_B = (tensors[f"{entry.name}.lora_{side}.weight"].to(torch.float32) for side in "AB")
-    missing = rank - entry.rank
-    return {
-        f"{PREFIX}{entry.name}.lora_A.weight": pad(lora_A, (0, 0, 0, missing)).contiguous(),
-        f"{PREFIX}{entry.name}.lora_B.weight": pad(lora_B * entry.scaling, (0, missing)).contiguous(),
-    }
-
-
-def _command(location: Location, out: Path, rank: int, with_template: bool) -> str:
-    most = next(allowed for allowed in MAX_RANKS if allowed >= rank)
-    words = ["vllm", "serve", location.source, "--enable-lora", "--max-lora-rank", str(most)]
-    words += ["--lora-modules", f"{out.name}={out.absolute()}"]
-    words += ["--chat-template", str(out.absolute() / TEMPLATE)] if with_template else []
-    return shlex.join(words)
+def _facts(
+    location: Location, name: str, plan: Plan, tensors: Mapping[str, Tensor], scores: dict[str, Any]
+) -> ExportFacts:
+    """The facts of an adapter's card."""
+    config = load_config(location.run / RUN_CONFIG) if location.run else None
+    dtypes = sorted(own for own, dtype in DTYPES.items() if any(tensor.dtype == dtype for tensor in tensors.values()))
+    return ExportFacts(
+        name=name,
+        base=shown_base(location.base),
+        licence=licence_of(location.source),
+        dtype=", ".join(dtypes),
+        plan=plan,
+        run=run_facts(config),
+        image_tokens=token_facts(location.image_tokens),
+        scores=scores,
+        parity={},
+        versions=versions(),
+    )

@@ -1,8 +1,9 @@
-"""Writes the README.md of an exported checkpoint: its description, its origin, and how to load it."""
+"""Writes the README.md of an exported checkpoint or an adapter alone: how to load it, its origin, its scores."""
 
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
@@ -12,30 +13,60 @@ from mmdora.export.facts import ExportFacts
 
 
 def card(facts: ExportFacts, load: str, *, sees: bool = True) -> str:
-    """The card as Markdown, with the hub's metadata as front matter.
+    """The card of a checkpoint as Markdown, with the hub's metadata as front matter.
 
     Args:
         load: Python code that loads the checkpoint and asks it a question.
         sees: whether the model reads pictures.
     """
-    methods, licence = facts.methods, facts.licence
-    data = ModelCardData(
-        base_model=facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None,  # It has to be a hub id.
-        library_name="transformers",
-        pipeline_tag="image-text-to-text" if sees else "text-generation",
-        license=licence or "other",
-        datasets=(facts.run or {}).get("datasets") or None,
-        tags=["mmdora", *methods],
+    methods = facts.methods
+    what = f"`{facts.base}`" + (f", adapted with {', '.join(methods)} and merged" if methods else "")
+    parity = (
+        f"## Parity\n\nMerged in fp32 and rounded once. {facts.parity['how']}, before this folder got its name: "
+        f"{facts.parity['text']}."
     )
-    parts = [
-        f"---\n{data.to_yaml()}\n---\n\n# {facts.name}",
-        f"`{facts.base}`"
-        + (f", adapted with {', '.join(methods)} and merged" if methods else "")
-        + f", by mmdora {facts.versions['mmdora']}. Weights: {facts.dtype}.",
-        f"## Load it\n\n```python\n{load}\n```",
-    ]
-    if facts.plan:
-        parts.append(f"## What was adapted\n\n```\n{facts.plan}\n```")
+    parts = [_head(facts, sees, "transformers"), _said(facts, what), f"## Load it\n\n```python\n{load}\n```"]
+    return _text([*parts, *_origin(facts), parity, _licence(facts), f"`{OURS}` holds the same for programs."])
+
+
+def adapter_card(facts: ExportFacts, load: str, *, sees: bool = True, serve: str | None = None) -> str:
+    """The card of an adapter alone; the other arguments are those of `card`.
+
+    Args:
+        serve: the command by which vLLM serves it, if it was written for that.
+    """
+    how = f"## Load it\n\n```python\n{load}\n```"
+    if serve is not None:
+        how += (
+            "\n\nEvery module has the same rank here, and its scaling is folded into B, so that vLLM serves it over "
+            f"its base:\n\n```\n{serve}\n```"
+        )
+    what = f"An adapter ({', '.join(facts.methods)}) of `{facts.base}`, in PEFT's format, to be loaded onto it"
+    return _text([_head(facts, sees, "peft"), _said(facts, what), how, *_origin(facts), _licence(facts)])
+
+
+def _head(facts: ExportFacts, sees: bool, library: str) -> str:
+    base = facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None  # It has to be a hub id.
+    relation: dict[str, Any] = {"base_model_relation": "adapter"} if base and library == "peft" else {}
+    data = ModelCardData(
+        base_model=base,
+        library_name=library,
+        pipeline_tag="image-text-to-text" if sees else "text-generation",
+        license=facts.licence or "other",
+        datasets=(facts.run or {}).get("datasets") or None,
+        tags=["mmdora", *facts.methods],
+        **relation,
+    )
+    return f"---\n{data.to_yaml()}\n---\n\n# {facts.name}"
+
+
+def _said(facts: ExportFacts, what: str) -> str:
+    return f"{what}, by mmdora {facts.versions['mmdora']}. Weights: {facts.dtype}."
+
+
+def _origin(facts: ExportFacts) -> list[str]:
+    """What was adapted, on what, and how well it does, as far as this is known."""
+    parts = [f"## What was adapted\n\n```\n{facts.plan}\n```"] if facts.plan else []
     if facts.run:
         files = ", ".join(f"`{file}`" for file in facts.run["data"]) or "not stated"
         config = yaml.safe_dump(dict(facts.run["config"]), sort_keys=False)
@@ -43,14 +74,13 @@ def card(facts: ExportFacts, load: str, *, sees: bool = True) -> str:
     if facts.scores:
         rows = "\n".join(f"| {key} | {value} |" for key, value in facts.shown_scores.items())
         parts.append(f"## Scores\n\n| | |\n|---|---|\n{rows}")
-    parts.append(
-        f"## Parity\n\nMerged in fp32 and rounded once. {facts.parity['how']}, before this folder got its name: "
-        f"{facts.parity['text']}."
-    )
-    parts.append(
-        "## Licence\n\n"
-        + (f"The base states `{licence}`. " if licence else "The base states no licence here. ")
-        + "Its terms hold for these weights too, and so may those of the training data."
-    )
-    parts.append(f"`{OURS}` holds the same for programs.")
+    return parts
+
+
+def _licence(facts: ExportFacts) -> str:
+    stated = f"The base states `{facts.licence}`. " if facts.licence else "The base states no licence here. "
+    return f"## Licence\n\n{stated}Its terms hold for these weights too, and so may those of the training data."
+
+
+def _text(parts: list[str]) -> str:
     return str(ModelCard("\n\n".join(parts) + "\n"))

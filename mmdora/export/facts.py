@@ -1,4 +1,7 @@
-"""The facts in `mmdora.json` of an exported checkpoint, about its content and origin. Model card and page read them."""
+"""The facts in `mmdora.json` of an exported checkpoint, about its content and origin. Model card and page read them.
+
+The card of an adapter alone has the same facts; its `mmdora.json` is the adapter's own (`adapter_files`).
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.files import OURS
 from mmdora.config import ImageTokens, RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.export.scores import shown
 from mmdora.files import read_json, write_json
 from mmdora.records.card import read as read_card
 from mmdora.version import __version__
@@ -35,8 +39,9 @@ class ExportFacts:
         run: {"data": files of records, with the name of their folder, "datasets": names of public datasets, "config":
             the run's settings that are not the defaults}; None if the run is not known.
         image_tokens: {"min", "max"} tokens of each image, as far as the run set them.
-        scores: name -> number or text.
-        parity: {"kind": "logits" or "tensors", "how", "text", and the numbers that were measured}.
+        scores: name -> number or text, or the numbers of an evaluation with their interval (`scores.read_scores`).
+        parity: {"kind": "logits" or "tensors", "how", "text", and the numbers that were measured}; empty for an adapter
+            alone, in which nothing was merged.
         versions: versions of mmdora and of the libraries that wrote the files.
     """
 
@@ -58,11 +63,8 @@ class ExportFacts:
 
     @property
     def shown_scores(self) -> dict[str, str]:
-        """The scores as text for people, with shares in percent."""
-        return {
-            key: f"{value:.1%}" if isinstance(value, float) and 0 <= value <= 1 else str(value)
-            for key, value in self.scores.items()
-        }
+        """The scores as text for people (`scores.shown`)."""
+        return {key: shown(value) for key, value in self.scores.items()}
 
     def write(self, folder: Path) -> None:
         """Write `mmdora.json`."""
@@ -105,10 +107,12 @@ def shown_base(name: str) -> str:
     return Path(name).name if Path(name).exists() else name
 
 
-def licence_of(base: Path) -> str | None:
-    """The licence that the README.md among a base's files states in its front matter."""
+def licence_of(base: Path | str) -> str | None:
+    """The licence that the README.md of a base, a folder or a hub id, states in its front matter; None without one."""
     try:
-        return ModelCard.load(base / "README.md").data.to_dict().get("license")
+        return (
+            ModelCard.load(Path(base) / "README.md" if Path(base).is_dir() else str(base)).data.to_dict().get("license")
+        )
     except (OSError, ValueError):
         return None
 

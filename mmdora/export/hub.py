@@ -11,6 +11,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from mmdora.errors import MmdoraError
 from mmdora.files import PARTIAL
+from mmdora.models.locate import bundled, locate
 
 LEFT_OUT = ("*.bin", "*.pt", "*.pth", "*.pkl", f"*{PARTIAL}", ".*")
 """Patterns of files that are never sent: pickles, unfinished files and hidden files."""
@@ -20,6 +21,16 @@ def check_repo(repo: str) -> None:
     """Raise an MmdoraError unless `repo` has the form USER/NAME. It is called before the export is made."""
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo):
         raise MmdoraError(f"--push-to-hub {repo!r}: expected USER/NAME")
+
+
+def check_base(source: str) -> None:
+    """Raise an MmdoraError if the files of an adapter name a folder of this machine as their base."""
+    base = locate(source).base
+    if base not in bundled() and Path(base).is_dir():
+        raise MmdoraError(
+            f"{source}: its base is the folder {base}, which others do not have; push the merged checkpoint (without "
+            "--adapter), or push the base and name it in the files of the adapter"
+        )
 
 
 def preview(folder: Path, repo: str, *, private: bool = True) -> str:

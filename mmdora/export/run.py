@@ -6,8 +6,6 @@ memory. Nothing appears at OUT before the written files were read back and hold 
 
 from __future__ import annotations
 
-import gc
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,30 +13,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from transformers import AutoProcessor, AutoTokenizer, GenerationConfig
-
-from mmdora.adapt.inject import apply, merge, plan_of
+from mmdora.adapt.inject import apply
 from mmdora.adapter_files.adapters import fill
-from mmdora.config import ImageTokens, RunConfig, load_config
+from mmdora.config import RunConfig, load_config
 from mmdora.errors import MmdoraError
-from mmdora.export.base import base_folder, copied_files, dtype_of
+from mmdora.export.base import base_folder, dtype_of
 from mmdora.export.card import card
+from mmdora.export.complete import complete
 from mmdora.export.facts import ExportFacts, licence_of, parity_facts, run_facts, shown_base, token_facts, versions
-from mmdora.export.layout import save_checkpoint
 from mmdora.export.merge_disk import DiskMerge
+from mmdora.export.merge_memory import MergedModel
 from mmdora.export.parity import LogitCheck, Parity, prompts
 from mmdora.export.place import beside, readable, writing
 from mmdora.export.quantized import dequantized_model, tell
 from mmdora.export.shards import UnsureError
 from mmdora.export.snippet import snippet
 from mmdora.export.tensor_parity import TensorParity, TrainedModel, tensor_parity
-from mmdora.families import Family, family_of
-from mmdora.files import read_json, write_json, write_whole
+from mmdora.families import family_of
+from mmdora.files import write_whole
 from mmdora.models.base import format_of_files
-from mmdora.models.chat_template import write_template
-from mmdora.models.dtypes import DTYPES, DtypeName
-from mmdora.models.image_tokens import set_image_tokens, write_image_tokens
-from mmdora.models.load import load, load_processor, no_bars
+from mmdora.models.dtypes import DtypeName
+from mmdora.models.load import load, load_processor
 from mmdora.models.locate import RUN_CONFIG, Location, locate
 from mmdora.models.memory import check_memory, free_memory, shown
 from mmdora.outputs.folder import check_new_folder
@@ -124,7 +119,7 @@ class _Job:
     base: Path
     config: RunConfig | None
     dtype: DtypeName
-    merged: DiskMerge | _MergedModel
+    merged: DiskMerge | MergedModel
     measure: LogitCheck | Callable[[Path], Parity | TensorParity]
 
     def write(self, folder: Path, say: Callable[[str], Any]) -> Parity | TensorParity:
@@ -136,7 +131,7 @@ class _Job:
         begun = time.monotonic()
         self.merged.write(folder)
         say(f"wrote {shown(self.merged.size)} in {time.monotonic() - begun:.1f} s")
-        _complete(folder, self.base, self.location)
+        complete(folder, self.base, self.location)
         measured = self.measure.compare(folder) if isinstance(self.measure, LogitCheck) else self.measure(folder)
         measured.check()
         return measured
@@ -178,7 +173,7 @@ def _begin(
         measure = LogitCheck(model, processor, *asked, trained, dtype)
     else:
         measure = partial(tensor_parity, disk)
-    return _Job(location, base, config, dtype, disk or _MergedModel(model, base, dtype), measure)
+    return _Job(location, base, config, dtype, disk or MergedModel(model, base, dtype), measure)
 
 
 def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
@@ -193,68 +188,6 @@ def _trained(location: Location, disk: DiskMerge | None) -> tuple[Any, Any]:
     apply(model, disk.plan)
     fill(model, disk.plan, disk.adapter)
     return model, processor
-
-
-def _complete(folder: Path, base: Path, location: Location) -> None:
-    """Add the base's other files, with the number of image tokens that the adapter was trained with."""
-    for path in copied_files(base):
-        (folder / path.relative_to(base)).parent.mkdir(exist_ok=True)
-        shutil.copyfile(path, folder / path.relative_to(base))
-    if location.image_tokens != ImageTokens():
-        write_image_tokens(folder, set_image_tokens(load_processor(location.base), location.image_tokens))
-    if location.adapter is not None:
-        family = family_of(load_processor(location.base, template=location.template))
-        _write_stops(folder, family)
-        _write_template(folder, family)
-
-
-def _write_stops(folder: Path, family: Family) -> None:
-    """Let generation stop at the end of turn that training taught, beside what the base's own file names."""
-    path = folder / "generation_config.json"
-    tree = read_json(path, "generation config") if path.is_file() else {}
-    own = GenerationConfig(eos_token_id=tree.get("eos_token_id"))
-    if (stops := family.ending.stops(own)) != family.ending.base_stops(own):
-        write_json(path, tree | {"eos_token_id": stops})
-
-
-def _write_template(folder: Path, family: Family) -> None:
-    """Give the export the template by which the model was trained, if the files of its base hold another or none.
-
-    Raises:
-        MmdoraError: if stock transformers reads another template from the written files.
-    """
-    template = family.processor.chat_template
-    if template is None or _stock_template(folder, family) == template:
-        return
-    write_template(folder, template)
-    if _stock_template(folder, family) != template:
-        raise MmdoraError(f"{folder}: the chat template cannot be written into its files")
-
-
-def _stock_template(folder: Path, family: Family) -> Any:
-    """The chat template that stock transformers reads from a checkpoint; some processors leave it to the tokenizer."""
-    reader = (AutoProcessor if family.sees else AutoTokenizer).from_pretrained(folder)
-    return reader.chat_template or getattr(reader, "tokenizer", reader).chat_template
-
-
-class _MergedModel:
-    """The merge in memory, with the same methods as `DiskMerge`."""
-
-    def __init__(self, model: Any, base: Path, dtype: DtypeName):
-        self.plan = plan_of(model)
-        self._base = base
-        self._model: Any = (merge(model) if self.plan else model).to(DTYPES[dtype])
-        self.size = sum(parameter.numel() * parameter.element_size() for parameter in self._model.parameters())
-
-    def write(self, folder: Path) -> None:
-        """Write config and weights, and free the model."""
-        if (self._base / "generation_config.json").is_file():
-            # The base's own file is copied, because transformers refuses to write some that it can read (vicuna's).
-            self._model.generation_config = GenerationConfig()
-        with no_bars():
-            save_checkpoint(self._model, folder)
-        self._model = None
-        gc.collect()
 
 
 def _from_disk(base: Path, adapter: Path | None, dtype: DtypeName, say: Callable[[str], Any]) -> DiskMerge | None:

@@ -63,6 +63,20 @@ inputs = tokenizer.apply_chat_template(
 ).to(model.device)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=64)[0], skip_special_tokens=True))"""
 
+OF_ADAPTER = """\
+import mmdora{more}
+
+model, processor = mmdora.load("{name}")
+print(mmdora.generate(model, processor, {picture}, "{question}"))"""
+
+
+def adapter_snippet(name: str, *, sees: bool) -> str:
+    """Python code that loads an adapter from the folder `name`, onto its base, and asks it a question."""
+    if not sees:
+        return OF_ADAPTER.format(name=name, more="", picture="None", question="What is the capital of France?")
+    more, picture = "\nfrom PIL import Image", 'Image.open("photo.jpg")'
+    return OF_ADAPTER.format(name=name, more=more, picture=picture, question=QUESTION)
+
 
 def snippet(name: str, folder: Path, family: Family) -> str:
     """Python code that loads a checkpoint and asks it about `photo.jpg`.

@@ -1,13 +1,14 @@
-"""A LoRA for vLLM: one rank, one alpha and no patterns, and it computes what the trained adapter does."""
+"""An adapter alone: as trained, with a card; and a LoRA for vLLM, of one rank, that computes what was trained."""
 
 import json
 import re
+import shutil
 import warnings
 from dataclasses import replace
 
 import pytest
 import torch
-from exports import DORA, moved_adapter
+from exports import DORA, moved_adapter, run_folder
 from peft import LoraConfig, PeftModel, get_peft_model
 from PIL import Image
 from safetensors.torch import load_file
@@ -19,9 +20,13 @@ from mmdora.adapt.plan import Entry, Plan
 from mmdora.cli import main
 from mmdora.config import ImageTokens
 from mmdora.errors import MmdoraError
-from mmdora.export.adapter_alone import export_adapter, unserved
+from mmdora.export.adapter_alone import export_adapter
+from mmdora.export.snippet import QUESTION
+from mmdora.export.vllm_lora import unserved
 from mmdora.families import ask, family_of
+from mmdora.files import with_checksum, write_json
 from mmdora.models.load import load_processor
+from mmdora.models.locate import resolve
 
 LANGUAGE = {"language": {"method": "lora", "rank": 4, "alpha": 12}}
 
@@ -61,7 +66,7 @@ def test_ranks_and_alphas_become_one(of_peft, tiny_llava, tmp_path):
     trained, want = of_peft
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PEFT's files carry no fingerprint of their base.
-        command = export_adapter(trained, tmp_path / "for", say=lambda _: None)
+        command = export_adapter(trained, tmp_path / "for", engine="vllm", say=lambda _: None)
     assert command.split()[:5] == ["vllm", "serve", tiny_llava, "--enable-lora", "--max-lora-rank"]
     assert f"8 --lora-modules for={tmp_path / 'for'}" in command and "--chat-template" not in command
     config = json.loads((tmp_path / "for" / "adapter_config.json").read_text())
@@ -114,21 +119,21 @@ def test_prompts_of_the_training(tiny_llava, tmp_path):
     mmdora.inject(model, LANGUAGE)
     template = processor.chat_template.replace("{{ bos_token }}", "{{ bos_token }} ") + " "
     mmdora.save_adapter(model, tmp_path / "adapter", base=tiny_llava, template=template)
-    command = export_adapter(tmp_path / "adapter", tmp_path / "for", say=lambda _: None)
+    command = export_adapter(tmp_path / "adapter", tmp_path / "for", engine="vllm", say=lambda _: None)
     assert command.endswith(f"--chat-template {tmp_path / 'for' / 'chat_template.jinja'}")
     assert (tmp_path / "for" / "chat_template.jinja").read_text() == template
     assert mmdora.load(tmp_path / "for")[1].chat_template == template
     budget = ImageTokens(max=4)
     mmdora.save_adapter(model, tmp_path / "few", base=tiny_llava, image_tokens=budget)
     with pytest.raises(MmdoraError, match="was trained with another"):
-        export_adapter(tmp_path / "few", tmp_path / "for few")
+        export_adapter(tmp_path / "few", tmp_path / "for few", engine="vllm")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--adapter"], "add --for vllm"),
-        (["--adapter", "--for", "llama.cpp"], "add --for vllm"),
+        (["--adapter", "--for", "llama.cpp"], "--for llama.cpp is for a merged checkpoint"),
+        (["--adapter", "--parity", "tensors"], "--parity is for a merged checkpoint"),
         (["--adapter", "--for", "vllm", "--dtype", "bf16"], "--dtype is for a merged checkpoint"),
         (["--adapter", "--for", "vllm"], "tiny-llava: is no adapter"),
     ],
@@ -143,4 +148,49 @@ def test_an_adapter_of_quantised_weights_is_refused(tiny_llava, tmp_path):
     mmdora.inject(model, LANGUAGE)
     mmdora.save_adapter(model, tmp_path / "adapter", base=tiny_llava)
     with pytest.raises(MmdoraError, match="was trained on nf4 weights"):
-        export_adapter(tmp_path / "adapter", tmp_path / "out")
+        export_adapter(tmp_path / "adapter", tmp_path / "out", engine="vllm")
+
+
+def test_an_adapter_as_trained_and_its_card(tmp_path, capsys, monkeypatch):
+    """A DoRA of all parts: the files stay as they are; the card says base, plan, data and scores, and its code runs."""
+    adapter = moved_adapter("tiny-llava", DORA, tmp_path / "adapter")
+    run = run_folder(tmp_path / "run", adapter, "tiny-llava", train=str(tmp_path / "own/records.jsonl"))
+    overall = {"score": 0.953, "n": 9673, "interval95": [0.95, 0.956]}
+    result = tmp_path / "eval" / "metrics.json"
+    result.parent.mkdir()
+    write_json(result, with_checksum({"task": "easy-vqa", "metric": "accuracy", "overall": overall}))
+    command = ["export", str(run), str(tmp_path / "out"), "--adapter", "--scores", str(result.parent)]
+    assert main([*command, "--push-to-hub", "someone/dora", "--preview"]) == 0
+    for name in ("adapter_model.safetensors", "adapter_config.json", "mmdora.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (adapter / name).read_bytes()
+    text = (tmp_path / "out" / "README.md").read_text()
+    shown = capsys.readouterr().out
+    assert text in shown and "bytes  adapter_model.safetensors" in shown and str(tmp_path / "own") not in shown
+    assert "An adapter (dora, full) of `tiny-llava`" in text and "merged" not in text and "library_name: peft" in text
+    assert "| easy-vqa | accuracy 95.3% (95% interval 95.0% to 95.6%), 9,673 questions |" in text
+    assert "own/records.jsonl" in text and "rank: 4" in text and "dropout_mode" not in text
+    assert re.search(r"language +dora +\d+ +4 ", text)
+    code = text.partition("```python\n")[2].partition("```")[0]
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    model, processor = mmdora.load(adapter)
+    answer = mmdora.generate(model, processor, Image.open("photo.jpg"), QUESTION)
+    assert capsys.readouterr().out.strip() == answer.strip()
+
+
+def test_an_adapter_of_a_base_that_others_do_not_have_is_not_pushed(tiny_llava, tmp_path, capsys):
+    shutil.copytree(resolve(tiny_llava), tmp_path / "base")
+    adapter = moved_adapter(str(tmp_path / "base"), LANGUAGE, tmp_path / "adapter")
+    assert main(["export", str(adapter), str(tmp_path / "out"), "--adapter", "--push-to-hub", "someone/lora"]) == 2
+    assert "which others do not have; push the merged checkpoint" in capsys.readouterr().err
+    assert main(["export", str(adapter), str(tmp_path / "out"), "--adapter"]) == 0
+    assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_card_of_a_lora_for_vllm_says_how_it_is_served(tiny_llava, tmp_path):
+    adapter = moved_adapter(tiny_llava, LANGUAGE, tmp_path / "adapter")
+    export_adapter(adapter, tmp_path / "mine", engine="vllm", say=lambda _: None)
+    text = (tmp_path / "mine" / "README.md").read_text()
+    assert "vllm serve tiny-llava --enable-lora --max-lora-rank 8 --lora-modules mine=mine\n" in text
+    assert "An adapter (lora) of" in text and str(tmp_path) not in text

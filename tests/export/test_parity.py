@@ -18,7 +18,7 @@ import mmdora.export.run as room
 from mmdora.adapt.inject import adapted_modules
 from mmdora.adapter_files import adapters
 from mmdora.errors import MmdoraError
-from mmdora.export import merge_disk, parity
+from mmdora.export import merge_disk, merge_memory, parity
 from mmdora.export.logits import Outputs
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.run import Parity, TensorParity, export
@@ -44,7 +44,7 @@ def test_a_merge_that_forgets_the_magnitudes_is_caught(adapter, tmp_path, monkey
         return mmdora.merge(model)
 
     refuse_disk(monkeypatch)
-    monkeypatch.setattr(room, "merge", forgetful)
+    monkeypatch.setattr(merge_memory, "merge", forgetful)
     with pytest.raises(MmdoraError, match=r"not the trained one.*max-rel"):
         export(adapter, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
@@ -60,7 +60,7 @@ def test_a_merge_from_disk_that_forgets_the_magnitudes_is_caught(adapter, tmp_pa
 
 
 def test_a_file_that_lost_a_tensor_is_caught(adapter, tmp_path, monkeypatch, few_rows):
-    whole = room.save_checkpoint
+    whole = merge_memory.save_checkpoint
 
     def lossy(model, folder):
         del model.model.multi_modal_projector.linear_2.bias
@@ -68,7 +68,7 @@ def test_a_file_that_lost_a_tensor_is_caught(adapter, tmp_path, monkeypatch, few
         whole(model, folder)
 
     refuse_disk(monkeypatch)
-    monkeypatch.setattr(room, "save_checkpoint", lossy)
+    monkeypatch.setattr(merge_memory, "save_checkpoint", lossy)
     with pytest.raises(MmdoraError, match=r"does not load: missing keys .*linear_2\.bias"):
         export(adapter, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

@@ -19,6 +19,7 @@ from mmdora.adapt.inject import adapted_modules, trainable_parameters
 from mmdora.errors import MmdoraError
 from mmdora.export import parity, tensor_parity
 from mmdora.export.merge_disk import DiskMerge
+from mmdora.export.merge_memory import MergedModel
 from mmdora.export.rounding import Pair, merged
 from mmdora.export.run import Parity, export
 from mmdora.ops.reference import adapted_weight, direction
@@ -110,7 +111,7 @@ MISTAKES = (spread, in_one_row, one_magnitude, projector_unmerged, a_bit_of_a_co
 
 def make(mistake: Any, unmerged: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every way to write a checkpoint make a mistake."""
-    for owner in (DiskMerge, room._MergedModel):
+    for owner in (DiskMerge, MergedModel):
 
         def wrong(self: Any, folder: Path, whole: Any = owner.write) -> None:
             whole(self, folder)
