@@ -46,8 +46,8 @@ class Modality:
         Path | None,
         Field(
             alias="from",
-            description="a run or an adapter, LoRA or DoRA of this rank on these targets, to go on with; the magnitudes "
-            "of method dora after a LoRA begin so that its outputs stay as they are",
+            description="a run or adapter, LoRA or DoRA of this rank on these targets, to go on with; where a LoRA "
+            "goes on as dora, the magnitudes begin so that its outputs stay as they are",
         ),
     ] = None
     targets: Annotated[

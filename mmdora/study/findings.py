@@ -5,7 +5,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,13 +22,23 @@ POINT = 0.01
 
 @dataclass(frozen=True)
 class ArmScore:
-    """An arm on a task at one rate: mean test score and the number of seeds it is over, parameters, seconds of CPU."""
+    """An arm on a task at one rate: means over the seeds.
+
+    Attributes:
+        score: of the test split.
+        trainable: number of parameters that train.
+        cpu_seconds: of training and answering.
+        peak_bytes: the most memory of training; None where the system did not tell.
+        retained: score of the base's own questions after training; None if these are not known.
+    """
 
     rate: float
     score: float
     seeds: int
     trainable: int
     cpu_seconds: float
+    peak_bytes: float | None
+    retained: float | None
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,15 @@ def _score(group: Group, rate: float | None, seeds: Sequence[int], results: Resu
         len(lines),
         lines[0]["trainable"],
         float(np.mean([line["cpu_seconds"] for line in lines])),
+        _mean(line.get("train_peak_bytes") for line in lines),
+        _mean(line.get("retained") for line in lines),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean; None if one of the values is not known."""
+    known = list(values)
+    return None if None in known else float(np.mean(known))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,11 @@ DESIGNS = "configs/study"
 HEAD = """# Evidence
 
 This page is written by `mmdora study`, from {results}; nobody edits it.
-There are results of {done}; the designs below name {planned} cells, some of them twice. What is missing is said in each
-section, and where too little is there, nothing is concluded. A task without a test score of LoRA between 40 and 95% in
-some cell has not been shown to tell methods apart.
+There are results of {done}, which took {hours:.1f} hours of a CPU core; the designs below name {planned} cells, some of
+them twice. What is missing is said in each section, and where too little is there, nothing is concluded. A task without
+a test score of LoRA between 40 and 95% in some cell has not been shown to tell methods apart. What the bases did not
+learn in less than a minute of a core was left out: handwritten digits, relations, words, full captions
+(`mmdora/study/tasks.py` says how far they came).
 
 How it is measured. Every cell is an ordinary `mmdora train` run of a bundled base with about two million parameters,
 which says nothing certain about models with billions. All arms of a study get the same grid of learning rates and the
@@ -46,8 +48,9 @@ def write_report(
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     counts = [(done(study, tasks, results), planned(study)) for study in studies.values()]
+    hours = sum(line["cpu_seconds"] for line in results.cells.values()) / 3600
     there_are = f"{len(results.cells):,} {'cell' if len(results.cells) == 1 else 'cells'}"
-    parts = [HEAD.format(results=source, done=there_are, planned=sum(b for _, b in counts))]
+    parts = [HEAD.format(results=source, done=there_are, planned=sum(b for _, b in counts), hours=hours)]
     named = list(dict.fromkeys(name for study in studies.values() for name in study.tasks))
     parts.append("\n".join(_tasks(named, tasks, results)))
     for (file, study), (there, whole) in zip(studies.items(), counts, strict=True):
@@ -104,13 +107,13 @@ def _section(
             yield f"**{at}.** Nothing can be said yet: no task has results of both arms of a pair.\n"
             continue
         for pair in found_pairs:
-            yield from _pair(pair, at)
+            yield from _pair(pair, at, results)
     if picture:
         yield f"![Test score over learning rate, a line for each arm]({picture})\n"
         yield from _widths(study, found)
 
 
-def _pair(pair: PairFinding, at: str) -> Iterator[str]:
+def _pair(pair: PairFinding, at: str, results: Results) -> Iterator[str]:
     yield f"**{at}: {pair.second} minus {pair.first}.** {sentence(pair)}\n"
     if not pair.tasks:
         return
@@ -125,7 +128,29 @@ def _pair(pair: PairFinding, at: str) -> Iterator[str]:
     seconds = [sum(getattr(one, side).cpu_seconds for one in pair.tasks) for side in ("first", "second")]
     yield (
         f"{costs[0][0]} trains {costs[0][1].trainable:,} parameters, {costs[1][0]} {costs[1][1].trainable:,}; the "
-        f"cells of {costs[1][0]} took {seconds[1] / seconds[0]:.2f} times the CPU time of those of {costs[0][0]}.\n"
+        f"cells of {costs[1][0]} took {seconds[1] / seconds[0]:.2f} times the CPU time of those of {costs[0][0]}"
+        f"{_memory(pair)}.{_forgotten(pair, results)}\n"
+    )
+
+
+def _memory(pair: PairFinding) -> str:
+    peaks = [[getattr(one, side).peak_bytes for one in pair.tasks] for side in ("first", "second")]
+    if any(peak is None for own in peaks for peak in own):
+        return ""
+    first, second = (sum(own) / len(own) / 2**20 for own in peaks)
+    return f", and training {second:,.0f} instead of {first:,.0f} MiB at its peak, libraries included"
+
+
+def _forgotten(pair: PairFinding, results: Results) -> str:
+    """How much of the base's own questions is still answered right, in the mean over tasks."""
+    before = [results.tasks[one.base, one.task].get("retained") for one in pair.tasks]
+    after = [[getattr(one, side).retained for one in pair.tasks] for side in ("first", "second")]
+    if any(score is None for own in (before, *after) for score in own):
+        return ""
+    base, first, second = (100 * sum(own) / len(own) for own in (before, *after))
+    return (
+        f" Of the questions that the base was made with, it answers {base:.1f}% right, after {pair.first} {first:.1f}% "
+        f"and after {pair.second} {second:.1f}% (mean over tasks)."
     )
 
 

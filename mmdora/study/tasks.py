@@ -84,7 +84,7 @@ def _drawn(kind: scenes.Kind, rows: int = 2000, held_out: int = 500) -> Callable
 
 _OTHER = StudyTask(
     "easy-vqa-other", "easy-VQA: the questions that are not yes or no", "easy-vqa", "easy-vqa", easy_vqa.prepare,
-    rows=1500, steps=12, asks=_is_not_yes_or_no,
+    rows=1500, steps=6, asks=_is_not_yes_or_no,
 )  # fmt: skip
 _NAMES = StudyTask(
     "names", "drawn scenes: colours and shapes of up to four things, from left to right", "scenes", "names",
