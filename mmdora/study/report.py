@@ -16,6 +16,8 @@ from mmdora.study.statistics import Difference
 from mmdora.study.tasks import StudyTask
 
 DESIGNS = "configs/study"
+CEILING = 0.95
+"""A task on which an arm scores more has little room left in which another one could be seen to be better."""
 HEAD = """# Evidence
 
 This page is written by `mmdora study`, from {results}; nobody edits it.
@@ -156,6 +158,8 @@ def _forgotten(pair: PairFinding, results: Results) -> str:
 
 def _row(one: OnTask, pair: PairFinding) -> str:
     said = {"second ahead": f"{pair.second} ahead", "first ahead": f"{pair.first} ahead"}.get(one.verdict, one.verdict)
+    if max(one.first.score, one.second.score) > CEILING:
+        said += ", near the ceiling"
     return (
         f"| {one.task} | {100 * one.first.score:.1f} ({one.first.rate:g}) | {100 * one.second.score:.1f} "
         f"({one.second.rate:g}) | {one.difference.seeds} | {_points(one.difference)} | {one.p:.3f} | {said} |"
