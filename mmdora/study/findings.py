@@ -16,6 +16,8 @@ from mmdora.study.results import Results, units_of, unpacked
 from mmdora.study.statistics import Difference, difference, holm, smallest_visible
 from mmdora.study.tasks import StudyTask
 
+TELLING = (0.40, 0.95)
+"""Between these scores of the first arm of a pair, the reference, a task can tell arms apart."""
 POINT = 0.01
 """A rate is as good as the best if its score lies within so much of the best score (one point)."""
 
@@ -53,8 +55,17 @@ class OnTask:
     p: float
 
     @property
+    def tells(self) -> bool:
+        """Whether it is counted, and part of the mean: the first arm's score leaves room, and there are two seeds."""
+        return TELLING[0] <= self.first.score <= TELLING[1] and self.difference.seeds > 1
+
+    @property
     def verdict(self) -> str:
         """In words. A difference counts as seen only if it stands after the correction, too."""
+        if self.difference.seeds < 2:
+            return "one seed: not counted"
+        if not self.tells:
+            return "near floor or ceiling: not counted"
         if not self.difference.seen or self.p >= 0.05:
             return "no difference seen"
         return "second ahead" if self.difference.value > 0 else "first ahead"
@@ -62,7 +73,7 @@ class OnTask:
 
 @dataclass(frozen=True)
 class PairFinding:
-    """A pair of arms over all tasks that both have results on; `mean` is None if there are none."""
+    """A pair of arms over all tasks that both have results on; `mean` is over those that tell, None without one."""
 
     first: str
     second: str
@@ -85,7 +96,7 @@ def _pair(
     study: Study, tasks: Mapping[str, StudyTask], results: Results, first: str, second: str, shared: bool
 ) -> PairFinding:
     found: list[tuple[str, str, ArmScore, ArmScore, Difference]] = []
-    kept = []
+    data = []
     for base in study.bases:
         for name in study.tasks:
             two = [Group(study, base, tasks[name], arm) for arm in (first, second)]
@@ -101,13 +112,13 @@ def _pair(
             if not seeds or (base, name) not in results.tasks:
                 continue
             each = [_each(group, rate, seeds, results) for group, rate in zip(two, rates, strict=True)]
-            data = (each[1] - each[0], units_of(results.tasks[base, name]))
-            kept.append(data)
+            data.append((each[1] - each[0], units_of(results.tasks[base, name])))
             scores = [_score(group, rate, seeds, results) for group, rate in zip(two, rates, strict=True)]
-            found.append((base, name, scores[0], scores[1], difference([data])))
+            found.append((base, name, scores[0], scores[1], difference(data[-1:])))
     corrected = holm({f"{base} {name}": own.p for base, name, *_, own in found})
     said = [OnTask(*one, p=corrected[f"{one[0]} {one[1]}"]) for one in found]
-    return PairFinding(first, second, said, difference(kept) if kept else None)
+    telling = [own for own, one in zip(data, said, strict=True) if one.tells]
+    return PairFinding(first, second, said, difference(telling) if telling else None)
 
 
 def _each(group: Group, rate: float | None, seeds: Sequence[int], results: Results) -> np.ndarray:

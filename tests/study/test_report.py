@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,30 @@ def test_a_planted_gain_is_found_and_its_absence_is_no_difference(study: Study) 
     same = pairs(study, TASKS, made_up(study, 0.0), shared=False)[0]
     assert same.mean is not None and not same.mean.seen and same.counts == (0, 3, 0)
     assert sentence(same).startswith("No difference seen")
+
+
+def test_a_task_with_one_seed_or_near_its_ceiling_is_shown_and_not_counted(study: Study) -> None:
+    results = made_up(study, 0.1)
+    for line in results.cells.values():
+        if line["task"] == "names":
+            line["test"] = 0.96
+        if line["task"] == "count" and line["training"]["seed"] == 1:
+            line["key"] = "gone"
+    for key in [key for key, line in results.cells.items() if line["key"] == "gone"]:
+        del results.cells[key]
+    found = pairs(study, TASKS, results, shared=False)[0]
+    said = {one.task: one.verdict for one in found.tasks}
+    assert said == {
+        "names": "near floor or ceiling: not counted", "count": "one seed: not counted", "pope": "second ahead",
+    }  # fmt: skip
+    assert found.counts == (1, 0, 0) and "over 1 task;" in sentence(found)
+    none = pairs(study, TASKS, made_up(study, 0.1, ("count",)), shared=False)[0]
+    only = replace(
+        none, tasks=[replace(none.tasks[0], difference=replace(none.tasks[0].difference, seeds=1))], mean=None
+    )
+    assert sentence(only).startswith(
+        "Nothing is concluded yet: no task has two seeds of both arms and a score of LoRA r4"
+    )
 
 
 def test_the_rate_is_chosen_by_validation_and_not_by_test(study: Study) -> None:
