@@ -149,12 +149,20 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean test score of an arm over the rates of the grid, on one task; only rates with results are in it."""
+    """The mean test score of an arm over the rates of the grid, on one task; only rates with results are in it.
+
+    Attributes:
+        points: rate and score, by rising rate.
+        retained: at the same rates, the mean score of the base's own questions afterwards; None if it is not known.
+        seeds: the fewest seeds at a rate.
+    """
 
     base: str
     task: str
     arm: str
     points: Sequence[tuple[float, float]]
+    retained: Sequence[float | None]
+    seeds: int
 
     @property
     def range(self) -> tuple[float, float]:
@@ -176,14 +184,17 @@ def curves(study: Study, tasks: Mapping[str, StudyTask], results: Results) -> li
         for name in study.tasks:
             for arm in study.all_arms:
                 group = Group(study, base, tasks[name], arm)
-                points = []
-                for rate in study.rates.values:
-                    lines = [results.cells.get(group.cell(rate, seed).key) for seed in group.search_seeds]
-                    scores = [line["test"] for line in lines if line is not None]
-                    if scores:
-                        points.append((rate, float(np.mean(scores))))
-                if points:
-                    found.append(Curve(base, name, arm, points))
+                keys = {
+                    rate: [group.cell(rate, seed).key for seed in group.search_seeds] for rate in study.rates.values
+                }
+                lines = {
+                    rate: [results.cells[key] for key in own if key in results.cells] for rate, own in keys.items()
+                }
+                lines = {rate: own for rate, own in lines.items() if own}
+                if lines:
+                    points = [(rate, float(np.mean([line["test"] for line in own]))) for rate, own in lines.items()]
+                    retained = [_mean(line.get("retained") for line in own) for own in lines.values()]
+                    found.append(Curve(base, name, arm, points, retained, min(map(len, lines.values()))))
     return found
 
 

@@ -19,7 +19,7 @@ DESIGNS = "configs/study"
 HEAD = """# Evidence
 
 This page is written by `mmdora study`, from {results}; nobody edits it.
-There are results of {done}, which took {hours:.1f} hours of a CPU core; the designs below name {planned} cells, some of
+There are results of {done}, which took {hours:.2f} hours of a CPU core; the designs below name {planned} cells, some of
 them twice. What is missing is said in each section, and where too little is there, nothing is concluded. A task counts
 where the first arm of a pair scores between 40 and 95% and there are two seeds or more; the others are only shown.
 What the bases did not learn in less than a minute of a core was left out: handwritten digits, relations, words, full
@@ -110,6 +110,7 @@ def _section(
             yield from _pair(pair, at, results)
     if picture:
         yield f"![Test score over learning rate, a line for each arm]({picture})\n"
+        yield from _at_each_rate(study, found)
         yield from _widths(study, found)
 
 
@@ -178,6 +179,19 @@ def sentence(pair: PairFinding) -> str:
     if pair.mean.seen:
         said = f"{pair.second if pair.mean.value > 0 else pair.first} is ahead: {mean}"
     return f"{said}; {pair.second} ahead on {won}, no difference seen on {tied}, {pair.first} ahead on {lost}."
+
+
+def _at_each_rate(study: Study, found: Sequence[Curve]) -> Iterator[str]:
+    rates = study.rates.values
+    yield "At each rate: the test score, and behind the stroke what is left of the base's own answers.\n"
+    yield f"| task | arm | seeds | {' | '.join(f'{rate:g}' for rate in rates)} |"
+    yield "|---|---|---|" + "---|" * len(rates)
+    for curve in found:
+        scores = {rate: f"{100 * score:.1f}" for rate, score in curve.points}
+        for (rate, _), retained in zip(curve.points, curve.retained, strict=True):
+            scores[rate] += "" if retained is None else f" / {100 * retained:.1f}"
+        yield f"| {curve.task} | {curve.arm} | {curve.seeds} | {' | '.join(scores.get(rate, '') for rate in rates)} |"
+    yield ""
 
 
 def _widths(study: Study, found: Sequence[Curve]) -> Iterator[str]:

@@ -98,8 +98,8 @@ _TASKS = (
         rows=1500, steps=30, batch_size=8, asks=_is_yes_or_no,
     ),
     StudyTask(
-        "pope", "drawn scenes: is it there, in POPE's form", "scenes-pope", "pope", _drawn("pope", 500, 300),
-        rows=1500, steps=16, batch_size=8, pictures=80, validation_pictures=40,
+        "pope", "drawn scenes: is it there, in POPE's form", "scenes-pope", "pope", _drawn("pope", 500),
+        rows=1500, steps=16, batch_size=8,
     ),
     StudyTask(
         "openmoji", "pictures drawn by people (OpenMoji), symbols not trained on: kind, number, colour", "openmoji",

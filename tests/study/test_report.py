@@ -122,7 +122,8 @@ def test_the_report_follows_from_the_results_alone(study: Study, tmp_path: Path)
     assert text == (tmp_path / "two/evidence.md").read_text(encoding="utf-8")
     assert "20 of 30 cells" in text and "DoRA r4 is ahead" in text and "not run yet" in text
     assert "it answers 90.0% right, after LoRA r4 70.0% and after DoRA r4 50.0% (mean over tasks)" in text
-    assert "training 1,024 instead of 1,024 MiB at its peak" in text and "which took 0.0 hours of a CPU core" in text
+    assert "| names | DoRA r4 | 1 | " in text and " / 50.0 |" in text
+    assert "training 1,024 instead of 1,024 MiB at its peak" in text and "which took 0.01 hours of a CPU core" in text
     plots = [(tmp_path / folder / "evidence/design.svg").read_bytes() for folder in ("one", "two")]
     assert plots[0] == plots[1] and plots[0].count(b"<svg") == 1
     assert not (tmp_path / "out").exists(), "a report runs nothing"
