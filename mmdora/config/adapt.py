@@ -24,7 +24,7 @@ _DEFAULT_RANKS = ", ".join(f"{modality} {rank}" for modality, rank in DEFAULT_RA
 
 Rank = Annotated[StrictInt, Field(ge=1, le=MAX_RANK)]
 # A field cannot be called `from` in Python, so that key has an alias, and `dataclasses.replace` gives the field's name.
-_strict_by_alias = ConfigDict(**strict, validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
+_strict_by_alias = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
 
 @dataclass(frozen=True, kw_only=True, config=_strict_by_alias)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import log10
 from pathlib import Path
+from typing import Any
 
 from mmdora.files import write_whole
 from mmdora.study.cells import planned
@@ -144,11 +145,11 @@ def _memory(pair: PairFinding) -> str:
 
 def _forgotten(pair: PairFinding, results: Results) -> str:
     """How much of the base's own questions is still answered right, in the mean over tasks."""
-    before = [results.tasks[one.base, one.task].get("retained") for one in pair.tasks]
-    after = [[getattr(one, side).retained for one in pair.tasks] for side in ("first", "second")]
-    if any(score is None for own in (before, *after) for score in own):
+    scores: list[list[Any]] = [[results.tasks[one.base, one.task].get("retained") for one in pair.tasks]]
+    scores += [[getattr(one, side).retained for one in pair.tasks] for side in ("first", "second")]
+    if any(score is None for own in scores for score in own):
         return ""
-    base, first, second = (100 * sum(own) / len(own) for own in (before, *after))
+    base, first, second = (100 * sum(own) / len(own) for own in scores)
     return (
         f" Of the questions that the base was made with, it answers {base:.1f}% right, after {pair.first} {first:.1f}% "
         f"and after {pair.second} {second:.1f}% (mean over tasks)."
