@@ -113,7 +113,7 @@ _TASKS = (
         "count", "drawn scenes: how many things of a shape", "scenes-count", "count", _drawn("count"), rows=2000,
         steps=12, asks=_is_about_a_shape,
     ),
-    replace(_OTHER, name="easy-vqa-other-12", about=f"{_OTHER.about}; 12 steps, at the best rate too easy", steps=12),
+    replace(_OTHER, name="easy-vqa-other-12", about=f"{_OTHER.about}; 12 steps, at the best rate near its ceiling", steps=12),
     replace(_OTHER, name="easy-vqa-other-4", about=f"{_OTHER.about}; 4 steps, for a base that learns fast", steps=4),
     replace(_OTHER, name="easy-vqa-other-10%", about=f"{_OTHER.about}; a tenth of the rows", rows=150, steps=40),
     replace(_OTHER, name="easy-vqa-other-1%", about=f"{_OTHER.about}; one row of a hundred", rows=15, steps=40),
