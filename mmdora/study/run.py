@@ -130,11 +130,12 @@ class Runner:
         return splits_of(RETAINED, self.out) if base in bundled() else None
 
     def splits(self, base: str, task: StudyTask) -> Splits:
-        """The task's splits; the scores of base and question alone are noted the first time."""
+        """The task's splits; the scores of base and question alone are noted the first time, if no file has them."""
         if task.name not in self.given:
             self.given[task.name] = splits_of(task, self.out)
         splits = self.given[task.name]
         path = self.out / "cells" / f"task-{base.replace('/', '--')}-{task.name}.json"
-        if not path.is_file():
+        if not path.is_file() and (base, task.name) not in read_results(self.known).tasks:
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(path, json.dumps(reference(base, task, splits, self.own(base))) + "\n", shared=True)
         return splits

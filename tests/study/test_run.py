@@ -112,7 +112,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(place: Path, tmp_path: P
 def test_a_cell_run_again_scores_the_same_or_the_command_fails(place: Path, capsys: Any) -> None:
     known = place / "known.jsonl"
     known.write_bytes((place / "out" / RESULTS).read_bytes())
-    tokens = ["study", str(place / "design.yaml"), "--out", str(place / "out"), "--results", str(known)]
+    tokens = ["study", str(place / "design.yaml"), "--out", str(place / "fresh"), "--results", str(known)]
     assert main([*tokens, "--again", "1"]) == 0
     assert "every answer scores the same" in capsys.readouterr().out
     results = read_results([known])
