@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from mmdora.adapter_files.files import adapter_folder
 from mmdora.analysis import plots
 from mmdora.analysis.findings import conclusions, correlations, number, summaries, verdicts
 from mmdora.analysis.run import analyze
@@ -21,7 +22,6 @@ from mmdora.evaluate.resume import METRICS
 from mmdora.evaluate.table import ScoreRow
 from mmdora.files import read_json, read_text
 from mmdora.html import EVAL_LOSS, LOG, curve, data_uri
-from mmdora.models.locate import adapter_folder
 
 DEPTH = 3  # Levels of folders below the results that are searched; deeper levels hold other files, such as checkpoints.
 PICTURES = {

@@ -11,7 +11,7 @@ _HOMES = {
     "compare": "mmdora.evaluate.models",
     "load": "mmdora.models.load",
     "find_parts": "mmdora.adapt.modality",
-    "inject": "mmdora.adapt.inject",
+    "inject": "mmdora.adapter_files.warm_start",
     "merge": "mmdora.adapt.inject",
     "unload": "mmdora.adapt.inject",
     "disable": "mmdora.adapt.switch",
@@ -46,10 +46,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mmdora.adapt.inject import inject, merge, unload
+    from mmdora.adapt.inject import merge, unload
     from mmdora.adapt.modality import find_parts
     from mmdora.adapt.switch import disable, reference, use
     from mmdora.adapter_files.adapters import load_adapter, save_adapter
+    from mmdora.adapter_files.warm_start import inject
     from mmdora.analysis.run import analyze
     from mmdora.errors import MmdoraError
     from mmdora.evaluate.models import compare, evaluate

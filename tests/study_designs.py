@@ -9,7 +9,7 @@ import yaml
 DESIGN = {
     "title": "a",
     "question": "b?",
-    "tasks": ["digits"],
+    "tasks": ["names"],
     "grid": {"methods": ["lora", "dora"], "ranks": [4]},
     "compare": [["LoRA r4", "DoRA r4"]],
     "rates": {"low": 1e-3, "high": 1e-2, "count": 3},

@@ -114,9 +114,14 @@ def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any], *, keep_base: boo
         keep_base: train copies of what trains in full (method full, bias, norms), so that `disable`, `reference` and
             `unload` can give the base back. It takes the memory of these parameters once more.
 
+    An adapter that `adapt` names with `from` is gone on with by `mmdora.adapter_files.warm_start.inject`.
+
     Raises:
-        MmdoraError: see `make_plan`.
+        MmdoraError: see `make_plan`; or `adapt` names such an adapter.
     """
+    for modality, settings in as_modalities(adapt).items():
+        if settings.start is not None:
+            raise MmdoraError(f"adapt.{modality}.from: call mmdora.inject, which reads adapters")
     return apply(model, make_plan(model, adapt), keep_base=keep_base)
 
 

@@ -16,6 +16,7 @@ from mmdora.adapter_files.names import without_adapter_name
 from mmdora.config import ImageTokens, Quantize
 from mmdora.errors import MmdoraError
 from mmdora.files import checksum_holds, digest_of, read_json, sha256, with_checksum, write_json
+from mmdora.outputs.folder import check_finished
 from mmdora.version import __version__
 
 WEIGHTS, CONFIG, OURS = "adapter_model.safetensors", "adapter_config.json", "mmdora.json"
@@ -90,6 +91,23 @@ def refuse_pickle(folder: Path) -> None:
             f"{folder}: {PICKLE} is a pickle, which can run code when read; "
             "load it with peft where you trust it and save it again with save_pretrained, which writes safetensors"
         )
+
+
+def adapter_folder(name: str | Path) -> Path | None:
+    """The folder of the adapter: `name` itself, or a folder in it if `name` is a run; None if there is no adapter.
+
+    Raises:
+        MmdoraError: if the adapter is a pickle, or `name` is a folder that is not finished.
+    """
+    check_finished(Path(name))
+    for folder in (Path(name), Path(name) / "adapter"):
+        try:
+            if (folder / WEIGHTS).is_file():
+                return folder
+        except (OSError, ValueError):  # The name cannot be a path: it is too long, or contains a NUL.
+            return None
+        refuse_pickle(folder)
+    return None
 
 
 def own_facts(folder: Path) -> dict[str, Any]:

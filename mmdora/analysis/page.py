@@ -21,6 +21,7 @@ from mmdora.analysis.findings import (
     verdicts,
 )
 from mmdora.analysis.rows import WeightRow
+from mmdora.analysis.spread import spreads
 from mmdora.html import data_uri, environment
 from mmdora.outputs.written import Written
 
@@ -72,6 +73,7 @@ def page_html(rows: Sequence[WeightRow], measured: Sequence[Correlation], pictur
         steps={run: [step for step, _ in groupby(row.step for row in rows if row.run == run)] for run in runs},
         conclusions=conclusions(summaries(rows)),
         verdicts=verdicts(measured),
+        spreads=spreads(rows),
         summaries=summaries(rows),
         correlations=[list(group) for _, group in groupby(measured, lambda c: (c.run, c.method, c.modality))],
         pictures={name: data_uri(png) for name, png in pictures.items()},

@@ -32,6 +32,7 @@ def analyze(*runs: str, out: Path | None = None) -> None:
 
     from mmdora.analysis import run as analysis
     from mmdora.analysis.findings import correlations, verdicts
+    from mmdora.analysis.spread import spreads
     from mmdora.analysis.table import analysis_table
 
     named = named_models(runs)
@@ -41,6 +42,6 @@ def analyze(*runs: str, out: Path | None = None) -> None:
     rows = analysis.analyze(named, out=out)
     console = Console()
     console.print(analysis_table(rows))
-    for line in verdicts(correlations(rows)):
+    for line in (*verdicts(correlations(rows)), *map(str, spreads(rows))):
         console.print(line, markup=False, highlight=False)
     console.print(f"{out / 'analysis.html'}", markup=False, highlight=False)

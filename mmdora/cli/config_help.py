@@ -25,7 +25,7 @@ def describe(kind: Any = RunConfig, prefix: str = "") -> dict[str, list[Key]]:
     sections: dict[str, list[Key]] = {}
     fields = kind.__pydantic_fields__
     for name, field in fields.items():
-        hint, path = field.annotation, f"{prefix}{name}"
+        hint, path = field.annotation, f"{prefix}{field.alias or name}"
         # A section that may be left out is one of a union of types.
         hint = next(filter(dataclasses.is_dataclass, get_args(hint)), hint)
         if not dataclasses.is_dataclass(hint):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StrictBool, StrictInt, model_validator
+from pydantic import ConfigDict, Field, StrictBool, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from mmdora.config.validate import validate
@@ -22,9 +23,11 @@ DEFAULT_RANK = {"vision": 8, "projector": 8, "language": 16}
 _DEFAULT_RANKS = ", ".join(f"{modality} {rank}" for modality, rank in DEFAULT_RANK.items())
 
 Rank = Annotated[StrictInt, Field(ge=1, le=MAX_RANK)]
+# A field cannot be called `from` in Python, so that key has an alias, and `dataclasses.replace` gives the field's name.
+_strict_by_alias = ConfigDict(extra="forbid", validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
 
 
-@dataclass(frozen=True, kw_only=True, config=strict)
+@dataclass(frozen=True, kw_only=True, config=_strict_by_alias)
 class Modality:
     """How one modality of the model is adapted."""
 
@@ -39,6 +42,14 @@ class Modality:
         Field(description="reference: as in PEFT's DoRA, also on the scaled base output, a second base product"),
     ] = "branch"
     rslora: Annotated[StrictBool, Field(description="scaling alpha / sqrt(rank)")] = False
+    start: Annotated[
+        Path | None,
+        Field(
+            alias="from",
+            description="a run or adapter, LoRA or DoRA of this rank on these targets, to go on with; where a LoRA "
+            "goes on as dora, the magnitudes begin so that its outputs stay as they are",
+        ),
+    ] = None
     targets: Annotated[
         tuple[str, ...],
         Field(description="roles (attention, mlp, experts, all), or names or glob patterns of any modules"),
@@ -72,6 +83,12 @@ class Modality:
     def _targets_given(self) -> Modality:
         if not self.targets:
             raise ValueError("targets is empty; leave it out for 'all', or use method: none")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_with_factors(self) -> Modality:
+        if self.start is not None and self.method not in LOW_RANK:
+            raise ValueError(f"from goes on with the A and B of an adapter, and method {self.method} has none")
         return self
 
     @model_validator(mode="after")

@@ -49,7 +49,10 @@ def _fields_at(kind: Any, location: Iterable[str]) -> list[str]:
         field = getattr(kind, "__pydantic_fields__", {}).get(name)
         hint = field.annotation if field is not None else None
         kind = next((part for part in get_args(hint) if part is not type(None)), hint) if _optional(hint) else hint
-    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+    if not dataclasses.is_dataclass(kind):
+        return []
+    aliases = {name: field.alias for name, field in getattr(kind, "__pydantic_fields__", {}).items()}
+    return [aliases.get(field.name) or field.name for field in dataclasses.fields(kind)]
 
 
 def _optional(hint: Any) -> bool:

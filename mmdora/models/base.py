@@ -13,10 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmdora.adapt.modality import is_text_only
+from mmdora.adapter_files.files import adapter_folder
 from mmdora.config import Quantize, RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.models.dtypes import DtypeName
-from mmdora.models.locate import adapter_folder, bundled, check_folder, resolve
+from mmdora.models.locate import bundled, check_folder, resolve
 from mmdora.models.quantize import format_of, put_in
 
 

@@ -9,11 +9,10 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mmdora.adapter_files.files import CONFIG, OURS, WEIGHTS, own_facts, refuse_pickle
-from mmdora.config import Data, ImageTokens, Quantize, RunConfig, TaskData, validate
+from mmdora.adapter_files.files import CONFIG, OURS, adapter_folder, own_facts
+from mmdora.config import Data, ImageTokens, Quantize, RunConfig, TaskData, as_modalities, validate
 from mmdora.errors import MmdoraError
 from mmdora.files import ordinary, read_json
-from mmdora.outputs.folder import check_finished
 
 ASSETS = Path(__file__).parent.parent / "assets"
 SHIPPED = {"LoRA": ASSETS / "easy-vqa" / "lora", "DoRA": ASSETS / "easy-vqa" / "dora"}
@@ -101,7 +100,8 @@ def with_lasting_paths(config: RunConfig) -> RunConfig:
     tasks = data.tasks and {name: replace(task, **_lasting_files(task)) for name, task in data.tasks.items()}
     own = {key: lasting_path(getattr(data, key)) for key in ("feature_cache", "template")}
     data = replace(data, tasks=tasks, **own, **_lasting_files(data))
-    return replace(config, model=model, data=data)
+    starts = {name: replace(how, start=lasting_path(how.start)) for name, how in as_modalities(config.adapt).items()}
+    return replace(config, model=model, data=data, adapt=replace(config.adapt, **starts))
 
 
 def _lasting_files(section: Data | TaskData) -> dict[str, Path | None]:
@@ -119,23 +119,6 @@ def _lasting_part(name: str) -> str:
     if kind.startswith(OPEN_CLIP) and slash:
         return f"{kind}/{Path(file).absolute()}" if Path(file).is_file() else name
     return lasting_name(name)
-
-
-def adapter_folder(name: str | Path) -> Path | None:
-    """The folder of the adapter: `name` itself, or a folder in it if `name` is a run; None if there is no adapter.
-
-    Raises:
-        MmdoraError: if the adapter is a pickle, or `name` is a folder that is not finished.
-    """
-    check_finished(Path(name))
-    for folder in (Path(name), Path(name) / "adapter"):
-        try:
-            if (folder / WEIGHTS).is_file():
-                return folder
-        except (OSError, ValueError):  # The name cannot be a path: it is too long, or contains a NUL.
-            return None
-        refuse_pickle(folder)
-    return None
 
 
 def image_tokens_of(adapter: Path) -> ImageTokens:

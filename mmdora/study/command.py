@@ -51,7 +51,7 @@ def repeat_cells(studies: Mapping[Path, Study], out: Path, known: Path, count: i
     Raises:
         MmdoraError: one of them scores differently, by more than its interval; or there are too few.
     """
-    results, runner = read_results([known]), Runner(out)
+    results, runner = read_results([known]), Runner(out, [known])
     for cell in cheapest(studies.values(), runner, results, count):
         repeated = repeat(runner, cell, results)
         runner.say(str(repeated))

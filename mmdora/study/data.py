@@ -85,7 +85,7 @@ def write_splits(task: StudyTask, train: Records, held_out: Iterable[Row], folde
             halves["test" if int(picture, 16) % 2 else "validation"].setdefault(picture, []).append(row)
     counts = []
     for split, by_picture in halves.items():
-        kept = sorted(by_picture)[: task.pictures]
+        kept = sorted(by_picture)[: task.pictures if split == "test" else task.validation_pictures]
         files[split] = [row for picture in kept for row in by_picture[picture]]
         counts = [len(by_picture[picture]) for picture in kept]  # in the end those of the test split
     for split, rows in files.items():

@@ -5,7 +5,7 @@ This module imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,19 +16,31 @@ from mmdora.study.results import Results, units_of, unpacked
 from mmdora.study.statistics import Difference, difference, holm, smallest_visible
 from mmdora.study.tasks import StudyTask
 
+TELLING = (0.40, 0.95)
+"""Between these scores of the first arm of a pair, the reference, a task can tell arms apart."""
 POINT = 0.01
 """A rate is as good as the best if its score lies within so much of the best score (one point)."""
 
 
 @dataclass(frozen=True)
 class ArmScore:
-    """An arm on a task at one rate: mean test score and the number of seeds it is over, parameters, seconds of CPU."""
+    """An arm on a task at one rate: means over the seeds.
+
+    Attributes:
+        score: of the test split.
+        trainable: number of parameters that train.
+        cpu_seconds: of training and answering.
+        peak_bytes: the most memory of training; None where the system did not tell.
+        retained: score of the base's own questions after training; None if these are not known.
+    """
 
     rate: float
     score: float
     seeds: int
     trainable: int
     cpu_seconds: float
+    peak_bytes: float | None
+    retained: float | None
 
 
 @dataclass(frozen=True)
@@ -43,8 +55,17 @@ class OnTask:
     p: float
 
     @property
+    def tells(self) -> bool:
+        """Whether it is counted, and part of the mean: the first arm's score leaves room, and there are two seeds."""
+        return TELLING[0] <= self.first.score <= TELLING[1] and self.difference.seeds > 1
+
+    @property
     def verdict(self) -> str:
         """In words. A difference counts as seen only if it stands after the correction, too."""
+        if self.difference.seeds < 2:
+            return "one seed: not counted"
+        if not self.tells:
+            return "near floor or ceiling: not counted"
         if not self.difference.seen or self.p >= 0.05:
             return "no difference seen"
         return "second ahead" if self.difference.value > 0 else "first ahead"
@@ -52,7 +73,7 @@ class OnTask:
 
 @dataclass(frozen=True)
 class PairFinding:
-    """A pair of arms over all tasks that both have results on; `mean` is None if there are none."""
+    """A pair of arms over all tasks that both have results on; `mean` is over those that tell, None without one."""
 
     first: str
     second: str
@@ -75,7 +96,7 @@ def _pair(
     study: Study, tasks: Mapping[str, StudyTask], results: Results, first: str, second: str, shared: bool
 ) -> PairFinding:
     found: list[tuple[str, str, ArmScore, ArmScore, Difference]] = []
-    kept = []
+    data = []
     for base in study.bases:
         for name in study.tasks:
             two = [Group(study, base, tasks[name], arm) for arm in (first, second)]
@@ -91,13 +112,13 @@ def _pair(
             if not seeds or (base, name) not in results.tasks:
                 continue
             each = [_each(group, rate, seeds, results) for group, rate in zip(two, rates, strict=True)]
-            data = (each[1] - each[0], units_of(results.tasks[base, name]))
-            kept.append(data)
+            data.append((each[1] - each[0], units_of(results.tasks[base, name])))
             scores = [_score(group, rate, seeds, results) for group, rate in zip(two, rates, strict=True)]
-            found.append((base, name, scores[0], scores[1], difference([data])))
+            found.append((base, name, scores[0], scores[1], difference(data[-1:])))
     corrected = holm({f"{base} {name}": own.p for base, name, *_, own in found})
     said = [OnTask(*one, p=corrected[f"{one[0]} {one[1]}"]) for one in found]
-    return PairFinding(first, second, said, difference(kept) if kept else None)
+    telling = [own for own, one in zip(data, said, strict=True) if one.tells]
+    return PairFinding(first, second, said, difference(telling) if telling else None)
 
 
 def _each(group: Group, rate: float | None, seeds: Sequence[int], results: Results) -> np.ndarray:
@@ -115,17 +136,33 @@ def _score(group: Group, rate: float | None, seeds: Sequence[int], results: Resu
         len(lines),
         lines[0]["trainable"],
         float(np.mean([line["cpu_seconds"] for line in lines])),
+        _mean(line.get("train_peak_bytes") for line in lines),
+        _mean(line.get("retained") for line in lines),
     )
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    """The mean; None if one of the values is not known."""
+    known = list(values)
+    return None if None in known else float(np.mean(known))  # pyright: ignore[reportArgumentType, reportCallIssue]
 
 
 @dataclass(frozen=True)
 class Curve:
-    """The mean test score of an arm over the rates of the grid, on one task; only rates with results are in it."""
+    """The mean test score of an arm over the rates of the grid, on one task; only rates with results are in it.
+
+    Attributes:
+        points: rate and score, by rising rate.
+        retained: at the same rates, the mean score of the base's own questions afterwards; None if it is not known.
+        seeds: the fewest seeds at a rate.
+    """
 
     base: str
     task: str
     arm: str
     points: Sequence[tuple[float, float]]
+    retained: Sequence[float | None]
+    seeds: int
 
     @property
     def range(self) -> tuple[float, float]:
@@ -147,14 +184,17 @@ def curves(study: Study, tasks: Mapping[str, StudyTask], results: Results) -> li
         for name in study.tasks:
             for arm in study.all_arms:
                 group = Group(study, base, tasks[name], arm)
-                points = []
-                for rate in study.rates.values:
-                    lines = [results.cells.get(group.cell(rate, seed).key) for seed in group.search_seeds]
-                    scores = [line["test"] for line in lines if line is not None]
-                    if scores:
-                        points.append((rate, float(np.mean(scores))))
-                if points:
-                    found.append(Curve(base, name, arm, points))
+                keys = {
+                    rate: [group.cell(rate, seed).key for seed in group.search_seeds] for rate in study.rates.values
+                }
+                lines = {
+                    rate: [results.cells[key] for key in own if key in results.cells] for rate, own in keys.items()
+                }
+                lines = {rate: own for rate, own in lines.items() if own}
+                if lines:
+                    points = [(rate, float(np.mean([line["test"] for line in own]))) for rate, own in lines.items()]
+                    retained = [_mean(line.get("retained") for line in own) for own in lines.values()]
+                    found.append(Curve(base, name, arm, points, retained, min(map(len, lines.values()))))
     return found
 
 

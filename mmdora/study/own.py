@@ -208,7 +208,7 @@ def _task(asked: OwnStudy) -> StudyTask:
     train, held_out, name = _records(asked)
     steps = max(20, min(MOST_STEPS, EPOCHS * len(train) // BATCH))
     digest = sha256(f"{sha256(train.path)} {len(held_out)} {name}".encode())
-    task = StudyTask(OWN, str(asked.data), name, OWN, lambda out: None, len(train), steps, BATCH, PICTURES)
+    task = StudyTask(OWN, str(asked.data), name, OWN, lambda out: None, len(train), steps, BATCH, PICTURES, PICTURES)
     folder = asked.out / "splits" / OWN
     noted = folder / "source.json"
     if (folder / FACTS).is_file():

@@ -31,7 +31,8 @@ def draw_curves(found: Sequence[Curve], path: Path) -> None:
         figure = Figure(figsize=(SIZE[0] * min(COLUMNS, len(places)), SIZE[1] * rows + 0.4), layout="constrained")
         axes = figure.subplots(rows, min(COLUMNS, len(places)), squeeze=False).ravel()
         for own, (base, task) in zip(axes, places, strict=False):
-            for curve in (curve for curve in found if (curve.base, curve.task) == (base, task)):
+            there = [curve for curve in found if (curve.base, curve.task) == (base, task)]
+            for curve in there:
                 index = arms.index(curve.arm)
                 rates, scores = zip(*curve.points, strict=True)
                 own.plot(
@@ -47,6 +48,9 @@ def draw_curves(found: Sequence[Curve], path: Path) -> None:
                 best = max(scores)
                 own.plot([low, high], [100 * best + 1 + index / 2] * 2, color=f"C{index}", linewidth=3, alpha=0.5)
             own.set_xscale("log")
+            shown = sorted({rate for curve in there for rate, _ in curve.points})
+            own.set_xticks(shown, [f"{rate:g}" for rate in shown], rotation=45, fontsize=7)
+            own.minorticks_off()
             own.set_title(f"{base}: {task}" if len({base for base, _ in places}) > 1 else task, fontsize=9)
             own.set_xlabel("peak learning rate")
             own.set_ylabel("test score, %")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from math import log10
 from pathlib import Path
+from typing import Any
 
 from mmdora.files import write_whole
 from mmdora.study.cells import planned
 from mmdora.study.design import Study
-from mmdora.study.findings import Curve, OnTask, PairFinding, curves, done, mean_widths, pairs, visible
+from mmdora.study.findings import TELLING, Curve, OnTask, PairFinding, curves, done, mean_widths, pairs, visible
 from mmdora.study.plots import draw_curves
 from mmdora.study.results import Results
 from mmdora.study.statistics import Difference
@@ -19,9 +20,11 @@ DESIGNS = "configs/study"
 HEAD = """# Evidence
 
 This page is written by `mmdora study`, from {results}; nobody edits it.
-There are results of {done}; the designs below name {planned} cells, some of them twice. What is missing is said in each
-section, and where too little is there, nothing is concluded. A task without a test score of LoRA between 40 and 95% in
-some cell has not been shown to tell methods apart.
+There are results of {done}, which took {hours:.2f} hours of a CPU core; the designs below name {planned} cells, some of
+them twice. What is missing is said in each section, and where too little is there, nothing is concluded. A task counts
+where the first arm of a pair scores between 40 and 95% and there are two seeds or more; the others are only shown.
+What the bases did not learn in less than a minute of a core was left out: handwritten digits, relations, words, full
+captions (`mmdora/study/tasks.py` says how far they came).
 
 How it is measured. Every cell is an ordinary `mmdora train` run of a bundled base with about two million parameters,
 which says nothing certain about models with billions. All arms of a study get the same grid of learning rates and the
@@ -46,8 +49,9 @@ def write_report(
     folder = path.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     counts = [(done(study, tasks, results), planned(study)) for study in studies.values()]
+    hours = sum(line["cpu_seconds"] for line in results.cells.values()) / 3600
     there_are = f"{len(results.cells):,} {'cell' if len(results.cells) == 1 else 'cells'}"
-    parts = [HEAD.format(results=source, done=there_are, planned=sum(b for _, b in counts))]
+    parts = [HEAD.format(results=source, done=there_are, planned=sum(b for _, b in counts), hours=hours)]
     named = list(dict.fromkeys(name for study in studies.values() for name in study.tasks))
     parts.append("\n".join(_tasks(named, tasks, results)))
     for (file, study), (there, whole) in zip(studies.items(), counts, strict=True):
@@ -104,13 +108,14 @@ def _section(
             yield f"**{at}.** Nothing can be said yet: no task has results of both arms of a pair.\n"
             continue
         for pair in found_pairs:
-            yield from _pair(pair, at)
+            yield from _pair(pair, at, results)
     if picture:
         yield f"![Test score over learning rate, a line for each arm]({picture})\n"
+        yield from _at_each_rate(study, found)
         yield from _widths(study, found)
 
 
-def _pair(pair: PairFinding, at: str) -> Iterator[str]:
+def _pair(pair: PairFinding, at: str, results: Results) -> Iterator[str]:
     yield f"**{at}: {pair.second} minus {pair.first}.** {sentence(pair)}\n"
     if not pair.tasks:
         return
@@ -125,7 +130,29 @@ def _pair(pair: PairFinding, at: str) -> Iterator[str]:
     seconds = [sum(getattr(one, side).cpu_seconds for one in pair.tasks) for side in ("first", "second")]
     yield (
         f"{costs[0][0]} trains {costs[0][1].trainable:,} parameters, {costs[1][0]} {costs[1][1].trainable:,}; the "
-        f"cells of {costs[1][0]} took {seconds[1] / seconds[0]:.2f} times the CPU time of those of {costs[0][0]}.\n"
+        f"cells of {costs[1][0]} took {seconds[1] / seconds[0]:.2f} times the CPU time of those of {costs[0][0]}"
+        f"{_memory(pair)}.{_forgotten(pair, results)}\n"
+    )
+
+
+def _memory(pair: PairFinding) -> str:
+    peaks = [[getattr(one, side).peak_bytes for one in pair.tasks] for side in ("first", "second")]
+    if any(peak is None for own in peaks for peak in own):
+        return ""
+    first, second = (sum(own) / len(own) / 2**20 for own in peaks)
+    return f", and training {second:,.0f} instead of {first:,.0f} MiB at its peak, libraries included"
+
+
+def _forgotten(pair: PairFinding, results: Results) -> str:
+    """How much of the base's own questions is still answered right, in the mean over tasks."""
+    scores: list[list[Any]] = [[results.tasks[one.base, one.task].get("retained") for one in pair.tasks]]
+    scores += [[getattr(one, side).retained for one in pair.tasks] for side in ("first", "second")]
+    if any(score is None for own in scores for score in own):
+        return ""
+    base, first, second = (100 * sum(own) / len(own) for own in scores)
+    return (
+        f" Of the questions that the base was made with, it answers {base:.1f}% right, after {pair.first} {first:.1f}% "
+        f"and after {pair.second} {second:.1f}% (mean over tasks)."
     )
 
 
@@ -139,18 +166,33 @@ def _row(one: OnTask, pair: PairFinding) -> str:
 
 def sentence(pair: PairFinding) -> str:
     """What a pair's results say, in one sentence."""
-    if pair.mean is None:
+    if not pair.tasks:
         return "Nothing can be said yet: no task has all rates of both arms."
+    if pair.mean is None:
+        return (
+            f"Nothing is concluded yet: no task has two seeds of both arms and a score of {pair.first} between "
+            f"{TELLING[0]:.0%} and {TELLING[1]:.0%}."
+        )
     won, tied, lost = pair.counts
-    tasks = "task" if len(pair.tasks) == 1 else "tasks"
-    mean = f"{_points(pair.mean)} points in the mean over {len(pair.tasks)} {tasks}"
+    count = sum(one.tells for one in pair.tasks)
+    mean = f"{_points(pair.mean)} points in the mean over {count} {'task' if count == 1 else 'tasks'}"
     said = f"No difference seen: {mean}"
     if pair.mean.seen:
         said = f"{pair.second if pair.mean.value > 0 else pair.first} is ahead: {mean}"
-    one_seed = "" if pair.mean.seeds > 1 else " With one seed the interval is over questions alone, and too narrow."
-    return (
-        f"{said}; {pair.second} ahead on {won}, no difference seen on {tied}, {pair.first} ahead on {lost}.{one_seed}"
-    )
+    return f"{said}; {pair.second} ahead on {won}, no difference seen on {tied}, {pair.first} ahead on {lost}."
+
+
+def _at_each_rate(study: Study, found: Sequence[Curve]) -> Iterator[str]:
+    rates = study.rates.values
+    yield "At each rate: the test score, and behind the stroke what is left of the base's own answers.\n"
+    yield f"| task | arm | seeds | {' | '.join(f'{rate:g}' for rate in rates)} |"
+    yield "|---|---|---|" + "---|" * len(rates)
+    for curve in found:
+        scores = {rate: f"{100 * score:.1f}" for rate, score in curve.points}
+        for (rate, _), retained in zip(curve.points, curve.retained, strict=True):
+            scores[rate] += "" if retained is None else f" / {100 * retained:.1f}"
+        yield f"| {curve.task} | {curve.arm} | {curve.seeds} | {' | '.join(scores.get(rate, '') for rate in rates)} |"
+    yield ""
 
 
 def _widths(study: Study, found: Sequence[Curve]) -> Iterator[str]:

@@ -12,13 +12,14 @@ from typing import Any
 from rich.console import Console
 
 from mmdora.files import write_whole
+from mmdora.models.locate import bundled
 from mmdora.outputs.lock import Held, locked_file
 from mmdora.outputs.stop import stoppable
 from mmdora.study.cells import Cell, planned, wanted
 from mmdora.study.data import Splits, splits_of
 from mmdora.study.design import Study
 from mmdora.study.results import RESULTS, Results, read_results
-from mmdora.study.tasks import TASKS, StudyTask
+from mmdora.study.tasks import RETAINED, TASKS, StudyTask
 from mmdora.study.work import reference, run_cell
 
 SECONDS_A_CELL = 90.0
@@ -121,14 +122,20 @@ class Runner:
 
     def line(self, cell: Cell, folder: str = "runs") -> dict[str, Any]:
         """Run a cell, and give its line of results; its run folder lies in `folder`."""
-        return run_cell(cell, self.splits(cell.base, cell.task), self.out / folder / cell.key)
+        splits, own = self.splits(cell.base, cell.task), self.own(cell.base)
+        return run_cell(cell, splits, self.out / folder / cell.key, own)
+
+    def own(self, base: str) -> Splits | None:
+        """The questions that a bundled base was made with; of others they are not known."""
+        return splits_of(RETAINED, self.out) if base in bundled() else None
 
     def splits(self, base: str, task: StudyTask) -> Splits:
-        """The task's splits; the scores of base and question alone are noted the first time."""
+        """The task's splits; the scores of base and question alone are noted the first time, if no file has them."""
         if task.name not in self.given:
             self.given[task.name] = splits_of(task, self.out)
         splits = self.given[task.name]
         path = self.out / "cells" / f"task-{base.replace('/', '--')}-{task.name}.json"
-        if not path.is_file():
-            write_whole(path, json.dumps(reference(base, task, splits)) + "\n", shared=True)
+        if not path.is_file() and (base, task.name) not in read_results(self.known).tasks:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(path, json.dumps(reference(base, task, splits, self.own(base))) + "\n", shared=True)
         return splits

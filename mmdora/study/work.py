@@ -18,8 +18,9 @@ from mmdora.evaluate.scoring.metrics import majority_baseline
 from mmdora.models.load import load
 from mmdora.study.cells import Cell
 from mmdora.study.data import Splits
+from mmdora.study.peak import begin_peak, peak_bytes
 from mmdora.study.results import packed
-from mmdora.study.tasks import StudyTask
+from mmdora.study.tasks import RETAINED, StudyTask
 from mmdora.train import train
 from mmdora.version import __version__
 
@@ -41,21 +42,25 @@ def config_of_cell(cell: Cell, splits: Splits, run: Path) -> RunConfig:
     )
 
 
-def run_cell(cell: Cell, splits: Splits, run: Path) -> dict[str, Any]:
+def run_cell(cell: Cell, splits: Splits, run: Path, own: Splits | None = None) -> dict[str, Any]:
     """Train and score one cell; gives its line of results.
 
     Args:
+        own: the base's own questions, if they are known; the line then says how many are still answered right.
         run: the run folder; what an earlier, stopped attempt has left there is removed.
     """
     begun, used = time.monotonic(), time.process_time()
     if run.is_dir():
         shutil.rmtree(run)
+    begin_peak()
     train(config_of_cell(cell, splits, run), say=_silent)
+    peak = peak_bytes()
     done = json.loads((run / "complete.json").read_text(encoding="utf-8"))
     trained = time.process_time() - used
     model, processor = load(run, device=_device())
     merge(model)  # A merged model answers faster.
     scored = {split: _scored(model, processor, cell.task, splits, split) for split in ("validation", "test")}
+    retained = _retained(model, processor, own)
     del model
     gc.collect()
     return {
@@ -65,8 +70,10 @@ def run_cell(cell: Cell, splits: Splits, run: Path) -> dict[str, Any]:
         "validation": _score(scored["validation"]),
         "test": _score(scored["test"]),
         "each": packed(_each(scored["test"])),
+        **retained,
         "trainable": sum(done["trainable"].values()) if isinstance(done["trainable"], dict) else done["trainable"],
         "train_cpu_seconds": round(trained, 1),
+        "train_peak_bytes": peak,
         "cpu_seconds": round(time.process_time() - used, 1),
         "seconds": round(time.monotonic() - begun, 1),
         "device": done["device"],
@@ -76,16 +83,17 @@ def run_cell(cell: Cell, splits: Splits, run: Path) -> dict[str, Any]:
     }
 
 
-def reference(base: str, task: StudyTask, splits: Splits) -> dict[str, Any]:
+def reference(base: str, task: StudyTask, splits: Splits, own: Splits | None = None) -> dict[str, Any]:
     """The line of a task: the test scores of the base as it is, and of the question without its pictures."""
     model, processor = load(base, device=_device())
-    own = _scored(model, processor, task, splits, "test")
+    scored = _scored(model, processor, task, splits, "test")
     blind = majority_baseline(splits.records("train"), list(splits.records("test")))
     return {
         "kind": "task",
         "base": base,
         "task": task.name,
-        "base_score": _score(own),
+        "base_score": _score(scored),
+        **_retained(model, processor, own),
         "question_only": round(blind.overall.value, DIGITS),
         "train_questions": len(splits.records("train")),
         "validation_questions": len(splits.records("validation")),
@@ -96,6 +104,10 @@ def reference(base: str, task: StudyTask, splits: Splits) -> dict[str, Any]:
 
 def _scored(model: Any, processor: Any, task: StudyTask, splits: Splits, split: str) -> Evaluation:
     return evaluate(model, processor, splits.records(split), task=task.task)
+
+
+def _retained(model: Any, processor: Any, own: Splits | None) -> dict[str, float]:
+    return {} if own is None else {"retained": _score(_scored(model, processor, RETAINED, own, "test"))}
 
 
 def _score(evaluation: Evaluation) -> float:

@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import set_seed
 
-from mmdora.adapt.inject import Plan, inject, trainable_parameters
+from mmdora.adapt.inject import Plan, trainable_parameters
+from mmdora.adapter_files.warm_start import inject
 from mmdora.batches.fit import Rows
 from mmdora.batches.packing import PackedCollator, Packs
 from mmdora.batches.stream import Stream

@@ -16,6 +16,7 @@ from mmdora.analysis.findings import (
 )
 from mmdora.analysis.plots import labelled, places
 from mmdora.analysis.rows import WeightRow
+from mmdora.analysis.spread import spreads
 
 
 def row(name: str, step: int, delta_m: float | None, delta_d: float | None, **changes) -> WeightRow:
@@ -161,3 +162,32 @@ def test_places_in_their_order():
 )
 def test_numbers(value, shown):
     assert number(value) == shown
+
+
+def changed(run: str, method: str, effective: list[float], rank: int = 2, **changes) -> list[WeightRow]:
+    return [
+        row(f"layers.{i}.q_proj", 9, 1e-3, 1e-7, run=run, method=method, rank=rank, effective_rank=value, **changes)
+        for i, value in enumerate(effective)
+    ]
+
+
+def test_the_entropy_of_singular_values_is_compared_matrix_by_matrix():
+    lora = [1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
+    dora = [own * np.exp(0.25 + 0.01 * i) for i, own in enumerate(lora)]
+    (found,) = spreads(changed("a", "dora", dora) + changed("b", "lora", lora))
+    assert (found.first, found.second) == (("b", "lora"), ("a", "dora"))
+    assert found.difference.value == pytest.approx(0.275) and found.entropies[0] == pytest.approx(np.log(lora).mean())
+    assert "over the same 6 matrices" in str(found) and "is reproduced here" in str(found)
+    (turned,) = spreads(changed("a", "dora", lora) + changed("b", "lora", dora))
+    assert "is refuted here" in str(turned)
+    (same,) = spreads(changed("a", "dora", lora) + changed("b", "lora", lora[::-1]))
+    assert "is neither reproduced nor refuted here" in str(same)
+
+
+def test_entropies_are_not_compared_across_ranks_methods_or_modalities():
+    six = [1.2, 1.3, 1.4, 1.5, 1.6, 1.7]
+    assert not spreads(changed("a", "dora", six, rank=4) + changed("b", "lora", six))
+    assert not spreads(changed("a", "dora", six, modality="vision") + changed("b", "lora", six))
+    assert not spreads(changed("a", "lora", six) + changed("b", "lora", six))
+    (few,) = spreads(changed("a", "full", six[:3], rank=0) + changed("b", "lora", six[:3]))
+    assert "too few matrices for an interval" in str(few) and "full fine-tuning" in str(few)

@@ -46,8 +46,8 @@ def test_cells_of_two_studies_are_one_if_their_settings_are(tmp_path: Path) -> N
     ("changes", "said"),
     [
         ({"compare": [["LoRA r4", "DoRA r8"]]}, "no arm 'DoRA r8'; there are LoRA r4, DoRA r4"),
-        ({"tasks": ["digit"]}, "no task 'digit'; there are digits"),
-        ({"tasks": ["digits", "digits"]}, "tasks: one stands twice"),
+        ({"tasks": ["name"]}, "no task 'name'; there are easy-vqa-other, names"),
+        ({"tasks": ["names", "names"]}, "tasks: one stands twice"),
         ({"rates": {"low": 1e-2, "high": 1e-3, "count": 3}}, "are no grid"),
         ({"shared_rate": 5e-3}, "shared_rate 0.005 is none of the grid"),
         ({"search_seeds": 3}, "search_seeds 3 are more than the 2 seeds"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from mmdora.study.report import sentence, write_report
 from mmdora.study.results import Results, packed, read_results, unpacked
 from mmdora.study.tasks import TASKS
 
-TASK_NAMES = ("digits", "count", "ocr")
+TASK_NAMES = ("names", "count", "pope")
 QUESTIONS = 200
 
 
@@ -27,7 +28,7 @@ def made_up(study: Study, gain: float, tasks: tuple[str, ...] = TASK_NAMES) -> R
     for task in tasks:
         results.add(
             {"kind": "task", "base": "tiny-llava", "task": task, "base_score": 0.1, "question_only": 0.3}
-            | {"train_questions": 1000, "questions_per_picture": [1] * QUESTIONS, "data": "x"}
+            | {"train_questions": 1000, "questions_per_picture": [1] * QUESTIONS, "data": "x", "retained": 0.9}
         )
     for _ in range(2):  # The later seeds are known once the search is there.
         for cell in wanted(study, TASKS, results):
@@ -43,6 +44,7 @@ def line_of(cell: Cell, gain: float) -> dict[str, object]:
     return {
         **{"kind": "cell", "key": cell.key, **cell.settings, "validation": truth, "test": float(each.mean())},
         **{"each": packed(list(each)), "trainable": 99, "cpu_seconds": 2.0, "seconds": 4.0, "data": "x"},
+        **{"retained": 0.7 - 0.2 * (cell.arm == "DoRA r4"), "train_peak_bytes": 2**30},
     }
 
 
@@ -60,9 +62,33 @@ def test_a_planted_gain_is_found_and_its_absence_is_no_difference(study: Study) 
     assert sentence(same).startswith("No difference seen")
 
 
+def test_a_task_with_one_seed_or_near_its_ceiling_is_shown_and_not_counted(study: Study) -> None:
+    results = made_up(study, 0.1)
+    for line in results.cells.values():
+        if line["task"] == "names":
+            line["test"] = 0.96
+        if line["task"] == "count" and line["training"]["seed"] == 1:
+            line["key"] = "gone"
+    for key in [key for key, line in results.cells.items() if line["key"] == "gone"]:
+        del results.cells[key]
+    found = pairs(study, TASKS, results, shared=False)[0]
+    said = {one.task: one.verdict for one in found.tasks}
+    assert said == {
+        "names": "near floor or ceiling: not counted", "count": "one seed: not counted", "pope": "second ahead",
+    }  # fmt: skip
+    assert found.counts == (1, 0, 0) and "over 1 task;" in sentence(found)
+    none = pairs(study, TASKS, made_up(study, 0.1, ("count",)), shared=False)[0]
+    only = replace(
+        none, tasks=[replace(none.tasks[0], difference=replace(none.tasks[0].difference, seeds=1))], mean=None
+    )
+    assert sentence(only).startswith(
+        "Nothing is concluded yet: no task has two seeds of both arms and a score of LoRA r4"
+    )
+
+
 def test_the_rate_is_chosen_by_validation_and_not_by_test(study: Study) -> None:
     results = made_up(study, 0.0)
-    group = Group(study, "tiny-llava", TASKS["digits"], "DoRA r4")
+    group = Group(study, "tiny-llava", TASKS["names"], "DoRA r4")
     for cell in group.search():
         line = results.cells[cell.key]
         line["test"], line["validation"] = line["validation"], 0.9 if cell.rate == 1e-2 else 0.1
@@ -73,7 +99,7 @@ def test_one_rate_is_missing_and_nothing_is_said_of_that_task(study: Study) -> N
     results = made_up(study, 0.1)
     del results.cells[Group(study, "tiny-llava", TASKS["count"], "LoRA r4").search()[0].key]
     best, shared = (pairs(study, TASKS, results, shared=how)[0] for how in (False, True))
-    assert [one.task for one in best.tasks] == ["digits", "ocr"]
+    assert [one.task for one in best.tasks] == ["names", "pope"]
     assert len(shared.tasks) == 3  # At the shared rate the missing cell is that of one seed.
 
 
@@ -95,6 +121,9 @@ def test_the_report_follows_from_the_results_alone(study: Study, tmp_path: Path)
     text = (tmp_path / "one/evidence.md").read_text(encoding="utf-8")
     assert text == (tmp_path / "two/evidence.md").read_text(encoding="utf-8")
     assert "20 of 30 cells" in text and "DoRA r4 is ahead" in text and "not run yet" in text
+    assert "it answers 90.0% right, after LoRA r4 70.0% and after DoRA r4 50.0% (mean over tasks)" in text
+    assert "| names | DoRA r4 | 1 | " in text and " / 50.0 |" in text
+    assert "training 1,024 instead of 1,024 MiB at its peak" in text and "which took 0.01 hours of a CPU core" in text
     plots = [(tmp_path / folder / "evidence/design.svg").read_bytes() for folder in ("one", "two")]
     assert plots[0] == plots[1] and plots[0].count(b"<svg") == 1
     assert not (tmp_path / "out").exists(), "a report runs nothing"

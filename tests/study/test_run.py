@@ -63,6 +63,7 @@ def test_every_cell_is_an_ordinary_run_with_its_config(place: Path) -> None:
         assert config["adapt"]["vision"]["method"] == line["adapt"]["vision"]["method"]
         assert config["training"]["lr"] == line["training"]["lr"] == 1e-3
         assert 0 <= line["test"] <= 1 and line["trainable"] > 1000 and line["device"]
+        assert 0 < line["retained"] <= task["retained"] + 0.2 and line["train_peak_bytes"] > 2**26
 
 
 def test_no_picture_is_in_two_splits(place: Path) -> None:
@@ -111,7 +112,7 @@ def test_a_cell_that_another_process_runs_is_left_to_it(place: Path, tmp_path: P
 def test_a_cell_run_again_scores_the_same_or_the_command_fails(place: Path, capsys: Any) -> None:
     known = place / "known.jsonl"
     known.write_bytes((place / "out" / RESULTS).read_bytes())
-    tokens = ["study", str(place / "design.yaml"), "--out", str(place / "out"), "--results", str(known)]
+    tokens = ["study", str(place / "design.yaml"), "--out", str(place / "fresh"), "--results", str(known)]
     assert main([*tokens, "--again", "1"]) == 0
     assert "every answer scores the same" in capsys.readouterr().out
     results = read_results([known])
@@ -130,7 +131,7 @@ class Made:
     def __init__(self, gain: float):
         self.gain, self.cells = gain, list[str]()
 
-    def __call__(self, cell: Cell, splits: Any, run: Path) -> dict[str, Any]:
+    def __call__(self, cell: Cell, splits: Any, run: Path, own: Any) -> dict[str, Any]:
         self.cells.append(f"{cell.arm} {cell.rate:g} {cell.seed}")
         right = 0.5 + self.gain * (next(iter(cell.adapt.values())).method == "dora") - 0.1 * (cell.rate != 3e-3)
         each = [float(i < right * 12) for i in range(sum(splits.questions_per_picture))]
@@ -156,7 +157,7 @@ def test_advice_on_ones_own_records_follows_the_scores(
     assert len({re.sub(r" \S+ \d$", "", cell) for cell in made.cells}) == 6, "other ranks and places were tried"
 
 
-def reference_of(base: str, task: StudyTask, splits: Any) -> dict[str, Any]:
+def reference_of(base: str, task: StudyTask, splits: Any, own: Any) -> dict[str, Any]:
     return {
         **{"kind": "task", "base": base, "task": task.name, "base_score": 0.1, "question_only": 0.1},
         **{"questions_per_picture": splits.questions_per_picture, "data": splits.digest, "train_questions": 9},
