@@ -10,12 +10,13 @@ from typing import Any
 
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
+from mmdora.models.base import format_of_files
 from mmdora.outputs.lock import locked
 from mmdora.train.check import check_output, check_plan
 from mmdora.train.loading import Say
 from mmdora.train.processes import Processes
 from mmdora.train.resume import check_changes, find_checkpoint
-from mmdora.train.spread import check_sharded
+from mmdora.train.spread import PACKED, check_sharded
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ def begin(request: Request, processes: Processes) -> Begun:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 
         compose_into(Path(config.base), config.model.compose, config.training.seed, request.say)
+    if processes.sharded and not config.model.dequantize and format_of_files(config.base):
+        raise MmdoraError(PACKED)
     device = None if processes.sharded else processes.device
     check_plan(config, device, trust_remote_code=request.trust)
     return begun

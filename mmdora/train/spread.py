@@ -22,7 +22,6 @@ from typing import Any, Literal, get_args
 
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
-from mmdora.models.base import format_of_files
 from mmdora.train.memory import Estimate, Held
 
 Strategy = Literal["ddp", "fsdp2", "zero2", "zero3"]
@@ -55,6 +54,7 @@ class Spread:
 
 
 ALONE = Spread(1)
+PACKED = "a quantised base cannot be used with FSDP or DeepSpeed, which would shard packed weights; use DDP"
 
 
 def check_sharded(config: RunConfig) -> None:
@@ -63,11 +63,8 @@ def check_sharded(config: RunConfig) -> None:
         raise MmdoraError(
             "data.stream cannot be used with FSDP or DeepSpeed, which need an image in every micro-batch; leave one out"
         )
-    packed = config.model.compose is None and not config.model.dequantize and format_of_files(config.base)
-    if config.model.quantize is not None or packed:
-        raise MmdoraError(
-            "a quantised base cannot be used with FSDP or DeepSpeed, which would shard packed weights; use DDP"
-        )
+    if config.model.quantize is not None:
+        raise MmdoraError(PACKED)
 
 
 def per_device(whole: Estimate, model: Any, config: RunConfig, spread: Spread) -> Estimate:
