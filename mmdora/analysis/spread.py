@@ -82,7 +82,7 @@ def _spread(first: dict[str, WeightRow], second: dict[str, WeightRow], modality:
     both = [(one, two) for one, two in both if two.method == "full" or one.rank == two.rank]
     if not both:
         return None
-    entropies = np.log([[one.effective_rank, two.effective_rank] for one, two in both]).astype(float)
+    entropies = np.log(np.array([[one.effective_rank, two.effective_rank] for one, two in both], float))
     columns = np.stack([np.ones(len(both)), entropies[:, 1] - entropies[:, 0]], 1)
     names = [one.name for one, _ in both]
     score = measure({"d": Part(columns, lambda sums: ratio(sums[..., 1], sums[..., 0]), len(both))}, names)["d"]
