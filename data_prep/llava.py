@@ -1,9 +1,9 @@
 """LLaVA-Instruct (Liu et al., 2023): conversations about images (150k and mix665k), and other files in this layout.
 
 A file is a JSON list of `{id, image?, conversations: [{from: human|gpt, value}]}`; `<image>` in a value marks the place
-of the image. Rows without `image` are about text alone. mix665k has several conversations about one COCO image under
-the same id, so repeated ids are counted and not refused. Image paths start at one root, as in
-`coco/train2017/000000033471.jpg`.
+of the image. A row may have a `video` in its place, marked by `<video>` or, as in LLaVA-Video-178K, by `<image>`. Rows
+without either are about text alone. mix665k has several conversations about one COCO image under the same id, so
+repeated ids are counted and not refused. Image paths start at one root, as in `coco/train2017/000000033471.jpg`.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
 """The hub's chat layout: `messages` with `images`, as TRL and others train on; JSONL, Parquet, or a dataset's folder.
 
 A row has `messages: [{role: system|user|assistant, content}]`. The content is a text, in which `<image>` marks an
-image, or a list of parts `{type: image}` and `{type: text, text}`; fields that `datasets` filled with None are left
-out. `images` is a list (`image` a single one) of paths, or of `{bytes, path}` as Parquet stores them; files with bytes
-need no `--images`. From a folder, every .parquet, .jsonl and .json file below it is read, and the name of the file or
-of its folder tells the split (`data/train-00000-of-00002.parquet`, `test/0.jsonl`).
+image, or a list of parts `{type: image}`, `{type: video}` and `{type: text, text}`; fields that `datasets` filled with
+None are left out. `images` is a list (`image` a single one) of paths, or of `{bytes, path}` as Parquet stores them;
+files with bytes need no `--images`. `videos` is a list of paths of files or folders of frames below `--images`; a part
+may name its video itself (`{type: video, video: PATH, frames: N, fps: F}`). From a folder, every .parquet, .jsonl and
+.json file below it is read, and the name of the file or of its folder tells the split
+(`data/train-00000-of-00002.parquet`, `test/0.jsonl`).
 """
 
 from __future__ import annotations
@@ -36,13 +38,16 @@ def rows(reader: Reader, inputs: OwnInputs) -> Iterator[OfficialRow]:
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
-    check_keys(value, ("id", "messages", "images", "image"), ("images", "image"))
+    keys = ("id", "messages", "images", "image", "videos", "video")
+    check_keys(value, keys, ("images", "image"), videos=("videos", "video"))
     pictures = value.get("images") or value.get("image") or []
     pictures = pictures if isinstance(pictures, list) else [pictures]
     name = value.get("id", f"{row.file.stem}-{row.number}")
     chat = value["messages"]
     chat = json.loads(chat) if isinstance(chat, str) else chat  # Parquet stores a column of JSON as text.
-    record = conversation(name, chat, [_picture(picture) for picture in pictures])
+    videos = value.get("videos") or value.get("video") or []
+    videos = videos if isinstance(videos, list) else [videos]
+    record = conversation(name, chat, [_picture(picture) for picture in pictures], [_video(video) for video in videos])
     split = split_of(row.file) or split_of(row.file.parent)
     yield {**record, "split": split} if split else record
 
@@ -50,6 +55,15 @@ def records(row: OfficialRow) -> Iterator[RecordDraft]:
 def _picture(value: Any) -> Picture:
     if isinstance(value, dict):
         return value["bytes"] if value.get("bytes") is not None else value["path"]
+    return value
+
+
+def _video(value: Any) -> str:
+    """The path of a video; `datasets` stores one as {bytes, path}."""
+    if isinstance(value, dict):
+        if value.get("bytes") is not None:
+            raise MmdoraError("holds the bytes of a video; save it as a file, and give its path")
+        return value["path"]
     return value
 
 

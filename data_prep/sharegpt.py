@@ -2,7 +2,8 @@
 
 A row is `{conversations: [{from, value}], images: [path, …], system?}` with the speakers human, gpt and system;
 `<image>` in a value marks the place of each image. `{role, content}` instead of `{from, value}`, and `image` instead of
-`images`, are read too. Rows with tool calls (observation, function_call) are bad rows.
+`images`, are read too. `videos` is a list of paths likewise, and `<video>` marks the place of each. Rows with tool
+calls (observation, function_call) are bad rows.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ from mmdora.records.media import check_keys
 
 def records(row: OfficialRow) -> Iterator[RecordDraft]:
     value = row.value
-    check_keys(value, ("id", "conversations", "messages", "system", "images", "image"), ("images", "image"))
+    keys = ("id", "conversations", "messages", "system", "images", "image", "videos", "video")
+    check_keys(value, keys, ("images", "image"), videos=("videos", "video"))
     turns = [_turn(turn) for turn in value.get("conversations") or value["messages"]]
     if value.get("system"):
         turns.insert(0, {"from": "system", "value": value["system"]})
     name = value.get("id", f"{row.file.stem}-{row.number}")
     images = value.get("images") or value.get("image") or []
-    record = to_record({"id": name, "image": images, "conversations": turns}, f"row {row.number}")
+    videos = value.get("videos") or value.get("video") or []
+    told = {"id": name, "image": images, "video": videos, "conversations": turns}
+    record = to_record(told, f"row {row.number}")
     yield {**record, "meta": {"id": name}}
 
 

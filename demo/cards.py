@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from html import escape
@@ -88,7 +88,11 @@ def earlier_html(conversations: Sequence[Listed]) -> str:
 
 
 def conversation_html(
-    turns: Sequence[Turn], kinds: Mapping[str, str], pair: tuple[str, str] | None, last: int | None = None
+    turns: Sequence[Turn],
+    kinds: Mapping[str, str],
+    pair: tuple[str, str] | None,
+    last: int | None = None,
+    draw: Callable[[Answer], str] = lambda answer: "",
 ) -> str:
     """The HTML of turns, the newest first. The answers stand in equal columns, or on a narrow screen one below another.
 
@@ -97,12 +101,13 @@ def conversation_html(
         pair: names of the two models between whose answers words are marked; None if there is only one model.
         last: number of the last of these turns, or 0 for a conversation that has not begun; by default the turns are
             the whole conversation.
+        draw: gives HTML to show below the text of an answer that has ended.
     """
     if last == 0:
         return idle_html(kinds)
     first = 1 if last is None else last - len(turns) + 1
     numbered = list(enumerate(turns, first))
-    return "".join(_turn(turn, number, kinds, pair) for number, turn in reversed(numbered))
+    return "".join(_turn(turn, number, kinds, pair, draw) for number, turn in reversed(numbered))
 
 
 def tally_html(tally: Mapping[str, Score], counts: Mapping[str, int]) -> str:
@@ -129,8 +134,15 @@ def _bar(name: str, score: Score, votes: int) -> str:
     )
 
 
-def _turn(turn: Turn, number: int, kinds: Mapping[str, str], pair: tuple[str, str] | None) -> str:
+def _turn(
+    turn: Turn,
+    number: int,
+    kinds: Mapping[str, str],
+    pair: tuple[str, str] | None,
+    draw: Callable[[Answer], str],
+) -> str:
     answers = shown(turn)
+    drawn = [draw(turn.answers[index]) if turn.over else "" for index in turn.order]
     places = _places(turn, pair)
     pieces: list[list[Piece] | None] = [None] * len(answers)
     same = ""
@@ -145,8 +157,8 @@ def _turn(turn: Turn, number: int, kinds: Mapping[str, str], pair: tuple[str, st
         elif told := parting(answers[places[0]], answers[places[1]]):
             same = f'<p class="same">{escape(told)}</p>'
     cards = "".join(
-        _card(answer, "" if turn.hidden else kinds.get(answer.name, ""), own, hidden=turn.hidden)
-        for answer, own in zip(answers, pieces, strict=True)
+        _card(answer, "" if turn.hidden else kinds.get(answer.name, ""), own, picture, hidden=turn.hidden)
+        for answer, own, picture in zip(answers, pieces, drawn, strict=True)
     )
     busy = "false" if turn.over else "true"
     vote = f'<p class="vote">Your vote: <strong>{escape(turn.vote)}</strong></p>' if turn.vote else ""
@@ -222,7 +234,7 @@ def _settings(settings: AnswerSettings) -> str:
     return f'<p class="set">{escape(" · ".join(told))}</p>' if told else ""
 
 
-def _card(answer: Answer, kind: str, pieces: Sequence[Piece] | None, *, hidden: bool = False) -> str:
+def _card(answer: Answer, kind: str, pieces: Sequence[Piece] | None, picture: str = "", *, hidden: bool = False) -> str:
     name = escape(answer.name)
     faint = "" if answer.text else " faint"
     text = escape(answer.text) or _placeholder(answer)
@@ -240,7 +252,7 @@ def _card(answer: Answer, kind: str, pieces: Sequence[Piece] | None, *, hidden: 
     return (
         f'<section class="answer {answer.status}" aria-label="{name}: {STATUS[answer.status]}">'
         f"<header><h2>{name}</h2>{f'<p>{escape(kind)}</p>' if kind else ''}</header>"
-        f'<p class="text{faint}" tabindex="0" dir="auto">{text}</p>{error}{below}</section>'
+        f'<p class="text{faint}" tabindex="0" dir="auto">{text}</p>{picture}{error}{below}</section>'
     )
 
 

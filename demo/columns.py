@@ -19,6 +19,7 @@ from mmdora.demo.turns import ALL_BAD, MAX_COLUMNS, TIE, UNDONE, AnswerSettings,
 from mmdora.errors import MmdoraError
 from mmdora.export.facts import methods_of, read_facts
 from mmdora.families import ask, family_of
+from mmdora.families.boxes import BoxRule
 from mmdora.layers.dequantize import form_of, sizes
 from mmdora.models.load import load
 from mmdora.models.locate import Location, bundled, locate
@@ -94,7 +95,8 @@ def load_columns(
         if key not in bases:
             model, processor = open_model(location)
             sees, reply = family_of(processor).sees, in_batches(model, processor)
-            return ModelColumn(name, describe(model, location), place, local(model, processor), sees, reply=reply)
+            speak, boxes = local(model, processor), BoxRule(processor).in_answer
+            return ModelColumn(name, describe(model, location), place, speak, sees, reply=reply, boxes=boxes)
         if key not in shared:
             shared[key] = SharedBase(*open_model(replace(locate(location.base), quantize=location.quantize)))
         base = shared[key]
@@ -102,8 +104,8 @@ def load_columns(
         base.wear(adapter)
         kind = describe(base.model, location) + (", switched onto a shared base" if adapter else "")
         reply = in_batches(base.model, base.processor, lambda: base.wear(adapter))
-        sees = family_of(base.processor).sees
-        return ModelColumn(name, kind, place, switched(base, adapter), sees, adapter is not None, reply)
+        sees, boxes = family_of(base.processor).sees, BoxRule(base.processor).in_answer
+        return ModelColumn(name, kind, place, switched(base, adapter), sees, adapter is not None, reply, boxes)
 
     columns = []
     for number, (name, path) in enumerate(named.items(), 1):

@@ -23,8 +23,9 @@ from mmdora.evaluate.tasks import Task
 from mmdora.families import Prompt
 from mmdora.families.template import with_question
 from mmdora.records.images import open_image
-from mmdora.records.row import Row
+from mmdora.records.row import Row, videos_of
 from mmdora.records.turns import prompt_messages
+from mmdora.records.videos import open_video
 
 CHUNK = 8  # Questions that are answered before other visitors get their turn: a batch that fits where one question did.
 MOST = 300  # Questions of a set that are asked at most; the page shows all of them in one table.
@@ -161,7 +162,8 @@ def answer_rows(column: ModelColumn, task: Task, rows: Sequence[Row], stop: thre
     settings = AnswerSettings(max_tokens=min(task.max_new_tokens, MAX_TOKENS))
     texts = []
     for row in rows:
-        prompt = Prompt(asked_messages(task, row), [open_image(image) for image in row["images"]])
+        images, videos = [open_image(image) for image in row["images"]], [open_video(video) for video in videos_of(row)]
+        prompt = Prompt(asked_messages(task, row), images, videos=videos)
         text = ""
         for part in column.speak(prompt, settings, stop):
             text = part.text

@@ -21,6 +21,7 @@ from mmdora.demo.uploaded_set import TABLES, read_upload
 from mmdora.demo.uploads import keep_pictures, upload_path, uploads_only, without_paths
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.metrics import question_text
+from mmdora.records.row import videos_of
 
 OWN = "your own questions"
 CLICKED = """element.addEventListener("click", (event) => {
@@ -216,6 +217,8 @@ class ManyTab:
             return [gr.skip()] * 4
         row = asked.rows[int(place)]
         try:
+            if videos_of(row):
+                raise MmdoraError("This question is about a video, and Compare shows pictures only.")
             first, second, *_ = (*keep_pictures(row["images"]), None, None)
         except MmdoraError as error:
             raise gr.Error(without_paths(str(error)), print_exception=False) from None

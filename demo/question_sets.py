@@ -18,7 +18,7 @@ from mmdora.evaluate.source import TaskRecords, find
 from mmdora.evaluate.tasks import Task, task_of
 from mmdora.models.locate import RUN_CONFIG, Location
 from mmdora.records.images import FileRef
-from mmdora.records.row import Row
+from mmdora.records.row import Row, videos_of
 
 STRIDE = 7  # Every seventh row is looked at for an example, because rows beside each other are often about one picture.
 EXAMPLES = 6  # Most examples on the page: three rows of two beside the question.
@@ -66,7 +66,12 @@ def examples_of(rows: Sequence[Row], count: int = EXAMPLES) -> list[tuple[FileRe
                 return list(chosen.items())
             row = rows[index]
             question = question_text(row)
-            if len(row["images"]) == 1 and row["images"][0] not in chosen and question not in chosen.values():
+            if (
+                len(row["images"]) == 1
+                and not videos_of(row)
+                and row["images"][0] not in chosen
+                and question not in chosen.values()
+            ):
                 chosen[row["images"][0]] = question
     return list(chosen.items())
 

@@ -6,15 +6,17 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
 from mmdora.demo import session
+from mmdora.demo.boxes import boxes_html
 from mmdora.demo.cards import conversation_html, tally_html
 from mmdora.demo.line import Line
 from mmdora.demo.session import Session, Sessions
-from mmdora.demo.turns import AnswerSettings, ModelColumn
+from mmdora.demo.turns import Answer, AnswerSettings, ModelColumn
 from mmdora.demo.uploads import upload_paths
 from mmdora.demo.votes import Votes
 from mmdora.errors import MmdoraError
@@ -150,10 +152,14 @@ class Talk:
         return self._newest(tab), self._earlier(tab)
 
     def _newest(self, tab: Session) -> str:
-        return conversation_html(tab.turns[-1:], self.kinds, self._pair(tab), len(tab.turns))
+        return conversation_html(tab.turns[-1:], self.kinds, self._pair(tab), len(tab.turns), self._draw(tab))
 
     def _earlier(self, tab: Session) -> str:
-        return conversation_html(tab.turns[:-1], self.kinds, self._pair(tab))
+        return conversation_html(tab.turns[:-1], self.kinds, self._pair(tab), draw=self._draw(tab))
+
+    def _draw(self, tab: Session) -> Callable[[Answer], str]:
+        finders = {column.name: column.boxes for column in self.columns}
+        return partial(boxes_html, finders, next(iter(tab.pictures), None))
 
     def _pair(self, tab: Session) -> tuple[str, str] | None:
         return tab.pair or next(iter(self.pairs.values()), None)

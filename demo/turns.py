@@ -14,6 +14,7 @@ from mmdora.errors import MmdoraError
 from mmdora.evaluate.tasks import Task
 from mmdora.families import Prompt
 from mmdora.predict.answers import Partial, Token
+from mmdora.records.boxes import Box, Size
 from mmdora.records.row import Row
 
 MAX_COLUMNS = 4
@@ -67,6 +68,7 @@ class ModelColumn:
         scales: whether `AnswerSettings.strength` acts on it.
         reply: function that gives the greedy answers to the questions of a task, in a batch; None if the model answers
             one prompt at a time only, as one behind a server does.
+        boxes: function that finds the boxes in an answer about a picture of a size, as shares of the picture.
     """
 
     name: str
@@ -76,6 +78,7 @@ class ModelColumn:
     sees: bool = True
     scales: bool = False
     reply: Callable[[Task, Sequence[Row], threading.Event], list[str]] | None = None
+    boxes: Callable[[str, Size], list[Box]] = lambda text, size: []
 
 
 Status = Literal["idle", "queued", "waiting", "running", "done", "stopped", "failed"]

@@ -123,6 +123,8 @@ def _records(content: bytes, name: str, beside: str) -> list[Record]:
     if not records:
         raise MmdoraError(f"{name}: the table has no rows")
     for record in records:
+        if record.get("videos"):  # Their paths would be looked for on the server.
+            raise MmdoraError(f"{name}: record {record['id']} has a video; an uploaded set holds pictures only")
         record["images"] = [posixpath.normpath(posixpath.join(beside, image)) for image in record["images"]]
     return records
 

@@ -20,7 +20,8 @@ from mmdora.families.boxes import boxed
 from mmdora.files import sha256
 from mmdora.records.images import image_size
 from mmdora.records.reader import Records
-from mmdora.records.row import Row, changed, naming
+from mmdora.records.row import Row, changed, naming, videos_of
+from mmdora.records.videos import sampling
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,21 @@ def fit(
     """
     records.check_answered()
     records = boxed(family.processor, records, boxes)
+    _check_frames(records, family)
     rows = _within(records, family, max_length, policy)
     _check(rows, family, pictures=max_length is None)
     return rows
+
+
+def _check_frames(records: Records, family: Family) -> None:
+    """Raise an MmdoraError if videos have different numbers of frames, and the model wants a batch of equal ones."""
+    counts = np.unique(records.frames[records.frames != 0])
+    if family.videos is not None and (len(counts) > 1 or -1 in counts) and family.videos.alike:
+        first = records[int(np.flatnonzero((records.frames != 0) & (records.frames != counts[-1]))[0])]
+        raise MmdoraError(
+            f"{records.path}: record {first['id']} shows another number of frames than other records, and this model "
+            "takes equally many from all videos of a batch; give all the same 'frames'"
+        )
 
 
 def _check(rows: Rows, family: Family, *, pictures: bool) -> None:
@@ -77,7 +90,7 @@ def _check(rows: Rows, family: Family, *, pictures: bool) -> None:
     next run on the same rows skips the check.
 
     Args:
-        pictures: whether to read the headers of all images too, which counting tokens does otherwise.
+        pictures: whether to read the headers of all images and videos too, which counting tokens does otherwise.
     """
     chosen = sha256(rows.index.tobytes() + rows.messages.tobytes() + bytes([pictures]))[:8]
     name = f"learnable-{chosen}-{key_of(rows.records, family)}"
@@ -87,12 +100,16 @@ def _check(rows: Rows, family: Family, *, pictures: bool) -> None:
 def _checked(family: Family, pictures: bool, rows: Sequence[Row]) -> np.ndarray:
     """[rows] bool, all True."""
     family.check_learnable(rows)
+    videos = family.videos
     for row in rows:
         with naming(row):
             if row["features"] is not None:
                 _ = row["features"].path
             for image in row["images"] if pictures else ():
                 image_size(image)
+            if pictures and videos is not None:
+                for video in videos_of(row):
+                    videos.check(sampling(video))
     return np.ones(len(rows), dtype=bool)
 
 

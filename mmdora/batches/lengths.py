@@ -25,10 +25,11 @@ from mmdora.errors import MmdoraError
 from mmdora.families import Family
 from mmdora.files import write_whole
 from mmdora.records.reader import Records
-from mmdora.records.row import Row, changed
+from mmdora.records.row import Row, changed, videos_of
+from mmdora.records.turns import MEDIA
 
 CHUNK = 256  # Records per call of a measure: a batch for the tokenizer, and one message from a worker process.
-FORMAT = 2  # Version of the kept files. Raise it when counting changes, so that old counts are not used.
+FORMAT = 3  # Version of the kept files. Raise it when counting changes, so that old counts are not used.
 
 Measure = Callable[[list[Row]], np.ndarray]
 
@@ -48,7 +49,7 @@ def token_counts(records: Records, family: Family) -> np.ndarray:
 def shortened(records: Records, family: Family, rows: np.ndarray, max_length: int) -> np.ndarray:
     """[len(rows), 2] int32: number of messages kept, and their tokens, after turns are left out from the end.
 
-    Both numbers are 0 if the first turn alone is over `max_length`, or if the record would lose an image.
+    Both numbers are 0 if the first turn alone is over `max_length`, or if the record would lose an image or video.
 
     Args:
         rows: [over] indices of the records that are over `max_length`.
@@ -73,7 +74,8 @@ def shorten(family: Family, max_length: int, row: Row) -> tuple[int, int]:
     answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     for last in reversed(answers[:-1]):
         head = messages[: last + 1]
-        if sum(part["type"] == "image" for message in head for part in message["content"]) != len(row["images"]):
+        seen = sum(part["type"] in MEDIA for message in head for part in message["content"])
+        if seen != len(row["images"]) + len(videos_of(row)):
             break
         length = int(family.count_tokens([changed(row, messages=head)])[0])
         if length <= max_length:

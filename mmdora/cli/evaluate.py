@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -32,6 +32,10 @@ class Questions:
         Of the folder; default: the one that papers report.
     images
         Root of the image paths; default: the card's, else the folder of the records.
+    boxes
+        What the numbers of <box> in records are that do not say so themselves.
+    boxes_to
+        How the models write boxes; default: their family's way. As data.boxes.to of their training.
     limit
         Score the first N records only (a rehearsal).
     scores
@@ -43,8 +47,16 @@ class Questions:
     suite: str | None = None
     split: str | None = None
     images: Path | None = None
+    boxes: Literal["pixels", "relative"] | None = None
+    boxes_to: Literal["pixels", "thousand", "qwen2", "internvl", "loc", "square", "shares"] | None = None
     limit: Count | None = None
     scores: list[str] | None = None
+
+    @property
+    def box_rule(self) -> dict[str, str]:
+        """The boxes as in the config's `data.boxes`."""
+        given = {"from": self.boxes, "to": self.boxes_to}
+        return {key: value for key, value in given.items() if value is not None}
 
     def checked_data(self) -> Path:
         """The data.
@@ -114,6 +126,7 @@ def evaluate(
     from mmdora.evaluate.processes import processes
 
     settings = EvaluationSettings(out, questions.limit, batch_size, dtype, trust_remote_code, quantize)
+    settings = replace(settings, boxes=questions.box_rule)
     with stoppable(lambda: f"what was answered is kept below {out}; the same command goes on from there"):
         if questions.suite:
             run_suite(named, questions.suite, data, settings, questions.scores or ())

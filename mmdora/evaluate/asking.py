@@ -20,8 +20,9 @@ from mmdora.predict.likelihood import Continuation
 from mmdora.records.features import open_features
 from mmdora.records.images import FileRef, image_bytes, open_image
 from mmdora.records.reader import Records
-from mmdora.records.row import Row, naming
+from mmdora.records.row import Row, naming, videos_of
 from mmdora.records.turns import Messages, prompt_messages
+from mmdora.records.videos import VideoRef, digest, open_video
 
 WINDOW = 16
 """Batches whose rows are sorted by length together: enough that little is padded. A batch opens a shared image once."""
@@ -67,6 +68,8 @@ class Asking:
     def continuations(self, row: Row, prompt: Prompt) -> list[Continuation]:
         """The options of a row, each behind its text; for tasks that are answered by likelihood."""
         assert self.task.options is not None
+        if prompt.videos:
+            raise MmdoraError(f"task {self.task.name} asks for likelihoods, which are not computed of a video here")
         rendered = self.family.render(prompt.messages, generation_prompt=True)
         return [
             (rendered, option, prompt.images) if before is None else (before, option, [])
@@ -106,7 +109,8 @@ class Asking:
                 if image not in opened:
                     opened[image] = open_image(image)
             features = None if row["features"] is None else open_features(row["features"])
-        return Prompt(messages, [opened[image] for image in row["images"]], features)
+            videos = [open_video(video) for video in videos_of(row)]
+        return Prompt(messages, [opened[image] for image in row["images"]], features, videos)
 
 
 @dataclass(frozen=True)
@@ -124,29 +128,31 @@ def survey(records: Records | Sequence[Row], asking: Asking, *, contents: bool =
     """Collect the facts about the questions from every record.
 
     Args:
-        contents: whether the digest covers the contents of pictures and features, each of which is then read.
+        contents: whether the digest covers the contents of pictures, videos and features, each of which is then read.
 
     Raises:
         MmdoraError: if some have an answer and some have none, a question cannot be worded for the task, or a picture
             cannot be read.
     """
     picture_of = lru_cache(maxsize=None)(lambda image: sha256(image_bytes(image)[0]))
-    lengths, pictures, answers, earlier, digest = [], [], 0, 0, hashlib.sha256()
-    seen: dict[tuple[FileRef, ...], int] = {}
+    lengths, pictures, answers, earlier, whole = [], [], 0, 0, hashlib.sha256()
+    seen: dict[tuple[FileRef | VideoRef, ...], int] = {}
     for record in records:
         messages = asking.messages(record)
         parts = [part for message in messages for part in message["content"]]
         lengths.append(sum(len(part["text"]) if part["type"] == "text" else IMAGE_LENGTH for part in parts))
-        pictures.append(seen.setdefault(tuple(record["images"]), len(seen)))
+        pictures.append(seen.setdefault((*record["images"], *videos_of(record)), len(seen)))
         answers += any(part["text"].strip() for part in record["messages"][-1]["content"])
         earlier += sum(message["role"] == "assistant" for message in record["messages"]) - 1
         with naming(record):
             shown = list(map(picture_of, record["images"])) if contents else []
+            asking.family.check_videos(messages)
+            shown += list(map(digest, videos_of(record))) if contents else []
             if contents and record["features"] is not None:
                 shown.append(sha256(ordinary(record["features"].path, "file of features")))
         options = [] if asking.task.options is None else asking.task.options(record)
-        digest.update(json.dumps([record["id"], messages, list(map(str, record["images"])), shown]).encode())
-        digest.update(json.dumps(options).encode() if options else b"")
+        whole.update(json.dumps([record["id"], messages, list(map(str, record["images"])), shown]).encode())
+        whole.update(json.dumps(options).encode() if options else b"")
     if 0 < answers < len(lengths):
         raise MmdoraError(f"{len(lengths) - answers:,} of {len(lengths):,} records have no answer to be scored by")
-    return Questions(lengths, pictures, digest.hexdigest(), answers > 0, earlier)
+    return Questions(lengths, pictures, whole.hexdigest(), answers > 0, earlier)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from random import Random
@@ -23,11 +23,13 @@ from mmdora.html import data_uri, environment
 from mmdora.records.boxes import Box
 from mmdora.records.images import open_image
 from mmdora.records.reader import Records
-from mmdora.records.row import Row
+from mmdora.records.row import Row, videos_of
+from mmdora.records.videos import open_video
 
 TEMPLATE = "gallery.html.j2"
 SHOWN = 60  # The most questions on the page, so that its file stays at a few MB.
 SIDE = 256  # The longer side, in pixels, of the small copies of pictures.
+STILLS = 4  # Frames of a video that the page shows.
 SMALL = 128  # A picture whose longer side has at most this many pixels is kept as PNG, without loss.
 REFERENCE = "the reference"
 COLOURS = ("#00b050", "#e00040", "#0070ff", "#ff9000", "#a000e0")
@@ -116,8 +118,11 @@ def _card(answers: Mapping[str, Sequence[Prediction]], number: int, record: Row)
     row = next(iter(rows.values()))
     drawn = _drawn(rows)
     pictures = [open_image(image) for image in record["images"]]
+    for video in videos_of(record):
+        shown = open_video(replace(video, frames=min(video.frames, STILLS)))
+        pictures += [Image.fromarray(frame) for frame in shown.pixels]
     return Card(
-        [_data_uri(_with_boxes(picture, () if number else drawn)) for number, picture in enumerate(pictures)],
+        [_data_uri(with_boxes(picture, () if number else drawn)) for number, picture in enumerate(pictures)],
         row.get("type") or "",
         row["question"],
         _references(row),
@@ -134,12 +139,16 @@ def _drawn(rows: Mapping[str, Prediction]) -> list[tuple[str, str, list[Box]]]:
     return [(colour, *pair) for colour, pair in zip(cycle(COLOURS), named, strict=False)]
 
 
-def _with_boxes(picture: Image.Image, drawn: Sequence[tuple[str, str, list[Box]]]) -> Image.Image:
-    """A copy of the picture, small as it is shown, with boxes drawn on it; the picture itself without any."""
+def with_boxes(picture: Image.Image, drawn: Sequence[tuple[str, str, Sequence[Box]]], side: int = SIDE) -> Image.Image:
+    """A copy of the picture with boxes drawn on it, its longer side of at most `side` pixels; itself without any.
+
+    Args:
+        drawn: (colour, whose, boxes); the boxes are shares of the picture.
+    """
     if not drawn:
         return picture
     copy = picture.copy()
-    copy.thumbnail((SIDE, SIDE))
+    copy.thumbnail((side, side))
     pen = ImageDraw.Draw(copy)
     for colour, _, boxes in drawn:
         for left, top, right, bottom in boxes:

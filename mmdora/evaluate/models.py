@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from mmdora.errors import MmdoraError
@@ -20,10 +21,13 @@ from mmdora.evaluate.run import evaluate as evaluate_records
 from mmdora.evaluate.source import TaskRecords, find, first
 from mmdora.evaluate.suites import Suite
 from mmdora.evaluate.tasks import task_of
-from mmdora.models.load import load
+from mmdora.families import family_of
+from mmdora.models.load import load, load_processor
+from mmdora.models.locate import locate
 from mmdora.outputs.written import Written
 from mmdora.prepare.memory import MemoryRows
 from mmdora.records.reader import Records
+from mmdora.records.row import Row, videos_of
 
 COMPARISON = "comparison.json"
 ONLY = "model"
@@ -42,6 +46,7 @@ class EvaluationSettings:
     dtype: str | None = None
     trust_remote_code: bool = False
     quantize: Any = None
+    boxes: Mapping[str, str] | None = None
 
     def folder(self, source: TaskRecords) -> Path | None:
         """The folder of a task's results. Other splits and rehearsals have other folders, so they replace nothing."""
@@ -63,6 +68,7 @@ def evaluate(
     out: Path | str | None = None,
     trust_remote_code: bool = False,
     quantize: Any = None,
+    boxes: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Score a model by the answers it generates, as the task's papers do.
 
@@ -80,6 +86,7 @@ def evaluate(
             answered is taken up by the same call.
         trust_remote_code: whether to run code that a checkpoint brings along.
         quantize: of a model that is opened here; as for `mmdora.load`.
+        boxes: what the numbers of boxes in the records are, and how models write them, as the config's `data.boxes`.
 
     Returns:
         The answers and scores.
@@ -87,7 +94,7 @@ def evaluate(
     Raises:
         MmdoraError: there is no such model, data, task or split; or in the cases of `mmdora.evaluate.run.evaluate`.
     """
-    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code, quantize)
+    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code, quantize, boxes)
     return evaluate_on({ONLY: model}, source_of(data, task, split, images), settings).evaluations[ONLY]
 
 
@@ -104,6 +111,7 @@ def compare(
     out: Path | str | None = None,
     trust_remote_code: bool = False,
     quantize: Any = None,
+    boxes: Mapping[str, str] | None = None,
 ) -> Compared:
     """Score several models on the same questions, and tell by a paired test how each differs from the first.
 
@@ -128,7 +136,7 @@ def compare(
     if data is None:
         raise MmdoraError("compare: say on which data")
     named = {name: own for name, own in models.items() if not isinstance(own, Evaluation)}
-    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code, quantize)
+    settings = EvaluationSettings(_path(out), limit, batch_size, dtype, trust_remote_code, quantize, boxes)
     return evaluate_on(named, source_of(data, task, split, images), settings)
 
 
@@ -147,12 +155,30 @@ def source_of(data: Any, task: str | None, split: str | None, images: Path | str
 def evaluate_on(models: Mapping[str, Model], source: TaskRecords, settings: EvaluationSettings) -> Compared:
     """Evaluate models on one task, and write their results and comparison to `EvaluationSettings.folder`."""
     folder = settings.folder(source)
+    _check_videos(models, source.records, settings)
     if len(models) > 1 and folder is not None:
         main_makes(lambda: Written(folder).check(COMPARISON, GALLERY))
     evaluations = {
         name: evaluated(model, processor, name, source, settings) for name, model, processor in opened(models, settings)
     }
     return compared_on(evaluations, source, settings)
+
+
+def _check_videos(models: Mapping[str, Model], records: Records | Sequence[Row], settings: EvaluationSettings) -> None:
+    """Raise an MmdoraError, before any model is loaded, if the records hold a video that one of them cannot read."""
+    if isinstance(records, Records):
+        row = next((records[int(place)] for place in np.flatnonzero(records.frames)), None)
+    else:
+        row = next((row for row in records if videos_of(row)), None)
+    if row is None:
+        return
+    for name, given in models.items():
+        if not isinstance(given, tuple):
+            processor = load_processor(locate(str(given)).base, trust_remote_code=settings.trust_remote_code)
+            try:
+                family_of(processor).check_videos(row["messages"])
+            except MmdoraError as error:
+                raise MmdoraError(f"{name}: record {row['id']}: {error}") from None
 
 
 def compared_on(evaluations: Mapping[str, Evaluation], source: TaskRecords, settings: EvaluationSettings) -> Compared:
@@ -200,6 +226,7 @@ def evaluated(
         batch_size=settings.batch_size,
         beams=suite.beams if suite else 1,
         max_new_tokens=suite.max_new_tokens if suite else None,
+        boxes=settings.boxes,
         out=None if folder is None else folder / name,
         progress=True,
     )

@@ -19,11 +19,11 @@ from mmdora.files import CHECKSUM, with_checksum
 from mmdora.outputs.written import Written
 from mmdora.records.reader import Records, write_records
 from mmdora.records.record import RecordFacts
-from mmdora.records.row import Row
+from mmdora.records.row import Row, videos_of
 from mmdora.records.turns import answer_text
 
 GALLERY = "errors.html"
-WRITTEN = ("id", "question", "answer", "prediction", "images", "type", "score")
+WRITTEN = ("id", "question", "answer", "prediction", "images", "videos", "type", "score")
 """The keys of a row that are written; "meta" is left out, because the records hold it."""
 
 
@@ -36,6 +36,7 @@ def prediction_rows(records: Iterable[Row], texts: Sequence[str]) -> list[Predic
             "answer": answer_text(record),
             "prediction": text,
             "images": list(map(str, record["images"])),
+            **({"videos": list(map(str, videos_of(record)))} if videos_of(record) else {}),
             "type": answer_type(record),
             "meta": record["meta"],
         }

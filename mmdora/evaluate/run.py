@@ -10,7 +10,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +71,7 @@ def evaluate(
     batch_size: int = 64,
     beams: int = 1,
     max_new_tokens: int | None = None,
+    boxes: Mapping[Any, str] | None = None,
     out: Path | str | None = None,
     progress: bool = False,
 ) -> Evaluation:
@@ -84,6 +85,8 @@ def evaluate(
         batch_size: most questions in a batch.
         beams: number of beams; with more than 1, beam search replaces greedy decoding.
         max_new_tokens: the most tokens of an answer; by default the task's.
+        boxes: what the numbers of boxes in the records are, and how the model writes them, as the config's
+            `data.boxes`: `{"from": "pixels", "to": "thousand"}`.
         out: folder for `predictions.jsonl` (id, question, answer, prediction, images, type, score; in the order of the
             records), the task's official result file, `errors.html`, and `metrics.json`, which is written last.
         progress: whether to show a bar with the time left.
@@ -96,6 +99,7 @@ def evaluate(
     """
     task = task if isinstance(task, Task) else task_of(task)
     settings = {"batch_size": batch_size, "beams": beams, "max_new_tokens": max_new_tokens or task.max_new_tokens}
+    records = boxed(processor, records, boxes)
     job = _begin(model, processor, records, task, None if out is None else Path(out), settings)
     with stoppable(job.left, main=processes().is_main_process), ExitStack() as held:
         main_makes(partial(_hold, job, held))
@@ -155,7 +159,6 @@ def _begin(
     if out is not None and task.results is not None:
         task.results.check()
     asking = Asking(processor, task)
-    records = boxed(processor, records)
     questions = survey(records, asking, contents=out is not None)
     if questions.answered:
         ready(task.scorer)

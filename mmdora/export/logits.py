@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def outputs_of(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -
         rows = model(**inputs, use_cache=False).logits[0, -len(tokens) :]  # GIT's begin with those of the picture.
         logits.append(rows[seen].float().cpu())
         ids.append(tokens.cpu())
-    questions = [Prompt(_question(prompt), prompt.images, prompt.features) for prompt in asked]
+    questions = [replace(prompt, messages=_question(prompt)) for prompt in asked]
     texts = generate(model, processor, questions, max_new_tokens=16, batch_size=1) if text else None
     return Outputs(logits, ids, texts)
 

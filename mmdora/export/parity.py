@@ -29,7 +29,8 @@ from mmdora.models.load import load_processor, no_bars
 from mmdora.records.features import open_features
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records
-from mmdora.records.row import Row
+from mmdora.records.row import Row, videos_of
+from mmdora.records.videos import open_video
 
 ROWS = 8
 """Rows of data whose logits are compared."""
@@ -173,7 +174,8 @@ def _prompts(rows: Sequence[Row]) -> list[Prompt]:
     prompts = []
     for row in rows:
         clip = None if row["features"] is None else open_features(row["features"])
-        prompts.append(Prompt(row["messages"], [open_image(image) for image in row["images"]], clip))
+        images, videos = [open_image(image) for image in row["images"]], [open_video(video) for video in videos_of(row)]
+        prompts.append(Prompt(row["messages"], images, clip, videos))
     return prompts
 
 

@@ -19,6 +19,7 @@ from mmdora.predict.answers import evaluating
 from mmdora.predict.endpoint import Endpoint, Usage
 from mmdora.records.images import FileRef, open_image
 from mmdora.records.reader import read_records
+from mmdora.records.row import videos_of
 from mmdora.records.turns import prompt_messages
 
 __all__ = ["Pair", "Side", "summary", "verify"]
@@ -90,6 +91,10 @@ def _questions(data: Path | None, images: Path | None, limit: int) -> Iterator[t
     records = read_records(data, images)
     for number in range(min(limit, len(records))):
         record = records[number]
+        if videos_of(record):
+            raise MmdoraError(
+                f"{data}: record {record['id']} holds a video; a server is asked about pictures only here"
+            )
         yield record["id"], Prompt(prompt_messages(record), [open_image(image) for image in record["images"]])
 
 

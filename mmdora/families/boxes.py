@@ -17,7 +17,7 @@ from typing import Any
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from mmdora.errors import MmdoraError
-from mmdora.records.boxes import WRITTEN, Box, Size, find_boxes, form_of, rewritten, size_of
+from mmdora.records.boxes import FORMS, WRITTEN, Box, Size, find_boxes, form_of, rewritten, size_of
 from mmdora.records.images import FileRef
 from mmdora.records.reader import Records
 from mmdora.records.row import Row
@@ -81,6 +81,8 @@ def _places(box: Box) -> str:
     return "".join(f"<loc{min(int(box[i]), 1023):04d}>" for i in (1, 0, 3, 2))
 
 
+OUTSIDE = 0.02
+"""The share of a picture's side that a box in an answer may reach over the edge, by rounding."""
 _THOUSAND = _by(1000)
 STYLES: Mapping[str, BoxStyle] = {
     "pixels": BoxStyle(_to_pixels, _of_pixels, _list, resized=True),
@@ -102,6 +104,11 @@ OWN = {
     "Qwen3VLProcessor": "thousand",
 }
 """Class name of a processor -> how its models were taught to write a box."""
+
+
+def _lies_within(box: Box) -> bool:
+    left, top, right, bottom = box
+    return -OUTSIDE <= left < right <= 1 + OUTSIDE and -OUTSIDE <= top < bottom <= 1 + OUTSIDE
 
 
 def boxed(processor: Any, records: Any, boxes: Mapping[Any, str] | None = None) -> Any:
@@ -131,8 +138,17 @@ class BoxRule:
 
     @classmethod
     def of(cls, processor: Any, boxes: Mapping[Any, str] | None) -> BoxRule:
-        """The rule of a config's `data.boxes`."""
+        """The rule of a config's `data.boxes`.
+
+        Raises:
+            MmdoraError: a key or a value is not known.
+        """
         given = boxes or {}
+        known = {"from": FORMS, "to": tuple(STYLES)}
+        for key, value in given.items():
+            if value not in known.get(key, ()):
+                wanted = ", ".join(known.get(key, ())) or "only 'from' and 'to' are known"
+                raise MmdoraError(f"boxes: {key}: {value!r:.40} cannot be used ({wanted})")
         return cls(processor, given.get("from"), given.get("to"))
 
     def written(self, row: Row) -> Row:
@@ -156,6 +172,21 @@ class BoxRule:
         style, size = self._style(row["meta"].get(WRITTEN)), size_of(row["images"][0])
         return [style.shares(box, size, self._seen(style, size)) for box in find_boxes(text)]
 
+    def in_answer(self, text: str, size: Size) -> list[Box]:
+        """The boxes in any answer about a picture, as shares of it; those that do not lie in it are left out.
+
+        None are found for a family that has no way of its own to write one.
+        """
+        if self._name is None or (STYLES[self._name].resized and not self._tells_size):
+            return []
+        style = self._style(self._name)
+        shares = [style.shares(box, size, self._seen(style, size)) for box in find_boxes(text)]
+        return [box for box in shares if _lies_within(box)]
+
+    @property
+    def _tells_size(self) -> bool:
+        return hasattr(self.processor.image_processor, "merge_size")
+
     @property
     def _name(self) -> str | None:
         return self.to or OWN.get(type(self.processor).__name__)
@@ -174,7 +205,7 @@ class BoxRule:
         if not style.resized:
             return size
         images = self.processor.image_processor
-        if not hasattr(images, "merge_size"):
+        if not self._tells_size:
             raise MmdoraError(
                 f"data.boxes.to: pixels are those of the resized picture, whose size {type(images).__name__} does not "
                 "tell; name another of " + ", ".join(STYLES)

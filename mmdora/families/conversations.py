@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any
 
@@ -13,8 +13,10 @@ from mmdora.families import thoughts
 from mmdora.families.chat import Chat, said
 from mmdora.families.ending import Ending, end_tokens, written_end
 from mmdora.families.template import check_places, check_texts, encode, with_question
-from mmdora.records.row import Row
+from mmdora.families.videos import Videos
+from mmdora.records.row import Row, videos_of
 from mmdora.records.turns import Messages
+from mmdora.records.videos import Video
 
 
 class Conversations:
@@ -28,34 +30,54 @@ class Conversations:
     """Whether `apply_chat_template` of its stock processor reads the pictures of a conversation, too."""
     image_id: int | None = None
     """The token that stands for a picture's features; None if there is none."""
+    videos: Videos | None = None
+    """How its processor writes videos; None if it takes none."""
 
     def __init__(self, processor: Any):
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.placeholder: str | None = getattr(processor, "image_token", None)
         self.image_id = getattr(processor, "image_token_id", None)
+        self.videos = Videos.of(processor)
 
     # --- what a record may contain
 
     def check_row(self, row: Row) -> None:
         """Raise an MmdoraError if this family cannot learn the row; no file is opened."""
         check_texts(row["messages"], self.placeholder)
+        if self.videos is not None and videos_of(row):
+            check_texts(row["messages"], self.videos.placeholder)
         self.check_question(row)
 
     def check_question(self, row: Row) -> None:
         """Raise an MmdoraError if this family cannot be asked the row's question; no file is opened."""
         if row["features"] is not None:
             raise MmdoraError("a clip as features, which only a VL-BART can read; leave such records out")
+        self.check_videos(row["messages"])
+
+    def check_videos(self, messages: Messages) -> None:
+        """Raise an MmdoraError if a conversation has a video, and this family cannot read videos."""
+        if self.videos is None and any(part["type"] == "video" for each in messages for part in each["content"]):
+            raise MmdoraError(
+                f"holds a video, and {type(self.processor).__name__} takes none; leave such records out, give single "
+                "frames as pictures, or choose a base whose processor takes videos (Qwen-VL, SmolVLM, InternVL, …)"
+            )
 
     def check_pictures(self, messages: Messages, images: int) -> None:
-        """Raise an MmdoraError if the chat template does not write each picture of a conversation.
+        """Raise an MmdoraError if the chat template does not write each picture and video of a conversation.
 
         Args:
             messages: the conversation.
             images: number of pictures that belong to the conversation.
         """
-        if images and self.placeholder is not None:
-            check_places(self.render(messages), self.placeholder, images)
+        videos = sum(part["type"] == "video" for message in messages for part in message["content"])
+        if (images and self.placeholder is not None) or videos:
+            self._check_written(self.render(messages), images if self.placeholder is not None else 0, videos)
+
+    def _check_written(self, text: str, images: int, videos: int) -> None:
+        check_places(text, self.placeholder, images)
+        if self.videos is not None:
+            check_places(text, self.videos.placeholder, videos, "video")
 
     def check_task(self, name: str) -> None:
         """Raise an MmdoraError if this family has a prompt for each task it knows, but none for this task."""
@@ -124,3 +146,17 @@ class Conversations:
     def read(self, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False) -> Any:
         """Texts and their pictures as the processor's tensors; the arguments are those of `template.encode`."""
         return encode(self.processor, texts, images, left=left, offsets=offsets)
+
+    def _read(
+        self,
+        texts: list[str],
+        images: list[list[Image.Image]],
+        videos: Iterable[list[Video]] | None,
+        *,
+        left: bool,
+        offsets: bool = False,
+    ) -> Any:
+        """As `read`, with the videos of each text, which are taken from `videos` one text after the other."""
+        if videos is None or self.videos is None:
+            return self.read(texts, images, left=left, offsets=offsets)
+        return self.videos.read(texts, images, videos, left=left, offsets=offsets)

@@ -11,7 +11,8 @@ from mmdora.families.conversations import Conversations
 from mmdora.families.expansion import Expansions, Size
 from mmdora.families.template import check_places, needs_start_token
 from mmdora.records.images import FileRef, image_size
-from mmdora.records.row import Row, naming
+from mmdora.records.row import Row, naming, videos_of
+from mmdora.records.videos import sampling
 
 
 class Counting(Conversations):
@@ -33,7 +34,18 @@ class Counting(Conversations):
         return [self.expansions.tokens([size])[0] for size in sizes]
 
     def count_image_tokens(self, rows: Sequence[Row]) -> np.ndarray:
-        """[rows] int32: image tokens of each row; only the headers of the image files are read."""
+        """[rows] int32: tokens of the pictures and videos of each row; only the headers of their files are read."""
+        return self._count_pictures(rows) + np.array([self._video_tokens(row) for row in rows], dtype=np.int32)
+
+    def _video_tokens(self, row: Row) -> int:
+        if not videos_of(row) or self.videos is None:
+            return 0
+        with naming(row):
+            texts = [self.videos.written(sampling(video)) for video in videos_of(row)]
+        return sum(len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+
+    def _count_pictures(self, rows: Sequence[Row]) -> np.ndarray:
+        """[rows] int32: image tokens of each row."""
         sizes = self._sizes(rows)
         if self.expansions.has_rule:
             every = self.expansions.tokens([size for own in sizes for size in own]) if any(sizes) else []
@@ -57,13 +69,14 @@ class Counting(Conversations):
             with naming(row):
                 texts.append(self.render(row["messages"]))
         if self.placeholder is None or self.expansions.has_rule:
-            more = self.count_image_tokens(rows)
+            more = self._count_pictures(rows)
             # The text is counted with one placeholder per picture, which the image tokens replace.
             more -= np.array([len(row["images"]) * (self.placeholder is not None) for row in rows], dtype=np.int32)
         else:
             written = [self._expanded(*each) for each in zip(rows, texts, self._sizes(rows), strict=True)]
             texts, more = [text for text, _ in written], np.array([count for _, count in written], dtype=np.int32)
         special = needs_start_token(self.processor, texts)
+        texts = [self._with_videos(row, text) for row, text in zip(rows, texts, strict=True)]
         ids = self.tokenizer(texts, add_special_tokens=special, return_attention_mask=False, verbose=False)
         return np.array([len(each) for each in ids["input_ids"]], dtype=np.int32) + more
 
@@ -71,3 +84,11 @@ class Counting(Conversations):
         with naming(row):
             check_places(text, self.placeholder, len(sizes))
             return self.expansions.into(text, sizes)
+
+    def _with_videos(self, row: Row, text: str) -> str:
+        """The text with what the processor writes in place of its videos; only their headers are read."""
+        if not videos_of(row) or self.videos is None:
+            return text
+        with naming(row):
+            check_places(text, self.videos.placeholder, len(videos_of(row)), "video")
+            return self.videos.into(text, [sampling(video) for video in videos_of(row)])

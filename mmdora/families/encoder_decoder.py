@@ -37,6 +37,7 @@ class EncoderDecoder(Family):
     def check_row(self, row: Row) -> None:
         if sum(message["role"] == "assistant" for message in row["messages"]) > 1:
             raise MmdoraError("has several answers, and this model learns one a row; set data.max_turns: 1")
+        self.check_videos(row["messages"])
 
     def check_learnable(self, rows: Sequence[Row]) -> None:
         for row in rows:

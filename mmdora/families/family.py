@@ -47,14 +47,17 @@ class Family(Learning):
         """
         if any(prompt.features is not None for prompt in prompts):
             raise MmdoraError("a clip as features, which only a VL-BART can read; leave such records out")
+        for prompt in prompts:
+            self.check_videos(prompt.messages)
         texts = [self.render(prompt.messages, generation_prompt=True) for prompt in prompts]
-        return self.read(texts, [prompt.images for prompt in prompts], left=True)
+        videos = [prompt.videos for prompt in prompts] if any(prompt.videos for prompt in prompts) else None
+        return self._read(texts, [prompt.images for prompt in prompts], videos, left=True)
 
     def encode_conversation(self, prompt: Prompt) -> Any:
         """Encode one conversation without padding, to compute its logits; its last message may be an answer."""
         asks = prompt.messages[-1]["role"] != "assistant"
         text = self.render(prompt.messages, generation_prompt=asks)
-        return self.read([text], [prompt.images], left=False)
+        return self._read([text], [prompt.images], [prompt.videos] if prompt.videos else None, left=False)
 
     def generation(self, model: Any, max_new_tokens: int, beams: int = 1) -> dict[str, Any]:
         """Arguments for `generate`: greedy or beam search that stops at `stops`, with no sampling.

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from mmdora.errors import MmdoraError
 from mmdora.families.counting import Counting
 from mmdora.families.positions import RopeIndex
-from mmdora.families.template import IGNORE, check_places, inputs_of, labels_of, needs_start_token
+from mmdora.families.template import IGNORE, inputs_of, labels_of, needs_start_token
 from mmdora.records.images import FileRef, open_image
-from mmdora.records.row import Row, naming
+from mmdora.records.row import Row, naming, videos_of
+from mmdora.records.videos import Video, open_video
 
 Features = Callable[[FileRef], Tensor]
 """A function that gives the features [T, F] that a tower computes for a picture."""
@@ -40,7 +41,8 @@ class Learning(Counting):
         for row in rows:
             with naming(row):
                 images.append([open_image(image) for image in row["images"]])
-        encoded = self.read(texts, images, left=False, offsets=True)
+        videos = (_opened(row) for row in rows) if any(map(videos_of, rows)) else None
+        encoded = self._read(texts, images, videos, left=False, offsets=True)
         labels = self._labels(rows, encoded, texts, spans)
         for index, row in enumerate(rows):
             if row.get("masked"):
@@ -61,7 +63,7 @@ class Learning(Counting):
             with naming(row):
                 self.check_row(row)
                 text, answers = self.render_with_answers(row["messages"])
-                check_places(text, self.placeholder, len(row["images"]))
+                self._check_written(text, len(row["images"]), len(videos_of(row)))
                 texts.append(text)
                 spans.append(answers)
         return texts, spans
@@ -117,10 +119,10 @@ class Learning(Counting):
         return int(batch["attention_mask"].sum())
 
     def shown(self, batch: Mapping[str, Tensor], row: int) -> Iterator[Shown]:
-        """Yield a row of a batch as pieces of text for people; a picture is written as its number of tokens."""
+        """Yield a row of a batch as pieces of text for people; pictures and videos as their number of tokens."""
         columns = zip(batch["input_ids"][row], batch["labels"][row], batch["attention_mask"][row], strict=True)
-        image = self.image_id
-        tokens = [(int(token), int(label) != IGNORE, int(token) == image) for token, label, seen in columns if seen]
+        pictures = {self.image_id, None if self.videos is None else self.videos.id}
+        tokens = [(int(token), int(label) != IGNORE, int(token) in pictures) for token, label, seen in columns if seen]
         for (learned, is_image), run in groupby(tokens, key=lambda token: token[1:]):
             ids = [token[0] for token in run]
             if is_image:
@@ -131,3 +133,8 @@ class Learning(Counting):
     def feature_tower(self, model: Any) -> nn.Module | None:
         """The vision tower whose features the model's forward accepts instead of pixels; None if it accepts none."""
         return None
+
+
+def _opened(row: Row) -> list[Video]:
+    with naming(row):
+        return [open_video(video) for video in videos_of(row)]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from functools import cached_property
 
+from mmdora.errors import MmdoraError
 from mmdora.families.expansion import PROBES, Expansions, Size, Written
 from mmdora.families.family import Family
+from mmdora.records.row import Row, videos_of
 
 
 class Tiles(Expansions):
@@ -30,7 +32,12 @@ class Tiles(Expansions):
 
 
 class SmolVLM(Family):
-    """SmolVLM and SmolVLM2."""
+    """SmolVLM and SmolVLM2, whose processor loses the pictures of a row that has a video too."""
+
+    def check_question(self, row: Row) -> None:
+        super().check_question(row)
+        if row["images"] and videos_of(row):
+            raise MmdoraError("holds pictures and a video, and this model's processor reads one kind; leave one out")
 
     @cached_property
     def expansions(self) -> Tiles:

@@ -19,6 +19,7 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from mmdora.errors import MmdoraError
 from mmdora.families.ending import written_end
 from mmdora.records.turns import Messages
+from mmdora.records.videos import Video
 
 PLACES = ("offset_mapping", "text_replacement_offsets", "video_metadata")
 """Names of the processor's outputs that only say where something stood in the text; no model takes them."""
@@ -67,17 +68,18 @@ def check_texts(messages: Messages, placeholder: Any) -> None:
                 )
 
 
-def check_places(text: str, placeholder: str | None, images: int) -> None:
+def check_places(text: str, placeholder: str | None, images: int, what: str = "image") -> None:
     """Raise an MmdoraError unless a rendered conversation has a place for each of its images.
 
     Args:
         placeholder: text that marks the place of an image; None if the processor does not name one.
+        what: "image" or "video".
     """
     places = images if placeholder is None else text.count(placeholder)
     if places != images:
         raise MmdoraError(
-            f"holds {images} image{'s' * (images != 1)}, but the chat template writes {placeholder!r} "
-            f"{places} times; move the image parts to where it does (user turns, as a rule)"
+            f"holds {images} {what}{'s' * (images != 1)}, but the chat template writes {placeholder!r} "
+            f"{places} times; move the {what} parts to where it does (user turns, as a rule)"
         )
 
 
@@ -149,14 +151,21 @@ def _end_of_turn(tokens: Sequence[str], text: str, start: int, end: int) -> int:
 
 
 def encode(
-    processor: Any, texts: list[str], images: list[list[Image.Image]], *, left: bool, offsets: bool = False
+    processor: Any,
+    texts: list[str],
+    images: list[list[Image.Image]],
+    *,
+    left: bool,
+    offsets: bool = False,
+    videos: Sequence[Video] = (),
 ) -> Any:
-    """Rendered texts and their images as padded tensors (input_ids [B, L], pixel_values, …).
+    """Rendered texts, their images and their videos as padded tensors (input_ids [B, L], pixel_values, …).
 
     Args:
         left: pad on the left (generation) or on the right (training).
         offsets: whether to add `offset_mapping`, and `text_replacement_offsets` (the place of each expanded image), as
             lists.
+        videos: the videos of all texts, in order.
     """
     if isinstance(processor, PreTrainedTokenizerBase):
         encoded = processor(
@@ -172,6 +181,10 @@ def encode(
         # The ids become tensors below, because the stock conversion to tensors goes through every offset twice.
         tensors = {"text_kwargs": {"return_tensors": None}, "images_kwargs": tensors}
         tensors |= {"return_offsets_mapping": True, "return_text_replacement_offsets": True}
+    if videos:
+        given = {"do_sample_frames": False, "video_metadata": [video.sampling.metadata() for video in videos]}
+        tensors["videos_kwargs"] = given | ({"return_tensors": "pt"} if offsets else {})
+        tensors["videos"] = [video.pixels for video in videos]
     encoded = processor(
         text=texts,
         images=images if any(images) else None,

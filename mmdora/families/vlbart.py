@@ -25,7 +25,8 @@ class VLBart(EncoderDecoder):
     """VL-BART, whose questions are worded by their task."""
 
     def check_question(self, row: Row) -> None:
-        """Accept every row: pictures, clips as features, or text alone."""
+        """Accept pictures, clips as features, and text alone."""
+        self.check_videos(row["messages"])
 
     def check_task(self, name: str) -> None:
         self.processor.prompt("", name)

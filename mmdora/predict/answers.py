@@ -262,6 +262,8 @@ def _halting(*events: threading.Event) -> Callable[..., torch.Tensor]:
 
 
 def _inputs(model: Any, family: Family, prompts: Sequence[Prompt]) -> Any:
+    for prompt in prompts:
+        family.check_videos(prompt.messages)
     return family.encode_prompts(prompts).to(model.device, dtype=model.dtype)
 
 

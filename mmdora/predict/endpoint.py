@@ -186,6 +186,8 @@ def _is_server(url: str) -> bool:
 
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+    if prompt.videos:
+        raise MmdoraError("a server is asked about pictures only here; leave records with videos out")
     images = iter(prompt.images)
     return [
         {

@@ -18,6 +18,7 @@ from mmdora.prepare.record import Picture, RecordDraft
 from mmdora.records.images import FileRef, image_size, locate, read_header
 from mmdora.records.json_stream import parse_line
 from mmdora.records.record import Record, check_record
+from mmdora.records.videos import VideoRef, sampling
 
 ROW_ERRORS = (MmdoraError, KeyError, TypeError, ValueError, IndexError, AttributeError)
 """What a row that cannot be used raises."""
@@ -47,7 +48,7 @@ class Shape(NamedTuple):
         question: characters of the user's and the system's text.
         answer: characters of the assistant's text.
         turns: how many answers it has.
-        images: how many pictures, or feature files, it has.
+        images: how many pictures, videos or feature files it has.
         answered: whether there is an answer at all.
         type: its kind, `meta.type`; empty if it has none.
     """
@@ -125,7 +126,9 @@ def _made(job: Job, index: int, draft: RecordDraft) -> Made:
     if features := draft.get("features"):
         name, shape = measure(features, job.root)
         meta = {**meta, "features": name, "frames": shape[0]}
-    row = {"id": draft["id"], "messages": draft["messages"], "images": names, "meta": meta}
+    row: dict[str, Any] = {"id": draft["id"], "messages": draft["messages"], "images": names, "meta": meta}
+    if draft.get("videos"):
+        row["videos"] = [_placed_video(job, name) for name in draft.get("videos", ())]
     record = check_record(row, f"record {draft['id']}")
     return Made(index, draft.get("split"), record["id"], line_of(record), shape_of(record), files)
 
@@ -152,7 +155,7 @@ def shape_of(record: Record) -> Shape:
         else:
             question += size
     kind = str(record["meta"].get("type", ""))
-    pictures = len(record["images"]) + ("features" in record["meta"])
+    pictures = len(record["images"]) + len(record.get("videos", ())) + ("features" in record["meta"])
     return Shape(question, answer, turns, pictures, answer > 0, kind)
 
 
@@ -176,6 +179,21 @@ def _placed(job: Job, picture: Picture) -> tuple[str, bytes | None]:
     if Path(name).is_absolute():  # Records name files by their place below the root, so that they can be moved with it.
         name = str(path.relative_to(job.root.resolve()))
     return name, path.read_bytes() if job.pack else None
+
+
+def _placed_video(job: Job, name: Any) -> str:
+    """The path that a record keeps for a video, which is a file or a folder of frames."""
+    if job.pack:
+        raise MmdoraError("holds a video, and --pack puts pictures only into the records; leave it out")
+    if job.root is None:
+        raise MmdoraError(f"video {name!r}: give the root of the video paths with --images")
+    if not isinstance(name, str):
+        raise MmdoraError(f"a video must be a path, not {type(name).__name__}")
+    video = VideoRef(name, job.root)
+    path = video.path
+    if path.is_dir():
+        sampling(video)  # A file is not opened here, because that needs a decoder.
+    return str(path.relative_to(job.root.resolve())) if Path(name).is_absolute() else name
 
 
 def first_usable(names: tuple[str, ...], root: Path) -> str:

@@ -110,8 +110,9 @@ class _Groups:
 
 
 def _keys(draft: RecordDraft, root: Path | None) -> list[int]:
-    if draft["images"]:
-        return [_hash(p) if isinstance(p, bytes) else _hash_of_file(p, root) for p in draft["images"]]
+    videos = [_hash(f"video {name}".encode()) for name in draft.get("videos", ())]
+    if draft["images"] or videos:
+        return [_hash(p) if isinstance(p, bytes) else _hash_of_file(p, root) for p in draft["images"]] + videos
     return [_hash(json.dumps([message for message in draft["messages"] if message["role"] != "assistant"]).encode())]
 
 

@@ -1,8 +1,8 @@
 """Rows that a program holds in memory become records: a list of dicts, a `datasets.Dataset`, or another iterable.
 
-A row is a record (`messages` and `images`; `content` may be plain text in which `<image>` marks a picture), or a
-question: `image`, `question`, `answer`. `id` and `meta` are kept; further columns are ignored. A picture is a path, a
-PIL image, the bytes of a file, or `{bytes, path}` as `datasets` stores it.
+A row is a record (`messages`, `images` and `videos`; `content` may be plain text in which `<image>` marks a picture),
+or a question: `image`, `question`, `answer`. `id` and `meta` are kept; further columns are ignored. A picture is a
+path, a PIL image, the bytes of a file, or `{bytes, path}` as `datasets` stores it; a video is a path.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class MemoryRows:
             MmdoraError: these are no rows.
         """
         rows = _again(rows)
-        first = _first_picture(rows)
+        first = _first_file(rows)
         pack = first is not None and not isinstance(first, (str, Path))
         absolute = not pack and first is not None and Path(str(first)).is_absolute()
         return cls(rows, pack, images or (Path(Path(str(first)).anchor) if absolute else Path.cwd()))
@@ -115,7 +115,8 @@ def _drafts(row: OfficialRow, *, pack: bool) -> Iterator[RecordDraft]:
     if "messages" in value:
         pictures = value.get("images") or value.get("image") or []
         pictures = pictures if isinstance(pictures, (list, tuple)) else [pictures]
-        draft = conversation(name, value["messages"], [_picture(picture) for picture in pictures])
+        videos = [str(video) for video in value.get("videos") or []]
+        draft = conversation(name, value["messages"], [_picture(picture) for picture in pictures], videos)
     elif "question" in value:
         pictures = [] if value.get("image") is None else [_picture(value["image"])]
         draft = asked(name, pictures, value["question"], value.get("answer"))
@@ -163,8 +164,8 @@ def _again(rows: Any) -> Rows:
     return rows
 
 
-def _first_picture(rows: Rows) -> Any:
-    """The first picture of the rows: bytes or a PIL image, or a path; None if they have none."""
+def _first_file(rows: Rows) -> Any:
+    """The first picture or video of the rows: bytes or a PIL image, or a path; None if they have none."""
     for row in rows:
         if isinstance(row, Mapping):
             several = row.get("images") or []
@@ -173,4 +174,6 @@ def _first_picture(rows: Rows) -> Any:
                     return picture["path"] if picture.get("bytes") is None else picture["bytes"]
                 if picture is not None:
                     return picture
+            if row.get("videos"):
+                return row["videos"][0]
     return None

@@ -9,7 +9,7 @@ from typing import Any, NotRequired, TypedDict
 
 from mmdora.errors import MmdoraError
 from mmdora.records.llava_json import place_unmarked, text_parts
-from mmdora.records.record import ImagePart, Message, Part
+from mmdora.records.record import ImagePart, Message, Part, VideoPart
 
 LETTERS = "ABCDEFGHIJ"
 """The letters of the options of a multiple-choice question; none of the datasets here has more than ten."""
@@ -22,6 +22,7 @@ class RecordDraft(TypedDict):
 
     Attributes:
         id, messages, meta: as in a record.
+        videos: paths below the folder of images, for the video parts.
         images: a `Picture` for each image part. (The type says `Any`, so that a draft may be used as a record where
             all of them are single paths.)
         split: where the row itself tells its split.
@@ -31,6 +32,7 @@ class RecordDraft(TypedDict):
     id: str
     messages: list[Message]
     images: list[Any]
+    videos: NotRequired[list[str]]
     meta: dict[str, Any]
     split: NotRequired[str]
     features: NotRequired[tuple[str, ...]]
@@ -146,28 +148,48 @@ def most_common(answers: Sequence[str]) -> str:
     return Counter(answers).most_common(1)[0][0]
 
 
-def conversation(name: Any, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Picture]) -> RecordDraft:
+def conversation(
+    name: Any, messages: Sequence[Mapping[str, Any]], pictures: Sequence[Picture], videos: Sequence[str] = ()
+) -> RecordDraft:
     """Chat messages of the hub's layouts as a record, with the name as `meta.id`.
 
-    `content` is text, in which `<image>` marks a picture, or a list of parts. Fields of parts that are None are left
-    out, since `datasets` adds them to make all parts alike. If there is one picture and no mark, it comes first in
+    `content` is text, in which `<image>` marks a picture and `<video>` a video, or a list of parts. A video part may
+    hold its path, as `video` or `path`, in place of one in `videos`. Fields of parts that are None are left out, since
+    `datasets` adds them to make all parts alike. If there is one picture, or one video, and no mark, it comes first in
     the first message of the user.
 
     Raises:
-        MmdoraError: for a role other than system, user, assistant or a part of another type.
+        MmdoraError: for a role other than system, user, assistant or a part of another type; or if some videos stand in
+            parts and others do not.
     """
     made: list[Message] = []
+    within: list[str] = []
     for message in messages:
         content = message["content"]
-        parts = text_parts(content) if isinstance(content, str) else [_part(part) for part in content]
+        parts = text_parts(content) if isinstance(content, str) else [_part(part, within) for part in content]
         made.append({"role": message["role"], "content": parts})
+    if within and videos:
+        raise MmdoraError("names videos in its parts and beside its messages; give all in one way")
     place_unmarked(made, len(pictures))
-    return {"id": str(name), "messages": made, "images": list(pictures), "meta": {"id": name}}
+    place_unmarked(made, len(videos), "video")
+    draft: RecordDraft = {"id": str(name), "messages": made, "images": list(pictures), "meta": {"id": name}}
+    return {**draft, "videos": within or list(videos)} if within or videos else draft
 
 
-def _part(part: Mapping[str, Any]) -> Part:
+def _part(part: Mapping[str, Any], videos: list[str]) -> Part:
+    """A part as records have it; the path of a video that it names is added to `videos`."""
     if part["type"] == "image":
         return {"type": "image"}
+    if part["type"] == "video":
+        named = part.get("video") or part.get("path")
+        if named is not None:
+            videos.append(named)
+        made: VideoPart = {"type": "video"}
+        if part.get("frames") is not None:
+            made["frames"] = part["frames"]
+        if part.get("fps") is not None:
+            made["fps"] = part["fps"]
+        return made
     if part["type"] == "text":
         return {"type": "text", "text": part["text"]}
-    raise MmdoraError(f"a part of the type {part['type']!r}; text and image are known")
+    raise MmdoraError(f"a part of the type {part['type']!r}; text, image and video are known")

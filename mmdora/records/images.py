@@ -37,6 +37,10 @@ MAX_BYTES = 512 * 2**20
 MAX_ASPECT = 200
 HEIC_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
 """The brands at byte 8 of a HEIC file (ISO/IEC 23008-12)."""
+VIDEOS = (b"\x1a\x45\xdf\xa3", b"FLV\1", b"\0\0\1\xba")
+"""How files of Matroska (WebM), FLV and MPEG begin."""
+VIDEO_BRANDS = (b"iso", b"mp4", b"M4V", b"qt", b"avc", b"3gp", b"dash", b"MSNV", b"f4v")
+"""How the brands at byte 8 of MP4 and MOV files begin."""
 BEGINNINGS: dict[str, Callable[[bytes], bool]] = {
     "PNG": lambda start: start.startswith(b"\x89PNG"),
     "JPEG": lambda start: start.startswith(b"\xff\xd8\xff"),
@@ -49,30 +53,34 @@ BEGINNINGS: dict[str, Callable[[bytes], bool]] = {
 SIDEWAYS = 5  # The EXIF orientations from 5 to 8 swap width and height.
 
 
-def locate(name: str, root: Path) -> Path:
+def locate(name: str, root: Path, *, what: str = "image", folder: bool = False) -> Path:
     """The path of the file `name` below `root`. The name may be an absolute path, if that lies below the root.
+
+    Args:
+        what: what the file is, for errors.
+        folder: whether it may be a folder, too.
 
     Raises:
         MmdoraError: if the name is a URL, if an absolute path, `..` or a symlink leads out of `root`, or if there is no
             regular file.
     """
     if "://" in name or name.startswith("file:"):
-        raise MmdoraError(f"image {name!r}: URLs are not fetched; save the file below {root}")
+        raise MmdoraError(f"{what} {name!r}: URLs are not fetched; save the file below {root}")
     if not name or "\0" in name:
-        raise MmdoraError(f"image {name!r}: give a path relative to the images root {root}")
+        raise MmdoraError(f"{what} {name!r}: give a path relative to the images root {root}")
     home = root.resolve()
     try:
         path = (home / name).resolve()
         if not path.is_relative_to(home):
             raise MmdoraError(
-                f"image {name!r}: leads outside the images root {root}; give a path below it, relative to it"
+                f"{what} {name!r}: leads outside the images root {root}; give a path below it, relative to it"
             )
-        found = path.is_file()
+        found = path.is_file() or (folder and path.is_dir())
     except (OSError, RuntimeError, UnicodeError) as error:  # The name is too long, a loop of links, or not text.
         reason = getattr(error, "strerror", None) or type(error).__name__
-        raise MmdoraError(f"image {name[:80]!r}: no such file below {root} ({reason})") from None
+        raise MmdoraError(f"{what} {name[:80]!r}: no such file below {root} ({reason})") from None
     if not found:
-        raise MmdoraError(f"image {name!r}: no such file below {root} (set data.images / --images to its root)")
+        raise MmdoraError(f"{what} {name!r}: no such file below {root} (set data.images / --images to its root)")
     return path
 
 
@@ -237,6 +245,8 @@ def _lacking(start: bytes) -> str | None:
     brand = start[8:12] if start[4:8] == b"ftyp" else b""
     if brand in HEIC_BRANDS and not pillow_heif:
         return "a HEIC photograph; pip install 'mmdora[heic]', or save it as JPEG"
+    if brand.startswith(VIDEO_BRANDS) or start.startswith(VIDEOS):
+        return "a video, where a picture is expected; records name videos under 'videos'"
     if brand in (b"avif", b"avis") and "AVIF" not in FORMATS:
         return "an AVIF picture, which this build of Pillow cannot read; install Pillow's own wheel, or save it as PNG"
     return None

@@ -17,7 +17,9 @@ STILLS = frozenset(["image", "images", "img", "imgs", "picture", "pictures", "pi
 OTHERS = frozenset(
     ["video", "videos", "clip", "clips", "frame", "frames", "audio", "audios", "sound", "sounds", "speech"]
 )
-"""Words that occur in the keys of videos and sounds, which no row of this layout can hold."""
+"""Words that occur in the keys of videos and sounds."""
+VIDEOS = frozenset(["video", "videos", "clip", "clips"])
+"""Those of them that occur in the keys of videos."""
 FACTS = frozenset(
     [
         "id",
@@ -44,7 +46,14 @@ ENDINGS = re.compile(
 )
 
 
-def check_keys(row: Mapping[str, Any], known: Collection[str], pictures: Collection[str], where: str = "") -> None:
+def check_keys(
+    row: Mapping[str, Any],
+    known: Collection[str],
+    pictures: Collection[str],
+    where: str = "",
+    *,
+    videos: Collection[str] = (),
+) -> None:
     """Raise an MmdoraError if a row's picture, video or sound stands under a key that is not read.
 
     Args:
@@ -52,6 +61,7 @@ def check_keys(row: Mapping[str, Any], known: Collection[str], pictures: Collect
         known: keys that are read, including those of pictures.
         pictures: keys under which pictures are read; the first is the usual one.
         where: name of the row in errors.
+        videos: keys under which videos are read; none in layouts that hold no videos.
 
     Raises:
         MmdoraError: if there is a video or sound; or if there is a picture under an unknown key, and the row has none
@@ -64,8 +74,14 @@ def check_keys(row: Mapping[str, Any], known: Collection[str], pictures: Collect
         words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower().replace("-", "_").replace(" ", "_").split("_")
         told = f"{where}: " if where else ""
         if OTHERS & set(words) and words[-1] not in FACTS:
+            if videos and VIDEOS & set(words):
+                raise MmdoraError(
+                    f"{told}the key {key!r} is not read; a video stands under {next(iter(videos))!r}. Rename it, or "
+                    "take it out"
+                )
+            held = "pictures and videos" if videos else "pictures"
             raise MmdoraError(
-                f"{told}the key {key!r} is not read, and this layout holds pictures only; take such rows out, or give "
+                f"{told}the key {key!r} is not read, and this layout holds {held} only; take such rows out, or give "
                 f"single frames as {next(iter(pictures))!r}"
             )
         same = "_".join(words) in STILLS

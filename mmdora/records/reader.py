@@ -21,10 +21,11 @@ from mmdora.files import ordinary, write_whole
 from mmdora.records import packed
 from mmdora.records.card import images_root
 from mmdora.records.parse import parse, suffix_of
-from mmdora.records.record import content_of
+from mmdora.records.record import Record, content_of
 from mmdora.records.row import Row, row_of
 from mmdora.records.table import FILES, open_table
 from mmdora.records.turns import answer_text, split_turns
+from mmdora.records.videos import FRAMES
 
 READ_AHEAD = 64  # Records taken from the table at once when all are read in turn; reading with fewer is slower.
 
@@ -69,6 +70,7 @@ class Records:
             "json": datasets.Value("large_string"),
             "characters": datasets.Value("int32"),
             "images": datasets.Value("int32"),
+            "frames": datasets.Value("int32"),
             "answered": datasets.Value("bool"),
             "content": datasets.Value("int64"),
         }
@@ -105,8 +107,13 @@ class Records:
 
     @property
     def images(self) -> np.ndarray:
-        """[rows] int32: number of images in each record."""
+        """[rows] int32: number of images and videos in each record."""
         return self._table.data.column("images").to_numpy()
+
+    @property
+    def frames(self) -> np.ndarray:
+        """[rows] int32: frames of each video of a record; 0 without a video, -1 if its videos differ in it."""
+        return self._table.data.column("frames").to_numpy()
 
     @property
     def contents(self) -> Any:
@@ -170,6 +177,13 @@ def write_records(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
     return count
 
 
+def _frames(record: Record) -> int:
+    """The frames of each video of a record, as in `Records.frames`."""
+    parts = [part for message in record["messages"] for part in message["content"] if part["type"] == "video"]
+    counts = {part.get("frames", FRAMES) for part in parts}
+    return 0 if not counts else counts.pop() if len(counts) == 1 else -1
+
+
 def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[dict[str, Any]]:
     del stamp
     empty = True
@@ -180,7 +194,8 @@ def _rows(path: str, stamp: tuple[int, int], max_turns: int | None) -> Iterator[
                 "id": piece["id"],
                 "json": json.dumps(piece, ensure_ascii=False),
                 "characters": sum(len(part.get("text", "")) for m in piece["messages"] for part in m["content"]),
-                "images": len(piece["images"]),
+                "images": len(piece["images"]) + len(piece.get("videos", [])),
+                "frames": _frames(piece),
                 "answered": bool(answer_text(piece).strip()),
                 "content": content,
             }

@@ -11,6 +11,7 @@ from mmdora.errors import MmdoraError
 from mmdora.records.images import FileRef
 from mmdora.records.record import Record
 from mmdora.records.turns import Messages
+from mmdora.records.videos import FRAMES, VideoRef
 
 
 class Row(TypedDict):
@@ -18,6 +19,7 @@ class Row(TypedDict):
 
     Attributes:
         images: pictures in the order of the image parts.
+        videos: videos in the order of the video parts; left out where there are none (`videos_of` gives them).
         features: file with the precomputed features of a clip, from the record's `meta.features`.
         task: name of the row's task, in a run of several tasks.
         weight: factor of the row's loss; a row without it has weight 1.
@@ -27,6 +29,7 @@ class Row(TypedDict):
     id: str
     messages: Messages
     images: list[FileRef]
+    videos: NotRequired[list[VideoRef]]
     features: FileRef | None
     meta: dict[str, Any]
     task: NotRequired[str | None]
@@ -47,13 +50,25 @@ def row_of(record: Record, root: Path, files: Sequence[bytes] | None = None) -> 
         for name, data in zip(record["images"], contents, strict=True)
     ]
     clip = record["meta"].get("features")
-    return {
+    row: Row = {
         "id": record["id"],
         "messages": cast(Messages, record["messages"]),
         "images": images,
         "features": None if clip is None else FileRef(clip, root),
         "meta": record["meta"],
     }
+    if names := record.get("videos"):
+        parts = (part for message in row["messages"] for part in message["content"] if part["type"] == "video")
+        row["videos"] = [
+            VideoRef(name, root, part.get("frames", FRAMES), part.get("fps"))
+            for name, part in zip(names, parts, strict=True)
+        ]
+    return row
+
+
+def videos_of(row: Row) -> list[VideoRef]:
+    """The videos of a row."""
+    return row.get("videos", [])
 
 
 def changed(row: Row, **changes: Any) -> Row:

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 
 Messages = list[dict[str, Any]]
 """A conversation as models read it: the messages of a record, or messages that a caller wrote."""
+MEDIA = ("image", "video")
+"""The types of the parts that are no text."""
 RecordOrRow = TypeVar("RecordOrRow", bound=Mapping[str, Any])
 
 
@@ -29,7 +31,7 @@ def answer_text(record: Mapping[str, Any]) -> str:
 def split_turns(record: RecordOrRow, most: int | None) -> list[RecordOrRow]:
     """Cut a conversation into records of at most `most` turns; a turn is a question and its answer.
 
-    Each piece has the images and the system text of the whole conversation. A conversation with an image after its
+    Each piece has the images, videos and system text of the whole conversation. A conversation with one after its
     first answer cannot be cut like this, and is returned whole.
 
     Args:
@@ -40,10 +42,10 @@ def split_turns(record: RecordOrRow, most: int | None) -> list[RecordOrRow]:
     if most is None or len(answers) <= most:
         return [record]
     first = answers[0]
-    if any(part["type"] == "image" for message in messages[first:] for part in message["content"]):
+    if any(part["type"] in MEDIA for message in messages[first:] for part in message["content"]):
         return [record]
     head = [message for message in messages[:first] if message["role"] == "system"]
-    images = [part for message in messages[:first] for part in message["content"] if part["type"] == "image"]
+    images = [part for message in messages[:first] for part in message["content"] if part["type"] in MEDIA]
     pieces, start = [], len(head)
     for number, last in enumerate(range(most - 1, len(answers) + most - 1, most)):
         end = answers[min(last, len(answers) - 1)] + 1

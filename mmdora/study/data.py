@@ -14,7 +14,8 @@ from mmdora.errors import MmdoraError
 from mmdora.files import read_json, sha256, write_json
 from mmdora.records.images import image_bytes
 from mmdora.records.reader import Records, read_records, write_records
-from mmdora.records.row import Row
+from mmdora.records.row import Row, videos_of
+from mmdora.records.videos import digest
 from mmdora.study.tasks import StudyTask
 
 SPLITS = ("train", "validation", "test")
@@ -98,14 +99,14 @@ def write_splits(task: StudyTask, train: Records, held_out: Iterable[Row], folde
 
 
 def picture_of(row: Row) -> str:
-    """A hash of the contents of a row's pictures; of its text, if it has none."""
-    if not row["images"]:
-        return sha256(json.dumps(row["messages"]).encode())
-    return sha256(" ".join(sha256(image_bytes(image)[0]) for image in row["images"]).encode())
+    """A hash of the contents of a row's pictures and videos; of its text, if it has none."""
+    hashes = [sha256(image_bytes(image)[0]) for image in row["images"]] + list(map(digest, videos_of(row)))
+    return sha256((" ".join(hashes) if hashes else json.dumps(row["messages"])).encode())
 
 
 def _record(row: Row) -> dict[str, object]:
     if any(image.data is not None for image in row["images"]):
         raise MmdoraError(f"record {row['id']}: its pictures are packed into the records; a study needs them as files")
     names = [image.name for image in row["images"]]
-    return {"id": row["id"], "messages": row["messages"], "images": names, "meta": row["meta"]}
+    videos = {"videos": [video.name for video in videos_of(row)]} if videos_of(row) else {}
+    return {"id": row["id"], "messages": row["messages"], "images": names, **videos, "meta": row["meta"]}

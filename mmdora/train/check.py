@@ -28,6 +28,9 @@ from mmdora.models.memory import check_memory
 from mmdora.ops import backend
 from mmdora.records.images import FileRef, image_bytes
 from mmdora.records.reader import Records
+from mmdora.records.row import Row, videos_of
+from mmdora.records.videos import VideoRef
+from mmdora.records.videos import digest as video_digest
 
 SHOWN_IDS = 3  # The most ids of records that an error names.
 pc: Any = pyarrow.compute  # Its functions are made at import, so pyright does not know them.
@@ -190,14 +193,18 @@ def _same_contents(train: Records, held_out: Records) -> list[int]:
     twins: dict[int, set[tuple[str, ...]]] = {}
     digest = lru_cache(maxsize=None)(_digest)
     for index in learned.tolist():
-        images = tuple(map(digest, train[index]["images"]))
+        images = tuple(map(digest, _files(train[index])))
         twins.setdefault(train.contents[index].as_py(), set()).add(images)
     return [
         index
         for index in same.tolist()
-        if tuple(map(digest, held_out[index]["images"])) in twins[held_out.contents[index].as_py()]
+        if tuple(map(digest, _files(held_out[index]))) in twins[held_out.contents[index].as_py()]
     ]
 
 
-def _digest(image: FileRef) -> str:
-    return sha256(image_bytes(image)[0])
+def _files(row: Row) -> list[FileRef | VideoRef]:
+    return [*row["images"], *videos_of(row)]
+
+
+def _digest(file: FileRef | VideoRef) -> str:
+    return video_digest(file) if isinstance(file, VideoRef) else sha256(image_bytes(file)[0])

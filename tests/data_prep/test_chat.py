@@ -143,7 +143,7 @@ def test_messages_with_paths_and_plain_content(official, picture, tmp_path):
                                  {"role": "assistant", "content": "Ada."}], "images": ["a.jpg"]},
         {"messages": [{"role": "user", "content": "<image>Who?"}, {"role": "assistant", "content": "Ada."}],
          "image": {"path": "a.jpg", "bytes": None}},
-        {"messages": [{"role": "user", "content": [{"type": "video", "text": None}]}, CHAT[1]]},
+        {"messages": [{"role": "user", "content": [{"type": "audio", "text": None}]}, CHAT[1]]},
         {"messages": [{"role": "tool", "content": "x"}, {"role": "assistant", "content": "x"}]},
     ]  # fmt: skip
     folder = official("train.jsonl", rows, lines=True)
@@ -152,7 +152,7 @@ def test_messages_with_paths_and_plain_content(official, picture, tmp_path):
     system, marked = records_in(tmp_path / "out/train.jsonl", root)
     assert system["messages"][1]["content"] == [IMAGE, text("Who?")] == marked["messages"][0]["content"]
     reasons = (tmp_path / "out/bad_rows.jsonl").read_text()
-    assert "'video'" in reasons and "needs a role" in reasons
+    assert "'audio'" in reasons and "needs a role" in reasons
 
 
 def test_messages_never_leave_the_folder(picture, tmp_path):
@@ -167,3 +167,73 @@ def test_messages_never_leave_the_folder(picture, tmp_path):
         empty = tmp_path / "empty"
         empty.mkdir()
         prepare(messages.DATASET, tmp_path / "out", ImageInputs(files=[empty]))
+
+
+@pytest.fixture
+def clips(picture, tmp_path):
+    """A root with two folders of frames and the file of a video, which is not opened."""
+    for name in ("clips/a/0.png", "clips/a/1.png", "clips/b/0.png"):
+        picture(name)
+    root = picture("p.jpg").parent
+    (root / "c.mp4").write_bytes(b"a video")
+    return root
+
+
+VIDEO = {"type": "video"}
+
+
+def test_videos_of_three_layouts(official, clips, tmp_path):
+    said = turns("<image>\nWhat happens?", "Rain.")
+    rows = {
+        llava: [
+            {"id": "marked as a picture", "video": "clips/a", "conversations": said},
+            {"id": "marked", "video": "c.mp4", "conversations": turns("What?\n<video>", "Rain.")},
+            {"id": "unmarked", "video": "clips/b", "conversations": turns("What?", "Rain.")},
+            {"id": "both", "video": "clips/a", "image": "p.jpg", "conversations": turns("<image> or <video>?", "x")},
+        ],
+        sharegpt: [{"videos": ["clips/a", "clips/b"], "conversations": turns("<video> or <video>?", "The first.")}],
+        messages: [
+            {"messages": [{"role": "user", "content": "<video>What?"}, CHAT[1]], "videos": ["clips/a"]},
+            {"messages": [{"role": "user", "content": [{**VIDEO, "video": str(clips / "clips/a"), "frames": 4, "fps": 2,
+                                                        "text": None}, text("What?")]}, CHAT[1]]},
+        ],
+    }  # fmt: skip
+    made = {}
+    for module, given in rows.items():
+        name = module.DATASET.name
+        file = official("train.json", given)
+        prepare(module.DATASET, tmp_path / name, ImageInputs(files=[file], images=clips))
+        made[name] = [(row["videos"], row["messages"][0]["content"]) for row in
+                      map(json.loads, (tmp_path / name / "train.jsonl").read_text().splitlines())]  # fmt: skip
+        records_in(tmp_path / name / "train.jsonl", clips)
+    assert made == {
+        "llava": [
+            (["clips/a"], [VIDEO, text("What happens?")]),
+            (["c.mp4"], [text("What?"), VIDEO]),
+            (["clips/b"], [VIDEO, text("What?")]),
+            (["clips/a"], [IMAGE, text("or"), VIDEO, text("?")]),
+        ],
+        "sharegpt": [(["clips/a", "clips/b"], [VIDEO, text("or"), VIDEO, text("?")])],
+        "messages": [
+            (["clips/a"], [VIDEO, text("What?")]),
+            (["clips/a"], [{**VIDEO, "frames": 4, "fps": 2}, text("What?")]),
+        ],
+    }
+
+
+def test_videos_that_cannot_be_used(official, clips, tmp_path):
+    (clips / "none").mkdir()
+    rows = [{"id": name, "video": name, "conversations": turns("What?", "Rain.")}
+            for name in ("gone.mp4", "../clips", "none", "http://169.254.169.254/x", 3)]  # fmt: skip
+    rows += [{"id": "good", "video": "clips/a", "conversations": turns("What?", "Rain.")}]
+    rows += [{"id": "two", "video": ["clips/a", "clips/b"], "conversations": turns("What?", "Rain.")}]
+    file = official("rows.json", rows)
+    inputs = ImageInputs(files=[file], images=clips, skip_bad=True)
+    assert prepare(llava.DATASET, tmp_path / "out", inputs) == {"train": 1}
+    reasons = (tmp_path / "out/bad_rows.jsonl").read_text()
+    for said in ("no such file", "leads outside", "without frames", "URLs are not fetched", "'video' must be a path"):
+        assert said in reasons
+    assert "0 <video> marks for 2 videos" in reasons
+    with pytest.raises(MmdoraError, match="--pack puts pictures only"):
+        prepare(llava.DATASET, tmp_path / "packed", ImageInputs(files=[official("good.json", rows[5:6])], images=clips,
+                                                               pack=True))  # fmt: skip

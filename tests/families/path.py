@@ -33,7 +33,7 @@ from mmdora.models.load import load_processor
 from mmdora.records.images import open_image
 from mmdora.records.reader import read_records
 
-from . import checkpoints, records
+from . import checkpoints, clips, records
 
 CLOSE = 2e-5
 """max|a - b| / max|b| of logits that rounding in fp32 explains."""
@@ -123,6 +123,10 @@ class Walk:
         self.train_file, self.held_out = records.write(
             self.folder / "data", several=recipe.several, without=recipe.without, turns=recipe.turns
         )
+        if family_of(load_processor(str(self.base))).videos is not None:
+            clips.write(self.folder / "data" / "videos.jsonl")
+            for path in (self.train_file, self.held_out):
+                path.write_bytes(path.read_bytes() + (self.folder / "data" / "videos.jsonl").read_bytes())
         parts = {"vision": 2, "projector": 2, "language": 4}
         adapt: dict[str, Any] = {part: {"method": "dora", "rank": parts[part]} for part in recipe.parts}
         adapt |= {part: {"method": "full"} for part in recipe.full}

@@ -21,7 +21,7 @@ def qwen(kind: str) -> Any:
     words = tokenizer(eos="<|im_end|>", pad="<|endoftext|>", words=(*WORDS, *VISION, "<think>", "</think>"))
     video = getattr(transformers, "Qwen3VLVideoProcessor" if kind == "Qwen3VL" else "Qwen2VLVideoProcessor")
     pictures = transformers.Qwen2VLImageProcessor(**QWEN_IMAGES, size=SIZE)
-    return getattr(transformers, f"{kind}Processor")(pictures, words, video(**QWEN_IMAGES))
+    return getattr(transformers, f"{kind}Processor")(pictures, words, video(**QWEN_IMAGES, size=SIZE))
 
 
 def places(processor: Any) -> dict[str, int]:

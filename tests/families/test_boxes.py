@@ -93,3 +93,11 @@ def test_the_config_knows_the_same_words():
     with pytest.raises(ValueError, match="boxes: from: 'cm' is none of pixels, relative"):
         Data(boxes={"from": "cm"})
     assert json.dumps(Data(boxes={"to": "loc"}).boxes) == '{"to": "loc"}'
+
+
+@pytest.mark.parametrize(
+    ("declared", "said"), [({"from": "inches"}, "from: 'inches'"), ({"to": "x"}, "to: 'x'"), ({"as": "x"}, "as: 'x'")]
+)
+def test_what_is_declared_has_to_be_known(declared, said):
+    with pytest.raises(MmdoraError, match=f"boxes: {said} cannot be used"):
+        BoxRule.of(processors.qwen(), declared)

@@ -65,7 +65,8 @@ def llava_config(processor: Any) -> dict[str, Any]:
     words = text(processor, model_type="llama")
     grids = getattr(processor.image_processor, "image_grid_pinpoints", None)
     more = {"image_grid_pinpoints": grids} if grids else {}
-    return {"vision_config": clip, "text_config": words, **more} | ids(processor, image_token_id="<image>")
+    named = {"video_token_id": "<video>"} if hasattr(processor, "video_token") else {}
+    return {"vision_config": clip, "text_config": words, **more} | ids(processor, image_token_id="<image>", **named)
 
 
 def llava_onevision() -> Any:
@@ -206,7 +207,7 @@ RECIPES = {
     "idefics3": Recipe(idefics3, idefics_config, ("<|end_of_text|>", "<end_of_utterance>"), "idefics3"),
     "llava": Recipe(llava, llava_config, ("</s>",), "llava"),
     "llava_next": Recipe(lambda: llava("LlavaNext", image_grid_pinpoints=GRIDS), llava_config, ("</s>",), "llava"),
-    "llava_next_video": Recipe(llava_next_video, llava_config, ("</s>",), "llava"),
+    "llava_next_video": Recipe(llava_next_video, llava_config, ("</s>",), "llava_next_video"),
     "granite_vision": Recipe(
         granite_vision, granite_config, ("<|end_of_text|>",), "granite_vision", model="llava_next"
     ),

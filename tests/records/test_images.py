@@ -316,3 +316,13 @@ def test_packed_samples_of_12_bits_are_a_tiff_that_cannot_be_read():
     data = tiff.of(12, 3, b"\xff" * (tiff.WIDTH * tiff.HEIGHT * 3 * 12 // 8))
     with pytest.raises(MmdoraError, match=r"x: a TIFF that cannot be read: .*12 bits per sample"):
         decode(data, "x")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"\0\0\0\x18ftypmp42", b"\0\0\0\x14ftypqt  ", b"\0\0\0\x1cftypisom", b"\x1a\x45\xdf\xa3\x01\0\0\0\0\0\0\0"],
+)
+def test_a_video_in_place_of_a_picture_is_called_one(start, tmp_path):
+    (tmp_path / "a.png").write_bytes(start + bytes(100))
+    with pytest.raises(MmdoraError, match=r"a\.png: a video, where a picture is expected"):
+        open_image(FileRef("a.png", tmp_path))

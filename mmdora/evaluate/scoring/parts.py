@@ -59,5 +59,5 @@ def meta_kinds(row: Prediction) -> Iterable[str]:
 
 
 def picture(row: Prediction) -> Hashable:
-    """The unit of resampling: rows about the same images or clip share it; a row without either has its own."""
-    return tuple(row["images"]) or row["meta"].get("features") or row["id"]
+    """The unit of resampling: rows about the same images or videos share it; a row without any has its own."""
+    return (*row["images"], *row.get("videos", ())) or row["meta"].get("features") or row["id"]
