@@ -137,9 +137,9 @@ def _inside(browser: Any, url: str, pair: Path, moved: Path) -> None:
     button = page.get_by_role("button", name="Show how far the adapters moved each layer").locator("visible=true")
     if button.count():
         button.click()
-        page.locator(".inside img:visible").nth(2).wait_for()
+        page.locator(".inside img[alt^='Change of magnitude over']:visible").wait_for()
         page.wait_for_timeout(1_000)
-        page.locator(".inside", has=page.locator("img:visible")).screenshot(path=moved)
+        page.locator(".inside", has=page.locator("img[alt^='Mean change']:visible")).screenshot(path=moved)
 
 
 def _page(browser: Any, url: str, *, width: int = 1280, height: int = 800, dark: bool = False) -> Any:
