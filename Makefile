@@ -75,7 +75,7 @@ browser-test: browser  ## The page in a real headless browser
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
 
 notebooks: $(VENV)/.installed-notebooks  ## Execute the notebooks of examples/ and keep their outputs (ARGS=NAME.ipynb: one)
-	HF_HUB_OFFLINE=1 $(BIN)/python tests/notebooks.py $(ARGS)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/execute.py $(ARGS)
 
 bench-quantised: $(VENV)/.installed-dev  ## A step on a base in 4 bits beside PEFT's, and what may be merged into what
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quantised.py $(ARGS)

@@ -14,6 +14,7 @@ from mmdora.demo.uploads import without_paths
 from mmdora.errors import MmdoraError
 
 QUIET: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": 1, "show_progress": "full"}
+AT_ONCE: dict[str, Any] = {"api_visibility": "private", "queue": False, "show_progress": "hidden"}
 
 
 def inside_tab(inside: Inside, known: Known, compare: list[Any]) -> None:
@@ -42,7 +43,7 @@ def _view(inside: Inside, tab: gr.Tab | None, known: Known, compare: list[Any]) 
     if tab is not None and any(len(folders) > 1 for folders in inside.scores.values()):
         table = gr.HTML("", js_on_load=CLICKED, elem_classes="page-html")
         tab.select(told(lambda: inside.differences(known)), None, table, **QUIET)
-        table.click(_opener(known), None, compare, queue=False, **QUIET | {"show_progress": "hidden"})
+        table.click(_opener(known), None, compare, **AT_ONCE)
     if inside.galleries:
         names = list(inside.galleries)
         chosen = gr.Dropdown(names, value=None, label="What went wrong: wrong answers with their pictures")
