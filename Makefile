@@ -13,7 +13,7 @@ PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 PYTEST := -m pytest $(PYTEST_ARGS) $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart demo evidence evidence-sample test test-slow test-floor test-newest test-trl newest lock lint format families zoo browser browser-test gpu-test gpu-report serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised bench-size bench-e2e docs release audit clean
+.PHONY: help quickstart demo evidence evidence-sample test test-slow test-floor test-newest test-trl newest lock lint format families zoo notebooks browser browser-test gpu-test gpu-report serve-test pretrain pretrain-vlbart shipped-adapters bench-quantised bench-size bench-e2e docs release audit clean
 
 help:  ## Show the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ browser: $(VENV)/.installed-browser  ## Get Chromium, if there is none
 
 browser-test: browser  ## The page in a real headless browser
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/browser $(ARGS)
+
+notebooks: $(VENV)/.installed-notebooks  ## Execute the notebooks of examples/ and keep their outputs (ARGS=NAME.ipynb: one)
+	HF_HUB_OFFLINE=1 $(BIN)/python examples/execute.py $(ARGS)
 
 bench-quantised: $(VENV)/.installed-dev  ## A step on a base in 4 bits beside PEFT's, and what may be merged into what
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/quantised.py $(ARGS)
@@ -171,6 +174,10 @@ $(VENV)/.installed-study: $(VENV)/.installed-dev
 	$(call install,".[dev$(COMMA)study]")
 	@touch $@
 
+$(VENV)/.installed-notebooks: $(VENV)/.installed-dev
+	$(call install,".[dev$(COMMA)notebooks]")
+	@touch $@
+
 $(VENV)/.installed-trl: $(VENV)/.installed-dev
 	$(call install,".[dev$(COMMA)trl]")
 	@touch $@
@@ -201,7 +208,7 @@ $(SERVE)/.installed: tests/serving/install.py | $(SERVE)/bin/python
 
 newest: | $(NEWEST)/bin/python
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip setuptools
-	$(NEWEST)/bin/python -m pip install --no-compile --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl,study,docs,release]"
+	$(NEWEST)/bin/python -m pip install --no-compile --upgrade --upgrade-strategy eager --no-build-isolation -e ".[dev,browser,trl,study,docs,release,notebooks]"
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

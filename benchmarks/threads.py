@@ -45,7 +45,7 @@ def work() -> None:
     from mmdora.records.reader import read_records, write_records
     from mmdora.records.record import qa_record
 
-    config = load_config(CONFIG)
+    config = load_config(CONFIG, ["--training.batch_size=64"])
     torch.manual_seed(0)
     model, processor = load("tiny-llava")
     inject(model, config.adapt)

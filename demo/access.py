@@ -21,6 +21,7 @@ class Access:
         share: Serve under a public address, through Gradio's tunnel.
         allow_host: Host name by which browsers may ask for the page, beside localhost and --host; may be repeated.
         proxy: Address or network of a reverse proxy whose X-Forwarded headers are believed; may be repeated.
+        framed_by: Origin of a site that may show the page in a frame, as https://huggingface.co does; may be repeated.
     """
 
     host: str = "127.0.0.1"
@@ -30,6 +31,7 @@ class Access:
     share: bool = False
     allow_host: tuple[str, ...] = ()
     proxy: tuple[str, ...] = ()
+    framed_by: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Refuse to let other machines in without logins, unless that is wanted.

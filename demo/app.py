@@ -20,7 +20,7 @@ from mmdora.demo.inside_tab import inside_tab
 from mmdora.demo.kept import Kept
 from mmdora.demo.line import Line
 from mmdora.demo.many_tab import ManyTab
-from mmdora.demo.question_sets import QuestionSet
+from mmdora.demo.question_sets import Known, QuestionSet
 from mmdora.demo.sharing import KEPT, Sharing
 from mmdora.demo.talk import Talk
 from mmdora.demo.turns import ALL_BAD, TIE, ModelColumn
@@ -76,8 +76,9 @@ class Page:
                     w = self._compare_tab()
                 with gr.Tab("Many questions"):
                     self.many = ManyTab(columns, self.line, sets)
-                    self.many.opens([w.image, w.second, w.question, tabs])
-                inside_tab(inside)
+                    compare = [w.image, w.second, w.question, tabs]
+                    self.many.opens(compare)
+                inside_tab(inside, Known(sets), compare)
             self.blocks.unload(self._leave)
         # Our own queue tells people their positions. Gradio's queue only has to be large enough.
         self.blocks.queue(max_size=4 * queue, default_concurrency_limit=None, api_open=False)

@@ -19,6 +19,7 @@ SHOWN = 5  # Most questions that are shown for each model among those that it an
 class Disagreement:
     """A question that one of two models answered better, with both answers and their scores by the task's scorer."""
 
+    id: str
     question: str
     expected: str
     answers: tuple[str, str]
@@ -50,7 +51,8 @@ def differences(first: Path, second: Path) -> Differences | None:
         MmdoraError: if predictions cannot be read.
     """
     ours, theirs = _scored(first), _scored(second)
-    pairs = [(row, theirs[key]) for key, row in ours.items() if key in theirs]
+    keys = [key for key in ours if key in theirs]
+    pairs = [(ours[key], theirs[key]) for key in keys]
     if not pairs:
         return None
     scores = [(one.score, two.score) for one, two in pairs]
@@ -61,8 +63,8 @@ def differences(first: Path, second: Path) -> Differences | None:
         both = sum(a and b for a, b in zip(right, right_too, strict=True))
         neither = len(pairs) - both - paired.only_first - paired.only_second
     examples = [
-        Disagreement(one.question, one.expected, (one.answer, two.answer), own)
-        for (one, two), own in zip(pairs, scores, strict=True)
+        Disagreement(key, one.question, one.expected, (one.answer, two.answer), own)
+        for key, (one, two), own in zip(keys, pairs, scores, strict=True)
         if own[0] != own[1]
     ]
     Random(0).shuffle(examples)

@@ -29,13 +29,14 @@ POLICY = "; ".join(
         "object-src 'none'",
         "base-uri 'self'",
         "form-action 'self'",
-        "frame-ancestors 'none'",
     )
 )
 FILE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
 """The policy of uploaded files: a visitor's HTML or SVG must not run scripts as this page."""
+UNFRAMED = b"x-frame-options"
+"""The header that forbids every frame. It knows no list of sites, so it is left out where some may frame the page."""
 HEADERS = {
-    b"x-frame-options": b"DENY",
+    UNFRAMED: b"DENY",
     b"x-content-type-options": b"nosniff",
     b"referrer-policy": b"same-origin",
     b"cross-origin-resource-policy": b"same-origin",
@@ -58,20 +59,23 @@ class Allowed:
         names: host names, in lower case, beside the loopback's.
         proxies: networks of the proxies whose X-Forwarded headers are believed.
         anywhere: whether the page listens at every address of the machine; each is then a name of the page.
+        frames: origins of the sites that may show the page in a frame.
         share: host name under which Gradio's tunnel serves the page; None without a tunnel.
     """
 
     names: frozenset[str] = frozenset()
     proxies: tuple[Network, ...] = ()
     anywhere: bool = False
+    frames: tuple[str, ...] = ()
     share: str | None = None
 
     @classmethod
-    def parse(cls, host: str, names: Sequence[str], proxies: Sequence[str]) -> Allowed:
-        """Read the values of `--host`, `--allow-host` and `--proxy`.
+    def parse(cls, host: str, names: Sequence[str], proxies: Sequence[str], frames: Sequence[str] = ()) -> Allowed:
+        """Read the values of `--host`, `--allow-host`, `--proxy` and `--framed-by`.
 
         Raises:
-            MmdoraError: if a name is no host name, or a proxy is neither an address nor a network.
+            MmdoraError: if a name is no host name, a proxy is neither an address nor a network, or a site that may
+                frame the page is no origin.
         """
         for name in names:
             if not (match := HOST.fullmatch(name)) or match["port"]:
@@ -82,9 +86,13 @@ class Allowed:
                 networks.append(ip_network(proxy))
             except ValueError:
                 raise MmdoraError(f"--proxy {proxy}: expected an address, or a network as 10.0.0.0/24") from None
+        for origin in frames:
+            scheme, _, site = origin.partition("://")
+            if scheme not in ("http", "https") or not HOST.fullmatch(site):
+                raise MmdoraError(f"--framed-by {origin}: expected an origin, such as https://huggingface.co")
         own = _address(host)
         known = frozenset(map(_plain, (host, *names)))
-        return cls(known, tuple(networks), anywhere=own is not None and own.is_unspecified)
+        return cls(known, tuple(networks), own is not None and own.is_unspecified, tuple(frames))
 
     def host(self, name: str, here: str) -> bool:
         """Whether a request for this host name, which came in at the address `here`, is for this page."""
@@ -118,11 +126,11 @@ class Hosts:
         if scope["type"] not in ("http", "websocket"):
             return await self.app(scope, receive, send)
         scope, hosts = self._direct(scope)
-        path = scope["path"]
+        path, frames = scope["path"], self.allowed.frames
 
         async def secured(message: Any) -> None:
             if message["type"] in ("http.response.start", "websocket.http.response.start"):
-                message = {**message, "headers": _secured(message.get("headers", ()), path)}
+                message = {**message, "headers": _secured(message.get("headers", ()), path, frames)}
             await send(message)
 
         status, problem = self._problem(scope, hosts)
@@ -173,17 +181,21 @@ class Hosts:
         if origin is not None and not _same_origin(origin.decode("latin-1"), scope["scheme"], hosts[0]):
             return 403, "Requests from other origins are refused."
         if site not in (b"same-origin", b"none"):
-            opened = headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") == b"document"
+            # Which site frames the page is the browser's to check, by `frame-ancestors`.
+            whole = (b"document", b"iframe") if self.allowed.frames else (b"document",)
+            opened = headers.get(b"sec-fetch-mode") == b"navigate" and headers.get(b"sec-fetch-dest") in whole
             if scope.get("method") != "GET" or not opened or scope["path"].rstrip("/").endswith("/logout"):
                 return 403, "Requests from other sites are refused; a link may open the page."
         return 0, ""
 
 
-def _secured(given: Any, path: str) -> list[tuple[bytes, bytes]]:
+def _secured(given: Any, path: str, frames: Sequence[str]) -> list[tuple[bytes, bytes]]:
     """The headers of an answer with ours. Gradio's permissions for other origins go, since there are none."""
-    ours = HEADERS | {b"content-security-policy": (FILE_POLICY if "/file" in path else POLICY).encode()}
+    framing = " ".join(frames) or "'none'"
+    page = f"{POLICY}; frame-ancestors {framing}"
+    ours = HEADERS | {b"content-security-policy": (FILE_POLICY if "/file" in path else page).encode()}
     kept = [(k, v) for k, v in given if k.lower() not in ours and not k.lower().startswith(b"access-control-")]
-    return kept + list(ours.items())
+    return kept + [(k, v) for k, v in ours.items() if k != UNFRAMED or not frames or "/file" in path]
 
 
 def _same_origin(origin: str, scheme: str, host: str) -> bool:

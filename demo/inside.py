@@ -15,6 +15,7 @@ from mmdora.analysis.findings import conclusions, correlations, number, summarie
 from mmdora.analysis.run import analyze
 from mmdora.demo.columns import locate_models
 from mmdora.demo.differences import differences
+from mmdora.demo.question_sets import Known
 from mmdora.demo.sections import curves_section, differences_section, model_card, scores_section, table, wide
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.output import GALLERY
@@ -86,8 +87,11 @@ class Inside:
                 parts.append(scores_section(_titled("Evaluation", task), scored))
         return _page(parts)
 
-    def differences(self) -> str:
+    def differences(self, known: Known) -> str:
         """The HTML with questions that only one of two models answers well; empty unless there are exactly two models.
+
+        Args:
+            known: finds the pictures of the questions.
 
         Raises:
             MmdoraError: if predictions cannot be read.
@@ -96,7 +100,7 @@ class Inside:
             return ""
         first, second = self.models
         parts = [
-            differences_section(_titled("Where they differ", task), (first, second), told)
+            differences_section(_titled("Where they differ", task), (first, second), told, known)
             for task, folders in self.scores.items()
             if first in folders and second in folders and (told := differences(folders[first], folders[second]))
         ]

@@ -21,7 +21,8 @@ from mmdora.demo.uploaded_set import TABLES, read_upload
 from mmdora.demo.uploads import keep_pictures, upload_path, uploads_only, without_paths
 from mmdora.errors import MmdoraError
 from mmdora.evaluate.scoring.metrics import question_text
-from mmdora.records.row import videos_of
+from mmdora.evaluate.tasks import Task
+from mmdora.records.row import Row, videos_of
 
 OWN = "your own questions"
 CLICKED = """element.addEventListener("click", (event) => {
@@ -211,18 +212,10 @@ class ManyTab:
                     yield position
 
     def _open(self, request: gr.Request, event: gr.EventData) -> list[Any]:
-        tab, place = self._of(request), str(event._data.get("row", "")) if isinstance(event._data, dict) else ""
-        asked = tab.round
+        asked, place = self._of(request).round, clicked_row(event)
         if asked is None or not place.isascii() or not place.isdigit() or len(place) > 6 or int(place) >= asked.done:
             return [gr.skip()] * 4
-        row = asked.rows[int(place)]
-        try:
-            if videos_of(row):
-                raise MmdoraError("This question is about a video, and Compare shows pictures only.")
-            first, second, *_ = (*keep_pictures(row["images"]), None, None)
-        except MmdoraError as error:
-            raise gr.Error(without_paths(str(error)), print_exception=False) from None
-        return [first, second, asked.task.ask(row, question_text(row)), gr.Tabs(selected="compare")]
+        return shown_in_compare(asked.task, asked.rows[int(place)])
 
     def _take(self, form: Callable[[Round], str]) -> Callable[[gr.Request], str]:
         def take(request: gr.Request) -> str:
@@ -230,6 +223,26 @@ class ManyTab:
             return "" if asked is None else form(asked)
 
         return take
+
+
+def clicked_row(event: gr.EventData) -> str:
+    """What `CLICKED` told of the line that was clicked; empty if a browser sends something else."""
+    return str(event._data.get("row", "")) if isinstance(event._data, dict) else ""
+
+
+def shown_in_compare(task: Task, row: Row) -> list[Any]:
+    """Values of the tab Compare that show a row: first picture, second picture, question, and the tabs.
+
+    Raises:
+        gr.Error: a picture cannot be used, or the question is about a video.
+    """
+    try:
+        if videos_of(row):
+            raise MmdoraError("This question is about a video, and Compare shows pictures only.")
+        first, second, *_ = (*keep_pictures(row["images"]), None, None)
+    except MmdoraError as error:
+        raise gr.Error(without_paths(str(error)), print_exception=False) from None
+    return [first, second, task.ask(row, question_text(row)), gr.Tabs(selected="compare")]
 
 
 def _zeros(asked: Round, stop: threading.Event) -> Any:

@@ -60,7 +60,7 @@
     filter(value) {
       const [right, wrong] = value.includes(">") ? value.split(">") : ["", ""];
       let shown = 0;
-      for (const row of document.querySelectorAll(".many tbody tr")) {
+      for (const row of document.querySelectorAll(".many tr[data-right]")) {
         const holds = (own, wanted) => !wanted || own.split(" ").includes(wanted);
         const fits = holds(row.dataset.right, right) && holds(row.dataset.wrong, wrong);
         row.hidden = !fits || (value === "differ" && !row.dataset.differ);

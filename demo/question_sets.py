@@ -5,8 +5,10 @@ Without Gradio.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from mmdora.config import load_config
@@ -18,9 +20,11 @@ from mmdora.evaluate.source import TaskRecords, find
 from mmdora.evaluate.tasks import Task, task_of
 from mmdora.models.locate import RUN_CONFIG, Location
 from mmdora.records.images import FileRef
+from mmdora.records.reader import Records
 from mmdora.records.row import Row, videos_of
 
 STRIDE = 7  # Every seventh row is looked at for an example, because rows beside each other are often about one picture.
+PLACE = re.compile(r"[0-9]{1,3}:[0-9]{1,9}")
 EXAMPLES = 6  # Most examples on the page: three rows of two beside the question.
 
 
@@ -35,6 +39,43 @@ class QuestionSet:
     name: str
     task: Task
     rows: Sequence[Row]
+
+
+class Known:
+    """Finds rows of some sets by id and question, as the predictions of an evaluation name them.
+
+    Both are needed, because the rows of another file may have the same ids. Where a row lies is told as SET:ROW, two
+    numbers, which may come back from a browser.
+    """
+
+    def __init__(self, sets: Sequence[QuestionSet]):
+        self.sets = sets
+
+    @cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        places: dict[str, tuple[int, int]] = {}
+        for number, chosen in enumerate(self.sets):
+            rows = chosen.rows
+            ids = rows.ids.to_pylist() if isinstance(rows, Records) else [row["id"] for row in rows]
+            for index, own in enumerate(ids):
+                places.setdefault(str(own), (number, index))
+        return places
+
+    def place(self, own: str, question: str) -> str | None:
+        """Where the row with this id and question lies; None if it is in no set."""
+        if own not in self._places:
+            return None
+        number, index = self._places[own]
+        return f"{number}:{index}" if question_text(self.sets[number].rows[index]) == question else None
+
+    def row(self, place: str) -> tuple[Task, Row] | None:
+        """The row at a place, with the task by which it is asked; None if there is no such place."""
+        if not PLACE.fullmatch(place):
+            return None
+        number, index = map(int, place.split(":"))
+        if number >= len(self.sets) or index >= len(self.sets[number].rows):
+            return None
+        return self.sets[number].task, self.sets[number].rows[index]
 
 
 def question_sets(given: Path | None, locations: Iterable[Location]) -> list[QuestionSet]:

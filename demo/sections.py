@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from mmdora.adapt.plan import Plan
 from mmdora.adapter_files.files import OURS, own_plan
 from mmdora.config import load_config
 from mmdora.demo.columns import SERVED
-from mmdora.demo.differences import Differences
+from mmdora.demo.differences import Differences, Disagreement
+from mmdora.demo.pictures import thumbnail
+from mmdora.demo.question_sets import Known
 from mmdora.evaluate.scoring.scorers import CIDER
 from mmdora.evaluate.scoring.significance import MCNEMAR
 from mmdora.evaluate.table import ScoreRow, kinds
@@ -111,8 +113,12 @@ def scores_section(title: str, rows: list[ScoreRow]) -> str:
     return f"<section><h2>{escape(title)}</h2>{wide(table(heads, body))}</section>"
 
 
-def differences_section(title: str, names: tuple[str, str], compared: Differences) -> str:
-    """The HTML that shows how often only one of two models was right, and questions on which they differ most."""
+def differences_section(title: str, names: tuple[str, str], compared: Differences, known: Known) -> str:
+    """The HTML that shows how often only one of two models was right, and questions on which they differ most.
+
+    Args:
+        known: finds the pictures of the questions; one without a picture on this page can be read, but not opened.
+    """
     first, second = names
     parts = []
     if compared.paired:
@@ -127,12 +133,29 @@ def differences_section(title: str, names: tuple[str, str], compared: Difference
         )
     for better, examples in zip(names, (compared.first, compared.second), strict=True):
         if examples:
-            lines = [(e.question, e.expected, *map(_answered, e.answers, e.scores)) for e in examples]
             parts.append(f"<h3>{escape(better)} scores more</h3>")
-            parts.append(wide(table(("question", "expected", first, second), lines, words=True)))
+            parts.append(_disagreements(names, examples, known))
     if not (compared.first or compared.second):
         parts.append(f"<p>They score the same on every one of {compared.n:,} questions.</p>")
     return f"<section><h2>{escape(title)}</h2>{''.join(parts)}</section>"
+
+
+def _disagreements(names: tuple[str, str], examples: Sequence[Disagreement], known: Known) -> str:
+    """The HTML table of questions with their pictures; a click on a line opens it in Compare."""
+    heads = "".join(f'<th scope="col">{escape(head)}</th>' for head in ("", "picture", "question", "expected", *names))
+    lines = []
+    for number, example in enumerate(examples, 1):
+        place = known.place(example.id, example.question)
+        found = known.row(place) if place else None
+        pictures = "".join(f'<img alt="" src="{thumbnail(image)}">' for image in found[1]["images"]) if found else "–"
+        label = f"Open question {number} in Compare: {example.question}"
+        button = f'<button type="button" aria-label="{escape(label)}">{number}</button>' if found else str(number)
+        texts = (example.question, example.expected, *map(_answered, example.answers, example.scores))
+        cells = "".join(f'<td dir="auto">{escape(text)}</td>' for text in texts)
+        opens = f' data-row="{place}"' if found else ""
+        lines.append(f"<tr{opens}><td>{button}</td><td>{pictures}</td>{cells}</tr>")
+    body = f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="many" tabindex="0"><table>{body}</table></div>'
 
 
 def _answered(text: str, score: float) -> str:

@@ -122,7 +122,7 @@ def admission(access: Access) -> tuple[Allowed, Logins | None]:
     """
     access.check()
     logins = Logins(read_logins(access.auth_file)) if access.auth_file else None
-    return Allowed.parse(access.host, access.allow_host, access.proxy), logins
+    return Allowed.parse(access.host, access.allow_host, access.proxy, access.framed_by), logins
 
 
 def launch(page: Page, access: Access, allowed: Allowed, logins: Logins | None) -> None:

@@ -28,12 +28,15 @@ def marked(first: str, second: str) -> tuple[list[Piece], list[Piece]]:
 
 
 def _joined(pieces: Sequence[str], flags: Sequence[bool]) -> list[Piece]:
-    """Join neighbouring pieces that are both marked or both not; white space between marked words is marked too."""
+    """Join neighbouring pieces that are both marked or both not; white space between marked words is marked too.
+
+    A line break is not: it would be shown as a stripe in an empty line.
+    """
     joined: list[Piece] = []
     word = 0
     for piece in pieces:
         if piece.isspace():
-            differs = 0 < word < len(flags) and flags[word - 1] and flags[word]
+            differs = "\n" not in piece and 0 < word < len(flags) and flags[word - 1] and flags[word]
         else:
             differs, word = flags[word], word + 1
         if joined and joined[-1][1] == differs:

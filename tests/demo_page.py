@@ -113,7 +113,7 @@ def serving(
     with server.upload_folder() as folder:
         page = Page(columns, samples(examples), Votes([c.name for c in columns]), Inside({}), queue=queue)
         given = Access(**{"port": free_port(), **access})
-        allowed = Allowed.parse(given.host, given.allow_host, given.proxy)
+        allowed = Allowed.parse(given.host, given.allow_host, given.proxy, given.framed_by)
         try:
             server.launch(page, given, allowed, Logins(list(logins.items())) if logins else None)
             with httpx.Client(timeout=60, trust_env=False, verify=False) as http:

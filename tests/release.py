@@ -48,7 +48,8 @@ def check_works(wheel: Path) -> None:
         venv.create(home / "venv", with_pip=True)
         bin_ = home / "venv" / "bin"
         pip = [bin_ / "python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel.resolve()]
-        subprocess.run(pip, check=True)
+        # Beside a tree that PYTHONPATH names, pip would take the wheel for installed.
+        subprocess.run(pip, check=True, env={key: own for key, own in os.environ.items() if key != "PYTHONPATH"})
         # PYTHONPATH reads no .pth file, so the editable installation of the tree is not seen.
         environment = os.environ | {"PYTHONPATH": sysconfig.get_path("purelib"), "HF_HUB_OFFLINE": "1"}
         where = [bin_ / "python", "-c", "import mmdora; print(mmdora.__file__)"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = ("mmdora", "demo", "data_prep", "configs", "benchmarks", "tests", "docs")
+FOLDERS = ("mmdora", "demo", "data_prep", "configs", "benchmarks", "tests", "docs", "examples")
 DOCUMENTS = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in (

@@ -119,7 +119,8 @@ def test_the_lock_names_every_dependency_within_its_bounds_and_no_other_platform
     assert len(locked) == len(pinned) and all(re.fullmatch(r"[\w.\-]+==[\w.!]+", line) for line in pinned)
     project = _project()
     extras = project["optional-dependencies"]
-    for text in [*project["dependencies"], *extras["dev"], *extras["browser"], *extras["docs"], *extras["release"]]:
+    installed = ("dev", "browser", "docs", "release", "notebooks")
+    for text in [*project["dependencies"], *(text for name in installed for text in extras[name])]:
         wanted = Requirement(text)
         [exact] = locked[canonicalize_name(wanted.name)].specifier
         assert wanted.specifier.contains(exact.version), f"{text} in pyproject.toml, {exact} in constraints.txt"

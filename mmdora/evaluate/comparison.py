@@ -93,7 +93,7 @@ class Compared:
         return Group(*lines, *([Text(f"files: {self.folder}")] if self.folder else []))
 
     def __str__(self) -> str:
-        console = Console(width=120, color_system=None)
+        console = Console(width=120, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(self)
         return captured.get().rstrip()

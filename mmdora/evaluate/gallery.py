@@ -1,7 +1,7 @@
 """Writes a page of wrong answers, with picture, question, reference and answers of one or more models.
 
-The page is a single file that loads nothing else. All texts are escaped, and pictures are small copies. This module
-imports no torch.
+The page is a single file that loads nothing else. All texts are escaped, and pictures are small copies. Its filters are
+CSS, because the page of models shows it where scripts may not run. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle
+from itertools import cycle, permutations
 from pathlib import Path
 from random import Random
 
@@ -27,7 +27,8 @@ from mmdora.records.row import Row, videos_of
 from mmdora.records.videos import open_video
 
 TEMPLATE = "gallery.html.j2"
-SHOWN = 60  # The most questions on the page, so that its file stays at a few MB.
+PICTURED = 60  # The most questions with their pictures on the page, so that its file stays at a few MB.
+LISTED = 20_000  # The most questions below them, in words alone: about 10 MB, which a browser still opens at once.
 SIDE = 256  # The longer side, in pixels, of the small copies of pictures.
 STILLS = 4  # Frames of a video that the page shows.
 SMALL = 128  # A picture whose longer side has at most this many pixels is kept as PNG, without loss.
@@ -40,7 +41,8 @@ COLOURS = ("#00b050", "#e00040", "#0070ff", "#ff9000", "#a000e0")
 class Card:
     """A question that a model got wrong."""
 
-    pictures: list[str]  # pictures as data URIs
+    marks: str  # CSS classes: r0 where model 0 has the full score, else w0; k2 for the third kind of questions
+    pictures: list[str]  # pictures as data URIs; none below the first `PICTURED` questions
     kind: str
     question: str
     references: list[str]
@@ -58,19 +60,33 @@ class Kind:
     means: list[float]
 
 
+@dataclass(frozen=True)
+class Filter:
+    """A choice of questions on the page: those with all classes of the selector; the empty one chooses all."""
+
+    label: str
+    selector: str
+    count: int
+
+
 def write_gallery(
     path: Path, task: Task, answers: Mapping[str, Sequence[Prediction]], records: Sequence[Row] | Records
 ) -> None:
-    """Write the page of at most `SHOWN` questions, chosen at random by a fixed seed.
+    """Write the page of all questions without the full score, at most `PICTURED` of them with their pictures.
 
-    Questions on which the models differ come first, then those with the lowest scores.
+    Questions on which the models differ come first, then those with the lowest scores; equals are in a random order by
+    a fixed seed.
 
     Args:
         answers: model -> scored rows; all models answer the same records.
         records: the records, which hold the pictures.
     """
     scores = [[row["score"] for row in rows] for rows in answers.values()]
-    wrong = _wrong(scores)
+    wrong, kinds = _wrong(scores), _kinds(answers)
+    numbers = {kind.name: number for number, kind in enumerate(kinds)}
+    cards = [
+        _card(answers, row, records[row] if i < PICTURED else None, numbers) for i, row in enumerate(wrong[:LISTED])
+    ]
     page = (
         environment(Path(__file__).parent)
         .get_template(TEMPLATE)
@@ -79,8 +95,10 @@ def write_gallery(
             models=list(answers),
             total=len(scores[0]),
             missed=len(wrong),
-            kinds=_kinds(answers),
-            cards=[_card(answers, i, records[i]) for i in wrong[:SHOWN]],
+            kinds=kinds,
+            filters=_filters(cards, list(answers), kinds),
+            cards=cards[:PICTURED],
+            others=cards[PICTURED:],
         )
     )
     write_whole(path, page)
@@ -113,15 +131,38 @@ def _kinds(answers: Mapping[str, Sequence[Prediction]]) -> list[Kind]:
     ]
 
 
-def _card(answers: Mapping[str, Sequence[Prediction]], number: int, record: Row) -> Card:
+def _filters(cards: Sequence[Card], models: Sequence[str], kinds: Sequence[Kind]) -> list[Filter]:
+    """All questions, those that one model gets right and another wrong, and each kind; none that would show nothing."""
+    wanted = {"all": ""}
+    for right, wrong in permutations(range(len(models)), 2):
+        wanted[f"{models[right]} right, {models[wrong]} wrong"] = f".r{right}.w{wrong}"
+    wanted |= {kind.name or "other": f".k{number}" for number, kind in enumerate(kinds) if len(kinds) > 1}
+    own = [set(card.marks.split()) for card in cards]
+    counted = (
+        Filter(label, selector, sum(set(filter(None, selector.split("."))) <= marks for marks in own))
+        for label, selector in wanted.items()
+    )
+    return [chosen for chosen in counted if chosen.count]
+
+
+def _card(
+    answers: Mapping[str, Sequence[Prediction]], number: int, record: Row | None, kinds: Mapping[str, int]
+) -> Card:
+    """The card of a row; without a record it has no pictures.
+
+    Args:
+        kinds: name of a kind -> its number.
+    """
     rows = {name: rows[number] for name, rows in answers.items()}
     row = next(iter(rows.values()))
-    drawn = _drawn(rows)
-    pictures = [open_image(image) for image in record["images"]]
-    for video in videos_of(record):
+    drawn = _drawn(rows) if record else []
+    pictures = [open_image(image) for image in record["images"]] if record else []
+    for video in videos_of(record) if record else ():
         shown = open_video(replace(video, frames=min(video.frames, STILLS)))
         pictures += [Image.fromarray(frame) for frame in shown.pixels]
+    marks = [f"{'r' if own['score'] >= 1 else 'w'}{model}" for model, own in enumerate(rows.values())]
     return Card(
+        " ".join([*marks, f"k{kinds[row.get('type') or '']}"]),
         [_data_uri(with_boxes(picture, () if number else drawn)) for number, picture in enumerate(pictures)],
         row.get("type") or "",
         row["question"],

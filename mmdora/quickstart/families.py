@@ -72,8 +72,8 @@ FAMILIES: Mapping[str, Family] = {
         configs={"LoRA": "lora", "DoRA": "dora"},
         tasks={"": QuickTask(EASY_VQA, "easy-vqa", easy_vqa.prepare)},
         out=Path("runs/quickstart"),
-        pace=Pace(step=1.1, question=0.004, other=5),
-        quick=("--training.steps=50", "--training.batch_size=32", "--training.save_every=25"),
+        pace=Pace(step=0.3, question=0.004, other=5),
+        quick=("--training.steps=50", "--training.batch_size=32", "--training.lr=3e-3", "--training.save_every=25"),
         licences=(easy_vqa.DATASET.origin.licence,),
     ),
     "vl-bart": Family(

@@ -1,16 +1,22 @@
 """The tab "Look inside" of three models: a tab for each pair."""
 
+import json
+
 import pytest
 from browser.test_access import serious
 from evaluation_files import evaluation, graded
 from playwright.sync_api import expect
 
+from mmdora.data_prep.easy_vqa import test_rows as easy_vqa_rows
 from mmdora.demo import app, server
 from mmdora.demo.access import Access
 from mmdora.demo.hosts import Allowed
 from mmdora.demo.inside import Inside
+from mmdora.demo.question_sets import QuestionSet
 from mmdora.demo.turns import ModelColumn
 from mmdora.demo.votes import Votes
+from mmdora.evaluate.scoring.metrics import question_text
+from mmdora.evaluate.tasks import task_of
 from mmdora.predict.answers import Partial
 
 NAMES = ("base", "lora", "dora")
@@ -42,6 +48,30 @@ def test_a_pair_shows_where_its_two_differ(visit, address):
         assert [cells[2], cells[4]] == alone[:: 1 if pair.startswith("lora") else -1], cells
         assert tab.page.locator(".inside h3:visible").all_inner_texts()[:2] == [first, second]
         assert serious(tab) == []
+
+
+def test_a_question_on_which_two_differ_opens_in_compare(visit, tmp_path, free_port):
+    rows = easy_vqa_rows()[:7]
+    for name, marks in zip(NAMES, ("----+++", "++++---", "+++++--"), strict=True):
+        folder = tmp_path / "eval" / "easy-vqa" / name
+        answered = zip(evaluation(folder, "easy-vqa", graded(marks)), rows, strict=True)
+        own = [line | {"id": row["id"], "question": question_text(row)} for line, row in answered]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in own))
+    columns = [ModelColumn(name, "kind", "cpu", lambda *_: iter([Partial("yes", 1, 0.1, None)])) for name in NAMES]
+    sets = [QuestionSet("easy-VQA", task_of("easy-vqa"), rows)]
+    with server.upload_folder():
+        inside = Inside(dict.fromkeys(NAMES, "tiny-llava"), tmp_path)
+        page = app.Page(columns, [], Votes(NAMES), inside, sets=sets)
+        server.launch(page, Access(port=free_port), Allowed(), None)
+        tab = visit(page.blocks.local_url)
+        tab.page.get_by_role("tab", name="Look inside").click()
+        tab.page.get_by_role("tab", name="lora and dora").click()
+        line = tab.page.locator(".inside tr[data-row]:visible")
+        expect(line.locator("img")).to_have_count(1)
+        line.get_by_role("button").click()
+        expect(tab.page.locator(".picture img").first).to_be_visible()
+        expect(tab.page.get_by_label("Question", exact=True)).to_have_value(question_text(rows[4]))
+        page.blocks.close(verbose=False)
 
 
 def test_a_pair_on_a_phone(visit, address):

@@ -137,6 +137,20 @@ def test_other_sites_may_only_open_the_page():
         assert not fetched(site, "cors", "empty", path="/gradio_api/queue/data")
 
 
+def test_a_site_that_is_named_may_frame_the_page():
+    allowed, site = Allowed.parse("127.0.0.1", [], [], ["https://huggingface.co"]), ("sec-fetch-site", "cross-site")
+    framed = [("host", "localhost"), site, ("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "iframe")]
+    assert let_in(allowed, framed) and not let_in(headers=framed)
+    assert not let_in(allowed, framed, method="POST") and not let_in(allowed, framed, path="/logout")
+    for path, policy in (("/", "; frame-ancestors https://huggingface.co"), ("/gradio_api/file=/x.svg", "sandbox")):
+        headers = dict(ask(allowed, framed, path=path)[1]["headers"])
+        assert headers[b"content-security-policy"].decode().endswith(policy)
+        assert (b"x-frame-options" in headers) == (path != "/")
+    for origin in ("huggingface.co", "https://*", "https://a b", "https://a; script-src *", "ftp://a.example"):
+        with pytest.raises(MmdoraError, match="expected an origin"):
+            Allowed.parse("127.0.0.1", [], [], [origin])
+
+
 FORWARDED = [
     ("host", "localhost:7860"), ("x-forwarded-for", "1.1.1.1, 2.2.2.2"), ("x-forwarded-host", "page.example"),
     ("x-forwarded-proto", "https"), ("x-gradio-server", "http://evil.example"), ("forwarded", "host=evil.example"),

@@ -6,13 +6,21 @@ from evaluation_files import evaluation, graded
 from tiny_run import config_for, silent
 
 import mmdora
+from mmdora.data_prep.easy_vqa import test_rows as easy_vqa_rows
 from mmdora.demo.inside import Inside
 from mmdora.demo.inside_tab import inside_tab, told
+from mmdora.demo.many_tab import shown_in_compare
+from mmdora.demo.question_sets import Known, QuestionSet
 from mmdora.errors import MmdoraError
+from mmdora.evaluate.scoring.metrics import question_text
 from mmdora.evaluate.scoring.significance import compare
+from mmdora.evaluate.tasks import task_of
 from mmdora.export.run import export
 from mmdora.html import curve
+from mmdora.records.images import image_bytes
 from mmdora.train import train
+
+NOTHING = Known([])  # None of the questions is in a set of the page.
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +117,19 @@ def test_a_pair_is_two_models_with_what_is_theirs(results, tmp_path):
     pairs = dict(inside.pairs())
     assert list(pairs) == ["base and DoRA", "base and other", "DoRA and other"]
     assert "majority" not in inside.html(), "it is no model of the page"
-    assert inside.differences() == "" and "Where they differ: task" in pairs["base and DoRA"].differences()
+    assert inside.differences(NOTHING) == ""
+    assert "Where they differ: task" in pairs["base and DoRA"].differences(NOTHING)
     assert [list(pair.adapters) for pair in pairs.values()] == [["DoRA"], [], ["DoRA"]]
-    assert pairs["base and other"].differences() == "" and "<svg" not in pairs["base and other"].html()
+    assert pairs["base and other"].differences(NOTHING) == "" and "<svg" not in pairs["base and other"].html()
 
 
 def test_where_two_differ_is_what_their_predictions_say(tmp_path):
     first = evaluation(tmp_path / "eval" / "task" / "a", "task", graded("++++------"))
     second = evaluation(tmp_path / "eval" / "task" / "b", "task", graded("+---+++++-"))
-    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences(NOTHING)
     p = compare("exact", *([row | {"images": [row["id"]], "meta": {}} for row in rows] for rows in (first, second))).p
     assert f"p = {p:.2g} " in page and "asked 10 questions" in page
+    assert "data-row" not in page and "<img" not in page
     cells = page.partition("</table>")[0].split("<td>")
     assert [cell.partition("<")[0] for cell in cells if cell[0].isdigit()] == ["1", "3", "5", "1"]
     a_more, b_more = page.partition("b scores more")[::2]
@@ -128,11 +138,31 @@ def test_where_two_differ_is_what_their_predictions_say(tmp_path):
     assert "<b>" not in page
 
 
+def test_a_question_of_the_pages_sets_shows_its_picture_and_opens_in_compare(tmp_path):
+    rows = easy_vqa_rows()[:6]
+    questions = [question_text(row) for row in rows]
+    asked = [{"id": row["id"], "question": question} for row, question in zip(rows, questions, strict=True)]
+    asked[2]["question"] = "another question with this id?"
+    for name, marks in (("a", "++++++"), ("b", "+--+++")):
+        folder = tmp_path / "eval" / "task" / name
+        answered = [row | own for row, own in zip(evaluation(folder, "task", graded(marks)), asked, strict=True)]
+        (folder / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in answered))
+    known = Known([QuestionSet("first", task_of("exact"), []), QuestionSet("second", task_of("easy-vqa"), rows)])
+    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences(known)
+    assert page.count("data-row") == page.count("<img") == 1 and 'data-row="1:1"' in page
+    found = known.row("1:1")
+    assert found is not None and found[1]["id"] == rows[1]["id"] and found[0].name == "easy-vqa"
+    picture, second, question, tabs = shown_in_compare(*found)
+    assert image_bytes(rows[1]["images"][0])[0] == picture.read_bytes() and second is None
+    assert question == questions[1] and tabs.selected == "compare"
+    assert [known.row(place) for place in ("", "1", "1:6", "2:0", "0:0", "1:-1", "1:1\n", "¹:1")] == [None] * 8
+
+
 def test_right_is_the_full_score_and_the_furthest_apart_come_first(tmp_path):
     graded_by_people = [("a", 0.6), ("b", 1.0), ("c", 0.3), ("d", 1.0), ("e", 0.9), ("f", 0.8), ("g", 0.7)]
     evaluation(tmp_path / "eval" / "vqa" / "a", "vqa", graded_by_people)
     evaluation(tmp_path / "eval" / "vqa" / "b", "vqa", [("x", score) for score in (0, 1.0, 0, 0, 0, 0, 0)])
-    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences(NOTHING)
     cells = page.partition("</table>")[0].split("<td>")
     assert [cell.partition("<")[0] for cell in cells if cell[0].isdigit()] == ["1", "1", "0", "5"]
     shown = [page.index(answer) for answer in ("d (1)", "e (0.9)", "f (0.8)", "g (0.7)", "a (0.6)")]
@@ -142,7 +172,7 @@ def test_right_is_the_full_score_and_the_furthest_apart_come_first(tmp_path):
 def test_scores_that_are_no_share_are_not_counted_as_right(tmp_path):
     evaluation(tmp_path / "eval" / "c" / "a", "c", [("a circle", 2.5), ("a shape", 0.5)])
     evaluation(tmp_path / "eval" / "c" / "b", "c", [("a circle", 2.5), ("a red shape", 1.5)])
-    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+    page = Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences(NOTHING)
     assert "McNemar" not in page and "a red shape (1.5)" in page and "a scores more" not in page
 
 
@@ -159,7 +189,7 @@ def test_damaged_predictions_are_one_line_without_the_folder(tmp_path, row):
         evaluation(tmp_path / "eval" / "t" / name, "t", graded("+-"))
     (tmp_path / "eval" / "t" / "b" / "predictions.jsonl").write_text(row + "\n")
     with pytest.raises(MmdoraError, match=r"^b/predictions\.jsonl: not the predictions"):
-        Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences()
+        Inside({"a": "tiny-llava", "b": "tiny-llava"}, tmp_path).differences(NOTHING)
 
 
 def test_a_visitor_is_not_told_where_files_are(tmp_path):
@@ -183,5 +213,5 @@ def test_numbers_of_no_evaluation(tmp_path, damage):
 @pytest.mark.parametrize(("count", "tabs"), [(1, 1), (2, 1), (3, 5), (4, 8)])
 def test_a_tab_for_each_pair_where_there_are_several(count, tabs):
     with gr.Blocks() as blocks:
-        inside_tab(Inside({f"m{i}": "tiny-llava" for i in range(count)}))
+        inside_tab(Inside({f"m{i}": "tiny-llava" for i in range(count)}), NOTHING, [])
     assert sum(isinstance(block, gr.Tab) for block in blocks.blocks.values()) == tabs

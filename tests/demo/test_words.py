@@ -15,6 +15,7 @@ def shown(texts):
         (["Yes.", "yes"], ["Yes.", "yes"]),
         (["a b c", "x y z"], ["[a b c]", "[x y z]"]),
         (["one  two\nthree", "one two four"], ["one  two\n[three]", "one two [four]"]),
+        (["a b\n\nc", "x"], ["[a b]\n\n[c]", "[x]"]),
         (["a", ""], ["a", ""]),
         ([" ", "x"], [" ", "x"]),
         (["- a", "a"], ["[-] a", "a"]),

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mmdora.evaluate.gallery import SHOWN, write_gallery
+from mmdora.evaluate.gallery import PICTURED, write_gallery
 from mmdora.evaluate.scoring.significance import Comparison
 from mmdora.evaluate.table import ScoreRow, comparisons_table, scores_table
 from mmdora.evaluate.tasks import TASKS
@@ -27,7 +27,7 @@ EVIL = "<script>alert('x')</script>"
 class Page(HTMLParser):
     """The cards of a page, and whether its tags are balanced."""
 
-    VOID = frozenset({"meta", "img", "br"})
+    VOID = frozenset({"meta", "img", "br", "input"})
 
     def __init__(self, text: str):
         super().__init__()
@@ -108,11 +108,21 @@ def test_boxes_are_drawn_on_the_picture_and_their_colours_named(root):
 
 
 def test_where_models_differ_comes_first_and_the_page_stays_small(root):
-    records = [asked(i, ["small.png"], f"Question {i}?", "yes") for i in range(3 * SHOWN)]
+    records = [asked(i, ["small.png"], f"Question {i}?", "yes", type="ab"[i % 2]) for i in range(3 * PICTURED)]
     first = rows_of(records, ["no"] * len(records), [0.0] * len(records))
     second = rows_of(records, ["no"] * len(records), [float(i == 100) for i in range(len(records))])
-    page = Page(page_of(root, records, {"base": first, "dora": second}, "easy-vqa"))
-    assert len(page.cards) == SHOWN and "Question 100?" in page.cards[0]
+    text = page_of(root, records, {"base": first, "dora": second}, "easy-vqa")
+    page = Page(text)
+    listed = re.findall(r'<th scope="row">Question (\d+)', text)
+    assert len(page.cards) == len(page.pictures) == PICTURED and len({*listed}) == 2 * PICTURED, "not all are shown"
+    assert "All of them are below, 60 with their pictures" in text
+    # The filters: one question that only dora gets right, and two kinds; the CSS of each names their classes.
+    labels = re.findall(r'id="(f\d)"(?: checked)?> (.*) \((\d+)\)', text)
+    assert labels == [("f0", "all", "180"), ("f1", "dora right, base wrong", "1"), ("f2", "a", "90"), ("f3", "b", "90")]
+    selectors = dict(re.findall(r"#(f\d):checked\) \.asked:not\((.*)\) \{", text))
+    assert selectors == {"f1": ".r1.w0", "f2": ".k0", "f3": ".k1"}
+    assert text.count('class="asked w0 r1 k0"') == 1 and text.count('class="asked w0 w1 k1"') == 90
+    assert "Question 100?" in page.cards[0]
     shown = [int(re.findall(r"Question (\d+)", card)[0]) for card in page.cards]
     assert shown[1:] != sorted(shown[1:]), "not drawn at random"
     again = page_of(root, records, {"base": first, "dora": second}, "easy-vqa")

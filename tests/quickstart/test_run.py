@@ -27,8 +27,9 @@ from mmdora.models.load import load
 from mmdora.outputs.written import FILES
 from mmdora.quickstart.families import FAMILIES, METHODS, Family, QuickTask
 from mmdora.quickstart.findings import BASELINE, verdict
-from mmdora.quickstart.run import QUICK_LIMIT, Quickstart, quickstart
+from mmdora.quickstart.run import quickstart
 from mmdora.quickstart.steps import Steps, duration
+from mmdora.quickstart.whole_path import QUICK_LIMIT, Quickstart
 
 OVERRIDES = ("--training.steps=2", "--training.batch_size=4", "--training.log_every=1", "--training.save_every=1")
 TITLES = 1 + 2 + 4 + 2  # data, trainings, evaluations, exports
