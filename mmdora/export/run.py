@@ -20,7 +20,16 @@ from mmdora.errors import MmdoraError
 from mmdora.export.base import base_folder, dtype_of
 from mmdora.export.card import card
 from mmdora.export.complete import complete
-from mmdora.export.facts import ExportFacts, licence_of, parity_facts, run_facts, shown_base, token_facts, versions
+from mmdora.export.facts import (
+    ExportFacts,
+    licence_of,
+    lineage_of,
+    parity_facts,
+    run_facts,
+    shown_base,
+    token_facts,
+    versions,
+)
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.merge_memory import MergedModel
 from mmdora.export.parity import LogitCheck, Parity, prompts
@@ -149,6 +158,7 @@ class _Job:
             scores=scores,
             parity=parity_facts(measured),
             versions=versions(),
+            lineage=lineage_of(self.base),
         )
 
 
