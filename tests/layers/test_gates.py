@@ -64,8 +64,8 @@ def test_output_and_gradients_are_those_of_the_dense_equation(kind, method):
     x = x.clamp_min(1) if kind == "embedding" else x  # The padding token gets no gradient, which the equation has.
     dense = Dense(layer)
     gate = nn.Parameter(layer.gate.detach().double())
-    assert dense.lora_A is not None
-    scaled = {"lora_A": dense.lora_A * gate.view(layer.gate_shape)}
+    lora_A: Any = dense.lora_A
+    scaled = {"lora_A": lora_A * gate.view(layer.gate_shape)}
     exact = torch.func.functional_call(dense, scaled, (x,))
     ours = output(layer, x)
     assert max_rel(ours, exact) < 1e-5
