@@ -17,7 +17,20 @@ from mmdora.cli import app, main
 from mmdora.cli.config_help import describe
 from mmdora.config import Compose, Quantize, RunConfig
 
-COMMANDS = ("quickstart", "inspect", "train", "eval", "export", "demo", "verify", "analyze", "study", "prep", "env")
+COMMANDS = (
+    "quickstart",
+    "inspect",
+    "train",
+    "eval",
+    "export",
+    "prune",
+    "demo",
+    "verify",
+    "analyze",
+    "study",
+    "prep",
+    "env",
+)
 
 
 @pytest.fixture(autouse=True)

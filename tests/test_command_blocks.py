@@ -157,5 +157,9 @@ def test_the_yaml_of_the_documents_is_part_of_a_config() -> None:
     for block in blocks():
         if block.language == "yaml":
             part = yaml.safe_load(block.text)
-            config = config_of({**whole, **{key: {**whole[key], **values} for key, values in part.items()}})
-            assert config.quantize is not None and config.quantize.type == "nf4"
+            own = {key: {**({} if key == "adapt" else whole[key]), **values} for key, values in part.items()}
+            config = config_of({**whole, **own})
+            if "model" in part:
+                assert config.quantize is not None and config.quantize.type == "nf4"
+            else:
+                assert config.adapt.rank == "auto" or config.adapt.gates is not None

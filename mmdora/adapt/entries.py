@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import nn
 
+from mmdora.adapt.budget import Claim
 from mmdora.adapt.modality import ModelParts
 from mmdora.adapt.plan import Entry
 from mmdora.adapt.targets import ROLES, Refusals, candidates_of, resolve, unused_in_tower
@@ -17,19 +18,30 @@ from mmdora.layers import AdaptedEmbedding, AdaptedExpertWeight, ExpertWeight, M
 
 
 def entries_of(
-    model: nn.Module, parts: ModelParts, modality: str, settings: Modality, method: Method
+    model: nn.Module,
+    parts: ModelParts,
+    modality: str,
+    settings: Modality,
+    method: Method,
+    rank_of: Callable[[str], int] | None = None,
 ) -> tuple[list[Entry], list[str]]:
     """Entries of a modality in the model's order, and notes on what was left out.
+
+    Args:
+        rank_of: gives the rank of a module by its name, in place of the modality's; with 0 it gets no adapter.
 
     Raises:
         MmdoraError: a target matches nothing, or means a module that cannot be adapted.
     """
     candidates = candidates_of(model, parts, modality)
-    rank = settings.rank_of(modality)
-    alpha = (2.0 * rank if settings.alpha is None else settings.alpha) if rank else 0.0
-    scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
-    entries = []
+    entries, passed_over = [], []
     for name, because in resolve(candidates, settings.targets, modality).items():
+        rank = settings.rank_of(modality)
+        if rank and rank_of is not None and not (rank := rank_of(name)):
+            passed_over.append(name)
+            continue
+        alpha = (2.0 * rank if settings.alpha is None else settings.alpha) if rank else 0.0
+        scaling = (alpha / (math.sqrt(rank) if settings.rslora else rank)) if rank else 1.0
         module = place_of(model, name)
         entry = entry_of(
             module,
@@ -44,7 +56,7 @@ def entries_of(
             because=because,
         )
         entries.append(entry)
-    notes = []
+    notes = [f"{modality}: the budget has no rank for {_some(passed_over)}, so no adapter"] if passed_over else []
     if method == "dora" and settings.dropout and settings.dropout_mode == "reference":
         notes.append(f"{modality}: dropout_mode is reference, which takes a second base product in training")
     notes += _on_experts(model, parts, modality, entries)
@@ -61,6 +73,31 @@ def entries_of(
         for reason, names in _by_reason(meant).items():
             notes.append(f"{modality}: left out {_some(names)}: {reason}")
     return entries, notes
+
+
+def claims_of(model: nn.Module, entries: Iterable[Entry]) -> list[Claim]:
+    """The modules of these entries as claims on a budget of ranks; those without a low-rank branch make none.
+
+    No module gets a rank from which on A and B have more parameters than its weight.
+    """
+    claims = []
+    for entry in entries:
+        if not entry.rank:
+            continue
+        kind: Any = kind_of(module := place_of(model, entry.name))
+        shapes = kind.shapes(module, 1)
+        own_A, own_B = (math.prod(shapes[name]) for name in ("lora_A", "lora_B"))
+        experts = module.experts if isinstance(module, ExpertWeight) else 1
+        claims.append(
+            Claim(
+                name=entry.name,
+                modality=entry.modality,
+                first=own_A + own_B + (0 if entry.method == "lora" else math.prod(shapes["magnitude"])),
+                step=own_A + own_B,
+                highest=max(1, own_A * own_B // (experts * (own_A + own_B))),
+            )
+        )
+    return claims
 
 
 def _on_experts(model: nn.Module, parts: ModelParts, modality: str, entries: list[Entry]) -> list[str]:

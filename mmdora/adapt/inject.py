@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from mmdora.adapt.budget import even_ranks
 from mmdora.adapt.dispatched import check_in_one_place
-from mmdora.adapt.entries import check_adaptable, entries_of
+from mmdora.adapt.entries import check_adaptable
 from mmdora.adapt.fingerprint import fingerprint
 from mmdora.adapt.in_place import writes_into
 from mmdora.adapt.modality import ModelParts, find_parts
@@ -26,15 +27,22 @@ from mmdora.adapt.switch import (
     take_off,
     use,
 )
-from mmdora.adapt.targets import unused_in_tower
-from mmdora.config import Adapt, Modality, as_modalities, validate
+from mmdora.adapt.wanted import budget_of, wanted
+from mmdora.config import Adapt, as_modalities, validate
 from mmdora.errors import MmdoraError
-from mmdora.layers import BIASES, kind_of, place_of
+from mmdora.layers import kind_of, place_of
 from mmdora.layers.dequantize import form_of, sizes
+from mmdora.layers.gates import open_gate
 
 
-def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
+def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any], ranks: Mapping[str, int] | None = None) -> Plan:
     """Make the plan that `inject` would carry out; the model is not touched.
+
+    Args:
+        model: an untouched base.
+        adapt: the `adapt` section.
+        ranks: of `adapt.rank: auto`, name of a module -> the rank that a calibration found. Without it the plan has the
+            rank that the budget would pay for in all modules alike, and a note says that this is not the last word.
 
     Raises:
         MmdoraError: already adapted; parts not found; a target without a match; nothing to train.
@@ -42,25 +50,29 @@ def make_plan(model: nn.Module, adapt: Adapt | Mapping[str, Any]) -> Plan:
     check_untouched(model)
     check_in_one_place(model)
     check_usable(model)
-    if not isinstance(adapt, Adapt):
-        adapt = validate(Adapt, dict(adapt), where=lambda key: "adapt")
+    adapt = checked(adapt)
     parts = find_parts(model, adapt.parts)
-    entries: list[Entry] = []
-    full: list[str] = []
-    notes: list[str] = []
-    for modality, settings in as_modalities(adapt).items():
-        if not getattr(parts, modality) and (settings.method != "none" or settings.bias or settings.norms):
-            raise MmdoraError(f"adapt.{modality}: {type(model).__name__} has no {modality} part; leave it out")
-        if settings.method == "full":
-            full += _full(model, parts, modality, settings)
-        elif settings.method != "none":
-            modality_entries, modality_notes = entries_of(model, parts, modality, settings, settings.method)
-            entries += modality_entries
-            notes += modality_notes
-        full += _biases_and_norms(model, parts, modality, settings)
-    if not entries and not full:
-        raise MmdoraError("adapt: every modality has method none and no bias or norms, so nothing would be trained")
-    return build_plan(model, parts, entries, full, notes)
+    if adapt.rank is None:
+        return build_plan(model, parts, *wanted(model, parts, adapt))
+    if ranks is None:
+        claims, budget = budget_of(model, adapt)
+        ranks = even_ranks(claims, budget)
+        spread = "spread evenly; mmdora train spreads them by the gradients on rows"
+        if not any(ranks.values()):
+            ranks = dict.fromkeys(ranks, 1)
+            spread = "which is less than rank 1 of every module; mmdora train leaves out those with small gradients"
+    else:
+        spread = "spread by the gradients on rows"
+    known = dict(ranks)
+    entries, full, notes = wanted(model, parts, adapt, lambda name: known.get(name, 0))
+    count = sum(entry.parameters for entry in entries)
+    said = f"ranks: {count:,} parameters of adapters, adapt.budget {adapt.budget}, {spread}"
+    return build_plan(model, parts, entries, full, [said, *notes])
+
+
+def checked(adapt: Adapt | Mapping[str, Any]) -> Adapt:
+    """The `adapt` section of a config, or of a dict of its keys."""
+    return adapt if isinstance(adapt, Adapt) else validate(Adapt, dict(adapt), where=lambda key: "adapt")
 
 
 def check_untouched(model: nn.Module) -> None:
@@ -105,7 +117,13 @@ def build_plan(
     return Plan(parts, tuple(entries), tuple(full), base_sizes, full_sizes, tuple(notes), fingerprint(model))
 
 
-def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any], *, keep_base: bool = False) -> Plan:
+def inject(
+    model: nn.Module,
+    adapt: Adapt | Mapping[str, Any],
+    *,
+    keep_base: bool = False,
+    ranks: Mapping[str, int] | None = None,
+) -> Plan:
     """Adapt a model in place and freeze the rest. Until it is trained, its outputs equal those of the base.
 
     Args:
@@ -113,16 +131,30 @@ def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any], *, keep_base: boo
         adapt: the `adapt` section: per modality a method, rank, targets and so on.
         keep_base: train copies of what trains in full (method full, bias, norms), so that `disable`, `reference` and
             `unload` can give the base back. It takes the memory of these parameters once more.
+        ranks: of `adapt.rank: auto`, name of a module -> rank.
 
     An adapter that `adapt` names with `from` is gone on with by `mmdora.adapter_files.warm_start.inject`.
 
     Raises:
-        MmdoraError: see `make_plan`; or `adapt` names such an adapter.
+        MmdoraError: see `make_plan`; automatic ranks without `ranks`; or `adapt` names such an adapter.
     """
+    if (adapt := checked(adapt)).rank is not None and ranks is None:
+        raise MmdoraError(
+            "adapt.rank: auto needs rows to measure gradients on, which inject has not; mmdora.train does it. "
+            "Or set the rank of each modality"
+        )
     for modality, settings in as_modalities(adapt).items():
         if settings.start is not None:
             raise MmdoraError(f"adapt.{modality}.from: call mmdora.inject, which reads adapters")
-    return apply(model, make_plan(model, adapt), keep_base=keep_base)
+    plan = apply(model, make_plan(model, adapt, ranks), keep_base=keep_base)
+    open_gates(model, adapt)
+    return plan
+
+
+def open_gates(model: nn.Module, adapt: Adapt) -> None:
+    """Give every adapted module gates if `adapt` asks for them."""
+    for module in adapted_modules(model).values() if adapt.gates is not None else ():
+        open_gate(module)
 
 
 def apply(model: nn.Module, plan: Plan, *, keep_base: bool = False) -> Plan:
@@ -153,9 +185,9 @@ def apply(model: nn.Module, plan: Plan, *, keep_base: bool = False) -> Plan:
 
 
 def trainable_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, str, str]]:
-    """(name, parameter, modality, kind) of everything that trains; kind is low_rank, magnitude or full."""
+    """(name, parameter, modality, kind) of everything that trains; kind is low_rank, magnitude, gate or full."""
     plan = _plan(model)
-    kinds = {"lora_A": "low_rank", "lora_B": "low_rank", "magnitude": "magnitude"}
+    kinds = {"lora_A": "low_rank", "lora_B": "low_rank", "magnitude": "magnitude", "gate": "gate"}
     modalities = {entry.name: entry.modality for entry in plan.entries}
     full = set(plan.full)
     for name, parameter in model.named_parameters():
@@ -248,34 +280,3 @@ def _plan(model: nn.Module) -> Plan:
             else "this model is not adapted; call mmdora.inject or mmdora.load_adapter first"
         )
     return plan
-
-
-def _full(model: nn.Module, parts: ModelParts, modality: str, settings: Modality) -> list[str]:
-    if settings.targets != ("all",):
-        raise MmdoraError(f"adapt.{modality}.targets: method full trains the whole part; leave targets out")
-    parameters = {name: p for name, p in model.named_parameters() if parts.of(name) == modality}
-    if not parameters:
-        raise MmdoraError(f"adapt.{modality}: {type(model).__name__} has no {modality} parameters to train in full")
-    for name, parameter in parameters.items():
-        if not parameter.is_floating_point():
-            raise MmdoraError(f"adapt.{modality}: {name} is {parameter.dtype} (quantised); it cannot train in full")
-    return list(parameters)
-
-
-def _biases_and_norms(model: nn.Module, parts: ModelParts, modality: str, settings: Modality) -> list[str]:
-    """Names of the biases and of the weights of norms that the settings of a modality train."""
-    wanted = {"bias": settings.bias, "norms": settings.norms}
-    names_of: dict[str, list[str]] = {key: [] for key, on in wanted.items() if on}
-    norms = {name for name, module in model.named_modules() if "Norm" in type(module).__name__}
-    unused = tuple(f"{name}." for name in (unused_in_tower(model, parts) if modality == "vision" else ()))
-    for name, _ in model.named_parameters():
-        module, _, leaf = name.rpartition(".")
-        kind = "bias" if leaf in BIASES else "norms" if leaf == "weight" and module in norms else None
-        if kind in names_of and parts.of(name) == modality and not name.startswith(unused):
-            names_of[kind].append(name)
-    for key, names in names_of.items():
-        if not names:
-            what = "bias" if key == "bias" else "norm with a weight"
-            raise MmdoraError(f"adapt.{modality}.{key}: the {modality} part has no {what}; leave it out")
-    chosen = set().union(*names_of.values())
-    return [name for name, _ in model.named_parameters() if name in chosen]

@@ -42,8 +42,8 @@ class Adapter:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that the adapter needs beside the base."""
-        own = [part for module in self.modules.values() for part in (module.lora_A, module.lora_B, module.magnitude)]
-        tensors: dict[int, Tensor] = {id(part): part for part in [*own, *self.full.values()] if part is not None}
+        own = [part for module in self.modules.values() for part in module.own_parameters]
+        tensors: dict[int, Tensor] = {id(part): part for part in [*own, *self.full.values()]}
         return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -192,8 +192,8 @@ def put_on(model: nn.Module, adapter: Adapter) -> None:
     exchange(model, adapter.full)
     for name, module in adapter.modules.items():
         training = model.get_submodule(module.place(name)).training
-        for part in (module.lora_A, module.lora_B, module.magnitude):
-            if part is not None and part.device != module.base_weight.device:
+        for part in module.own_parameters:
+            if part.device != module.base_weight.device:
                 part.data = part.data.to(module.base_weight.device)
         installed = module.install().train(training)
         module.refresh()

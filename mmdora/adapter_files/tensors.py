@@ -56,16 +56,19 @@ def file_shapes(base: nn.Module, rank: int, *, magnitude: bool) -> dict[str, tup
 
 
 def to_file(module: Adapted, *, magnitude: bool) -> dict[str, Tensor]:
-    """Key in a file -> tensor of an adapted module, which may be the very parameter of the module."""
+    """Key in a file -> tensor of an adapted module, which may be the very parameter of the module.
+
+    Gates are folded into A, which PEFT then multiplies by as the module does.
+    """
     shapes = file_shapes(module, module.rank, magnitude=magnitude)
     tensors = {}
     flat: dict[str, Tensor] = {}
-    if isinstance(module, AdaptedExpertWeight) and module.lora_A is not None and module.lora_B is not None:
-        flat = dict(zip(("lora_A", "lora_B"), experts.flat(module.lora_A, module.lora_B, module), strict=True))
+    if isinstance(module, AdaptedExpertWeight) and module.gated_A is not None and module.lora_B is not None:
+        flat = dict(zip(("lora_A", "lora_B"), experts.flat(module.gated_A, module.lora_B, module), strict=True))
     for name, key in keys_of(type(module)).items():
         if key not in shapes:
             continue
-        own = flat.get(name, getattr(module, name))
+        own = flat.get(name, module.gated_A if name == "lora_A" else getattr(module, name))
         if name == "magnitude":
             own = (module.row_norm() if own is None else own).view(shapes[key])
         elif own is None:
@@ -91,6 +94,8 @@ def from_file(module: Adapted, tensors: Mapping[str, Tensor], prefix: str = "") 
             if name == "lora_A" and isinstance(module, AdaptedConv):
                 tensor = _gather(tensor, module.groups)
             own.copy_(tensor.reshape(own.shape))
+        if module.gate is not None:
+            module.gate.fill_(1)
 
 
 def unlike_peft(module: nn.Module, lora_A: Tensor | None = None, *, magnitude: bool) -> str | None:

@@ -23,7 +23,13 @@ from mmdora.layers import Adapted
 __all__ = ["inject"]
 
 
-def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any], *, keep_base: bool = False) -> Plan:
+def inject(
+    model: nn.Module,
+    adapt: Adapt | Mapping[str, Any],
+    *,
+    keep_base: bool = False,
+    ranks: Mapping[str, int] | None = None,
+) -> Plan:
     """Adapt a model in place and freeze the rest; see `mmdora.adapt.inject.inject`.
 
     A modality with `from` begins with A and B of that adapter. DoRA's magnitudes begin with the adapter's, or, after a
@@ -33,15 +39,17 @@ def inject(model: nn.Module, adapt: Adapt | Mapping[str, Any], *, keep_base: boo
         MmdoraError: see `make_plan`; or an adapter of `from` is none, is damaged, is of another base, or has other
             modules, ranks or scalings in that modality. The model is untouched then.
     """
+    adapt = injecting.checked(adapt)
     starts = {modality: how for modality, how in as_modalities(adapt).items() if how.start is not None}
     if not starts:
-        return injecting.inject(model, adapt, keep_base=keep_base)
+        return injecting.inject(model, adapt, keep_base=keep_base, ranks=ranks)
     plan = make_plan(model, adapt)
     read = {modality: _read(model, plan, modality, how) for modality, how in starts.items()}
     apply(model, plan, keep_base=keep_base)
     for modality, (had, tensors) in read.items():
         for entry in _of(plan, modality):
             _fill(model.get_submodule(entry.name), had[entry.name], tensors)
+    injecting.open_gates(model, adapt)
     return plan
 
 

@@ -1,4 +1,4 @@
-"""Writes the files of an analysis: a CSV, three pictures, and one HTML page with the pictures and tables."""
+"""Writes the files of an analysis: a CSV, pictures, and one HTML page with the pictures and tables."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from mmdora.analysis.findings import (
     summaries,
     verdicts,
 )
+from mmdora.analysis.ranks import ranks_map
 from mmdora.analysis.rows import WeightRow
 from mmdora.analysis.spread import spreads
 from mmdora.html import data_uri, environment
 from mmdora.outputs.written import Written
+from mmdora.train.ranks import Ranks
 
 CSV, PAGE, TEMPLATE = "decomposition.csv", "analysis.html", "page.html.j2"
-PICTURES = ("scatter", "layers", "shares")
+PICTURES = ("scatter", "layers", "shares", "ranks")
 
 
-def write(rows: Sequence[WeightRow], folder: Path) -> None:
-    """Write decomposition.csv, scatter.png, layers.png, shares.png and analysis.html.
+def write(rows: Sequence[WeightRow], folder: Path, ranks: Mapping[str, Ranks]) -> None:
+    """Write decomposition.csv, scatter.png, layers.png, shares.png, ranks.png if a run chose ranks, and analysis.html.
 
     Raises:
         MmdoraError: one of them is there, and is not an analysis's; `check` tells so before the work.
@@ -43,6 +45,8 @@ def write(rows: Sequence[WeightRow], folder: Path) -> None:
     written.write(CSV, table.getvalue())
     measured = correlations(rows)
     pictures = {"scatter": plots.scatter(rows, measured), "layers": plots.layers(rows), "shares": plots.shares(rows)}
+    if ranks:
+        pictures["ranks"] = ranks_map(ranks)
     for name, png in pictures.items():
         written.write(f"{name}.png", png)
     written.write(PAGE, page_html(rows, measured, pictures))
@@ -63,7 +67,7 @@ def page_html(rows: Sequence[WeightRow], measured: Sequence[Correlation], pictur
     """The page as HTML; every text is escaped, and the page loads no other file.
 
     Args:
-        pictures: "scatter", "layers" and "shares" -> content of the PNG.
+        pictures: "scatter", "layers", "shares" and, if a run chose ranks, "ranks" -> content of the PNG.
     """
     pages = environment(Path(__file__).parent)
     pages.filters["number"] = number

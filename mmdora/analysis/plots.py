@@ -52,8 +52,8 @@ SOME = 8
 def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes:
     """Scatter plot of dM over dD, as in the paper's figure 2: one row of panels per run, one panel per modality."""
     runs, parts = _runs(rows), _modalities(rows)
-    figure, axes = _figure(len(runs), len(parts), width=3.5, height=3.0, extra=1.5)
-    steps = _some(sorted({row.step for row in rows}, key=lambda step: (step is None, step)))
+    figure, axes = figure_of(len(runs), len(parts), width=3.5, height=3.0, extra=1.5)
+    steps = some(sorted({row.step for row in rows}, key=lambda step: (step is None, step)))
     palettes = {part: _palette(places(rows, part)) for part in parts}
     for run, line in zip(runs, axes, strict=True):
         for part, panel in zip(parts, line, strict=True):
@@ -71,19 +71,19 @@ def scatter(rows: Sequence[WeightRow], measured: Sequence[Correlation]) -> bytes
     figure.legend(handles=markers, loc="outside upper center", ncols=min(5, len(markers)), fontsize=9)
     for part, panel in zip(parts, axes[-1], strict=True):
         labels = labelled(places(rows, part))
-        keys = [_key("o", palettes[part][spot], labels[spot]) for spot in _some(list(labels))]
+        keys = [_key("o", palettes[part][spot], labels[spot]) for spot in some(list(labels))]
         panel.legend(
             handles=keys, loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=4, fontsize=8.5, title="layer",
             title_fontsize=8.5, columnspacing=1, handletextpad=0.2,
         )  # fmt: skip
-    return _png(figure)
+    return png(figure)
 
 
 @rc_context(STYLE)
 def shares(rows: Sequence[WeightRow]) -> bytes:
     """Bar plot of each modality's share in the squared norm of the whole change, at each run's last checkpoint."""
     runs = _runs(rows)
-    figure, ((panel,),) = _figure(1, 1, width=8.6, height=0.55 * len(runs), extra=1.15)
+    figure, ((panel,),) = figure_of(1, 1, width=8.6, height=0.55 * len(runs), extra=1.15)
     for height, run in enumerate(runs):
         left = 0.0
         for part, colour in PARTS.items():
@@ -103,14 +103,14 @@ def shares(rows: Sequence[WeightRow]) -> bytes:
     shown = [part for part in PARTS if any(row.modality == part for row in rows)]
     keys = [_key("s", PARTS[part], part) for part in shown]
     figure.legend(handles=keys, loc="outside upper center", ncols=len(keys))
-    return _png(figure)
+    return png(figure)
 
 
 @rc_context(STYLE)
 def layers(rows: Sequence[WeightRow]) -> bytes:
     """Line plot of the mean dM and dD of the matrices of each layer, at each run's last checkpoint."""
     runs, parts = _runs(rows), _modalities(rows)
-    figure, axes = _figure(2, len(parts), width=3.5, height=2.6, extra=0.7)
+    figure, axes = figure_of(2, len(parts), width=3.5, height=2.6, extra=0.7)
     for line, field in zip(axes, ("delta_m", "delta_d"), strict=True):
         for part, panel in zip(parts, line, strict=True):
             spots = places(rows, part)
@@ -132,11 +132,11 @@ def layers(rows: Sequence[WeightRow]) -> bytes:
             _name_places(panel, spots, names=field == "delta_d")
     keys = [_key(MARKERS[i % len(MARKERS)], RUNS[i % len(RUNS)], run, line="-") for i, run in enumerate(runs)]
     figure.legend(handles=keys, loc="outside upper center", ncols=min(6, len(keys)))
-    return _png(figure)
+    return png(figure)
 
 
 def _name_places(panel: Any, spots: Sequence[Place], *, names: bool) -> None:
-    ticks, labels = _some(range(len(spots))), list(labelled(spots).values())
+    ticks, labels = some(range(len(spots))), list(labelled(spots).values())
     slanted = {"rotation": 25, "ha": "right", "rotation_mode": "anchor"} if max(map(len, labels)) > 4 else {}
     panel.set_xticks(ticks, [labels[tick] if names else "" for tick in ticks], **slanted)
     panel.set_xlim(-0.35, len(spots) - 0.65)
@@ -183,12 +183,12 @@ def _dot(panel: Any, row: WeightRow, colour: Any, marker: str) -> None:
     )  # fmt: skip
 
 
-def _figure(lines: int, columns: int, *, width: float, height: float, extra: float) -> tuple[Any, Any]:
+def figure_of(lines: int, columns: int, *, width: float, height: float, extra: float) -> tuple[Any, Any]:
     figure = Figure(figsize=(width * columns, height * lines + extra), layout="constrained", dpi=DPI)
     return figure, figure.subplots(lines, columns, squeeze=False)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
     return drawn.getvalue()
@@ -202,7 +202,7 @@ def _palette(spots: Sequence[Place]) -> dict[Place, Any]:
     return {spot: colormaps["viridis"](0.93 * index / max(1, len(spots) - 1)) for index, spot in enumerate(spots)}
 
 
-def _some(items: Sequence[Any]) -> list[Any]:
+def some(items: Sequence[Any]) -> list[Any]:
     """At most `SOME` of the items, evenly spread, with the first and the last."""
     if len(items) <= SOME:
         return list(items)

@@ -13,6 +13,7 @@ from mmdora.analysis.points import points_of
 from mmdora.analysis.rows import Base, MappedAdapter, WeightRow, shared
 from mmdora.errors import MmdoraError
 from mmdora.models.locate import locate
+from mmdora.train.ranks import RANKS, read_ranks
 
 
 def analyze(
@@ -46,7 +47,8 @@ def analyze(
     bases: dict[str, Base] = {}
     rows = [row for name, run in named.items() for row in _rows(name, Path(run), bases, say)]
     if out is not None:
-        write(rows, Path(out))
+        chose = {name: Path(run) for name, run in named.items() if (Path(run) / RANKS).is_file()}
+        write(rows, Path(out), {name: read_ranks(run) for name, run in chose.items()})
     return rows
 
 

@@ -4,7 +4,7 @@ Each command has a file, and importing the file registers the command. What a co
 that `mmdora --help` does not wait for torch.
 """
 
-from mmdora.cli import analyze, demo, env, evaluate, export, inspect, prep, quickstart, study, train, verify
+from mmdora.cli import analyze, demo, env, evaluate, export, inspect, prep, prune, quickstart, study, train, verify
 from mmdora.cli.app import app
 from mmdora.cli.entry import main
 
@@ -18,6 +18,7 @@ __all__ = [
     "inspect",
     "main",
     "prep",
+    "prune",
     "quickstart",
     "study",
     "train",

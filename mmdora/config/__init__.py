@@ -4,7 +4,7 @@ This room is a leaf: it knows no torch and no other room. `load_config` is the o
 becomes a `RunConfig`; `Modality` also validates the dicts given to `mmdora.inject`.
 """
 
-from mmdora.config.adapt import MAX_RANK, METHODS, MODALITIES, Adapt, Modality, as_modalities
+from mmdora.config.adapt import AUTO, MAX_RANK, METHODS, MODALITIES, Adapt, Gates, Modality, as_modalities
 from mmdora.config.data import Data, ImageTokens, TaskData
 from mmdora.config.load import config_of, load_config
 from mmdora.config.model import Compose, Model, Quantize
@@ -13,12 +13,14 @@ from mmdora.config.training import Training
 from mmdora.config.validate import validate
 
 __all__ = [
+    "AUTO",
     "MAX_RANK",
     "METHODS",
     "MODALITIES",
     "Adapt",
     "Compose",
     "Data",
+    "Gates",
     "ImageTokens",
     "Modality",
     "Model",

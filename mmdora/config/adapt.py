@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -10,13 +11,17 @@ from pydantic import ConfigDict, Field, StrictBool, StrictInt, model_validator
 from pydantic.dataclasses import dataclass
 
 from mmdora.config.validate import validate
-from mmdora.config.values import Number, Rate, Share, strict
+from mmdora.config.values import Number, Positive, Rate, Share, strict
 
 MODALITIES = ("vision", "projector", "language")
 METHODS = ("none", "lora", "dora", "magnitude", "full")
 LOW_RANK = ("lora", "dora")
 MAX_RANK = 2**16
 """More than the width of any model: a rank above it is a slip of the pen."""
+AUTO = "auto"
+BUDGET = re.compile(r"(?P<number>\d+(\.\d+)?)(%|MB)")
+CALIBRATION_ROWS = 32
+"""Rows that automatic ranks are chosen by, where a config does not say. Each takes four forward and backward passes."""
 DEFAULT_RANK = {"vision": 8, "projector": 8, "language": 16}
 """Ranks where a config names none. Towers are narrower than language models and change less."""
 
@@ -99,6 +104,16 @@ class Modality:
 
 
 @dataclass(frozen=True, kw_only=True, config=strict)
+class Gates:
+    """A learnable gate on each component of every B A, which an L1 term pulls to zero."""
+
+    l1: Annotated[
+        Rate, Field(description="pull to zero per step, times the learning rate; a gate at 0 removes its component")
+    ]
+    lr: Annotated[Rate | None, Field(description="learning rate of gates; default lr of their modality")] = None
+
+
+@dataclass(frozen=True, kw_only=True, config=strict)
 class Adapt:
     """What is adapted, per modality."""
 
@@ -109,6 +124,45 @@ class Adapt:
         dict[Literal["vision", "projector", "language"], tuple[str, ...]] | None,
         Field(description="module prefixes per modality, for a model whose parts cannot be found"),
     ] = None
+    rank: Annotated[
+        Literal["auto"] | None,
+        Field(description="auto: spread budget over the ranks of all modules, by their gradients on some rows"),
+    ] = None
+    budget: Annotated[
+        str | None, Field(description="of rank: auto, for all adapters: 2% of the base's parameters, or 1.5MB in fp32")
+    ] = None
+    # None is what a resume takes a missing key for, so the default stands in `calibrates_on`.
+    calibration_rows: Annotated[
+        Positive | None, Field(description=f"of rank: auto, rows to measure gradients on; default {CALIBRATION_ROWS}")
+    ] = None
+    gates: Annotated[Gates | None, Field(description="learnable gates on the components of B A, with an L1 term")] = (
+        None
+    )
+
+    @property
+    def calibrates_on(self) -> int:
+        """The number of rows that automatic ranks are chosen by."""
+        return self.calibration_rows or CALIBRATION_ROWS
+
+    @model_validator(mode="after")
+    def _budget_is_of_automatic_ranks(self) -> Adapt:
+        if self.rank is None:
+            if key := next((key for key in ("budget", "calibration_rows") if getattr(self, key) is not None), None):
+                raise ValueError(f"{key} is for rank: auto; set that, or leave it out")
+            return self
+        form = None if self.budget is None else BUDGET.fullmatch(self.budget)
+        if form is None or not float(form["number"]):
+            raise ValueError(
+                f"rank: auto needs a budget such as 2% (of the base's parameters) or 1.5MB; found {self.budget!r}"
+            )
+        low_rank = {name for name in MODALITIES if getattr(self, name).method in LOW_RANK}
+        if not low_rank:
+            raise ValueError("rank: auto spreads ranks over modalities of method lora or dora, and there is none")
+        if begun := sorted(name for name in MODALITIES if getattr(self, name).start is not None):
+            raise ValueError(f"{begun[0]}.from has ranks of its own beside rank: auto; leave one out")
+        if given := sorted(name for name in low_rank if getattr(self, name).rank is not None):
+            raise ValueError(f"{given[0]}.rank is set beside rank: auto; leave one out")
+        return self
 
 
 def as_modalities(adapt: Adapt | Mapping[str, Any]) -> dict[str, Modality]:

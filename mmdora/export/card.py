@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -46,7 +47,9 @@ def adapter_card(facts: ExportFacts, load: str, *, sees: bool = True, serve: str
 
 
 def _head(facts: ExportFacts, sees: bool, library: str) -> str:
-    base = facts.base if re.fullmatch(r"[\w.-]+/[\w.-]+", facts.base) else None  # It has to be a hub id.
+    # It has to be a hub id. An adapter belongs on its own base, and a merged model comes from the root of its lineage.
+    name = facts.base if library == "peft" else facts.root
+    base = name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
     relation: dict[str, Any] = {"base_model_relation": "adapter"} if base and library == "peft" else {}
     data = ModelCardData(
         base_model=base,
@@ -66,7 +69,12 @@ def _said(facts: ExportFacts, what: str) -> str:
 
 def _origin(facts: ExportFacts) -> list[str]:
     """What was adapted, on what, and how well it does, as far as this is known."""
-    parts = [f"## What was adapted\n\n```\n{facts.plan}\n```"] if facts.plan else []
+    parts = []
+    if facts.lineage:
+        steps = [f"- `{step['name']}`: {_step(step)}" for step in (*facts.lineage, facts.step)]
+        parts.append("## Lineage\n\nThe base was itself adapted before; the oldest first.\n\n" + "\n".join(steps))
+    if facts.plan:
+        parts.append(f"## What was adapted\n\n```\n{facts.plan}\n```")
     if facts.run:
         files = ", ".join(f"`{file}`" for file in facts.run["data"]) or "not stated"
         config = yaml.safe_dump(dict(facts.run["config"]), sort_keys=False)
@@ -84,3 +92,9 @@ def _licence(facts: ExportFacts) -> str:
 
 def _text(parts: list[str]) -> str:
     return str(ModelCard("\n\n".join(parts) + "\n"))
+
+
+def _step(step: Mapping[str, Any]) -> str:
+    data = ", ".join(f"`{file}`" for file in step["data"])
+    how = f"adapted with {', '.join(step['methods'])}" if step["methods"] else "not adapted"
+    return f"`{step['base']}`, {how}" + (f" on {data}" if data else "")

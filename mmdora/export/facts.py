@@ -5,7 +5,7 @@ The card of an adapter alone has the same facts; its `mmdora.json` is the adapte
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -43,6 +43,8 @@ class ExportFacts:
         parity: {"kind": "logits" or "tensors", "how", "text", and the numbers that were measured}; empty for an adapter
             alone, in which nothing was merged.
         versions: versions of mmdora and of the libraries that wrote the files.
+        lineage: the earlier adaptations of the base, if it is itself an export, the oldest first: each {"name", "base",
+            "methods", "data"}, as the attributes of these names were then, with the files of `run`.
     """
 
     name: str
@@ -55,6 +57,17 @@ class ExportFacts:
     scores: Mapping[str, Any]
     parity: Mapping[str, Any]
     versions: Mapping[str, str]
+    lineage: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def root(self) -> str:
+        """The base that nobody adapted with mmdora: that of the first adaptation."""
+        return self.lineage[0]["base"] if self.lineage else self.base
+
+    @property
+    def step(self) -> dict[str, Any]:
+        """This adaptation as the last entry of the lineage of whatever is adapted from it."""
+        return {"name": self.name, "base": self.base, "methods": self.methods, "data": (self.run or {}).get("data", [])}
 
     @property
     def methods(self) -> list[str]:
@@ -92,9 +105,22 @@ def read_facts(folder: Path) -> ExportFacts | None:
         for part, kind in ((facts.base, str), (facts.scores, dict), (facts.parity, dict), (facts.run or {}, dict)):
             if not isinstance(part, kind):
                 raise TypeError(f"{part!r:.80} is no {kind.__name__}")
+        for step in facts.lineage:
+            if not isinstance(step, dict) or step.keys() != facts.step.keys():
+                raise TypeError(f"{step!r:.80} is no step of a lineage")
         return facts
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise MmdoraError(f"{path}: damaged ({type(error).__name__}: {error!s:.200}); export again") from None
+
+
+def lineage_of(base: Path) -> list[Mapping[str, Any]]:
+    """The adaptations by which a base came about; none unless its folder is an export of mmdora.
+
+    Raises:
+        MmdoraError: as `read_facts`.
+    """
+    before = read_facts(base)
+    return [] if before is None else [*before.lineage, before.step]
 
 
 def methods_of(plan: Plan) -> list[str]:

@@ -20,11 +20,21 @@ from mmdora.errors import MmdoraError
 from mmdora.export.base import base_folder, dtype_of
 from mmdora.export.card import card
 from mmdora.export.complete import complete
-from mmdora.export.facts import ExportFacts, licence_of, parity_facts, run_facts, shown_base, token_facts, versions
+from mmdora.export.facts import (
+    ExportFacts,
+    licence_of,
+    lineage_of,
+    parity_facts,
+    run_facts,
+    shown_base,
+    token_facts,
+    versions,
+)
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.merge_memory import MergedModel
 from mmdora.export.parity import LogitCheck, Parity, prompts
 from mmdora.export.place import beside, readable, writing
+from mmdora.export.prune import RECORD
 from mmdora.export.quantized import dequantized_model, tell
 from mmdora.export.shards import UnsureError
 from mmdora.export.snippet import snippet
@@ -149,6 +159,7 @@ class _Job:
             scores=scores,
             parity=parity_facts(measured),
             versions=versions(),
+            lineage=lineage_of(self.base),
         )
 
 
@@ -161,6 +172,8 @@ def _begin(
 ) -> _Job:
     """Open the base, by its files or as a model, and what the result will be compared with."""
     base = base_folder(location.base)
+    if location.adapter is not None and (base / RECORD).is_file():
+        say(f"the base is pruned ({RECORD}): an adapter is dense, so the weights that it changes are sparse no longer")
     config = load_config(location.run / RUN_CONFIG) if location.run else None
     dtype = dtype or dtype_of(base)
     disk, model = None if location.quantize else _from_disk(base, location.adapter, dtype, say), None

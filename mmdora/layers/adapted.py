@@ -51,6 +51,8 @@ class Adapted(nn.Module):
     lora_A: nn.Parameter | None  # noqa: N815 (the paper's and PEFT's names)
     lora_B: nn.Parameter | None  # noqa: N815
     magnitude: nn.Parameter | None
+    gate: nn.Parameter | None
+    """g [R], which `layers.gates` may add: B A becomes B diag(g) A wherever this class says B A."""
 
     def __init__(
         self,
@@ -85,6 +87,7 @@ class Adapted(nn.Module):
             unused = name == "magnitude" if method == "lora" else name != "magnitude" and method == "magnitude"
             own = None if unused else nn.Parameter(torch.zeros(shape, dtype=dtype, device=device))
             self.register_parameter(name, own)
+        self.register_parameter("gate", None)
         with torch.no_grad():
             if self.lora_A is not None and self.lora_B is not None:
                 self.start(self.lora_A, self.lora_B)
@@ -170,15 +173,33 @@ class Adapted(nn.Module):
     def base_bias(self) -> nn.Parameter | None:
         return getattr(self, self.bias_name)
 
+    @property
+    def own_parameters(self) -> list[nn.Parameter]:
+        """The parameters that the adapter adds, as far as it has them: A, B, m and g."""
+        return [p for p in (self.lora_A, self.lora_B, self.magnitude, self.gate) if p is not None]
+
+    @property
+    def gated_A(self) -> Tensor | None:  # noqa: N802
+        """The A that is multiplied by: `lora_A` itself, or diag(g) A if the module has gates."""
+        if self.gate is None or self.lora_A is None:
+            return self.lora_A
+        return self.lora_A * self.gate.view(self.gate_shape)
+
+    @property
+    def gate_shape(self) -> tuple[int, ...]:
+        """The shape [R, 1 ...] in which g multiplies A."""
+        assert self.lora_A is not None
+        return (-1, *(1 for _ in self.lora_A.shape[1:]))
+
     def row_norm(self) -> Tensor:
         """The row norms ||W0 + s B A|| [O], in fp32 or better."""
-        return self.scales.row_norm(self.base_weight, self.lora_A, self.lora_B)
+        return self.scales.row_norm(self.base_weight, self.gated_A, self.lora_B)
 
     def merged_weight(self) -> Tensor:
         """Compute W' in the shape of the weight, in fp32 or better."""
         with torch.no_grad():
             low_rank = self.lora_A is not None and self.lora_B is not None
-            factors = self.factors(self.lora_A, self.lora_B) if low_rank else (None, None)  # pyright: ignore
+            factors = self.factors(self.gated_A, self.lora_B) if low_rank else (None, None)  # pyright: ignore
             rows = merged_rows(self.matrix(self.base_weight), *factors, self.magnitude, self.scaling)
             return self.from_matrix(torch.cat(list(rows)))
 
@@ -249,7 +270,7 @@ class Adapted(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # `model.to(bf16)` is meant for the base: a magnitude in bf16 would not learn.
-        own = [p for p in (self.lora_A, self.lora_B, self.magnitude) if p is not None]
+        own: list[Tensor] = [*self.own_parameters]
         own += [p.grad for p in own if p.grad is not None]
 
         def keep_wide(tensor: Tensor) -> Tensor:

@@ -51,8 +51,8 @@ class AdaptedConv(Adapted):
             dropped = F.dropout(x, self.dropout) if self.drops else x
             scaled_input = dropped if scaled is not None and self.dropout_mode == "reference" else x
             z = self._convolve(scaled_input, weight)
-            if self.lora_A is not None and self.lora_B is not None:
-                z = z + self._pointwise(self._convolve(dropped, self.lora_A), self.lora_B * self.scaling)
+            if (lora_A := self.gated_A) is not None and self.lora_B is not None:
+                z = z + self._pointwise(self._convolve(dropped, lora_A), self.lora_B * self.scaling)
             if scaled is not None and self.magnitude is not None:
                 c = varying(self.magnitude, scaled.factor, scaled.inverse_norm)
                 z = z * c.view(per_channel)

@@ -30,7 +30,7 @@ class AdaptedEmbedding(Adapted):
         return adapted_embedding(
             ids,
             self.weight,
-            self.lora_A,
+            self.gated_A,
             self.lora_B,
             self.scaling,
             self.magnitude,

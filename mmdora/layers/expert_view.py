@@ -104,7 +104,7 @@ class ExpertsView:
         once, where each selection of one would make gradients of all."""
         own, scaled = self.adapter, scales.current(self.adapter)
         none: Any = (None,) * len(own.base_weight)
-        a, b, m = (none if part is None else part.unbind(0) for part in (own.lora_A, own.lora_B, own.magnitude))
+        a, b, m = (none if part is None else part.unbind(0) for part in (own.gated_A, own.lora_B, own.magnitude))
         each = none
         if scaled is not None:
             each = [Scale(c, n, scaled.keep) for c, n in zip(scaled.factor, scaled.inverse_norm, strict=True)]

@@ -67,7 +67,7 @@ class AdaptedExpertWeight(Adapted):
         scaled = scales.current(self)
         scaled = scaled and scaled._replace(keep=scaled.keep or in_place)
         matrices = self.matrix(self.base_weight)
-        adapter = self.lora_A, self.lora_B, self.scaling, self.magnitude, scaled
+        adapter = self.gated_A, self.lora_B, self.scaling, self.magnitude, scaled
         as_peft = self.dropout_mode == "reference"
         if not self.drops or scaled is None or not as_peft:
             return adapted_experts(x, routed, matrices, *adapter, self.dropout if self.drops else 0.0, as_peft)
@@ -110,6 +110,11 @@ class AdaptedExpertWeight(Adapted):
     def start(self, lora_A: Tensor, lora_B: Tensor) -> None:
         nn.init.kaiming_uniform_(lora_A.flatten(0, 1), a=math.sqrt(5))
 
+    @property
+    def gate_shape(self) -> tuple[int, ...]:
+        """The shape [R, 1] in which g, one for all experts, multiplies A [E, R, I]."""
+        return (-1, 1)
+
     def matrix(self, weight: Tensor) -> Tensor:
         """View the weight as matrices [E, O, I]."""
         return weight.transpose(1, 2) if self.transposed else weight
@@ -133,7 +138,7 @@ class AdaptedExpertWeight(Adapted):
     def _write(self, into: Tensor) -> None:
         pairs = zip(self.matrix(self.base_weight), self.matrix(into), strict=True)
         for e, (weight, merged) in enumerate(pairs):
-            own = (None if tensor is None else tensor[e] for tensor in (self.lora_A, self.lora_B, self.magnitude))
+            own = (None if tensor is None else tensor[e] for tensor in (self.gated_A, self.lora_B, self.magnitude))
             start = 0
             for rows in merged_rows(weight, *own, scaling=self.scaling):
                 merged[start : start + len(rows)] = rows

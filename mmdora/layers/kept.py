@@ -42,6 +42,12 @@ class Scaled(Protocol):
     def magnitude(self) -> Tensor | None: ...
 
     @property
+    def gate(self) -> Tensor | None: ...
+
+    @property
+    def gated_A(self) -> Tensor | None: ...  # noqa: N802
+
+    @property
     def scales(self) -> Scales: ...
 
     def matrix(self, weight: Tensor) -> Any:
@@ -105,7 +111,7 @@ class Scales:
             return
         for scales in list(known.values()):
             module = scales._module()
-            if scales is self or module is None or not module.training:
+            if scales is self or module is None or not module.training or module.gate is not None:
                 continue
             parts = module.base_weight, module.lora_A, module.lora_B, module.magnitude
             learns = parts[3] is not None and parts[3].requires_grad and parts[3].dtype.itemsize >= 4

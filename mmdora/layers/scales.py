@@ -60,12 +60,14 @@ def current(module: Scaled) -> linear.Scale | None:
     magnitude = module.magnitude
     if magnitude is None:
         return None
-    parts = module.base_weight, module.lora_A, module.lora_B
+    parts = module.base_weight, module.gated_A, module.lora_B
     if torch.compiler.is_compiling():
         parts = [None if part is None else part.detach() for part in parts]
         return linear.Scale(*_scale(module.scales.slot, *parts, magnitude.detach()), keep=True)
     if transforms.wrapped((*parts, magnitude)):
         return module.scales.under_transform(*parts, magnitude)
+    if module.gate is not None:  # diag(g) A is a new tensor in each forward, so nothing that is kept fits it.
+        return module.scales.computed(*parts, magnitude)
     scale = module.scales.of(*parts, magnitude)
     return scale._replace(keep=True) if module.output_written else scale
 
@@ -76,7 +78,9 @@ def factors(module: Scaled, dtype: torch.dtype) -> tuple[Tensor | None, Tensor |
     An answer is made token by token, and each token would cast them anew. So in eval, where no gradient is asked for,
     they are in that dtype already, and kept. Otherwise they are the parameters.
     """
-    lora_A, lora_B = module.lora_A, module.lora_B
+    lora_A, lora_B = module.gated_A, module.lora_B
+    if module.gate is not None:
+        return lora_A, lora_B
     if lora_A is None or lora_B is None or lora_A.dtype == dtype or module.training or torch.is_grad_enabled():
         return lora_A, lora_B
     if torch.compiler.is_compiling() or transforms.active():

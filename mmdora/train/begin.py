@@ -15,6 +15,7 @@ from mmdora.outputs.lock import locked
 from mmdora.train.check import check_output, check_plan
 from mmdora.train.loading import Say
 from mmdora.train.processes import Processes
+from mmdora.train.ranks import check_ranks
 from mmdora.train.resume import check_changes, find_checkpoint
 from mmdora.train.spread import PACKED, check_sharded
 
@@ -63,6 +64,9 @@ def begin(request: Request, processes: Processes) -> Begun:
         raise MmdoraError("data.train: give the file of records to train on")
     if processes.sharded:
         check_sharded(config)
+    check_ranks(config, sharded=processes.sharded)
+    if config.adapt.gates is not None and processes.sharded:
+        raise MmdoraError("adapt.gates cannot be used with FSDP or DeepSpeed, which would shard them; use DDP")
     if config.model.compose is not None:
         from mmdora.models.llava.compose import compose_into  # Only a composed base needs this.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from transformers import set_seed
@@ -24,6 +25,7 @@ from mmdora.train.early_stopping import Answers
 from mmdora.train.features import features_of
 from mmdora.train.packing import check_packing
 from mmdora.train.processes import Processes
+from mmdora.train.ranks import Ranks, ranks_for
 from mmdora.train.reach import unreached
 from mmdora.train.sources import Sources, answers_of, held_out_of, rows_of
 
@@ -40,6 +42,7 @@ class Loaded:
         collate: function that makes a batch of a list of rows.
         held_out: rows to evaluate on; with several tasks, name of a task -> its rows; None if nothing is evaluated.
         answers: prefix of metrics -> records that are answered at each evaluation.
+        ranks: the ranks of `adapt.rank: auto`; None without it.
     """
 
     model: Any
@@ -51,10 +54,16 @@ class Loaded:
     collate: Callable[[list[Any]], dict[str, Any]]
     held_out: Any
     answers: Mapping[str, Answers]
+    ranks: Ranks | None
 
 
-def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: bool, say: Say) -> Loaded:
+def load_all(
+    config: RunConfig, sources: Sources, processes: Processes, trust: bool, say: Say, checkpoint: Path | None = None
+) -> Loaded:
     """Load the base, adapt it, and prepare its data. Every process does this.
+
+    Args:
+        checkpoint: the checkpoint that the run goes on from.
 
     Raises:
         MmdoraError: if model, data and config do not fit together.
@@ -76,7 +85,11 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
             dequantize=bool(config.model.dequantize),
             device=processes.device if config.quantize else None,
         )
-        plan = inject(model, config.adapt)
+    ranks = ranks_for(config, model, family, rows, processes, checkpoint)
+    with processes.together():
+        if ranks is not None:
+            set_seed(training.seed)  # Measuring has drawn random numbers, and no other process has.
+        plan = inject(model, config.adapt, ranks=None if ranks is None else ranks.of_modules)
         if training.precision == "bf16":
             for _, parameter, _, _ in trainable_parameters(model):
                 # Autocast computes in bf16, but parameters stay in fp32, because small updates would vanish in bf16.
@@ -105,6 +118,7 @@ def load_all(config: RunConfig, sources: Sources, processes: Processes, trust: b
         collate=collate,
         held_out=held_out,
         answers=answers,
+        ranks=ranks,
     )
 
 

@@ -18,13 +18,13 @@ from typing import Any
 
 from transformers.trainer_utils import speed_metrics
 
-from mmdora.adapter_files.adapters import restore_adapter
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.train.callbacks import Callbacks
 from mmdora.train.checkpoint import check_adapter
 from mmdora.train.early_stopping import LOSS, EarlyStopping, metric
 from mmdora.train.evaluation import Evaluation
+from mmdora.train.gates import restore
 from mmdora.train.guards import StopRequest
 from mmdora.train.loader import Feed
 from mmdora.train.log import Report
@@ -129,7 +129,7 @@ class Loop:
                     f"--resume; or add --allow-changes to take the best of the later ones, or else {last}, the last"
                 ) from None
             if not self.processes.sharded:
-                restore_adapter(self.trained.model, best)
+                restore(self.trained.model, best)
 
     @property
     def best(self) -> Path | None:

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import get_scheduler
 
 from mmdora.adapt.inject import plan_of
-from mmdora.adapter_files.adapters import restore_adapter
 from mmdora.config import RunConfig, Training
 from mmdora.errors import MmdoraError
 from mmdora.train import fsdp
 from mmdora.train.checkpointing import checkpoint_activations
+from mmdora.train.gates import restore
 from mmdora.train.groups import parameter_groups
 from mmdora.train.processes import Processes
 
@@ -31,12 +31,14 @@ class Trained:
         wrapped: the object to call for forward: DDP's or DeepSpeed's wrapper around the model, or the model.
         optimizer: accelerate's wrapper of AdamW.
         schedule: torch's schedule, with one learning rate per group of parameters.
+        l1: strength of the L1 term of gates; 0 without gates.
     """
 
     model: Any
     wrapped: Any
     optimizer: Any
     schedule: Any
+    l1: float = 0.0
 
 
 def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, checkpoint: Path | None) -> Trained:
@@ -57,14 +59,15 @@ def prepare(model: Any, config: RunConfig, processes: Processes, steps: int, che
         if not processes.sharded:
             model.to(processes.device)
         if checkpoint is not None and not processes.deepspeed:
-            restore_adapter(model, checkpoint)
+            restore(model, checkpoint)
         plain = optimizer_of(parameter_groups(model, config.adapt, training), model, training)
     if processes.fsdp:
         fsdp.choose_blocks(model, processes.accelerator)
     wrapped, optimizer = processes.accelerator.prepare(model, plain)
     if processes.fsdp:
         fsdp.complete(wrapped, processes.accelerator)
-    return Trained(model, wrapped, optimizer, schedule_of(optimizer, training, steps))
+    l1 = 0.0 if config.adapt.gates is None else config.adapt.gates.l1
+    return Trained(model, wrapped, optimizer, schedule_of(optimizer, training, steps), l1)
 
 
 def optimizer_of(groups: Sequence[dict[str, Any]], model: nn.Module, training: Training) -> torch.optim.Optimizer:

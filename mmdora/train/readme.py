@@ -13,6 +13,7 @@ from mmdora.version import __version__
 FILES = {
     "config.yaml": "every setting, overrides included: `mmdora train config.yaml` repeats the run elsewhere",
     "plan.txt": "what is adapted, and what was left out and why",
+    "ranks.json": "with `adapt.rank: auto`: the rank of each module, and the singular values that it was chosen by",
     "log.jsonl": "a line per log: step, loss, gradient norm, learning rates, rows per second, evaluations",
     "tensorboard/": "the same for `tensorboard --logdir`",
     "checkpoint-*/": "to resume from: adapter, optimizer, schedule, random states; `manifest.json` has checksums",

@@ -17,7 +17,7 @@ from mmdora.models.locate import lasting_path
 from mmdora.train.checkpoint import STATE, best_problem, checkpoints, manifest_of, newest, step_of
 
 CONFIG, DONE = "config.yaml", "complete.json"
-WRITTEN = ("README.md", "plan.txt", "log.jsonl", "adapter", "checkpoint-*", "tensorboard", DONE)
+WRITTEN = ("README.md", "plan.txt", "ranks.json", "log.jsonl", "adapter", "checkpoint-*", "tensorboard", DONE)
 """What a run writes after its config; where there is no config, it is somebody else's."""
 ACCUMULATION = "training.accumulation"
 FREE_ON_RESUME = {

@@ -20,6 +20,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import set_seed
 
+from mmdora.adapt.gates import closed
 from mmdora.config import RunConfig, config_of
 from mmdora.errors import Interrupted, OutOfMemory
 from mmdora.models.chat_template import template_of
@@ -98,7 +99,7 @@ def train(
         processes.main_makes(partial(keep, kept, resumed=begun.before is not None, allow_changes=allow_changes))
         sources = processes.main_first(partial(read_sources, config))
         facts = processes.main_makes(partial(_facts, request, processes, sources, begun))
-        loaded = load_all(config, sources, processes, request.trust, request.say)
+        loaded = load_all(config, sources, processes, request.trust, request.say, begun.checkpoint)
         facts |= {"base": loaded.plan.fingerprint, "plan": str(loaded.plan)}
         processes.main_makes(partial(_open, request, begun, loaded, facts))
         loop = assembled(config, processes, loaded, facts, begun.checkpoint, callbacks)
@@ -125,6 +126,8 @@ def _open(request: Request, begun: Begun, loaded: Loaded, facts: Mapping[str, An
     for note in loaded.family.notes(loaded.model.generation_config):
         request.say(f"note: {note}")
     open_folder(request.config, str(loaded.plan), data)
+    if loaded.ranks is not None:
+        loaded.ranks.write(request.config.training.output)
 
 
 def assembled(
@@ -227,6 +230,7 @@ def _finish(loop: Loop, loaded: Loaded, ended: Ended) -> None:
     config, processes, progress = loop.config, loop.processes, ended.progress
     with processes.together():
         loop.checkpoints.check_finite(progress.global_step)
+    shut, gates = closed(loaded.model)
     loop.checkpoints.write_result(config.training.output / RESULT, loop.best)
     losses = [entry["loss"] for entry in progress.log_history if "loss" in entry]
     done = {
@@ -239,6 +243,6 @@ def _finish(loop: Loop, loaded: Loaded, ended: Ended) -> None:
         "device": str(processes.device),
         "processes": processes.count,
         "threads": torch.get_num_threads(),
-    }
+    } | ({"closed_gates": f"{shut} of {gates}"} if gates else {})
     data = describe(loaded.rows, loaded.packs, config)
     processes.main_makes(partial(close_folder, config, str(loaded.plan), data, done))

@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 from transformers import set_seed
 
+from mmdora.adapt.gates import fold_gates
 from mmdora.adapter_files.adapters import save_adapter
 from mmdora.config import RunConfig
 from mmdora.errors import MmdoraError
 from mmdora.models.locate import lasting_name
 from mmdora.train import checkpoint
 from mmdora.train.checkpoint import ADAPTER, MANIFEST
+from mmdora.train.gates import write_gates
 from mmdora.train.loader import Pieces
 from mmdora.train.optimizer import Trained, check_state, go_on, settings_of
 from mmdora.train.processes import Processes
@@ -75,6 +77,8 @@ class Checkpoints:
             parts = _Parts(self.processes)
             parts.write(lambda: folder.mkdir(parents=True, exist_ok=True))
             self._write_adapter(folder, parts)
+            if main:
+                parts.write(lambda: write_gates(self.trained.model, folder))
             self._write_optimizer(folder, parts)
             parts.write(lambda: torch.save(self._random_numbers(), folder / self._random_name()))
             if parts.all_written() and main:
@@ -141,7 +145,7 @@ class Checkpoints:
                 torch.cuda.set_rng_state(state["cuda"])
 
     def write_result(self, folder: Path, best: Path | None) -> None:
-        """Write the resulting adapter of the run.
+        """Write the resulting adapter of the run. Its gates are folded away, in the model too.
 
         Args:
             folder: the folder to write to.
@@ -153,6 +157,7 @@ class Checkpoints:
             if self.processes.main:
                 parts.write(lambda: _copy_adapter(best, folder))
         else:
+            fold_gates(self.trained.model)
             self._write_adapter(folder, parts)
         with self.processes.together():
             parts.all_written()

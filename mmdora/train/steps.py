@@ -12,6 +12,7 @@ from torch import Tensor
 from mmdora.config import Training
 from mmdora.errors import MmdoraError
 from mmdora.train.batch_size import Fitting
+from mmdora.train.gates import shrink
 from mmdora.train.guards import NOT_AGAIN, where_not_finite
 from mmdora.train.loader import Feed
 from mmdora.train.objective import Objective
@@ -86,6 +87,8 @@ class Steps:
         self._tokens += sum(tokens.numel() for tokens in inputs if tokens is not None)
         norm = self._finite(self.gradient_norm())
         self.trained.optimizer.step()
+        if self.trained.l1 and norm is not None:
+            shrink(self.trained.optimizer, self.trained.l1)
         rate = self.trained.schedule.get_last_lr()[0]
         self.trained.schedule.step()
         self.trained.optimizer.zero_grad()

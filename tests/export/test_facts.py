@@ -58,6 +58,25 @@ def test_a_public_dataset_is_named_and_ones_own_is_not(tmp_path):
     assert str(tmp_path) not in json.dumps([own, public])
 
 
+def test_the_lineage_of_an_adapted_export_names_every_step(out, tiny_llava, tmp_path):
+    """A DoRA after a DoRA after a DoRA: the export of a run on an export of a run on an export."""
+    assert "## Lineage" not in (out / "README.md").read_text()
+    base, steps = out, [("out", "tiny-llava", "where/records.jsonl")]
+    for name in ("second", "third"):
+        adapter = moved_adapter(str(base), DORA, tmp_path / name / "adapter")
+        run = run_folder(tmp_path / name / "run", adapter, str(base), train=f"data/{name}.jsonl")
+        export(run, tmp_path / name / name, dtype="bf16", parity="tensors", say=lambda _: None)
+        steps.append((name, base.name, f"data/{name}.jsonl"))
+        base = tmp_path / name / name
+    facts = read_facts(base)
+    assert facts is not None and facts.root == "tiny-llava" and facts.base == "second"
+    told = [(step["name"], step["base"], *step["data"]) for step in (*facts.lineage, facts.step)]
+    assert told == steps
+    text = (base / "README.md").read_text()
+    lines = [f"- `{name}`: `{before}`, adapted with dora, full on `{data}`" for name, before, data in steps]
+    assert "\n".join(lines) in text and str(tmp_path) not in text
+
+
 def test_a_folder_without_facts_is_none(tiny_llava):
     assert read_facts(Path(tiny_llava)) is None
 
@@ -68,6 +87,7 @@ def test_a_folder_without_facts_is_none(tiny_llava):
         ({"format": 2}, "or by a newer one; update mmdora"),
         ({"plan": {"parts": {}}}, "damaged .*export again"),
         ({"scores": 3}, "damaged .*export again"),
+        ({"lineage": [{"name": "x"}]}, "damaged .*no step of a lineage.*export again"),
         ({"surplus": 1}, "damaged .*export again"),
     ],
 )
