@@ -71,7 +71,9 @@ def export(
         raise MmdoraError("export: --preview shows what --push-to-hub USER/NAME would send; add that")
     how = {"dtype": dtype, "parity": parity, "requantize": requantize}
     if adapter:
-        _check_alone(for_, how)
+        if for_ == "llama.cpp":
+            raise MmdoraError("export: --for llama.cpp is for a merged checkpoint; leave it or --adapter out")
+        _check_alone(how)
         _send_to(push_to_hub, run, adapter=True)
         _adapter_alone(run, out, for_, scores or [])
     else:
@@ -83,11 +85,9 @@ def export(
         print((hub.preview if preview else hub.push)(out, push_to_hub, private=not public))
 
 
-def _check_alone(engine: str | None, how: dict[str, Any]) -> None:
+def _check_alone(how: dict[str, Any]) -> None:
     if unused := [key for key, value in how.items() if value]:
         raise MmdoraError(f"export: --{unused[0]} is for a merged checkpoint; leave it or --adapter out")
-    if engine == "llama.cpp":
-        raise MmdoraError("export: --for llama.cpp is for a merged checkpoint; leave it or --adapter out")
 
 
 def _send_to(repo: str | None, run: str, *, adapter: bool) -> None:

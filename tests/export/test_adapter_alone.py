@@ -67,6 +67,7 @@ def test_ranks_and_alphas_become_one(of_peft, tiny_llava, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # PEFT's files carry no fingerprint of their base.
         command = export_adapter(trained, tmp_path / "for", engine="vllm", say=lambda _: None)
+    assert command is not None
     assert command.split()[:5] == ["vllm", "serve", tiny_llava, "--enable-lora", "--max-lora-rank"]
     assert f"8 --lora-modules for={tmp_path / 'for'}" in command and "--chat-template" not in command
     config = json.loads((tmp_path / "for" / "adapter_config.json").read_text())
@@ -120,6 +121,7 @@ def test_prompts_of_the_training(tiny_llava, tmp_path):
     template = processor.chat_template.replace("{{ bos_token }}", "{{ bos_token }} ") + " "
     mmdora.save_adapter(model, tmp_path / "adapter", base=tiny_llava, template=template)
     command = export_adapter(tmp_path / "adapter", tmp_path / "for", engine="vllm", say=lambda _: None)
+    assert command is not None
     assert command.endswith(f"--chat-template {tmp_path / 'for' / 'chat_template.jinja'}")
     assert (tmp_path / "for" / "chat_template.jinja").read_text() == template
     assert mmdora.load(tmp_path / "for")[1].chat_template == template
