@@ -33,7 +33,9 @@ def outputs_of(model: Any, processor: Any, asked: list[Prompt], *, text: bool) -
     for prompt in asked:
         inputs = family.encode_conversation(prompt).to(model.device)
         tokens = inputs.get("decoder_input_ids", inputs["input_ids"])[0]
-        seen = tokens != getattr(processor, "image_token_id", -1)
+        image = getattr(processor, "image_token_id", None)
+        # Ovis2's processor has the attribute, and None in it.
+        seen = torch.ones_like(tokens, dtype=torch.bool) if image is None else tokens != image
         rows = model(**inputs, use_cache=False).logits[0, -len(tokens) :]  # GIT's begin with those of the picture.
         logits.append(rows[seen].float().cpu())
         ids.append(tokens.cpu())

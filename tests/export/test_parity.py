@@ -19,9 +19,10 @@ from mmdora.adapt.inject import adapted_modules
 from mmdora.adapter_files import adapters
 from mmdora.errors import MmdoraError
 from mmdora.export import merge_disk, merge_memory, parity
-from mmdora.export.logits import Outputs
+from mmdora.export.logits import Outputs, outputs_of
 from mmdora.export.merge_disk import DiskMerge
 from mmdora.export.run import Parity, TensorParity, export
+from mmdora.families import ask
 from mmdora.models.locate import resolve
 from mmdora.records.reader import read_records
 from mmdora.records.row import Row
@@ -195,3 +196,13 @@ def test_an_adapter_is_read_once(adapter, tmp_path, monkeypatch, few_rows):
     found = export(adapter, tmp_path / "out", parity="logits")
     assert isinstance(found, Parity) and found.max_rel <= 1e-5
     assert read == [adapter]
+
+
+def test_logits_of_a_processor_that_names_no_image_token(tiny_llava):
+    """Ovis2's has the attribute and None in it; then the logits of all places are compared."""
+    model, processor = mmdora.load(tiny_llava)
+    asked = [ask("What is this?")]
+    (named,) = outputs_of(model, processor, asked, text=False).logits
+    processor.image_token_id = None
+    (unnamed,) = outputs_of(model, processor, asked, text=False).logits
+    assert unnamed.ndim == 2 and torch.equal(unnamed, named)
