@@ -70,8 +70,8 @@ def poison(patched: pytest.MonkeyPatch, steps: Container[int], name: str, *, bac
     def gradient(_, inputs, __):
         return tuple(g if g is None else g * float("nan") for g in inputs) if now[0] in steps else None
 
-    def injected(model, adapt):
-        plan = inject(model, adapt)
+    def injected(model, adapt, **more):
+        plan = inject(model, adapt, **more)
         target = model.get_submodule(name)
         target.register_full_backward_hook(gradient) if backward else target.register_forward_hook(forward)
         return plan
