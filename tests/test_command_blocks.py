@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 NOT_COMMANDS = {
     "CONTRIBUTING.md": ("config ─▶ load base", "cli/                        a file"),
-    "docs/data.md": ('{"id": "7", "images"',),
+    "docs/data.md": ('{"id": "7", "images"', '{"id": "8", "videos"'),
     "docs/models.md": ("Below is an instruction",),
     "docs/serving.md": ("location / {",),
 }

@@ -36,13 +36,14 @@ from .engine import engine
 
 DOCS = Path(__file__).parents[2] / "docs" / "serving.md"
 BEGIN, END = "<!-- written by make serve-test -->", "<!-- end of what make serve-test wrote -->"
-HEAD = 32
-"""Size of an attention head; vLLM on CPUs has no kernel for smaller ones."""
 LORA = {"language": {"method": "lora", "rank": 4, "alpha": 400, "targets": ["attention", "mlp"]}}
 """Its alpha is large because `moved_adapter` moves B a little only, and the base's answers have to be others."""
 SIZES: dict[str, dict[str, Any]] = {
+    # An attention head has the size 32, because vLLM on CPUs has no kernel for smaller ones.
     "qwen2_5_vl": {
-        "head_dim": HEAD,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
     },
 }
