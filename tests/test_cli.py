@@ -15,7 +15,7 @@ import yaml
 
 from mmdora.cli import app, main
 from mmdora.cli.config_help import describe
-from mmdora.config import Compose, Quantize, RunConfig
+from mmdora.config import Compose, Gates, Quantize, RunConfig
 
 COMMANDS = (
     "quickstart",
@@ -116,7 +116,7 @@ def test_train_help_lists_every_config_key(capsys: pytest.CaptureFixture[str]) -
 
     every = {key.replace("adapt.language.", "adapt.MODALITY.") for key in keys(RunConfig().to_dict())}
     every = {key for key in every if not key.startswith(("adapt.vision.", "adapt.projector."))}
-    for section, kind in {"model.compose": Compose, "model.quantize": Quantize}.items():
+    for section, kind in {"model.compose": Compose, "model.quantize": Quantize, "adapt.gates": Gates}.items():
         every = every - {section} | {f"{section}.{field.name}" for field in dataclasses.fields(kind)}
     described = {key.name: key for section in describe().values() for key in section}
     assert set(described) == every

@@ -61,7 +61,7 @@ class Blip2(OnePicture):
     def image_tokens(self, sizes: Sequence[Size]) -> list[int]:
         return [self.processor.num_query_tokens] * len(sizes)
 
-    def count_image_tokens(self, rows: Sequence[Row]) -> np.ndarray:
+    def _count_pictures(self, rows: Sequence[Row]) -> np.ndarray:
         for row in rows:
             with naming(row):
                 self.check_question(row)

@@ -122,7 +122,7 @@ def test_an_image_placeholder_in_a_text_is_refused(processor):
 
 def test_a_row_without_anything_to_learn_is_an_error(processor, monkeypatch, scene_records):
     row = row_of(check_record({"messages": [said("user", "x"), said("assistant", "y")]}, "empty"), Path())
-    monkeypatch.setattr("mmdora.families.family.labels_of", lambda encoded, row, text, spans: [IGNORE] * 3)
+    monkeypatch.setattr("mmdora.families.learning.labels_of", lambda encoded, row, text, spans: [IGNORE] * 3)
     with pytest.raises(MmdoraError, match="record empty: no token to learn"):
         family_of(processor).batch([row])
 
