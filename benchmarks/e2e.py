@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ def measure(shape: Shape, rounds: int, root: Path) -> tuple[list[dict[str, Any]]
         for name in order:
             out, method = root / f"{name}-{number}".replace(" ", "-"), "dora" if "DoRA" in name else "lora"
             train = by_mmdora if name.startswith("mmdora") else by_trl
-            seconds, peak, _ = in_a_fork(lambda: train(shape, base, rows, out, method))  # noqa: B023
+            seconds, peak, _ = in_a_fork(partial(train, shape, base, rows, out, method))
             assert list(out.glob("adapter/adapter_model.safetensors")), out
             times[name].append(seconds)
             peaks[name].append(peak)
